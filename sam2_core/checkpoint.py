@@ -1,0 +1,204 @@
+"""Weights: find, download, verify, recognise, load. Never runs code from a file."""
+from __future__ import annotations
+
+import hashlib
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sam2_core.config import VARIANTS, check_image_size, variant
+from sam2_core.model import Sam2Model
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class CheckpointError(ValueError):
+    """Weights that cannot be used; the text names the first offenders and the cure."""
+
+
+class OfficialFile(NamedTuple):
+    """A published checkpoint on the Hugging Face hub."""
+
+    repository: str
+    filename: str
+    sha256: str
+    size: int | None  # bytes; None where it is not known, and the hash alone decides
+
+
+OFFICIAL = {
+    'sam2.1_hiera_tiny': OfficialFile(
+        'facebook/sam2.1-hiera-tiny', 'sam2.1_hiera_tiny.pt',
+        '7402e0d864fa82708a20fbd15bc84245c2f26dff0eb43a4b5b93452deb34be69', 156008466),
+    'sam2.1_hiera_small': OfficialFile(
+        'facebook/sam2.1-hiera-small', 'sam2.1_hiera_small.pt',
+        '6d1aa6f30de5c92224f8172114de081d104bbd23dd9dc5c58996f0cad5dc4d38', 184416285),
+    'sam2.1_hiera_base_plus': OfficialFile(
+        'facebook/sam2.1-hiera-base-plus', 'sam2.1_hiera_base_plus.pt',
+        'a2345aede8715ab1d5d31b4a509fb160c5a4af1970f199d9054ccfb746c004c5', 323606802),
+    'sam2.1_hiera_large': OfficialFile(
+        'facebook/sam2.1-hiera-large', 'sam2.1_hiera_large.pt',
+        '2647878d5dfa5098f2f8649825738a9345572bae2d4350a2468587ece47dd318', 898083611),
+    'sam2_hiera_tiny': OfficialFile(
+        'facebook/sam2-hiera-tiny', 'sam2_hiera_tiny.pt',
+        '65b50056e05bcb13694174f51bb6da89c894b57b75ccdf0ba6352c597c5d1125', 155906050),
+    'sam2_hiera_small': OfficialFile(
+        'facebook/sam2-hiera-small', 'sam2_hiera_small.pt',
+        '95949964d4e548409021d47b22712d5f1abf2564cc0c3c765ba599a24ac7dce3', None),
+    'sam2_hiera_base_plus': OfficialFile(
+        'facebook/sam2-hiera-base-plus', 'sam2_hiera_base_plus.pt',
+        'd0bb7f236400a49669ffdd1be617959a8b1d1065081789d7bbff88eded3a8071', 323493298),
+    'sam2_hiera_large': OfficialFile(
+        'facebook/sam2-hiera-large', 'sam2_hiera_large.pt',
+        '7442e4e9b732a508f80e141e7c2913437a3610ee0c77381a66658c3a445df87b', 897952466),
+}
+
+_PACKAGED = {'nano': Path(__file__).parent / 'weights' / 'nano.safetensors'}
+
+
+def load_model(name: str | None = None, checkpoint: str | Path | None = None, device: str | torch.device | None = None,
+               dtype: torch.dtype = torch.float32, image_size: int | None = None) -> Sam2Model:
+    """Load a model, ready for inference.
+
+    name: one of ``VARIANTS``; None: recognised from ``checkpoint``. Nano is packaged; the official models are fetched
+    once into the Hugging Face cache and checked.
+    checkpoint: a local file instead, ``.pt`` as published or ``.safetensors``.
+    device: 'cpu', 'cuda', 'cuda:1', ...; None: CUDA when there is a GPU, else the CPU.
+    dtype: float32, bfloat16 or float16.
+    image_size: side of the square the model sees, a multiple of 32; None: the one it was trained with.
+    Raises ValueError for a name, device, dtype or size that does not exist, CheckpointError for weights that do not
+    fit, FileNotFoundError for a missing file, ConnectionError when the weights cannot be fetched.
+    """
+    device = _checked_device(device)
+    if dtype not in DTYPES:
+        raise ValueError(f'dtype {dtype}: must be one of {", ".join(str(d) for d in DTYPES)}')
+    if image_size is not None:
+        check_image_size(image_size)
+    if name is not None:
+        variant(name)
+    elif checkpoint is None:
+        raise ValueError(f'neither a model name nor a checkpoint: name one of {", ".join(VARIANTS)}')
+    path = Path(checkpoint) if checkpoint is not None else find_weights(name)
+    weights = read_weights(path)
+    name = name or recognise(weights, path)
+    config = variant(name)
+    model = Sam2Model(config if image_size is None else replace(config, image_size=image_size), name)
+    _fill(model, weights, path)
+    for parameter in model.parameters():  # not the buffers: coordinates and positions stay float32
+        parameter.data = parameter.data.to(dtype)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def find_weights(name: str) -> Path:
+    """The file with the published weights of ``name``: packaged, cached, or fetched now (with a progress bar)."""
+    if name in _PACKAGED:
+        return _PACKAGED[name]
+    official = OFFICIAL[name]
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError
+    except ImportError:
+        raise ConnectionError(f'the weights of {name} are fetched with huggingface_hub: pip install huggingface_hub, '
+                              f'or give a local file as checkpoint') from None
+    try:
+        path = Path(hf_hub_download(official.repository, official.filename))
+    except (OSError, HfHubHTTPError) as error:  # no network, no such file, disk full
+        raise ConnectionError(f'the weights of {name} ({official.repository}/{official.filename}) cannot be fetched: '
+                              f'{error}. Give a local file as checkpoint, or fetch it on a machine with a connection '
+                              f'and copy the cache') from error
+    verify(path, official)
+    return path
+
+
+def verify(path: Path, official: OfficialFile) -> None:
+    """CheckpointError unless the file is byte for byte the published one."""
+    size = path.stat().st_size
+    if official.size is not None and size != official.size:
+        raise CheckpointError(f'{path}: {size} bytes, the published file has {official.size}: delete it and try again')
+    with path.open('rb') as file:
+        digest = hashlib.file_digest(file, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else _sha256(file)
+    if digest != official.sha256:
+        raise CheckpointError(f'{path}: sha256 {digest}, the published file has {official.sha256}: '
+                              f'delete it and try again')
+
+
+def _sha256(file) -> str:
+    digest = hashlib.sha256()  # Python 3.10 has no file_digest
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict in a ``.safetensors`` file or a published ``.pt`` (``{"model": ...}``), on the CPU."""
+    if not path.is_file():
+        raise FileNotFoundError(f'checkpoint {path}: no such file')
+    if path.suffix == '.safetensors':
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f'checkpoint {path}: not a whole safetensors file ({error}): '
+                                  f'fetch or copy it again') from error
+    try:
+        content = torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f'checkpoint {path}: holds more than tensors, or is no checkpoint; it was not opened '
+                              f'further ({str(error).splitlines()[0]})') from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f'checkpoint {path}: truncated or not a PyTorch file ({str(error).splitlines()[0]}): '
+                              f'fetch or copy it again') from error
+    weights = content.get('model', content) if isinstance(content, dict) else content
+    if not isinstance(weights, dict) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise CheckpointError(f'checkpoint {path}: no state dict in it: expected {{"model": {{name: tensor}}}}, '
+                              f'as published')
+    return weights
+
+
+def recognise(weights: dict[str, Tensor], path: Path | str = 'state dict') -> str:
+    """The variant whose parameters have these names and shapes; CheckpointError when there is none."""
+    position = weights.get('image_encoder.trunk.pos_embed')
+    blocks = {key.split('.')[3] for key in weights if key.startswith('image_encoder.trunk.blocks.')}
+    is_21 = 'no_obj_embed_spatial' in weights
+    for name, config in VARIANTS.items():
+        if (position is not None and position.ndim == 4 and position.shape[1] == config.embed_dim
+                and len(blocks) == config.blocks and is_21 == config.no_object_embedding):
+            return name
+    raise CheckpointError(f'{path}: not a SAM 2 checkpoint that is known: {len(blocks)} trunk blocks, position '
+                          f'embedding {None if position is None else tuple(position.shape)}; '
+                          f'known are {", ".join(VARIANTS)}')
+
+
+def _fill(model: Sam2Model, weights: dict[str, Tensor], path: Path) -> None:
+    own = model.state_dict()
+    problems = [f'missing {key}' for key in own if key not in weights]
+    problems += [f'unexpected {key}' for key in weights if key not in own]
+    problems += [f'{key} is {tuple(weights[key].shape)}, must be {tuple(own[key].shape)}'
+                 for key in own if key in weights and weights[key].shape != own[key].shape]
+    if problems:
+        try:
+            hint = f'it looks like {recognise(weights)}'
+        except CheckpointError:
+            hint = 'it fits no variant that is known'
+        more = f' and {len(problems) - 3} more' if len(problems) > 3 else ''
+        raise CheckpointError(f'checkpoint {path} is not a {model.name}: {"; ".join(problems[:3])}{more}; {hint}')
+    model.load_state_dict({key: value.float() for key, value in weights.items()})
+
+
+def _checked_device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device {device!r}: must be 'cpu', 'cuda' or 'cuda:N'") from None
+    if device.type not in ('cpu', 'cuda'):
+        raise ValueError(f"device '{device}': must be 'cpu', 'cuda' or 'cuda:N'")
+    if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device '{device}': this machine has {torch.cuda.device_count()} CUDA devices; use 'cpu', "
+                         f'or install a CUDA build of PyTorch and its driver')
+    return device

@@ -1,0 +1,53 @@
+"""Images in, masks out: between a camera's pixels and the model's square."""
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sam2_core.model import Sam2Model
+
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+
+
+def check_image(image: np.ndarray | Tensor) -> tuple[int, int]:
+    """Height and width of an image, if it is uint8 RGB (H, W, 3); TypeError or ValueError otherwise."""
+    if not isinstance(image, (np.ndarray, Tensor)):
+        raise TypeError(f'image of type {type(image).__name__}: must be a numpy array or torch tensor, uint8 (H, W, 3)')
+    if image.dtype not in (np.uint8, torch.uint8):
+        raise TypeError(f'image of dtype {image.dtype}: must be uint8, RGB, 0..255')
+    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(f'image of shape {tuple(image.shape)}: must be (H, W, 3), RGB')
+    return int(image.shape[0]), int(image.shape[1])
+
+
+def to_model(model: Sam2Model, image: np.ndarray | Tensor) -> Tensor:
+    """uint8 RGB (H, W, 3) -> float (1, 3, S, S) on the model's device, stretched to the square and normalised.
+
+    Bilinear with antialias on the values scaled to 0..1, as the published image predictor does.
+    """
+    if isinstance(image, np.ndarray):
+        image = torch.from_numpy(image if image.flags.writeable and image.flags.c_contiguous else image.copy())
+    pixels = image.to(model.device).permute(2, 0, 1)[None].float() / 255
+    size = model.image_size
+    if pixels.shape[-2:] != (size, size):
+        pixels = F.interpolate(pixels, size=(size, size), mode='bilinear', antialias=True)
+    mean = torch.tensor(_MEAN, device=model.device)[:, None, None]
+    std = torch.tensor(_STD, device=model.device)[:, None, None]
+    return ((pixels - mean) / std).to(model.dtype)
+
+
+def mask_to_model(model: Sam2Model, mask: np.ndarray) -> Tensor:
+    """A user's bool mask (H, W) -> float32 (1, 1, S, S) of 0 and 1, stretched as the image is."""
+    pixels = torch.from_numpy(mask.astype(np.float32)).to(model.device)[None, None]
+    size = model.image_size
+    if pixels.shape[-2:] != (size, size):
+        pixels = F.interpolate(pixels, size=(size, size), mode='bilinear', antialias=True)
+    return (pixels >= 0.5).float()
+
+
+def to_image(logits: Tensor, height: int, width: int) -> np.ndarray:
+    """Mask logits (B, h, w) -> bool masks (B, height, width) in the image's pixels."""
+    return (F.interpolate(logits[:, None], size=(height, width), mode='bilinear')[:, 0] > 0).cpu().numpy()

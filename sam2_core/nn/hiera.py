@@ -1,0 +1,137 @@
+"""The image encoder's trunk: Hiera (arXiv 2306.00989) with windowed attention and absolute window positions
+(arXiv 2311.05613)."""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sam2_core.config import Sam2Config
+from sam2_core.nn.layers import MLP
+
+
+def _pool(x_bhwc: Tensor) -> Tensor:
+    return F.max_pool2d(x_bhwc.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+
+
+def _to_windows(x_bhwc: Tensor, window: int) -> tuple[Tensor, int, int]:
+    """Cut into (B * windows, window, window, C), zero-padded at the bottom and right; also the padded size."""
+    batch, height, width, channels = x_bhwc.shape
+    padded_height, padded_width = -(-height // window) * window, -(-width // window) * window
+    x = F.pad(x_bhwc, (0, 0, 0, padded_width - width, 0, padded_height - height))
+    x = x.view(batch, padded_height // window, window, padded_width // window, window, channels)
+    return x.transpose(2, 3).reshape(-1, window, window, channels), padded_height, padded_width
+
+
+def _from_windows(windows: Tensor, padded_height: int, padded_width: int, height: int, width: int) -> Tensor:
+    window, channels = windows.shape[1], windows.shape[-1]
+    x = windows.view(-1, padded_height // window, padded_width // window, window, window, channels)
+    return x.transpose(2, 3).reshape(-1, padded_height, padded_width, channels)[:, :height, :width]
+
+
+class MultiScaleAttention(nn.Module):
+    """Self-attention over a (B, H, W, C) grid whose queries may be max-pooled by two."""
+
+    def __init__(self, dim: int, dim_out: int, num_heads: int, pool_queries: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.pool_queries = pool_queries
+        self.qkv = nn.Linear(dim, dim_out * 3)
+        self.proj = nn.Linear(dim_out, dim_out)
+
+    def forward(self, x_bhwc: Tensor) -> Tensor:
+        batch, height, width, _ = x_bhwc.shape
+        query, key, value = self.qkv(x_bhwc).chunk(3, dim=-1)
+        if self.pool_queries:
+            query = _pool(query)
+            height, width = query.shape[1:3]
+
+        def heads(t: Tensor) -> Tensor:
+            return t.reshape(batch, -1, self.num_heads, t.shape[-1] // self.num_heads).transpose(1, 2)
+
+        x = F.scaled_dot_product_attention(heads(query), heads(key), heads(value))
+        return self.proj(x.transpose(1, 2).reshape(batch, height, width, -1))
+
+
+class MultiScaleBlock(nn.Module):
+    """A transformer block that may double the channels and halve the grid. ``window`` 0: attention over all of it."""
+
+    def __init__(self, dim: int, dim_out: int, num_heads: int, window: int, pool_queries: bool) -> None:
+        super().__init__()
+        self.window = window
+        self.pool_queries = pool_queries
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = MultiScaleAttention(dim, dim_out, num_heads, pool_queries)
+        self.norm2 = nn.LayerNorm(dim_out, eps=1e-6)
+        self.mlp = MLP(dim_out, dim_out * 4, dim_out, depth=2, activation=F.gelu)
+        self.proj = nn.Linear(dim, dim_out) if dim != dim_out else None
+
+    def forward(self, x_bhwc: Tensor) -> Tensor:
+        normed = self.norm1(x_bhwc)
+        shortcut = x_bhwc
+        if self.proj is not None:
+            shortcut = self.proj(normed)
+            if self.pool_queries:
+                shortcut = _pool(shortcut)
+        if self.window:
+            windows, padded_height, padded_width = _to_windows(normed, self.window)
+            shrink = 2 if self.pool_queries else 1
+            attended = _from_windows(self.attn(windows), padded_height // shrink, padded_width // shrink,
+                                     *shortcut.shape[1:3])
+        else:
+            attended = self.attn(normed)
+        x = shortcut + attended
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchEmbed(nn.Module):
+    """Overlapping 7x7 patches at stride 4."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, channels, kernel_size=7, stride=4, padding=3)
+
+    def forward(self, image_bchw: Tensor) -> Tensor:
+        return self.proj(image_bchw).permute(0, 2, 3, 1)
+
+
+class Hiera(nn.Module):
+    """Image (B, 3, S, S) -> four feature maps (B, C_i, S / 4, S / 4) ... (B, 8 C, S / 32, S / 32)."""
+
+    def __init__(self, config: Sam2Config) -> None:
+        super().__init__()
+        dim, heads = config.embed_dim, config.num_heads
+        stage_starts = [sum(config.stages[:i]) for i in range(1, len(config.stages))]
+        self.stage_ends = [start - 1 for start in stage_starts] + [config.blocks - 1]
+        self.channels = [dim << i for i in range(len(config.stages))]
+        self.patch_embed = PatchEmbed(dim)
+        self.pos_embed = nn.Parameter(torch.zeros(1, dim, config.position_grid, config.position_grid))
+        self.pos_embed_window = nn.Parameter(torch.zeros(1, dim, config.window_sizes[0], config.window_sizes[0]))
+        self.blocks = nn.ModuleList()
+        stage = 0
+        for i in range(config.blocks):
+            # the first block of a stage still cuts windows of the stage before, since it attends before it pools
+            window = 0 if i in config.global_attention_blocks else config.window_sizes[stage]
+            starts = i in stage_starts
+            if starts:
+                stage, heads = stage + 1, heads * 2
+            dim_out = dim * 2 if starts else dim
+            self.blocks.append(MultiScaleBlock(dim, dim_out, heads, window, pool_queries=starts))
+            dim = dim_out
+
+    def position(self, height: int, width: int) -> Tensor:
+        """The position embedding (1, H, W, C): a coarse one resized, plus one per window position repeated."""
+        coarse = F.interpolate(self.pos_embed.float(), size=(height, width), mode='bicubic')
+        window = self.pos_embed_window.float()
+        repeats = height // window.shape[-2], width // window.shape[-1]
+        return (coarse + window.tile(1, 1, *repeats)).permute(0, 2, 3, 1)
+
+    def forward(self, image_bchw: Tensor) -> list[Tensor]:
+        x = self.patch_embed(image_bchw)
+        x = x + self.position(*x.shape[1:3]).to(x.dtype)
+        levels = []
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i in self.stage_ends:
+                levels.append(x.permute(0, 3, 1, 2))
+        return levels

@@ -1,0 +1,51 @@
+"""Memory attention: the image looks at what is remembered of each object (SAM 2 paper, section 4)."""
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sam2_core.config import Sam2Config
+from sam2_core.nn.attention import RotaryAttention
+from sam2_core.nn.position import RotaryTable
+
+
+class MemoryAttentionLayer(nn.Module):
+    """Self-attention, cross-attention to the memory, feed-forward; normalised before each."""
+
+    def __init__(self, config: Sam2Config) -> None:
+        super().__init__()
+        dim = config.d_model
+        self.self_attn = RotaryAttention(dim, num_heads=1)
+        self.cross_attn_image = RotaryAttention(dim, num_heads=1, dim_kv=config.memory_dim)
+        self.linear1 = nn.Linear(dim, config.memory_attention_feedforward)
+        self.linear2 = nn.Linear(config.memory_attention_feedforward, dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.norm3 = nn.LayerNorm(dim)
+
+    def forward(self, x_bnc: Tensor, memory_keys: Tensor, memory: Tensor, pointer_tokens: int,
+                table: RotaryTable) -> Tensor:
+        normed = self.norm1(x_bnc)
+        x_bnc = x_bnc + self.self_attn(normed, normed, normed, table)
+        x_bnc = x_bnc + self.cross_attn_image(self.norm2(x_bnc), memory_keys, memory, table, pointer_tokens)
+        return x_bnc + self.linear2(F.relu(self.linear1(self.norm3(x_bnc))))
+
+
+class MemoryAttention(nn.Module):
+    """A stack of layers. Positions enter once, scaled by 0.1, at the input, and in the memory's keys."""
+
+    def __init__(self, config: Sam2Config) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(MemoryAttentionLayer(config) for _ in range(config.memory_attention_layers))
+        self.norm = nn.LayerNorm(config.d_model)
+        grid = config.image_size // 16
+        self.rotary = RotaryTable(config.d_model, grid, grid, config.rope_theta)
+
+    def forward(self, image_bnc: Tensor, image_position_nc: Tensor, memory_bmc: Tensor, memory_position_bmc: Tensor,
+                pointer_tokens: int) -> Tensor:
+        """Image (B, N, d_model), memory (B, M, memory_dim) whose last ``pointer_tokens`` are pointers -> as image."""
+        x = image_bnc + 0.1 * image_position_nc
+        keys = memory_bmc + memory_position_bmc
+        for layer in self.layers:
+            x = layer(x, keys, memory_bmc, pointer_tokens, self.rotary)
+        return self.norm(x)

@@ -1,0 +1,82 @@
+"""Sine, random-Fourier and rotary position encodings."""
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def sine_grid(channels: int, height: int, width: int, device: torch.device | None = None) -> Tensor:
+    """Sine encoding of a grid, float32 (channels, height, width); rows first, then columns.
+
+    Coordinates are counted from 1 and scaled to 2 pi at the far edge; sine and cosine alternate (as in DETR,
+    arXiv 2005.12872, appendix A.4).
+    """
+    half = channels // 2
+    frequency = 10000.0 ** (2 * (torch.arange(half, device=device) // 2) / half)
+
+    def encode(length: int) -> Tensor:
+        position = torch.arange(1, length + 1, dtype=torch.float32, device=device) / (length + 1e-6) * 2 * math.pi
+        angle = position[:, None] / frequency
+        return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), dim=-1).flatten(-2)
+
+    rows = encode(height)[:, None].expand(height, width, half)
+    columns = encode(width)[None].expand(height, width, half)
+    return torch.cat((rows, columns), dim=-1).permute(2, 0, 1)
+
+
+def sine_time(position: Tensor, channels: int) -> Tensor:
+    """Sine encoding of scalars: (...,) -> float32 (..., channels), all sines, then all cosines; pairs share a frequency."""
+    half = channels // 2
+    frequency = 10000.0 ** (2 * (torch.arange(half, device=position.device) // 2) / half)
+    angle = position.float()[..., None] / frequency
+    return torch.cat((angle.sin(), angle.cos()), dim=-1)
+
+
+class FourierPosition(nn.Module):
+    """Random Fourier features of points in the unit square (SAM, arXiv 2304.02643, appendix A)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        # a buffer: it keeps its float32 when the parameters are cast, because it multiplies coordinates
+        self.register_buffer('positional_encoding_gaussian_matrix', torch.randn(2, channels // 2))
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Points (..., 2) as x, y in 0..1 -> float32 (..., channels)."""
+        angle = 2 * math.pi * ((2 * points.float() - 1) @ self.positional_encoding_gaussian_matrix.float())
+        return torch.cat((angle.sin(), angle.cos()), dim=-1)
+
+    def grid(self, height: int, width: int) -> Tensor:
+        """The encoding of every cell centre of a grid, float32 (channels, height, width)."""
+        device = self.positional_encoding_gaussian_matrix.device
+        y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
+        x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
+        points = torch.stack((x.expand(height, width), y[:, None].expand(height, width)), dim=-1)
+        return self(points).permute(2, 0, 1)
+
+
+class RotaryTable(nn.Module):
+    """Cosines and sines that rotate pairs of channels by the row and column of a token (axial RoPE, arXiv 2403.13298).
+
+    Channels rotate in neighbouring pairs; the first half of the frequencies turns with the column, the second with
+    the row.
+    """
+
+    def __init__(self, channels: int, height: int, width: int, theta: float) -> None:
+        super().__init__()
+        frequency = theta ** (-torch.arange(0, channels, 4, dtype=torch.float32) / channels)
+        tokens = torch.arange(height * width)
+        columns = (tokens % width).float()[:, None] * frequency
+        rows = (tokens // width).float()[:, None] * frequency
+        angle = torch.cat((columns, rows), dim=-1)
+        self.register_buffer('cos_nc', angle.cos(), persistent=False)
+        self.register_buffer('sin_nc', angle.sin(), persistent=False)
+
+    def forward(self, x_bnc: Tensor) -> Tensor:
+        """Rotate (B, N, C) in float32, N a multiple of the grid's tokens (each repeat starts over); keeps the dtype."""
+        batch, tokens, channels = x_bnc.shape
+        pairs = x_bnc.float().reshape(batch, -1, self.cos_nc.shape[0], channels // 2, 2)
+        even, odd = pairs.unbind(-1)
+        rotated = torch.stack((even * self.cos_nc - odd * self.sin_nc, even * self.sin_nc + odd * self.cos_nc), dim=-1)
+        return rotated.reshape(batch, tokens, channels).to(x_bnc.dtype)

@@ -1,0 +1,51 @@
+"""The prompt encoder: points, boxes (as two points) and masks become tokens (SAM, arXiv 2304.02643, section 3)."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sam2_core.config import Sam2Config
+from sam2_core.nn.layers import LayerNorm2d
+from sam2_core.nn.position import FourierPosition
+
+NOT_A_POINT = -1
+BACKGROUND = 0
+FOREGROUND = 1
+BOX_TOP_LEFT = 2
+BOX_BOTTOM_RIGHT = 3
+
+
+class PromptEncoder(nn.Module):
+    """Sparse tokens of points, dense features of a mask."""
+
+    def __init__(self, config: Sam2Config) -> None:
+        super().__init__()
+        dim, mask_dim = config.d_model, config.mask_prompt_channels
+        self.pe_layer = FourierPosition(dim)
+        self.point_embeddings = nn.ModuleList(nn.Embedding(1, dim) for _ in range(4))
+        self.not_a_point_embed = nn.Embedding(1, dim)
+        self.mask_downscaling = nn.Sequential(
+            nn.Conv2d(1, mask_dim // 4, kernel_size=2, stride=2), LayerNorm2d(mask_dim // 4), nn.GELU(),
+            nn.Conv2d(mask_dim // 4, mask_dim, kernel_size=2, stride=2), LayerNorm2d(mask_dim), nn.GELU(),
+            nn.Conv2d(mask_dim, dim, kernel_size=1))
+        self.no_mask_embed = nn.Embedding(1, dim)
+
+    def encode_points(self, points: Tensor, labels: Tensor, image_size: int) -> Tensor:
+        """Points (B, P, 2) in pixels of the model's image, labels (B, P) -> tokens (B, P + 1, d_model).
+
+        A padding token that is no point always follows: boxes come as points, so it is never replaced by one.
+        """
+        batch = points.shape[0]
+        points = torch.cat((points.float() + 0.5, points.new_zeros(batch, 1, 2)), dim=1) / image_size
+        labels = torch.cat((labels, labels.new_full((batch, 1), NOT_A_POINT)), dim=1)
+        kinds = torch.cat([self.not_a_point_embed.weight, *(e.weight for e in self.point_embeddings)])
+        position = self.pe_layer(points) * (labels != NOT_A_POINT)[..., None]
+        return position.to(kinds.dtype) + kinds[labels + 1]
+
+    def encode_masks(self, logits_bchw: Tensor) -> Tensor:
+        """Mask logits (B, 1, 4 h, 4 w) -> (B, d_model, h, w)."""
+        return self.mask_downscaling(logits_bchw)
+
+    def no_mask(self) -> Tensor:
+        """What stands for 'no mask given', (1, d_model, 1, 1): the same everywhere."""
+        return self.no_mask_embed.weight[..., None, None]

@@ -1,0 +1,86 @@
+"""One image, any number of prompts."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sam2_core.images import check_image, mask_to_model, to_image, to_model
+from sam2_core.model import MASK_BIAS, MASK_SCALE, ImageFeatures, Sam2Model
+from sam2_core.prompts import Prompt, PromptError
+
+MAX_PROMPT_LOGIT = 32.0  # previous logits are clamped to this before they are a prompt
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """An image's features; as many prompts as you like can be answered from them."""
+
+    features: ImageFeatures
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """The answer to one prompt: M masks, M = 3 for an ambiguous prompt (whole, part, subpart), else 1."""
+
+    masks: np.ndarray  # bool (M, H, W)
+    scores: np.ndarray  # float32 (M,), predicted IoU, 0..1
+    logits: Tensor  # float32 (M, image_size / 4, image_size / 4), on the model's device
+
+
+class ImageSegmenter:
+    """Promptable segmentation of single images. Keeps no state: several may share a model."""
+
+    def __init__(self, model: Sam2Model) -> None:
+        self.model = model
+
+    @torch.inference_mode()
+    def encode(self, image: np.ndarray | Tensor) -> EncodedImage:
+        """Encode an image, uint8 RGB (H, W, 3). TypeError or ValueError for anything else."""
+        height, width = check_image(image)
+        return EncodedImage(self.model.encode_image(to_model(self.model, image)), height, width)
+
+    @torch.inference_mode()
+    def segment(self, image: EncodedImage, prompt: Prompt, multimask: bool = False,
+                previous_logits: Tensor | np.ndarray | None = None) -> Segmentation:
+        """Answer one prompt.
+
+        multimask: three masks instead of one: better for a single click, which may mean a part or the whole.
+        previous_logits: ``logits[i]`` of an earlier answer, (image_size / 4, image_size / 4), to refine it.
+        PromptError for a prompt that does not fit the image, or logits of another shape.
+        """
+        model = self.model
+        mask_logits = None if previous_logits is None else self._previous(previous_logits)
+        if mask_logits is not None and prompt.mask is not None:
+            raise PromptError('previous_logits and a mask: give one of them')
+        points = labels = None
+        if mask_logits is None or not _is_empty(prompt):
+            prompt = prompt.check(image.height, image.width)
+            xy, kinds = prompt.as_points(image.height, image.width, model.image_size)
+            if len(xy):
+                points = torch.from_numpy(xy)[None].to(model.device)
+                labels = torch.from_numpy(kinds)[None].to(model.device)
+            if prompt.mask is not None:
+                mask = mask_to_model(model, prompt.mask) * MASK_SCALE + MASK_BIAS
+                mask_logits = torch.nn.functional.interpolate(mask, size=(model.image_size // 4,) * 2,
+                                                              mode='bilinear', antialias=True)
+        decoded = model.decode_masks(model.without_memory(image.features), image.features, points, labels,
+                                     mask_logits, multimask)
+        logits = decoded.logits[0]
+        return Segmentation(to_image(logits, image.height, image.width), decoded.iou[0].cpu().numpy(), logits)
+
+    def _previous(self, logits: Tensor | np.ndarray) -> Tensor:
+        side = self.model.image_size // 4
+        logits = torch.as_tensor(logits, dtype=torch.float32, device=self.model.device)
+        if logits.shape != (side, side):
+            raise PromptError(f'previous_logits of shape {tuple(logits.shape)}: must be ({side}, {side}), '
+                              f'one of the logits of an earlier answer')
+        return logits.clamp(-MAX_PROMPT_LOGIT, MAX_PROMPT_LOGIT)[None, None]
+
+
+def _is_empty(prompt: Prompt) -> bool:
+    return prompt.mask is None and prompt.box is None and (prompt.points is None or not len(prompt.points))
