@@ -1,0 +1,431 @@
+"""A small synthetic tabletop seen by a moving camera, with the exact visible mask of every object.
+
+Everything is in metres on a table plane: x to the right, y away from the camera, z up, the table at z = 0. Objects are
+solids (ball, frustum, block) cast ray by ray inside their own image window, so masks, depth order and shading are exact
+and a frame costs a few milliseconds. No ROS in here.
+"""
+from dataclasses import dataclass
+from math import cos, pi, sin
+from typing import Callable
+
+import cv2
+import numpy as np
+
+TABLE_METRES = 4.0        # side of the square table texture
+TABLE_PIXELS = 2048
+LIGHT = np.array([-0.45, -0.35, 0.82])  # unit vector towards the lamp
+SHADOW_SCALE = 8          # shadows are soft: computed at an eighth of the resolution
+SHADE_UNIT = 128          # stands for 1.0 where brightness is a byte
+NEAR = 0.05               # metres; nothing nearer is drawn
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Where an object stands: the centre of its base on the table, in metres, and its heading in radians."""
+    x: float
+    y: float
+    yaw: float
+
+
+@dataclass(frozen=True)
+class Ball:
+    """Sphere of ``radius`` metres that rests on the table and rolls with its position."""
+    radius: float
+
+    @property
+    def size(self) -> tuple[float, float, float]:
+        return (2 * self.radius,) * 3
+
+    def cast(self, origin, rays, light, pose):
+        """See ``Frustum.cast``."""
+        dx, dy, dz = rays
+        ox, oy, oz = origin[0], origin[1], origin[2] - self.radius
+        a = dx * dx + dy * dy + dz * dz
+        b = dx * ox + dy * oy + dz * oz
+        root = b * b - a * (ox * ox + oy * oy + oz * oz - self.radius ** 2)
+        hit = root > 0
+        depth = (-b - np.sqrt(np.maximum(root, 0))) / a
+        x, y, z = ((o + depth * d) / self.radius for o, d in zip((ox, oy, oz), rays))
+        turned = _rolling(pose, self.radius)
+        u = np.arctan2(*(row[0] * x + row[1] * y + row[2] * z for row in (turned[1], turned[0])))
+        up = turned[2][0] * x + turned[2][1] * y + turned[2][2] * z
+        v = np.arccos(np.clip(up, -1, 1))
+        facing = light[0] * x + light[1] * y + light[2] * z
+        return np.where(hit, depth, np.inf), facing, u / (2 * pi) + 0.5, v / pi
+
+
+@dataclass(frozen=True)
+class Frustum:
+    """Upright can or cup: radius ``bottom`` on the table, ``top`` at ``height`` (metres), closed by a flat lid."""
+    bottom: float
+    top: float
+    height: float
+
+    @property
+    def size(self) -> tuple[float, float, float]:
+        return (2 * max(self.bottom, self.top),) * 2 + (self.height,)
+
+    def cast(self, origin, rays, light, pose):
+        """Nearest hit of each ray; all arrays float32, everything in the object's own frame.
+
+        :param origin: camera centre, three floats, metres
+        :param rays: directions (3, h, w), scaled to 1 along the optical axis, so that lengths are depths
+        :param light: unit vector towards the lamp, three floats
+        :param pose: the object's pose, for solids that move against their own frame
+        :return: depth along the optical axis in metres, inf for a miss; cosine between surface normal and light;
+            texture coordinates u, v in 0..1; each (h, w), the last three without meaning where the ray misses
+        """
+        slope = (self.top - self.bottom) / self.height
+        dx, dy, dz = rays
+        ox, oy, oz = origin
+        radius, step = self.bottom + slope * oz, slope * dz
+        a = dx * dx + dy * dy - step * step
+        b = dx * ox + dy * oy - step * radius
+        root = b * b - a * (ox * ox + oy * oy - radius * radius)
+        side = (-b - np.sqrt(np.maximum(root, 0))) / a
+        z = oz + side * dz
+        on_side = (root > 0) & (z >= 0) & (z <= self.height)
+        lid = (self.height - oz) / dz
+        depth = np.where(on_side, side, lid)
+        x, y = ox + depth * dx, oy + depth * dy
+        reach = np.sqrt(x * x + y * y) + 1e-6
+        hit = on_side | (reach <= self.top)
+        facing = np.where(on_side, (light[0] * x + light[1] * y) / reach - slope * light[2], light[2])
+        u = np.arctan2(y, x) / (2 * pi) + 0.5
+        # the upper tenth of the texture is the lid, from its centre to its rim
+        v = np.where(on_side, 1 - z * (0.9 / self.height), reach * (0.1 / self.top))
+        return np.where(hit, depth, np.inf), facing, u, v
+
+
+@dataclass(frozen=True)
+class Block:
+    """Upright box, metres: ``width`` along its own x, ``length`` along y, ``height``."""
+    width: float
+    length: float
+    height: float
+
+    @property
+    def size(self) -> tuple[float, float, float]:
+        return (self.width, self.length, self.height)
+
+    def cast(self, origin, rays, light, pose):
+        """See ``Frustum.cast``."""
+        spans = (-self.width / 2, self.width / 2), (-self.length / 2, self.length / 2), (0, self.height)
+        enter, leave = [], []
+        for (low, high), o, d in zip(spans, origin, rays):
+            inverse = 1 / np.where(np.abs(d) < 1e-6, np.float32(1e-6), d)
+            one, two = (low - o) * inverse, (high - o) * inverse
+            enter.append(np.minimum(one, two))
+            leave.append(np.maximum(one, two))
+        depth = np.maximum(np.maximum(enter[0], enter[1]), enter[2])
+        hit = depth <= np.minimum(np.minimum(leave[0], leave[1]), leave[2])
+        on_x, on_top = enter[0] == depth, enter[2] == depth
+        lit = [np.copysign(part, part * o) for part, o in zip(light, origin)]
+        facing = np.where(on_x, lit[0], np.where(on_top, lit[2], lit[1]))
+        x, y, z = ((o + depth * d - low) / (high - low) for (low, high), o, d in zip(spans, origin, rays))
+        # texts read from left to right on every side
+        u = np.where(on_x, y if origin[0] > 0 else 1 - y, x if origin[1] < 0 else 1 - x)
+        return np.where(hit, depth, np.inf), facing, u, 1 - np.where(on_top, y, z)
+
+
+def _rolling(pose: Pose, radius: float) -> list[list[float]]:
+    """Rows of the rotation from table axes to those of a ball that rolled from the origin to ``pose``."""
+    a, b = pose.x / radius, -pose.y / radius
+    about_y = np.array([[cos(a), 0, sin(a)], [0, 1, 0], [-sin(a), 0, cos(a)]])
+    about_x = np.array([[1, 0, 0], [0, cos(b), -sin(b)], [0, sin(b), cos(b)]])
+    return (about_y @ about_x).T.tolist()
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One thing on the table: a name, a solid, its texture (uint8 RGB) and its pose as a function of seconds."""
+    label: str
+    solid: Ball | Frustum | Block
+    texture: np.ndarray
+    pose: Callable[[float], Pose]
+
+
+class TabletopScene:
+    """Five textured things on a wooden table, filmed by a slightly moving camera under a drifting light.
+
+    The ball is fully hidden behind the cereal box for about a second, once every nine seconds, and comes back. The cup
+    slides into view after about three seconds. Frames depend only on ``seed`` and the size, so frame ``i`` is the same
+    whenever and in whatever order it is asked for.
+
+    :param seed: textures, colours, phases of all motions, noise
+    :param width, height: image size in pixels, each at least 64
+    :param fps: frames per second of scene time; frame i shows second i / fps
+    :raises ValueError: a size below 64 or a rate that is not positive
+    """
+
+    def __init__(self, seed: int = 0, width: int = 640, height: int = 480, fps: float = 15.0):
+        if min(width, height) < 64:
+            raise ValueError(f'image size {width}x{height}: each side must be at least 64')
+        if not fps > 0:
+            raise ValueError(f'fps {fps}: must be positive')
+        self.seed, self.width, self.height, self.fps = seed, width, height, fps
+        random = np.random.default_rng(seed)
+        self.focal = 1.0 * width
+        self._table = _wood(random)
+        self._phases = random.uniform(0, 2 * np.pi, 8)
+        self.objects = _make_objects(random)
+        x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+        self._rays = np.stack([(x - (width - 1) / 2) / self.focal, (y - (height - 1) / 2) / self.focal,
+                               np.ones_like(x)])
+        noise = random.normal(0, 4, (height + 64, width + 64, 3)).round()
+        self._brighter = np.maximum(noise, 0).astype(np.uint8)
+        self._darker = np.maximum(-noise, 0).astype(np.uint8)
+
+    @property
+    def labels(self) -> dict[int, str]:
+        """Name of every object by id; ids start at 1."""
+        return {key: item.label for key, item in self.objects.items()}
+
+    @property
+    def intrinsics(self) -> np.ndarray:
+        """Pinhole camera matrix (3, 3), pixels; (0, 0) is the centre of the top-left pixel."""
+        return np.array([[self.focal, 0, (self.width - 1) / 2], [0, self.focal, (self.height - 1) / 2], [0, 0, 1]])
+
+    def camera_pose(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of frame i: rotation (3, 3) whose columns are the optical axes (right, down, forward) in table coordinates,
+        and camera centre (3,) in metres."""
+        t, phase = i / self.fps, self._phases
+        azimuth = 0.05 * np.sin(0.5 * t + phase[0]) + 0.012 * np.sin(1.7 * t + phase[1])
+        distance = 0.82 * (1 + 0.03 * np.sin(0.37 * t + phase[2]))
+        target = np.array([0.02 * np.sin(0.6 * t + phase[3]), 0.03 + 0.015 * np.sin(0.8 * t + phase[4]), 0.05])
+        elevation = 0.72
+        centre = target + distance * np.array([np.cos(elevation) * np.sin(azimuth),
+                                               -np.cos(elevation) * np.cos(azimuth), np.sin(elevation)])
+        forward = (target - centre) / distance
+        right = np.cross(forward, [0, 0, 1])
+        right /= np.linalg.norm(right)
+        return np.stack([right, np.cross(forward, right), forward], 1), centre
+
+    def pose(self, object_id: int, i: int) -> Pose:
+        """Pose of one object in frame i; KeyError when there is no such object."""
+        return self.objects[object_id].pose(i / self.fps)
+
+    def frame(self, i: int) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+        """Frame i: RGB image uint8 (height, width, 3) and, for every object, the bool mask (height, width) of its
+        visible pixels (all False while it is hidden or outside)."""
+        rgb, ids = self.render(i)
+        return rgb, {key: ids == key for key in self.objects}
+
+    def render(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Frame i: RGB image uint8 (height, width, 3) and label image uint16 (height, width), 0 where the table is."""
+        rotation, centre = self.camera_pose(i)
+        poses = {key: self.pose(key, i) for key in self.objects}
+        rgb = self._draw_table(rotation, centre, poses)
+        ids = np.zeros((self.height, self.width), np.uint16)
+        nearest = np.full((self.height, self.width), np.inf, np.float32)
+        for key, item in self.objects.items():
+            self._draw_object(key, item, poses[key], rotation, centre, rgb, ids, nearest)
+        return self._expose(rgb, i), ids
+
+    def _draw_table(self, rotation, centre, poses):
+        texels = TABLE_PIXELS / TABLE_METRES
+        table_from_texture = np.array([[1 / texels, 0, -TABLE_METRES / 2], [0, -1 / texels, TABLE_METRES / 2], [0, 0, 1]])
+        view = rotation.T @ np.column_stack([np.eye(3)[:, :2], -centre])
+        rgb = cv2.warpPerspective(self._table, self.intrinsics @ view @ table_from_texture, (self.width, self.height),
+                                  flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+        dx, dy, dz = _rotate(rotation, self._rays[:, ::SHADOW_SCALE, ::SHADOW_SCALE])
+        depth = -float(centre[2]) / np.minimum(dz, -1e-3)
+        x, y = float(centre[0]) + depth * dx, float(centre[1]) + depth * dy
+        light = np.ones(x.shape, np.float32)
+        for key, pose in poses.items():
+            width, length, height = self.objects[key].solid.size
+            along, across = _turn(x - pose.x, y - pose.y, -pose.yaw)
+            shift_x, shift_y = _turn(*(-LIGHT[:2] / LIGHT[2] * height / 2).tolist(), -pose.yaw)
+            contact = (along / width) ** 2 + (across / length) ** 2
+            cast = ((along - shift_x) / (width + abs(shift_x))) ** 2 + ((across - shift_y) / (length + abs(shift_y))) ** 2
+            light *= (1 - 0.45 * np.exp(-2.5 * contact)) * (1 - 0.35 * np.exp(-3.5 * cast))
+        light = cv2.resize(light, (self.width, self.height))
+        return cv2.multiply(rgb, cv2.merge([cv2.convertScaleAbs(light, alpha=255)] * 3), scale=1 / 255)
+
+    def _draw_object(self, key, item, pose, rotation, centre, rgb, ids, nearest):
+        window = self._window(item.solid.size, pose, rotation, centre)
+        if window is None:
+            return
+        own_from_table = np.array([[cos(pose.yaw), sin(pose.yaw), 0], [-sin(pose.yaw), cos(pose.yaw), 0], [0, 0, 1]])
+        origin = (own_from_table @ (centre - [pose.x, pose.y, 0])).tolist()
+        rays = _rotate(own_from_table @ rotation, self._rays[:, *window])
+        depth, facing, u, v = item.solid.cast(origin, rays, (own_from_table @ LIGHT).tolist(), pose)
+        seen = (depth > NEAR) & (depth < nearest[window])
+        rows, columns = item.texture.shape[:2]
+        colour = cv2.remap(item.texture, u * columns, v * (rows - 1), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        shade = cv2.convertScaleAbs(0.5 + 0.6 * np.maximum(facing, 0), alpha=SHADE_UNIT)
+        shaded = cv2.multiply(colour, cv2.merge([shade] * 3), scale=1 / SHADE_UNIT)
+        cv2.copyTo(shaded, seen.view(np.uint8), rgb[window])
+        ids[window][seen] = key
+        np.copyto(nearest[window], depth, where=seen)
+
+    def _window(self, size, pose, rotation, centre):
+        """Rows and columns of the image that can show a solid of this size, or None when it is outside."""
+        width, length, height = size
+        along = np.array([-1, 1, -1, 1, -1, 1, -1, 1]) * width / 2
+        across = np.array([-1, -1, 1, 1, -1, -1, 1, 1]) * length / 2
+        x, y = _turn(along, across, pose.yaw)
+        corners = np.stack([x + pose.x, y + pose.y, np.repeat([0, height], 4)], 1)
+        seen = (corners - centre) @ rotation
+        if seen[:, 2].min() < NEAR:
+            return None
+        pixels = seen[:, :2] / seen[:, 2:] * self.focal + [(self.width - 1) / 2, (self.height - 1) / 2]
+        limit = [self.width, self.height]
+        x0, y0 = np.clip(np.floor(pixels.min(0)), 0, limit).astype(int)
+        x1, y1 = np.clip(np.ceil(pixels.max(0)) + 1, 0, limit).astype(int)
+        return (slice(y0, y1), slice(x0, x1)) if x1 > x0 and y1 > y0 else None
+
+    def _expose(self, rgb, i):
+        """What a real camera adds: soft edges, drifting light and white balance, sensor noise."""
+        t, phase = i / self.fps, self._phases
+        gain = 1 + 0.10 * np.sin(0.45 * t + phase[5]) + 0.03 * np.sin(2.1 * t + phase[6])
+        warmth = 0.03 * np.sin(0.3 * t + phase[7])
+        levels = np.arange(256)[:, None] * (gain * np.array([1 + warmth, 1, 1 - warmth]))
+        rgb = cv2.GaussianBlur(rgb, (3, 3), 0.7)
+        rgb = cv2.LUT(rgb, np.clip(levels, 0, 255).astype(np.uint8)[:, None])
+        dx, dy = np.random.default_rng((self.seed, i)).integers(0, 64, 2)
+        part = np.s_[dy:dy + self.height, dx:dx + self.width]
+        return cv2.subtract(cv2.add(rgb, self._brighter[part]), self._darker[part])
+
+
+def _rotate(matrix, rays):
+    """Rotates directions (3, h, w)."""
+    return np.tensordot(matrix.astype(np.float32), rays, 1)
+
+
+def _turn(x, y, angle):
+    return cos(angle) * x - sin(angle) * y, sin(angle) * x + cos(angle) * y
+
+
+def _smooth(t, start, duration):
+    """0 before ``start``, 1 after ``start + duration``, a smooth step between."""
+    s = min(max((t - start) / duration, 0), 1)
+    return s * s * (3 - 2 * s)
+
+
+OCCLUSION_PERIOD = 9.0    # seconds
+
+
+def _make_objects(random) -> dict[int, SceneObject]:
+    phase = random.uniform(0, 2 * pi, 6).tolist()
+    colours = random.permutation(PALETTES)
+
+    def can(t):
+        return Pose(-0.20 + 0.05 * cos(0.7 * t + phase[0]), 0.21 + 0.04 * sin(0.7 * t + phase[0]), 0.5 * t)
+
+    def ball(t):
+        return Pose(0.03 + 0.03 * sin(0.8 * t + phase[1]), 0.06 + 0.02 * sin(1.1 * t + phase[2]), 0)
+
+    def tea(t):
+        return Pose(0.27 + 0.04 * sin(0.6 * t + phase[3]), 0.20 + 0.03 * cos(0.5 * t + phase[3]), 0.6 * sin(0.4 * t + phase[4]))
+
+    def cup(t):
+        return Pose(0.75 - 0.53 * _smooth(t, 2.0, 2.5) + 0.03 * sin(0.5 * max(t - 4.5, 0)),
+                    -0.13 + 0.03 * sin(0.6 * t + phase[5]), 0.3 * t)
+
+    def cereal(t):
+        s = t % OCCLUSION_PERIOD
+        return Pose(-0.30 + 0.35 * (_smooth(s, 4.5, 1.4) - _smooth(s, 6.1, 1.4)), -0.06, 0.12 * sin(0.7 * t))
+
+    return {
+        1: SceneObject('ball', Ball(0.042), _patches(random, colours[0]), ball),
+        2: SceneObject('can', Frustum(0.048, 0.048, 0.13), _banded(random, colours[1], 'SOUP'), can),
+        3: SceneObject('tea box', Block(0.11, 0.08, 0.10), _dotted(random, colours[2], 'TEA'), tea),
+        4: SceneObject('cup', Frustum(0.037, 0.052, 0.10), _zigzag(random, colours[3]), cup),
+        5: SceneObject('cereal', Block(0.19, 0.05, 0.22), _poster(random, colours[4], 'OATS'), cereal),
+    }
+
+
+# two strong colours and a light or dark one each, all far from the wood of the table
+PALETTES = np.array([
+    [(200, 40, 45), (240, 235, 225), (60, 20, 25)],
+    [(35, 85, 190), (245, 200, 60), (235, 240, 245)],
+    [(30, 130, 90), (235, 240, 220), (15, 50, 45)],
+    [(235, 235, 240), (120, 55, 160), (60, 160, 190)],
+    [(30, 150, 165), (245, 225, 80), (20, 50, 80)],
+])
+
+
+def _cloud(random, rows, columns, coarse_rows, coarse_columns, octaves=4):
+    """Fractal noise 0..1, (rows, columns) float32; the coarsest cells are rows / coarse_rows pixels tall."""
+    total = np.zeros((rows, columns), np.float32)
+    for octave in range(octaves):
+        cells = random.random((min(coarse_rows << octave, rows), min(coarse_columns << octave, columns)), np.float32)
+        total += cv2.resize(cells, (columns, rows), interpolation=cv2.INTER_CUBIC) / 2 ** octave
+    total -= total.min()
+    return total / total.max()
+
+
+def _grain(random, image, amount=0.25):
+    """Wear: multiplies a painted texture (uint8 RGB) with fractal noise."""
+    noise = _cloud(random, *image.shape[:2], 8, 8)
+    return np.clip(image * (1 - amount / 2 + amount * (noise - 0.5))[..., None], 0, 255).astype(np.uint8)
+
+
+def _wood(random):
+    side = TABLE_PIXELS
+    fibres = _cloud(random, side, side, 128, 6)
+    blotches = _cloud(random, side, side, 6, 6)
+    board = np.arange(side) * 14 // side
+    tone = 0.75 + 0.25 * random.random(14, np.float32)[board][:, None]
+    colour = np.array([150, 112, 76], np.float32) * (tone * (0.72 + 0.36 * fibres + 0.16 * blotches))[..., None]
+    colour[np.convolve(np.diff(board, prepend=0) > 0, np.ones(5), 'same') > 0] *= 0.6
+    return np.clip(colour, 0, 255).astype(np.uint8)
+
+
+def _canvas(colour, rows=256, columns=512):
+    return np.full((rows, columns, 3), colour, np.uint8)
+
+
+def _write(image, text, colour, scale, origin):
+    cv2.putText(image, text, origin, cv2.FONT_HERSHEY_DUPLEX, scale, colour.tolist(), int(scale * 4), cv2.LINE_AA)
+
+
+def _patches(random, colours):
+    """Six meridian stripes in two colours with a band: a beach ball."""
+    image = _canvas(colours[0])
+    stripe = (np.arange(512) * 6 // 512) % 2 == 1
+    image[:, stripe] = colours[1]
+    image[112:144] = colours[2]
+    return _grain(random, image)
+
+
+def _banded(random, colours, text):
+    image = _canvas(colours[0])
+    image[90:175] = colours[1]
+    image[225:245] = colours[1]
+    for x in (10, 266):
+        _write(image, text, colours[2], 2.4, (x + 20, 158))
+    image[:26] = (185, 188, 192)
+    image[22:26] = (110, 112, 116)
+    return _grain(random, image)
+
+
+def _dotted(random, colours, text):
+    image = _canvas(colours[0], 256, 256)
+    for row in range(5):
+        for column in range(5):
+            cv2.circle(image, (26 + column * 51, 26 + row * 51), 13, colours[1].tolist(), -1, cv2.LINE_AA)
+    image[92:168, 30:226] = colours[2]
+    _write(image, text, colours[1], 2.2, (62, 153))
+    return _grain(random, image)
+
+
+def _zigzag(random, colours):
+    image = _canvas(colours[0])
+    x = np.arange(0, 513, 32)
+    for offset, colour in ((100, colours[1]), (165, colours[2])):
+        points = np.stack([x, offset + 28 * (np.arange(len(x)) % 2)], 1).astype(np.int32)
+        cv2.polylines(image, [points], False, colour.tolist(), 22, cv2.LINE_AA)
+    image[:22] = colours[0] // 2
+    image[22:26] = colours[0]
+    return _grain(random, image)
+
+
+def _poster(random, colours, text):
+    image = _canvas(colours[0], 320, 256)
+    cv2.circle(image, (128, 200), 92, colours[1].tolist(), -1, cv2.LINE_AA)
+    cv2.circle(image, (128, 200), 52, colours[0].tolist(), -1, cv2.LINE_AA)
+    image[:14] = image[-14:] = colours[1]
+    _write(image, text, colours[2], 2.6, (14, 90))
+    return _grain(random, image)
