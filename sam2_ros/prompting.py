@@ -99,7 +99,7 @@ class Plan:
         return object_id
 
     def _refine(self, message: PromptMessage, height: int, width: int) -> int:
-        self._check_known(message.id)
+        self._check_known(message.id, ': SET it first')
         prompts = [*self._prompts.get(message.id, ()), to_prompt(message, message.id)]
         merge_prompts(prompts, height, width)
         self._prompts[message.id] = prompts
@@ -107,10 +107,10 @@ class Plan:
             self.labels[message.id] = message.label
         return message.id
 
-    def _check_known(self, object_id: int) -> None:
+    def _check_known(self, object_id: int, cure: str = '') -> None:
         if object_id not in self.known:
             known = ', '.join(map(str, sorted(self.known))) or 'none'
-            raise PromptError(f'id {object_id} is not known (known: {known}): SET it first')
+            raise PromptError(f'id {object_id} is not known (known: {known}){cure}')
 
     def _drop(self, object_id: int) -> None:
         self.known.remove(object_id)

@@ -1,6 +1,6 @@
 """For the system tests: the node in a process of its own, a test process that plays camera, user and planner over DDS.
 
-Nothing here sleeps for a fixed time: what a test waits for is a condition, and when it does not come true the node's log
+Nothing here sleeps for a fixed time: a test waits for a condition, and when that does not come true the node's log
 is part of the failure.
 """
 from __future__ import annotations
