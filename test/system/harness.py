@@ -39,22 +39,29 @@ from sam2_ros.srv import SetPrompt  # noqa: E402
 
 PATIENCE = 30.0  # seconds; only ever used up when something is broken
 FRAME_ID = 'camera_optical_frame'
+NODE = (sys.executable, '-m', 'sam2_ros.node')
 
 
 class NodeProcess:
-    """``python -m sam2_ros.node`` with its output in a file."""
+    """The command of a node with its output in a file. ``arguments``: those after --ros-args."""
 
-    def __init__(self, domain: int, log: Path, parameters: dict | None = None, arguments: tuple[str, ...] = ()) -> None:
-        command = [sys.executable, '-m', 'sam2_ros.node', '--ros-args', *arguments]
+    def __init__(self, domain: int, log: Path, parameters: dict | None = None, arguments: tuple[str, ...] = (),
+                 command: tuple[str, ...] = NODE, environment: dict[str, str] | None = None) -> None:
+        arguments = [*arguments]
         for name, value in (parameters or {}).items():
-            command += ['-p', f'{name}:={str(value).lower() if isinstance(value, bool) else value}']
+            arguments += ['-p', f'{name}:={str(value).lower() if isinstance(value, bool) else value}']
+        command = [*command, *(['--ros-args', *arguments] if arguments else [])]
         self._log = log
-        environment = {**os.environ, 'ROS_DOMAIN_ID': str(domain), 'ROS_LOG_DIR': str(log.parent)}
+        environment = {**(environment or os.environ), 'ROS_DOMAIN_ID': str(domain), 'ROS_LOG_DIR': str(log.parent)}
         with log.open('w') as output:
             self._process = subprocess.Popen(
                 command, env=environment, stdout=output, stderr=subprocess.STDOUT,
                 # a test run in the background of a shell would pass on that SIGINT is ignored
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @property
     def alive(self) -> bool:
@@ -100,8 +107,8 @@ class Peer:
         self.statuses: list[PromptStatus] = []
         self._last_stamp = 0
         topic = f'{namespace}/{image_topic}'
-        self._camera = (self.node.create_publisher(CompressedImage, f'{topic}/compressed', 5) if compressed
-                        else self.node.create_publisher(Image, topic, 5))
+        self._image_topic = (CompressedImage, f'{topic}/compressed') if compressed else (Image, topic)
+        self._camera = self.node.create_publisher(*self._image_topic, 5)
         self._prompts = self.node.create_publisher(Prompt, f'{self.name}/prompt', QoSProfile(depth=100))
         self.node.create_subscription(InstanceArray, f'{self.name}/instances', self.instances.append, 100)
         self.node.create_subscription(PromptStatus, f'{self.name}/prompt_status', self.statuses.append, 100)
@@ -128,6 +135,10 @@ class Peer:
                       and self.node.count_publishers(f'{self.name}/instances')
                       and self.node.count_publishers(f'{self.name}/prompt_status'), 'the node to be active')
 
+    def wait_until_deaf(self) -> None:
+        self.wait_for(lambda: not self._camera.get_subscription_count() and not self._prompts.get_subscription_count(),
+                      'the node to stop listening')
+
     def subscribe_pictures(self, name: str) -> list[Image]:
         """What arrives on ~/name from now on."""
         arrived: list[Image] = []
@@ -142,6 +153,12 @@ class Peer:
         self._last_stamp = max(time.time_ns(), self._last_stamp + 1)
         seconds, nanoseconds = divmod(self._last_stamp, 10**9)
         return Header(stamp=Time(sec=seconds, nanosec=nanoseconds), frame_id=FRAME_ID)
+
+    def restart_camera(self) -> None:
+        """As when its driver is stopped and started again."""
+        self.node.destroy_publisher(self._camera)
+        self._camera = self.node.create_publisher(*self._image_topic, 5)
+        self.wait_for(self._camera.get_subscription_count, 'the node to find the camera again')
 
     def send(self, message: Image | CompressedImage) -> None:
         self._camera.publish(message)
@@ -230,10 +247,11 @@ class Peer:
 
 @contextlib.contextmanager
 def running_node(folder: Path, parameters: dict | None = None, arguments: tuple[str, ...] = (), *,
-                 active: bool = True, **peer) -> Iterator[Peer]:
+                 active: bool = True, command: tuple[str, ...] = NODE, environment: dict[str, str] | None = None,
+                 **peer) -> Iterator[Peer]:
     """A node process in a domain of its own and the peer to talk to it; ends both."""
     with domain_id() as domain:
-        process = NodeProcess(domain, folder / 'node.log', parameters, arguments)
+        process = NodeProcess(domain, folder / 'node.log', parameters, arguments, command, environment)
         other = Peer(domain, process, **peer)
         try:
             if active:
