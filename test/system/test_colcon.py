@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import Scene, ids, running_node, whole_mask
+from harness import NodeProcess, Scene, ids, running_node, whole_mask
 
 from sam2_core.metrics import iou
 
 ROOT = Path(__file__).resolve().parents[2]
 INSTALL = ROOT / 'build' / 'colcon' / 'install'
 PREFIX = INSTALL / 'sam2_ros'
+EXECUTABLES = PREFIX / 'lib' / 'sam2_ros'
 PYTHON = f'lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages'
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(
@@ -43,7 +44,7 @@ def test_every_file_is_installed(environment):
     places = {'sam2_ros': PYTHON, 'sam2_core': PYTHON, 'launch': 'share/sam2_ros', 'config': 'share/sam2_ros'}
     expected = {path: PREFIX / place / path.relative_to(ROOT)
                 for folder, place in places.items() for path in sources(folder)}
-    expected |= {path: PREFIX / 'lib' / 'sam2_ros' / path.name for path in sources('scripts')}
+    expected |= {path: EXECUTABLES / path.name for path in sources('scripts')}
     assert ROOT / 'sam2_core' / 'weights' / 'nano.safetensors' in expected
     different = [str(there) for here, there in expected.items()
                  if not there.is_file() or not filecmp.cmp(here, there, shallow=False)]
@@ -72,8 +73,8 @@ print(json.dumps([files, sorted(libraries), str(image_profile())]))
 
 def test_installed_node_answers_a_prompt(environment, tmp_path):
     scene = Scene()
-    with running_node(tmp_path, command=(str(PREFIX / 'lib' / 'sam2_ros' / 'sam2_node'),), environment=environment,
-                      arguments=('--params-file', str(PREFIX / 'share' / 'sam2_ros' / 'config' / 'sam2.yaml'))) as peer:
+    with running_node(tmp_path, command=(str(EXECUTABLES / 'sam2_node'),), environment=environment, arguments=(
+            '--params-file', str(PREFIX / 'share' / 'sam2_ros' / 'config' / 'sam2.yaml'))) as peer:
         answer = peer.start_object(7, scene.box(0, 1), scene.image(0))
         assert ids(answer) == [7]
         assert iou(whole_mask(answer, 7), scene.mask(0, 1)) > 0.8
@@ -81,3 +82,16 @@ def test_installed_node_answers_a_prompt(environment, tmp_path):
         assert str(PREFIX / 'lib' / 'libsam2_ros__rosidl_typesupport_c.so') in open_files
         code, _ = peer.process.stop()
         assert code == 0, peer.process.log
+
+
+def test_installed_camera_feeds_the_installed_node(environment, tmp_path):
+    with running_node(tmp_path, command=(str(EXECUTABLES / 'sam2_node'),), environment=environment) as peer:
+        camera = NodeProcess(peer.node.context.get_domain_id(), tmp_path / 'camera.log',
+                             {'width': 320, 'height': 240, 'rate': 10.0},
+                             command=(str(EXECUTABLES / 'sam2_demo_camera'),), environment=environment)
+        try:
+            peer.wait_for(lambda: len(peer.instances) >= 5 or not camera.alive, 'images of the camera to be processed')
+            assert camera.alive, camera.log
+            assert {(array.width, array.height) for array in peer.instances} == {(320, 240)}
+        finally:
+            camera.kill()
