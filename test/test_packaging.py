@@ -45,7 +45,7 @@ def test_parameters_file_explains_every_parameter():
 # --- what is declared is what is used
 
 def test_package_xml_names_every_package_that_is_imported():
-    keys = {'cv2': 'python3-opencv', 'numpy': 'python3-numpy'}
+    keys = {'cv2': 'python3-opencv', 'numpy': 'python3-numpy', 'rich': 'python3-rich'}
     from_pip = {'torch', 'safetensors', 'huggingface_hub', 'rosbags'}
     imported = set()
     for path in [path for folder in ('sam2_core', 'sam2_ros', 'launch') for path in (ROOT / folder).rglob('*.py')]:
