@@ -85,7 +85,7 @@ def test_overlay_without_opacity_draws_the_outline_only():
     shown = frame(tracked(1, rectangle(20, 25, 70, 58)))
     picture = draw_overlay(shown.image, shown.objects, opacity=0.0)
     assert tuple(picture[45, 45]) == (100, 100, 100)
-    assert tuple(picture[50, 20]) == colour(1)
+    assert np.abs(picture[50, 20].astype(int) - colour(1)).max() < 60  # its edges are smooth
 
 
 def test_overlay_lists_what_is_not_visible():

@@ -107,6 +107,7 @@ class Peer:
         self.statuses: list[PromptStatus] = []
         self._last_stamp = 0
         topic = f'{namespace}/{image_topic}'
+        self._compressed = compressed
         self._image_topic = (CompressedImage, f'{topic}/compressed') if compressed else (Image, topic)
         self._camera = self.node.create_publisher(*self._image_topic, 5)
         self._prompts = self.node.create_publisher(Prompt, f'{self.name}/prompt', QoSProfile(depth=100))
@@ -130,10 +131,40 @@ class Peer:
             self._executor.spin_once(timeout_sec=0.05)
         return value
 
-    def wait_until_active(self) -> None:
-        self.wait_for(lambda: self._camera.get_subscription_count() and self._prompts.get_subscription_count()
-                      and self.node.count_publishers(f'{self.name}/instances')
-                      and self.node.count_publishers(f'{self.name}/prompt_status'), 'the node to be active')
+    def wait_until_active(self, image: np.ndarray | None = None) -> None:
+        """Until prompts and images get through, and answers back; ``image`` is what the camera shows meanwhile.
+
+        That a publisher knows its subscriber is not enough: the subscriber may not know its publisher yet.
+        """
+        self.wait_for(self._prompts.get_subscription_count, 'the node to listen to prompts')
+        object_id = 65535
+
+        def answered() -> bool:
+            nonlocal object_id
+            object_id -= 1
+            self.send_prompt(Prompt(id=object_id, action=Prompt.REMOVE))
+            return self._soon(lambda: any(status.id == object_id for status in self.statuses))
+        self.wait_for(answered, 'the node to answer prompts')
+        self.wait_for_camera(image)
+        self.instances.clear()
+        self.statuses.clear()
+
+    def wait_for_camera(self, image: np.ndarray | None = None) -> None:
+        """Until the node sees what the camera shows."""
+        image = np.full((48, 64, 3), 100, np.uint8) if image is None else image
+
+        def seen() -> bool:
+            header = self.header()
+            self.send(compressed_message(image, header, 'png') if self._compressed else image_message(image, header))
+            return self._soon(lambda: self.instances_at(header.stamp))
+        self.wait_for(seen, 'the node to see images')
+
+    def _soon(self, condition: Callable[[], object]) -> bool:
+        """Whether it comes true within a second."""
+        deadline = time.monotonic() + 1
+        while not condition() and time.monotonic() < deadline:
+            self._executor.spin_once(timeout_sec=0.05)
+        return bool(condition())
 
     def wait_until_deaf(self) -> None:
         self.wait_for(lambda: not self._camera.get_subscription_count() and not self._prompts.get_subscription_count(),
@@ -154,11 +185,11 @@ class Peer:
         seconds, nanoseconds = divmod(self._last_stamp, 10**9)
         return Header(stamp=Time(sec=seconds, nanosec=nanoseconds), frame_id=FRAME_ID)
 
-    def restart_camera(self) -> None:
+    def restart_camera(self, image: np.ndarray) -> None:
         """As when its driver is stopped and started again."""
         self.node.destroy_publisher(self._camera)
         self._camera = self.node.create_publisher(*self._image_topic, 5)
-        self.wait_for(self._camera.get_subscription_count, 'the node to find the camera again')
+        self.wait_for_camera(image)
 
     def send(self, message: Image | CompressedImage) -> None:
         self._camera.publish(message)
