@@ -73,6 +73,7 @@ def test_pip_and_ros_know_the_same_version_and_executables():
 
 
 def test_wheel_holds_the_weights_and_every_module(tmp_path):
+    pytest.importorskip('pip')
     settings = tmp_path / 'settings.cfg'
     settings.write_text(f'[build]\nbuild_base = {tmp_path}/build\n[egg_info]\negg_base = {tmp_path}\n')
     build = subprocess.run(
