@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sam2_core.everything import Filters, FoundMask, find_all
 from sam2_core.images import check_image, mask_to_model, to_image, to_model
 from sam2_core.model import MASK_BIAS, MASK_SCALE, ImageFeatures, Sam2Model
 from sam2_core.prompts import Prompt, PromptError
@@ -72,6 +73,22 @@ class ImageSegmenter:
                                      mask_logits, multimask)
         logits = decoded.logits[0]
         return Segmentation(to_image(logits, image.height, image.width), decoded.iou[0].cpu().numpy(), logits)
+
+    @torch.inference_mode()
+    def segment_all(self, image: np.ndarray | Tensor | EncodedImage, points_per_side: int = 32,
+                    filters: Filters | None = None, time_limit: float | None = None,
+                    points_per_batch: int = 64) -> list[FoundMask]:
+        """Every mask in an image, largest first: what a grid of single clicks finds (SAM, appendix B).
+
+        points_per_side: the grid has its square as clicks. filters: what is kept. time_limit: seconds after which no
+        further batch of clicks is begun; the clicks until then lie all over the image.
+        """
+        if points_per_side < 1 or points_per_batch < 1:
+            raise ValueError(f'points_per_side {points_per_side}, points_per_batch {points_per_batch}: '
+                             f'both must be at least 1')
+        encoded = image if isinstance(image, EncodedImage) else self.encode(image)
+        return find_all(self.model, encoded.features, encoded.height, encoded.width, points_per_side,
+                        filters or Filters(), time_limit, points_per_batch)
 
     def _previous(self, logits: Tensor | np.ndarray) -> Tensor:
         side = self.model.image_size // 4

@@ -1,0 +1,127 @@
+"""Every mask in an image: a grid of clicks, filtered (SAM, arXiv 2304.02643, 'Automatic mask generation')."""
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sam2_core.masks import mask_box
+from sam2_core.model import ImageFeatures, Sam2Model
+from sam2_core.nn.prompt_encoder import FOREGROUND
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which masks are kept. Defaults are those of the published generator."""
+
+    min_iou: float = 0.8  # predicted
+    min_stability: float = 0.95
+    stability_offset: float = 1.0  # how far the threshold is shifted to both sides, logits
+    max_box_overlap: float = 0.7  # of two boxes that overlap more (IoU) the better mask stays
+    min_area: int = 0  # pixels: smaller islands are dropped, smaller holes filled; 0: nothing is touched
+
+
+@dataclass(frozen=True, eq=False)
+class FoundMask:
+    """One mask of an image."""
+
+    mask: np.ndarray  # bool (H, W)
+    box: tuple[int, int, int, int]  # (x0, y0, x1, y1), x1 and y1 exclusive
+    area: int  # pixels
+    iou: float  # predicted, 0..1
+    stability: float  # IoU of the masks at a raised and a lowered threshold, 0..1
+    point: tuple[float, float]  # the click that found it, pixels
+
+
+def point_grid(points_per_side: int) -> np.ndarray:
+    """Points (N * N, 2) in the middle of N x N equal cells of the unit square, row by row."""
+    line = (np.arange(points_per_side) + 0.5) / points_per_side
+    return np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 2)
+
+
+def find_all(model: Sam2Model, image: ImageFeatures, height: int, width: int, points_per_side: int, filters: Filters,
+             time_limit: float | None, points_per_batch: int) -> list[FoundMask]:
+    """All masks of an encoded image, largest first; see ``ImageSegmenter.segment_all``."""
+    deadline = None if time_limit is None else time.monotonic() + time_limit
+    found: list[FoundMask] = []
+    # far-apart points first: what the time allows covers the whole image
+    order = np.random.default_rng(0).permutation(points_per_side ** 2)
+    points = point_grid(points_per_side)[order] * (width, height)
+    for start in range(0, len(points), points_per_batch):
+        if start and deadline is not None and time.monotonic() > deadline:
+            break
+        found += _answers(model, image, height, width, points[start:start + points_per_batch], filters)
+    found = suppress(sorted(found, key=lambda item: -item.iou), filters.max_box_overlap)
+    if filters.min_area:
+        cleaned = [clean(item, filters.min_area) for item in found]
+        touched = [new.area != old.area for new, old in zip(cleaned, found, strict=True)]
+        order = sorted(range(len(cleaned)), key=lambda i: touched[i])  # a mask that needed no cleaning wins
+        found = suppress([cleaned[i] for i in order], filters.max_box_overlap)
+    return sorted(found, key=lambda item: -item.area)
+
+
+def _answers(model: Sam2Model, image: ImageFeatures, height: int, width: int, points: np.ndarray,
+             filters: Filters) -> Iterator[FoundMask]:
+    scale = np.array([model.image_size / width, model.image_size / height])
+    clicks = torch.from_numpy((points * scale).astype(np.float32))[:, None].to(model.device)
+    labels = torch.full(clicks.shape[:2], FOREGROUND, dtype=torch.int64, device=model.device)
+    features = model.without_memory(image).expand(len(points), -1, -1, -1)
+    decoded = model.decode_masks(features, image, clicks, labels, multimask=True)
+    promising = decoded.iou > filters.min_iou
+    logits, iou = decoded.logits[promising], decoded.iou[promising].tolist()
+    sources = torch.nonzero(promising)[:, 0].tolist()
+    for row, source in enumerate(sources):  # one by one: full-size logits of all of them would not fit
+        full = F.interpolate(logits[row, None, None], size=(height, width), mode='bilinear')[0, 0]
+        score = stability(full, filters.stability_offset)
+        if score < filters.min_stability:
+            continue
+        mask = (full > 0).cpu().numpy()
+        box = mask_box(mask)
+        if box is not None:
+            yield FoundMask(mask, box, int(mask.sum()), iou[row], score, tuple(points[source].tolist()))
+
+
+def stability(logits: Tensor, offset: float) -> float:
+    """How little a mask depends on its threshold: pixels above ``offset`` over pixels above ``-offset``, 0..1."""
+    outer = int((logits > -offset).sum())
+    return int((logits > offset).sum()) / outer if outer else 1.0
+
+
+def suppress(found: list[FoundMask], max_overlap: float) -> list[FoundMask]:
+    """Non-maximum suppression: of two whose boxes overlap by more than ``max_overlap`` (IoU) the first stays."""
+    boxes = np.array([item.box for item in found], np.float64).reshape(-1, 4)
+    alive = np.ones(len(found), bool)
+    for i in range(len(found)):
+        if alive[i]:
+            alive[i + 1:] &= _box_iou(boxes[i], boxes[i + 1:]) <= max_overlap
+    return [item for item, stays in zip(found, alive, strict=True) if stays]
+
+
+def _box_iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    corner0, corner1 = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
+    inner = np.clip(corner1 - corner0, 0, None).prod(axis=1)
+    return inner / ((box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(axis=1) - inner)
+
+
+def clean(item: FoundMask, min_area: int) -> FoundMask:
+    """The mask with holes of fewer than ``min_area`` pixels filled and smaller islands dropped, but for the largest."""
+    mask = ~_without_small(~item.mask, min_area, keep_largest=False)
+    mask = _without_small(mask, min_area, keep_largest=True)
+    return FoundMask(mask, mask_box(mask), int(mask.sum()), item.iou, item.stability, item.point)
+
+
+def _without_small(mask: np.ndarray, min_area: int, keep_largest: bool) -> np.ndarray:
+    _, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    areas = statistics[:, cv2.CC_STAT_AREA].copy()
+    areas[0] = 0  # what is not in the mask
+    large = areas >= min_area
+    if keep_largest:
+        large[areas.argmax()] = True
+    large[0] = False
+    return large[labels]
