@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -85,9 +86,9 @@ class ClipSource:
 class DemoCamera(Node):
     """Publishes ``image``, and ``~/truth`` (mono16: pixel = object id, same stamp) when the source knows it."""
 
-    def __init__(self, overrides: list[Parameter] | None = None) -> None:
-        """Raises SettingError, or rclpy's exceptions for parameters of a wrong type."""
-        super().__init__('camera', parameter_overrides=overrides)
+    def __init__(self, **options) -> None:
+        """``options``: as for rclpy's Node. Raises SettingError, or rclpy's for a parameter of a wrong type."""
+        super().__init__('camera', **options)
         for name, (default, description) in PARAMETERS.items():
             self.declare_parameter(name, default, ParameterDescriptor(description=description))
         self._source = self._open_source()
@@ -102,7 +103,8 @@ class DemoCamera(Node):
         self._truth = self.create_publisher(Image, '~/truth', QoSProfile(depth=10))
         self._held = self._source.read() if self._value('hold') else None
         self.create_service(Trigger, '~/start', self._start)
-        self._sent = 0  # not counting the held image
+        self.sent = 0  # images published
+        self._streamed = 0  # of the source: the held image counts once
         self._timer = self.create_timer(0.05, self._wait)
 
     def _value(self, name: str):
@@ -133,10 +135,10 @@ class DemoCamera(Node):
         return response
 
     def _publish(self) -> None:
-        over = self._seconds and self._sent >= self._seconds * self._source.rate
+        over = self._seconds and self._streamed >= self._seconds * self._source.rate
         frame = self._held or (None if over else self._source.read())
         if frame is None:
-            self.get_logger().info(f'end of the stream after {self._sent} images')
+            self.get_logger().info(f'end of the stream after {self._streamed} images')
             self.destroy_timer(self._timer)
             self._timer = self.create_timer(LINGER, self._end)
             return
@@ -151,14 +153,15 @@ class DemoCamera(Node):
             self._images.publish(from_pixels(rgb, 'rgb8', header))
         if truth is not None and self._truth.get_subscription_count():
             self._truth.publish(from_pixels(truth, 'mono16', header))
-        self._sent += self._held is None
+        self.sent += 1
+        self._streamed += self._held is None
 
     def _end(self) -> None:
         raise ExternalShutdownException
 
 
 def main(args: list[str] | None = None) -> int:
-    """Stream until the source ends or SIGINT. Returns the process's exit code."""
+    """Stream until the source ends or SIGINT, then print the number of images sent as JSON. Returns the exit code."""
     parser = argparse.ArgumentParser(prog='sam2_demo_camera', description=__doc__,
                                      epilog=f'ROS parameters (-p name:=value): {", ".join(PARAMETERS)}')
     parser.add_argument('--clip', help='short for -p clip:=')
@@ -168,7 +171,7 @@ def main(args: list[str] | None = None) -> int:
     rclpy.init(args=args)
     node = None
     try:
-        node = DemoCamera([Parameter('clip', value=options.clip)] if options.clip else None)
+        node = DemoCamera(parameter_overrides=[Parameter('clip', value=options.clip)] if options.clip else None)
         rclpy.spin(node)
     except (SettingError, InvalidParameterTypeException) as error:
         rclpy.logging.get_logger('camera').fatal(str(error))
@@ -177,6 +180,7 @@ def main(args: list[str] | None = None) -> int:
         pass
     finally:
         if node is not None:
+            print(json.dumps({'images': node.sent}), flush=True)
             node.destroy_node()
         rclpy.try_shutdown()
     return 0

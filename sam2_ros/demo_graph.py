@@ -37,11 +37,11 @@ class DemoError(RuntimeError):
 
 
 class Child:
-    """A process of the graph, its output in a log file or, with ``lines``, in a queue."""
+    """A process of the graph, its output in a log file; with ``lines`` its standard output as JSON in ``reports``."""
 
     def __init__(self, module: str, parameters: dict, environment: dict[str, str], log: Path, lines: bool = False):
         self.name, self.log = module.rpartition('.')[2], log
-        command = [sys.executable, '-m', module, '--ros-args', '--log-level', 'warn' if lines else 'info']
+        command = [sys.executable, '-m', module, '--ros-args']
         for name, value in parameters.items():
             command += ['-p', f'{name}:={json.dumps(value)}']
         with log.open('w') as output:
@@ -89,7 +89,7 @@ class Graph:
         logs = options.output / 'log'
         logs.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, 'ROS_DOMAIN_ID': str(domain), 'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
-                       'ROS_LOG_DIR': str(logs), 'PYTHONUNBUFFERED': '1'}
+                       'ROS_LOG_DIR': str(logs), 'RCUTILS_LOGGING_USE_STDOUT': '0', 'PYTHONUNBUFFERED': '1'}
         camera = {'subscribers': 3, 'hold': True, 'seed': options.seed, 'seconds': float(options.seconds or 0),
                   'rate': rate}
         if options.clip:
@@ -97,23 +97,25 @@ class Graph:
         prompter = {'box': list(options.box)} if options.clip else {}
         recorder = {'output': str(options.output), 'rate': rate, 'truth': not options.clip}
 
+        self._children: list[Child] = []
+
         def start(name: str, parameters: dict, **more) -> Child:
-            return Child(f'sam2_ros.{name}', parameters, environment, logs / f'{name}.log', **more)
+            self._children.append(Child(f'sam2_ros.{name}', parameters, environment, logs / f'{name}.log', **more))
+            return self._children[-1]
 
-        # the camera sends its first image when the three others are connected, in whatever order they come up
-        self.node = start('node', {'model': options.model})
-        self.prompter = start('demo_prompter', prompter)
-        self.recorder = start('demo_recorder', recorder, lines=True)
-        self.camera = start('demo', camera)
-
-    @property
-    def children(self) -> tuple[Child, ...]:
-        return self.camera, self.prompter, self.node, self.recorder
+        try:  # the camera sends its first image when the three others are connected, in whatever order they come up
+            self.node = start('node', {'model': options.model})
+            self.prompter = start('demo_prompter', prompter)
+            self.recorder = start('demo_recorder', recorder, lines=True)
+            self.camera = start('demo', camera, lines=True)
+        except BaseException:
+            self.abort()
+            raise
 
     def abort(self) -> None:
         """End what still runs, the recorder without its pictures."""
-        for child in self.children:
-            child.stop(signal.SIGTERM if child is self.recorder else signal.SIGINT)
+        for child in reversed(self._children):
+            child.stop(signal.SIGTERM if child.name == 'demo_recorder' else signal.SIGINT)
 
     def report(self) -> dict | None:
         """The recorder's next word, None when there was none for a tenth of a second."""
@@ -136,6 +138,8 @@ class Graph:
                 if self.camera.process.returncode:
                     self.camera.check()
                 return
+            if not streaming and '[ERROR]' in self.node.log.read_text(errors='replace'):
+                raise DemoError(f'the node does not start:\n{self.node.tail()}')
             if time.monotonic() > deadline:
                 what = 'the camera does not come to its end' if streaming else f'no image within {START_PATIENCE} s'
                 raise DemoError(f'{what}; the last lines of the node:\n{self.node.tail()}')
@@ -188,6 +192,7 @@ def run(options: argparse.Namespace, console: Console) -> dict:
                     progress.update(task, total=said['total'], completed=said['done'])
                 elif said['phase'] == 'done':
                     result = said
+            result['sent'] = graph.camera.reports.get(timeout=STOP_PATIENCE)['images']
             if not result['tracked']:
                 raise DemoError('\n'.join(['nothing was tracked', *result['refused'],
                                            'the last lines of the node:', graph.node.tail()]))
@@ -231,7 +236,7 @@ def parse_seconds(text: str) -> float:
     return seconds
 
 
-def make_table(figures: dict, source: str, output: Path) -> Table:
+def make_table(figures: dict, sent: int, source: str, output: Path) -> Table:
     """Everything that was measured."""
     def milliseconds(latency: dict | None) -> str:
         return f'{latency["p50"] * 1e3:.0f} / {latency["p95"] * 1e3:.0f} ms' if latency else '-'
@@ -240,7 +245,7 @@ def make_table(figures: dict, source: str, output: Path) -> Table:
         return '-' if value is None else format(value, form)
 
     table = Table(title=f'SAM 2 in ROS 2: {source}', title_justify='left', show_header=False)
-    table.add_row('frames in', str(figures['images']))
+    table.add_row('frames in', f'{sent}' if sent == figures['images'] else f'{sent}, {figures["images"]} arrived')
     table.add_row('processed', str(figures['processed']))
     table.add_row('dropped', str(figures['dropped']))
     table.add_row('frames per second', share(figures['frames_per_second'], '.1f'))
@@ -273,21 +278,23 @@ def main(arguments: list[str] | None = None) -> int:
     if options.box and not options.clip:
         parser.error('--box is for a clip: give --clip too')
     console = Console()
+    for stop in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: the children must not be left behind
+        signal.signal(stop, signal.default_int_handler)
     try:
         result = run(options, console)
     except SettingError as error:
-        console.print(f'[red]demo:[/red] {error}', highlight=False)
+        console.print(f'demo: {error}', style='red', markup=False, highlight=False, soft_wrap=True)
         return 2
     except DemoError as error:
-        console.print(f'[red]demo failed:[/red] {error}', highlight=False)
+        console.print(f'demo failed: {error}', style='red', markup=False, highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         console.print('stopped')
         return 130
     for refusal in result['refused']:
-        console.print(f'[yellow]{refusal}[/yellow]')
-    console.print(make_table(result['figures'], options.clip.name if options.clip else 'synthetic tabletop',
-                             options.output))
+        console.print(refusal, style='yellow', markup=False, highlight=False, soft_wrap=True)
+    source = options.clip.name if options.clip else 'synthetic tabletop'
+    console.print(make_table(result['figures'], result['sent'], source, options.output))
     return 0
 
 

@@ -313,19 +313,19 @@ def _make_objects(random) -> dict[int, SceneObject]:
         return Pose(-0.13 + 0.04 * cos(0.7 * t + phase[0]), 0.24 + 0.04 * sin(0.7 * t + phase[0]), 0.5 * t)
 
     def ball(t):
-        return Pose(0.03 + 0.03 * sin(0.8 * t + phase[1]), 0.06 + 0.02 * sin(1.1 * t + phase[2]), 0)
+        return Pose(0.025 * sin(0.8 * t + phase[1]), 0.06 + 0.02 * sin(1.1 * t + phase[2]), 0)
 
     def tea(t):
         return Pose(0.27 + 0.04 * sin(0.6 * t + phase[3]), 0.20 + 0.03 * cos(0.5 * t + phase[3]),
                     0.6 * sin(0.4 * t + phase[4]))
 
     def cup(t):
-        return Pose(0.75 - 0.55 * _smooth(t, 1.5, 2.5) + 0.03 * sin(0.5 * max(t - 4, 0)),
-                    -0.13 + 0.03 * sin(0.6 * t + phase[5]), 0.3 * t)
+        return Pose(0.75 - 0.55 * _smooth(t, 1.5, 2.5) + 0.02 * sin(0.5 * max(t - 4, 0)),
+                    -0.15 + 0.02 * sin(0.6 * t + phase[5]), 0.3 * t)
 
     def cereal(t):
         s = t % OCCLUSION_PERIOD
-        return Pose(-0.30 + 0.35 * (_smooth(s, 4.5, 1.4) - _smooth(s, 6.1, 1.4)), -0.06, 0.12 * sin(0.7 * t))
+        return Pose(-0.32 + 0.32 * (_smooth(s, 4.5, 1.4) - _smooth(s, 6.1, 1.4)), -0.06, 0.12 * sin(0.7 * t))
 
     return {
         1: SceneObject(LABELS[1], Ball(0.05), _beach_ball(random, colours[0]), ball),
