@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import reference
 import torch
-from reference import Encoded, ReferenceObject, as_points
+from reference import Encoded, as_points
+from reference_stream import MAX_PROMPT_LOGIT, Followed, ReferenceObject
 from torch import Tensor
 from transformers import Sam2VideoModel
 
@@ -106,7 +107,7 @@ def prompt_errors(pair: Pair) -> dict[str, float]:
         return max(error(ours.logits, theirs[0]), error(ours.scores, theirs[1]))
 
     three = answer(input_points=click, input_labels=label, multimask_output=True)
-    previous = three[0][1].clamp(-reference.MAX_PROMPT_LOGIT, reference.MAX_PROMPT_LOGIT)
+    previous = three[0][1].clamp(-MAX_PROMPT_LOGIT, MAX_PROMPT_LOGIT)
     clicks = torch.tensor([[[CLICK, OFF_CLICK]]])
     return {
         'click, three masks': worst(Prompt(points=[CLICK], labels=[1]), three, multimask=True),
@@ -272,7 +273,7 @@ def run_stream(pair: Pair, script: Script, frames: Iterable[np.ndarray],
 
 
 def _follow(pair: Pair, followed: dict[int, ReferenceObject], object_id: int, time: int, frame: Encoded,
-            given: Given | None) -> reference.Followed:
+            given: Given | None) -> Followed:
     known = object_id in followed
     if not known:
         followed[object_id] = ReferenceObject(pair.theirs, max_pointer_distance=pair.ours.config.max_pointer_distance)

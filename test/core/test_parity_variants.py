@@ -1,7 +1,8 @@
 """The published variants against transformers on the same random weights, stage by stage and in streams.
 
-Where transformers deviates from the published code, `reference.ReferenceObject` and `comparisons` arrange it so that
-the published rule comes out, and say so; test_checklist.py checks the published rules directly.
+Where transformers deviates from the published code, `ReferenceObject` and `comparisons` arrange it so that the
+published rule comes out; test_parity_deviations.py shows what happens without that, and test_checklist.py checks the
+published rules directly.
 """
 import comparisons
 import pytest
