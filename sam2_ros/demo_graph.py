@@ -249,17 +249,18 @@ def make_table(figures: dict, sent: int, source: str, output: Path) -> Table:
     table.add_row('processed', str(figures['processed']))
     table.add_row('dropped', str(figures['dropped']))
     table.add_row('frames per second', share(figures['frames_per_second'], '.1f'))
-    table.add_row('latency p50 / p95, image to publication', milliseconds(figures['latency_node']))
-    table.add_row('latency p50 / p95, image to subscriber', milliseconds(figures['latency_received']))
+    table.add_row('latency p50 / p95', f'{milliseconds(figures["latency_node"])} until published, '
+                                       f'{milliseconds(figures["latency_received"])} until received')
     table.add_row('objects', ', '.join(figures['objects'].values()))
     if figures['iou'] is not None:
         names = figures['objects']
         each = ', '.join(f'{names[key]} {value:.2f}' for key, value in figures['iou_by_object'].items()
                          if value is not None)
-        table.add_row('mean IoU with the ground truth', f'{figures["iou"]:.3f}   ({each})')
-        table.add_row('visible, called visible', share(figures['visible_called_visible'], '.1%'))
-        table.add_row(f'hidden ({figures["hidden"]} times), called not visible',
-                      share(figures['hidden_called_not_visible'], '.1%'))
+        table.add_row('mean IoU', f'{figures["iou"]:.3f} with the ground truth')
+        table.add_row('', each)
+        table.add_row('visible', f'{share(figures["visible_called_visible"], ".1%")} called visible')
+        table.add_row('hidden', f'{share(figures["hidden_called_not_visible"], ".1%")} called not visible '
+                                f'(an object hidden in {figures["hidden"]} processed frames)')
     table.add_row('written', f'{output / "overlay.mp4"}, {output / "overlay.png"}')
     return table
 
