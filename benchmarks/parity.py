@@ -53,7 +53,8 @@ def main() -> None:
     results = {}
     for name in arguments.variants:
         print(f'{name} ...', file=sys.stderr)
-        results[name] = measure(name, arguments.frames)
+        with comparisons.one_thread():
+            results[name] = measure(name, arguments.frames)
     print(f'float32 on the CPU, images of {reference.IMAGE_SIZE}, torch {torch.__version__}, '
           f'transformers {transformers.__version__}\n\n{table(results)}')
     if arguments.json:

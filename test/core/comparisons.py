@@ -4,8 +4,9 @@ Used by the parity tests, which set the limits, and by benchmarks/parity.py, whi
 """
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,17 @@ from sam2_core.model import ImageFeatures, Memory, ObjectMasks
 CLICK = (90.0, 100.0)
 BOX = (40.0, 60.0, 150.0, 165.0)
 OFF_CLICK = (200.5, 31.25)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch on one core: sums come in the same order wherever the tests run, and nobody waits for a busy core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,6 +23,7 @@ from transformers.models.sam2_video.configuration_sam2_video import (
 )
 
 IMAGE_SIZE = 256
+GROUND_MARGIN = 60  # pixels that the ground of a scene moves before it starts over
 
 
 class _Size(NamedTuple):
@@ -127,8 +128,6 @@ def _draw_weights(model: nn.Module, generator: torch.Generator) -> None:
     gaussian = torch.randn(model.shared_image_embedding.positional_embedding.shape, generator=generator)
     model.shared_image_embedding.positional_embedding.copy_(gaussian)
     model.prompt_encoder.shared_embedding.positional_embedding.copy_(gaussian)  # one matrix, published once
-    for mlp in model.mask_decoder.output_hypernetworks_mlps:
-        mlp.proj_out.weight.mul_(1.5)  # mask logits of about the published spread
     for layer in model.memory_attention.layers:  # what is remembered, and how long ago, has to show in the masks
         layer.cross_attn_image.k_proj.weight.mul_(2)
         layer.cross_attn_image.o_proj.weight.mul_(2)
@@ -247,14 +246,17 @@ def encode(model: Sam2VideoModel, image: np.ndarray) -> Encoded:
 
 
 def moving_scene(count: int, size: int = IMAGE_SIZE, seed: int = 0) -> list[np.ndarray]:
-    """Frames, uint8 RGB (size, size, 3): a textured square and a disc cross a textured ground."""
+    """Frames, uint8 RGB (size, size, 3): a textured square and a disc cross a textured ground. A longer scene begins
+    like a shorter one.
+    """
     random = np.random.default_rng(seed)
-    ground = _texture(random, size + count * 2)
+    ground = _texture(random, size + 2 * GROUND_MARGIN)
     patch = _texture(random, size // 3)
     y, x = np.mgrid[:size, :size]
     frames = []
     for i in range(count):
-        frame = ground[i:i + size, 2 * i:2 * i + size].copy()
+        down, right = i % GROUND_MARGIN, 2 * i % GROUND_MARGIN
+        frame = ground[down:down + size, right:right + size].copy()
         top, left = size // 4 + 2 * i % (size // 3), size // 8 + 5 * i % (size // 2)
         frame[top:top + len(patch), left:left + len(patch)] = patch
         frame[(y - size * 0.7) ** 2 + (x - size * 0.75 + 4 * i % size) ** 2 < (size / 9) ** 2] = (220, 60, 40)

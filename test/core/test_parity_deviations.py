@@ -35,7 +35,10 @@ class AdoptedByForward(ReferenceObject):
 
 
 class PointersOfAll(ReferenceObject):
-    """transformers' own choice of four conditioning frames: memories of four, but pointers of all, however old."""
+    """transformers' own choice of four conditioning frames: memories of four, but pointers of all.
+
+    Seen once one that is not chosen is more than 15 frames old: before, it counts as an ordinary frame.
+    """
 
     def _arrange_conditioning(self, now):
         self.model.config.max_cond_frame_num = self.max_conditioning_frames
@@ -46,6 +49,12 @@ class PointersWithoutLimit(ReferenceObject):
 
     def __init__(self, model, max_pointer_distance):
         super().__init__(model, max_pointer_distance=None)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_thread():
+    with comparisons.one_thread():
+        yield
 
 
 @pytest.fixture
@@ -61,7 +70,7 @@ def errors_with(monkeypatch, follower, pair, script, count):
 @pytest.mark.parametrize(('follower', 'script', 'parts_at'), [
     (CorrectedByForward, {0: Given((CLICK,), (1,)), 3: Given(((20.0, 30.0),), (0,))}, 3),
     (AdoptedByForward, {0: Given(mask=comparisons.LEFT_MASK)}, 1),
-    (PointersOfAll, {time: Given(((60.0 + 9 * time, 120.0),), (1,)) for time in range(0, 10, 2)}, 16),  # 0 leaves the reach of 15
+    (PointersOfAll, {time: Given(((60.0 + 9 * time, 120.0),), (1,)) for time in range(0, 10, 2)}, 16),
     (PointersWithoutLimit, {0: Given((CLICK,), (1,))}, 33),
 ])
 def test_without_its_arrangement_transformers_parts(monkeypatch, pair, follower, script, parts_at):

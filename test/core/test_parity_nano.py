@@ -19,6 +19,12 @@ LONG: comparisons.Script = {
 }
 
 
+@pytest.fixture(scope='module', autouse=True)
+def one_thread():
+    with comparisons.one_thread():
+        yield
+
+
 @pytest.fixture(scope='module')
 def trained():
     pair = comparisons.trained_nano_pair()

@@ -9,14 +9,21 @@ import pytest
 import reference
 from comparisons import STREAM
 
-STAGE_LIMIT = 1e-3  # mask logits, whose standard deviation is about 7
+STAGE_LIMIT = 1e-3  # mask logits, whose standard deviation is about 5
 STREAM_LIMIT = 0.03  # one pixel that changes sides, or one memory that rounds the other way, is seen ever after
 
 VARIANTS = [
     'sam2.1_hiera_tiny', 'sam2_hiera_tiny', 'sam2.1_hiera_base_plus', 'sam2_hiera_base_plus',
-    *(pytest.param(name, marks=pytest.mark.slow) for name in (
-        'sam2.1_hiera_small', 'sam2_hiera_small', 'sam2.1_hiera_large', 'sam2_hiera_large'))]
-ABSENT = range(3, 6)  # frames
+    # the two releases differ outside the image encoder alone: for these sizes one will do
+    *(pytest.param(name, marks=[pytest.mark.slow, pytest.mark.timeout(600)])
+      for name in ('sam2.1_hiera_small', 'sam2.1_hiera_large'))]
+ABSENT = range(2, 4)  # frames
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_thread():
+    with comparisons.one_thread():
+        yield
 
 
 @pytest.fixture(scope='module', params=VARIANTS)
@@ -42,10 +49,10 @@ def stream(pair):
 
 @pytest.fixture(scope='module')
 def interrupted(pair):
-    """An object that is not seen for three frames: both score heads are made to say so."""
+    """An object that is not seen for two frames: both score heads are made to say so."""
     try:
         return comparisons.run_stream(
-            pair, {1: STREAM[1]}, reference.moving_scene(8),
+            pair, {1: STREAM[1]}, reference.moving_scene(7),
             before=lambda time: pair.set_object_score_bias(-30.0 if time in ABSENT else 3.0))
     finally:
         pair.set_object_score_bias(3.0)
@@ -110,7 +117,7 @@ def test_absent_object_and_its_return(interrupted):
 
 
 def test_reference_is_worth_comparing_with(stream):
-    """Masks have an inside and an outside, and logits as large as the published models'."""
+    """Masks have an inside and an outside, and logits of about the published size."""
     for object_id in STREAM:
         assert all(3 < spread < 30 for spread in stream.spread[object_id].values())
         assert all(0.03 < share < 0.97 for share in stream.foreground[object_id].values())
