@@ -148,15 +148,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f'checkpoint {path}: holds more than tensors, or is no checkpoint; it was not opened '
-                              f'further ({str(error).splitlines()[0]})') from error
+                              f'further ({_first_line(error)})') from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f'checkpoint {path}: truncated or not a PyTorch file ({str(error).splitlines()[0]}): '
+        raise CheckpointError(f'checkpoint {path}: truncated or not a PyTorch file ({_first_line(error)}): '
                               f'fetch or copy it again') from error
     weights = content.get('model', content) if isinstance(content, dict) else content
     if not isinstance(weights, dict) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
         raise CheckpointError(f'checkpoint {path}: no state dict in it: expected {{"model": {{name: tensor}}}}, '
                               f'as published')
     return weights
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def recognise(weights: dict[str, Tensor], path: Path | str = 'state dict') -> str:

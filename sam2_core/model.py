@@ -86,9 +86,9 @@ class Sam2Model(nn.Module):
             self.no_obj_embed_spatial = nn.Parameter(torch.zeros(1, memory_dim))
         if config.pointer_time_codes:
             self.obj_ptr_tpos_proj = nn.Linear(dim, memory_dim)
-        for name, channels in (('image_position', dim), ('memory_position', memory_dim)):
-            table = sine_grid(channels, self.grid, self.grid).flatten(1).T.contiguous()
-            self.register_buffer(name, table, persistent=False)  # (tokens, channels)
+        for table, channels in (('image_position', dim), ('memory_position', memory_dim)):  # (tokens, channels)
+            self.register_buffer(table, sine_grid(channels, self.grid, self.grid).flatten(1).T.contiguous(),
+                                 persistent=False)
 
     @property
     def image_size(self) -> int:
@@ -119,7 +119,7 @@ class Sam2Model(nn.Module):
 
     def attend_memory(self, features: ImageFeatures, memory: Memory) -> Tensor:
         """One image as B objects' memories see it: (B, d_model, h, w). Section 4, "Memory attention"."""
-        batch, frames, tokens, memory_dim = memory.frames.shape
+        batch, memory_dim = len(memory.frames), self.config.memory_dim
         slots = self.maskmem_tpos_enc[:, 0, 0][memory.time_slots]  # (B, F, memory_dim)
         position = self.memory_position.to(self.dtype) + slots[:, :, None]
 

@@ -54,7 +54,7 @@ class Prompt:
 
 
 def merge_prompts(prompts: Iterable[Prompt], height: int, width: int) -> dict[int, Prompt]:
-    """Check prompts for tracked objects and make one of all that speak of the same object. PromptError if any is wrong."""
+    """Check prompts for tracked objects and make one of all that speak of one object; PromptError if any is wrong."""
     merged: dict[int, Prompt] = {}
     for prompt in prompts:
         object_id = prompt.object_id
@@ -85,7 +85,7 @@ def _checked_points(points, labels, height: int, width: int) -> tuple[np.ndarray
         raise PromptError(f'points {points!r}: must be (x, y) pairs') from None
     kinds = np.asarray([] if labels is None else labels).reshape(-1)
     if len(xy) != len(kinds):
-        raise PromptError(f'{len(xy)} points and {len(kinds)} labels: give one label (1 on the object, 0 not) per point')
+        raise PromptError(f'{len(xy)} points and {len(kinds)} labels: give one label (1 on it, 0 not) per point')
     for kind in kinds:
         if kind not in (BACKGROUND, FOREGROUND):
             raise PromptError(f'label {kind!r}: must be 1 (on the object) or 0 (not on it)')

@@ -25,14 +25,19 @@ def image_profile():
                             'build the package (colcon build, or make interfaces) and source its setup file')
 
 
+def image_profile_environment():
+    """Return the variables to set, names to values, for Fast DDS to use the image profile.
+
+    Empty when the user has chosen a profile or transports. FileNotFoundError as ``image_profile``.
+    """
+    if any(os.environ.get(name) for name in (*PROFILE_VARIABLES, TRANSPORT_VARIABLE)):
+        return {}
+    return dict.fromkeys(PROFILE_VARIABLES, str(image_profile()))
+
+
 def use_image_profile():
-    """Give this process the image profile unless its user has chosen a profile or transports; return its path or None.
+    """Give this process the image profile unless its user has chosen a profile or transports.
 
     Call it before ``rclpy.init()``: Fast DDS reads the environment once.
     """
-    if any(os.environ.get(name) for name in (*PROFILE_VARIABLES, TRANSPORT_VARIABLE)):
-        return None
-    profile = image_profile()
-    for name in PROFILE_VARIABLES:
-        os.environ[name] = str(profile)
-    return profile
+    os.environ.update(image_profile_environment())

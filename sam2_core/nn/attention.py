@@ -35,7 +35,7 @@ class Attention(nn.Module):
 
 
 class RotaryAttention(Attention):
-    """Single-head attention whose queries and keys turn with their place in the grid; the last ``plain_keys`` do not."""
+    """Attention whose queries and keys turn with their place in the grid; the last ``plain_keys`` keys do not."""
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, table: RotaryTable,
                 plain_keys: int = 0) -> Tensor:

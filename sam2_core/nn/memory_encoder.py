@@ -17,7 +17,8 @@ class MaskDownsampler(nn.Module):
         layers: list[nn.Module] = []
         width = 1
         for _ in range(4):
-            layers += [nn.Conv2d(width, width * 4, kernel_size=3, stride=2, padding=1), LayerNorm2d(width * 4), nn.GELU()]
+            convolution = nn.Conv2d(width, width * 4, kernel_size=3, stride=2, padding=1)
+            layers += [convolution, LayerNorm2d(width * 4), nn.GELU()]
             width *= 4
         if width != channels:
             raise ValueError(f'mask_channels {channels}: four stages that multiply by four end in {width}')

@@ -27,7 +27,7 @@ def sine_grid(channels: int, height: int, width: int, device: torch.device | Non
 
 
 def sine_time(position: Tensor, channels: int) -> Tensor:
-    """Sine encoding of scalars: (...,) -> float32 (..., channels), all sines, then all cosines; pairs share a frequency."""
+    """Sine encoding of scalars (...,) -> float32 (..., channels): all sines, then all cosines of the same angles."""
     half = channels // 2
     frequency = 10000.0 ** (2 * (torch.arange(half, device=position.device) // 2) / half)
     angle = position.float()[..., None] / frequency

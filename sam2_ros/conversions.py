@@ -1,0 +1,132 @@
+"""Messages to arrays and back. Refuses what is malformed, naming the value and the cure."""
+from __future__ import annotations
+
+import sys
+from array import array
+
+import cv2
+import numpy as np
+from builtin_interfaces.msg import Duration, Time
+from sensor_msgs.msg import CompressedImage, Image, RegionOfInterest
+from std_msgs.msg import Header
+
+try:  # on a robot ROS 2 brings cv_bridge; on a machine with the wheels there is none, and rosbags-image does its work
+    from cv_bridge import CvBridge
+    _decode_raw = CvBridge().imgmsg_to_cv2
+except ImportError:
+    from rosbags.image import image_to_cvimage as _decode_raw
+
+# bytes per pixel; yuv422 is UYVY in ROS, the others say their order
+CHANNELS = {
+    'rgb8': 3, 'bgr8': 3, 'rgba8': 4, 'bgra8': 4, 'mono8': 1, '8UC1': 1, '8UC3': 3, '8UC4': 4,
+    'yuv422': 2, 'uyvy': 2, 'yuv422_yuy2': 2, 'yuyv': 2,
+}
+# OpenCV's own type names carry no order of colours; every driver that uses them means OpenCV's order
+_SAME_AS = {'8UC1': 'mono8', '8UC3': 'bgr8', '8UC4': 'bgra8'}
+_TO_RGB = {'bgr8': cv2.COLOR_BGR2RGB, 'rgba8': cv2.COLOR_RGBA2RGB, 'bgra8': cv2.COLOR_BGRA2RGB,
+           'mono8': cv2.COLOR_GRAY2RGB}
+_MAX_INT32 = 2**31 - 1
+
+
+class ImageError(ValueError):
+    """An image message that cannot be used; the text names the value and the cure."""
+
+
+def to_rgb(message: Image | CompressedImage) -> np.ndarray:
+    """The picture in a message as uint8 RGB (H, W, 3).
+
+    An rgb8 image is a view of the message's bytes when the rows have no padding, everything else a new array.
+    Raises ImageError for what is malformed or not supported.
+    """
+    if isinstance(message, CompressedImage):
+        return _decompress(message)
+    pixels = _pixels(message)
+    encoding = _SAME_AS.get(message.encoding, message.encoding)
+    if encoding == 'rgb8':
+        return pixels
+    if encoding in _TO_RGB:
+        return cv2.cvtColor(pixels, _TO_RGB[encoding])
+    if message.width % 2:
+        raise ImageError(f'width {message.width} with encoding {encoding!r}: must be even, two pixels share a colour')
+    return _decode_raw(from_pixels(pixels, encoding, message.header), 'rgb8')
+
+
+def to_mask(message: Image) -> np.ndarray:
+    """A mono8 image as bool (H, W), true where it is not zero. Raises ImageError."""
+    if message.encoding not in ('mono8', '8UC1'):
+        raise ImageError(f'mask with encoding {message.encoding!r}: must be mono8, non-zero on the object')
+    return _pixels(message) != 0
+
+
+def from_pixels(pixels: np.ndarray, encoding: str, header: Header) -> Image:
+    """An Image message of an array (H, W) or (H, W, channels), rows without padding."""
+    pixels = np.ascontiguousarray(pixels)
+    data = array('B')  # the one type that the setter takes as it is: from a numpy array it copies element by element
+    data.frombytes(memoryview(pixels).cast('B') if pixels.size else b'')
+    height, width = pixels.shape[:2]
+    step = pixels.strides[0] if pixels.size else 0
+    return Image(header=header, height=height, width=width, encoding=encoding, step=step,
+                 is_bigendian=int(sys.byteorder == 'big'), data=data)
+
+
+def to_roi(box: tuple[int, int, int, int] | None) -> RegionOfInterest:
+    """A pixel box (x0, y0, x1, y1), x1 and y1 exclusive, as a region of interest; None as one of width 0."""
+    if box is None:
+        return RegionOfInterest()
+    x0, y0, x1, y1 = box
+    return RegionOfInterest(x_offset=x0, y_offset=y0, width=x1 - x0, height=y1 - y0)
+
+
+def to_nanoseconds(stamp: Time) -> int:
+    return stamp.sec * 1_000_000_000 + stamp.nanosec
+
+
+def to_duration(nanoseconds: int) -> Duration:
+    """Nanoseconds, possibly negative, as a Duration; what exceeds its 68 years is cut off there."""
+    seconds, rest = divmod(nanoseconds, 1_000_000_000)
+    return Duration(sec=max(-_MAX_INT32, min(seconds, _MAX_INT32)), nanosec=rest)
+
+
+def _pixels(message: Image) -> np.ndarray:
+    """The bytes of a message as uint8 (H, W) or (H, W, channels); a view, or a copy where the rows are padded."""
+    height, width, step, encoding = message.height, message.width, message.step, message.encoding
+    if encoding not in CHANNELS:
+        raise ImageError(f'encoding {encoding!r}: not supported; publish one of {", ".join(CHANNELS)}')
+    if not height or not width:
+        raise ImageError(f'image of {width} x {height} pixels: both must be at least 1')
+    channels = CHANNELS[encoding]
+    row = width * channels
+    if step < row:
+        raise ImageError(f'step {step}: a row of {width} pixels {encoding} has {row} bytes; set step to {row}, '
+                         f'or more where rows are padded')
+    expected = step * height
+    if len(message.data) not in (expected, expected - (step - row)):  # the last row's padding may be left out
+        raise ImageError(f'{len(message.data)} bytes of data: height {height} times step {step} makes {expected}; '
+                         f'send the whole image')
+    flat = np.frombuffer(message.data, np.uint8)
+    shape, strides = ((height, width, channels), (step, channels, 1)) if channels > 1 else ((height, width), (step, 1))
+    pixels = np.lib.stride_tricks.as_strided(flat, shape, strides)
+    return np.ascontiguousarray(pixels)
+
+
+def _decompress(message: CompressedImage) -> np.ndarray:
+    """JPEG or PNG, grey or colour. Straight through OpenCV: cv_bridge and rosbags-image know no grey ones."""
+    data = message.data.tobytes()
+    if data.startswith(b'\xff\xd8'):
+        # the decoder fills the missing part of a cut JPEG with grey and says nothing
+        whole = data.rfind(b'\xff\xd9') > data.rfind(b'\xff\xda')
+    elif data.startswith(b'\x89PNG\r\n\x1a\n'):
+        whole = b'IEND' in data[-64:]
+    else:
+        raise ImageError(f'format {message.format!r} with data starting {data[:4].hex() or "nowhere"}: '
+                         f'not supported; publish jpeg or png')
+    if not whole:
+        raise ImageError(f'{message.format!r} image of {len(data)} bytes: cut off; '
+                         f'send it whole (see docs/node.md on transport)')
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise ImageError(f'{message.format!r} image of {len(data)} bytes: {error.err}; send it whole') from None
+    if image is None:
+        raise ImageError(f'{message.format!r} image of {len(data)} bytes: broken; send it whole')
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

@@ -1,0 +1,42 @@
+"""A small scene with known masks, and models to run on it."""
+import cv2
+import numpy as np
+import pytest
+
+from sam2_core import load_model
+
+
+@pytest.fixture(scope='session')
+def nano():
+    return load_model('nano', device='cpu')
+
+
+class Scene:
+    """Two textured discs that move over a textured table; the truth is known to the pixel."""
+
+    def __init__(self, height: int = 240, width: int = 320, seed: int = 3) -> None:
+        rng = np.random.default_rng(seed)
+        coarse = rng.integers(90, 140, (height // 8, width // 8, 3), np.uint8)
+        self.table = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+        self.discs = {1: ((70, 70), (5, 0), 34, (220, 40, 40)), 2: ((240, 175), (-5, 0), 30, (40, 60, 220))}
+
+    def truth(self, object_id: int, frame: int) -> np.ndarray:
+        (x, y), (dx, dy), radius, _ = self.discs[object_id]
+        rows, columns = np.ogrid[:self.table.shape[0], :self.table.shape[1]]
+        return (columns - x - dx * frame) ** 2 + (rows - y - dy * frame) ** 2 <= radius ** 2
+
+    def image(self, frame: int, without: tuple[int, ...] = ()) -> np.ndarray:
+        image = self.table.copy()
+        for object_id, (_, _, _, colour) in self.discs.items():
+            if object_id not in without:
+                image[self.truth(object_id, frame)] = colour
+        return image
+
+    def box(self, object_id: int, frame: int = 0) -> tuple[float, float, float, float]:
+        rows, columns = np.nonzero(self.truth(object_id, frame))
+        return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+
+
+@pytest.fixture(scope='session')
+def scene():
+    return Scene()

@@ -1,0 +1,71 @@
+"""Which frames a memory keeps, for how long, and under which time code."""
+import pytest
+import torch
+
+from sam2_core.memory import MemoryBank, stack_memories
+
+
+def remember(nano, conditioning, limit=4):
+    """A bank after frames 0, 1, ...; each frame's memory and pointer are filled with its number."""
+    bank = MemoryBank(nano, limit)
+    for frame, flag in enumerate(conditioning):
+        bank.write(torch.full((nano.grid ** 2, nano.config.memory_dim), float(frame)),
+                   torch.full((nano.config.d_model,), float(frame)), flag)
+    return bank
+
+
+def contents(bank):
+    """{frame: time slot} and {frame: pointer age}."""
+    memory = stack_memories([bank])
+    frames = dict(zip(memory.frames[0, :, 0, 0].int().tolist(), memory.time_slots[0].tolist(), strict=True))
+    pointers = dict(zip(memory.pointers[0, :, 0].int().tolist(), memory.pointer_ages[0].tolist(), strict=True))
+    return frames, pointers
+
+
+def test_first_frames_fill_up(nano):
+    frames, pointers = contents(remember(nano, [True, False, False]))
+    assert frames == {0: 6, 1: 1, 2: 0}  # conditioning frames have the last slot; the frame before has slot 0
+    assert pointers == {0: 3, 1: 2, 2: 1}
+
+
+def test_six_recent_frames_and_fifteen_recent_pointers_stay(nano):
+    frames, pointers = contents(remember(nano, [True] + [False] * 29))
+    assert frames == {0: 6, **{30 - age: age - 1 for age in range(1, 7)}}
+    assert pointers == {0: 30, **{30 - age: age for age in range(1, 16)}}
+
+
+def test_conditioning_distance_is_clamped(nano):
+    _, pointers = contents(remember(nano, [True] + [False] * 40))
+    assert pointers[0] == nano.config.max_pointer_distance == 32
+
+
+def test_newest_conditioning_frames_win(nano):
+    frames, pointers = contents(remember(nano, [i in (0, 5, 10, 15, 20) for i in range(30)]))
+    assert {f for f, slot in frames.items() if slot == 6} == {5, 10, 15, 20}
+    assert 0 not in pointers and {5, 10, 15, 20} <= set(pointers)
+
+
+def test_frame_that_lost_its_conditioning_place_counts_as_recent_while_in_reach(nano):
+    frames, _ = contents(remember(nano, [True] * 6))
+    assert frames == {2: 6, 3: 6, 4: 6, 5: 6, 0: 5, 1: 4}
+
+
+def test_conditioning_frame_is_not_also_a_recent_one(nano):
+    frames, _ = contents(remember(nano, [True, False, True, False]))
+    assert frames == {0: 6, 2: 6, 1: 2, 3: 0}
+
+
+@pytest.mark.parametrize('pattern', [[True] * 60, [True] + [False] * 60, [True, False] * 30, [True, True, False] * 20])
+def test_bytes_are_constant_and_slots_suffice_for_any_order_of_prompts(nano, pattern):
+    bank = remember(nano, pattern)
+    assert bank.nbytes == MemoryBank(nano, 4).nbytes
+    frames, pointers = contents(bank)
+    assert len(frames) <= 4 + 6 and len(pointers) <= 4 + 15
+    assert bank.length == (len(frames), len(pointers))
+
+
+def test_memories_of_equal_length_stack(nano):
+    one, two = remember(nano, [True, False, False]), remember(nano, [True, True, False])
+    memory = stack_memories([one, two])
+    assert memory.frames.shape == (2, 3, 256, 32) and memory.frames.dtype == torch.bfloat16
+    assert memory.time_slots.tolist() == [[6, 1, 0], [6, 6, 0]]

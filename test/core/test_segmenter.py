@@ -1,0 +1,77 @@
+"""Single images: points, boxes, masks, three masks, refinement."""
+import numpy as np
+import pytest
+import torch
+
+from sam2_core import ImageSegmenter, Prompt, PromptError
+from sam2_core.metrics import iou
+
+
+@pytest.fixture(scope='module')
+def encoded(nano, scene):
+    return ImageSegmenter(nano).encode(scene.image(0))
+
+
+@pytest.fixture(scope='module')
+def segmenter(nano):
+    return ImageSegmenter(nano)
+
+
+def centre(scene, object_id):
+    x0, y0, x1, y1 = scene.box(object_id)
+    return (x0 + x1) / 2, (y0 + y1) / 2
+
+
+@pytest.mark.parametrize('object_id', [1, 2])
+def test_box_finds_the_object(segmenter, encoded, scene, object_id):
+    found = segmenter.segment(encoded, Prompt(box=scene.box(object_id)))
+    assert found.masks.shape == (1, 240, 320) and found.masks.dtype == bool
+    assert found.scores.shape == (1,) and found.logits.shape == (1, 64, 64)
+    assert iou(found.masks[0], scene.truth(object_id, 0)) > 0.7
+
+
+@pytest.mark.parametrize('object_id', [1, 2])
+def test_click_offers_three_masks_of_which_one_is_the_object(segmenter, encoded, scene, object_id):
+    found = segmenter.segment(encoded, Prompt(points=[centre(scene, object_id)], labels=[1]), multimask=True)
+    assert found.masks.shape == (3, 240, 320) and found.logits.shape == (3, 64, 64)
+    assert ((found.scores >= 0) & (found.scores <= 1)).all()
+    assert max(iou(mask, scene.truth(object_id, 0)) for mask in found.masks) > 0.6
+
+
+def test_previous_logits_refine_the_answer(segmenter, encoded, scene):
+    first = segmenter.segment(encoded, Prompt(points=[centre(scene, 1)], labels=[1]), multimask=True)
+    click = Prompt(points=[centre(scene, 1), centre(scene, 2)], labels=[1, 0])
+    refined = segmenter.segment(encoded, click, previous_logits=first.logits[int(first.scores.argmax())])
+    without = segmenter.segment(encoded, click)
+    assert iou(refined.masks[0], scene.truth(1, 0)) > 0.6
+    assert not torch.equal(refined.logits, without.logits)
+
+
+def test_mask_or_previous_logits_alone_are_a_prompt(segmenter, encoded, scene):
+    """What the model makes of them is held against the reference in the parity tests."""
+    logits = segmenter.segment(encoded, Prompt(box=scene.box(2))).logits[0]
+    answers = [segmenter.segment(encoded, Prompt(), previous_logits=logits.numpy()),
+               segmenter.segment(encoded, Prompt(), previous_logits=-logits),
+               segmenter.segment(encoded, Prompt(mask=scene.truth(1, 0))),
+               segmenter.segment(encoded, Prompt(mask=scene.truth(2, 0)))]
+    for i, one in enumerate(answers):
+        assert one.masks.shape == (1, 240, 320)
+        assert not any(torch.allclose(one.logits, other.logits) for other in answers[:i])
+
+
+def test_features_answer_many_prompts_alike(segmenter, encoded, scene):
+    one = segmenter.segment(encoded, Prompt(box=scene.box(1)))
+    segmenter.segment(encoded, Prompt(box=scene.box(2)))
+    assert torch.equal(one.logits, segmenter.segment(encoded, Prompt(box=scene.box(1))).logits)
+
+
+@pytest.mark.parametrize(('prompt', 'previous', 'text'), [
+    (Prompt(), None, 'without content'),
+    (Prompt(points=[(400, 5)], labels=[1]), None, 'outside the image of 320 x 240'),
+    (Prompt(points=[(5, 5)], labels=[1]), np.zeros((3, 64, 64), np.float32),
+     r'shape \(3, 64, 64\): must be \(64, 64\)'),
+    (Prompt(mask=np.ones((240, 320), bool)), np.zeros((64, 64), np.float32), 'give one of them'),
+])
+def test_wrong_prompt_is_refused(segmenter, encoded, prompt, previous, text):
+    with pytest.raises(PromptError, match=text):
+        segmenter.segment(encoded, prompt, previous_logits=previous)

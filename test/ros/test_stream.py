@@ -1,0 +1,299 @@
+"""The mailbox, and one camera's objects from image to image: the real tracker with the packaged nano model."""
+import threading
+import time
+
+import numpy as np
+import pytest
+import rclpy
+from builtin_interfaces.msg import Time
+from sensor_msgs.msg import Image, RegionOfInterest
+from std_msgs.msg import Header
+
+from sam2_core import StreamTracker, load_model
+from sam2_ros.conversions import from_pixels
+from sam2_ros.msg import ImagePoint, Instance, Prompt
+from sam2_ros.parameters import Parameters
+from sam2_ros.prompting import PromptRequest
+from sam2_ros.stream import Mailbox, Stream
+
+TOPIC = '/camera/image_raw'
+
+
+# --- mailbox
+
+def request(message: Prompt | None = None, age: float = 0.0) -> PromptRequest:
+    return PromptRequest(message or Prompt(), time.monotonic() - age)
+
+
+def test_the_newest_image_wins_and_the_others_are_counted():
+    mailbox = Mailbox(threading.Condition())
+    images = [Image(height=number) for number in range(4)]
+    for image in images:
+        mailbox.put_image(image)
+    assert mailbox.take_image() is images[-1]
+    assert mailbox.take_image() is None
+    assert mailbox.take_dropped() == 3
+    assert mailbox.take_dropped() == 0
+
+
+def test_every_image_is_either_taken_or_counted_whatever_the_timing():
+    mailbox, taken = Mailbox(changed := threading.Condition()), []
+    sent = 5000
+
+    def send():
+        for number in range(sent):
+            mailbox.put_image(Image(height=number))
+        mailbox.put_prompt(request())  # the end
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    while True:
+        with changed:
+            assert changed.wait_for(mailbox.has_news, timeout=20)
+        if (image := mailbox.take_image()) is not None:
+            taken.append(image.height)
+        elif mailbox.take_prompts():
+            break
+    sender.join()
+    assert taken == sorted(taken) and taken[-1] == sent - 1
+    assert len(taken) + mailbox.take_dropped() == sent
+
+
+def test_prompts_keep_their_order_and_those_put_back_come_first():
+    mailbox = Mailbox(threading.Condition())
+    first, second, third = (request() for _ in range(3))
+    mailbox.put_prompt(first)
+    mailbox.put_prompt(second)
+    assert mailbox.has_news()
+    assert mailbox.take_prompts() == [first, second]
+    mailbox.put_prompt(third)
+    mailbox.return_prompts([second])
+    assert mailbox.take_prompts() == [second, third]
+
+
+def test_a_prompt_put_back_is_no_news():
+    mailbox = Mailbox(threading.Condition())
+    mailbox.put_prompt(request())
+    mailbox.return_prompts(mailbox.take_prompts())
+    assert not mailbox.has_news()
+
+
+def test_the_queue_of_prompts_is_bounded():
+    mailbox = Mailbox(threading.Condition())
+    assert all(mailbox.put_prompt(request()) for _ in range(Mailbox.PROMPT_LIMIT))
+    assert not mailbox.put_prompt(request())
+    assert len(mailbox.take_prompts()) == Mailbox.PROMPT_LIMIT
+
+
+# --- stream
+
+@pytest.fixture(scope='module')
+def model():
+    return load_model('nano', device='cpu')
+
+
+@pytest.fixture
+def make(model):
+    def stream(tracker: StreamTracker | None = None, **parameters) -> Stream:
+        return Stream(tracker or StreamTracker(model), Parameters(**parameters), Mailbox(threading.Condition()), TOPIC,
+                      rclpy.logging.get_logger('test'))
+    return stream
+
+
+HEIGHT, WIDTH = 120, 160
+DISC = RegionOfInterest(x_offset=50, y_offset=30, width=60, height=60)
+
+
+def picture(disc: bool = True) -> np.ndarray:
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    image = np.full((HEIGHT, WIDTH, 3), 80, np.uint8)
+    if disc:
+        image[np.hypot(columns - 80, rows - 60) < 30] = (230, 60, 40)
+    return image
+
+
+def header(seconds: float) -> Header:
+    return Header(stamp=Time(sec=int(seconds), nanosec=round(seconds % 1 * 1e9)), frame_id='camera')
+
+
+def show(stream: Stream, seconds: float, *prompts: Prompt, disc: bool = True):
+    """The frame and the answers when an image arrives at this time."""
+    for prompt in prompts:
+        stream.mailbox.put_prompt(request(prompt))
+    stream.mailbox.put_image(from_pixels(picture(disc), 'rgb8', header(seconds)))
+    return stream.work()
+
+
+def test_a_prompt_gives_an_instance_in_the_very_image(make):
+    frame, answers = show(make(), 10, Prompt(id=3, box=DISC, label='disc'))
+    assert [(a.accepted, a.id, a.header) for a in answers] == [(True, 3, header(10))]
+    (item,) = frame.objects
+    assert (item.id, item.label, item.state, item.last_seen) == (3, 'disc', Instance.TRACKED, Time(sec=10))
+    truth = (picture() != 80).any(-1)
+    assert (item.mask & truth).sum() / (item.mask | truth).sum() > 0.7
+    assert frame.header == header(10) and frame.dropped == 0
+
+
+def test_a_bad_prompt_costs_neither_its_batch_nor_the_objects(make):
+    stream = make()
+    show(stream, 10, Prompt(id=1, box=DISC, label='kept'))
+    frame, answers = show(stream, 11, Prompt(id=1), Prompt(id=2, box=DISC),
+                          Prompt(id=9, action=Prompt.REFINE, points=[ImagePoint(x=1.0, y=1.0)]))
+    assert [answer.accepted for answer in answers] == [False, True, False]
+    assert [(item.id, item.label) for item in frame.objects] == [(1, 'kept'), (2, '')]
+
+
+def test_states_follow_the_stamps_of_the_images(make):
+    stream = make(lost_after=1.5)
+    show(stream, 10, Prompt(id=1, box=DISC))
+    seen = {}
+    for seconds in (10.5, 11.0, 11.5, 12.0, 12.5):
+        item = show(stream, seconds, disc=False)[0].objects[0]
+        assert item.box is None and item.mask is None and item.score == 0
+        assert item.last_seen == Time(sec=10)
+        assert item.visibility < 0.5
+        seen[seconds] = item.state
+    assert seen == {10.5: Instance.OCCLUDED, 11.0: Instance.OCCLUDED, 11.5: Instance.OCCLUDED, 12.0: Instance.LOST,
+                    12.5: Instance.LOST}
+
+
+@pytest.mark.parametrize(('policy', 'known'), [('keep', [1]), ('reset', [])])
+def test_a_bag_that_starts_again(make, policy, known):
+    stream = make(on_time_jump=policy, lost_after=1.5)
+    show(stream, 100, Prompt(id=1, box=DISC))
+    show(stream, 101, disc=False)
+    frame, _ = show(stream, 50, disc=False)
+    assert [item.id for item in frame.objects] == known
+    assert all(item.state == Instance.OCCLUDED for item in frame.objects)
+    frame, _ = show(stream, 52, disc=False)
+    assert all(item.state == Instance.LOST for item in frame.objects), 'counted from the jump on'
+
+
+def test_images_slightly_out_of_order_are_no_jump(make):
+    stream = make(on_time_jump='reset')
+    show(stream, 100, Prompt(id=1, box=DISC))
+    assert show(stream, 99.5)[0].objects
+
+
+def test_labels_and_ids_last_until_removed(make):
+    stream = make()
+    show(stream, 10, Prompt(box=DISC, label='a'), Prompt(box=DISC, label='b'))
+    frame, _ = show(stream, 11, Prompt(id=1, action=Prompt.REMOVE))
+    assert [(item.id, item.label) for item in frame.objects] == [(2, 'b')]
+    frame, answers = show(stream, 12, Prompt(box=DISC, label='c'))
+    assert answers[0].id == 1
+    assert sorted((item.id, item.label) for item in frame.objects) == [(1, 'c'), (2, 'b')]
+    frame, _ = show(stream, 13, Prompt(action=Prompt.CLEAR))
+    assert frame.objects == []
+
+
+def test_a_restarted_object_forgets(make, model):
+    tracker = StreamTracker(model)
+    stream = make(tracker)
+    show(stream, 10, Prompt(id=1, box=DISC))
+    for seconds in range(11, 14):
+        show(stream, seconds)
+    again, _ = show(stream, 14, Prompt(id=1, box=DISC))
+    fresh, _ = show(make(), 14, Prompt(id=1, box=DISC))
+    np.testing.assert_array_equal(again.objects[0].mask, fresh.objects[0].mask)
+
+
+def test_prompts_wait_for_an_image(make):
+    stream = make()
+    stream.mailbox.put_prompt(request(Prompt(id=1, box=DISC)))
+    assert stream.work() == (None, [])
+    assert stream.seconds_to_deadline() > 0
+    frame, answers = show(stream, 10)
+    assert answers[0].accepted and [item.id for item in frame.objects] == [1]
+    assert stream.seconds_to_deadline() is None
+
+
+def test_but_not_for_ever(make):
+    stream = make(prompt_timeout=3.0)
+    stream.mailbox.put_prompt(request(Prompt(id=1, box=DISC), age=3.1))
+    stream.mailbox.put_prompt(request(Prompt(id=2, box=DISC), age=2.0))
+    assert stream.seconds_to_deadline() == 0
+    frame, answers = stream.work()
+    assert frame is None
+    assert [(a.id, a.accepted) for a in answers] == [(1, False)]
+    assert answers[0].reason == f'no image on {TOPIC} for 3 s: is the camera running?'
+    assert 0 < stream.seconds_to_deadline() <= 1
+
+
+def test_remove_and_clear_need_no_image(make):
+    stream = make()
+    show(stream, 10, Prompt(id=1, box=DISC), Prompt(id=2, box=DISC), Prompt(id=3, box=DISC))
+    stream.mailbox.put_prompt(request(Prompt(id=1, action=Prompt.REMOVE)))
+    stream.mailbox.put_prompt(request(Prompt(id=8, action=Prompt.REMOVE)))
+    _, answers = stream.work()
+    assert [(a.id, a.reason, a.header) for a in answers] == [
+        (1, '', header(10)), (8, 'id 8 is not known (known: 2, 3)', Header())]
+    stream.mailbox.put_prompt(request(Prompt(action=Prompt.CLEAR)))
+    stream.work()
+    assert show(stream, 11)[0].objects == []
+
+
+@pytest.mark.parametrize(('message', 'taken_back'), [
+    (Prompt(id=1, action=Prompt.REMOVE), [1]), (Prompt(action=Prompt.CLEAR), [1, 2, 0]),
+    (Prompt(id=0, action=Prompt.REMOVE), [])])
+def test_they_take_back_what_waits_for_one(make, message, taken_back):
+    stream = make()
+    for waiting in (Prompt(id=1, box=DISC), Prompt(id=2, box=DISC), Prompt(box=DISC), message):
+        stream.mailbox.put_prompt(request(waiting))
+    _, answers = stream.work()
+    assert [a.id for a in answers if a.reason == 'taken back before an image arrived'] == taken_back
+    assert answers[-1].accepted == bool(taken_back)
+    frame, _ = show(stream, 10)
+    assert len(frame.objects) == 3 - len(taken_back)
+
+
+def test_an_unusable_image_is_counted_and_prompts_wait_for_the_next(make):
+    stream = make()
+    stream.mailbox.put_prompt(request(Prompt(id=1, box=DISC)))
+    stream.mailbox.put_image(Image(height=4, width=4, step=1, encoding='rgb8'))
+    assert stream.work() == (None, [])
+    frame, answers = show(stream, 10)
+    assert answers[0].accepted and frame.dropped == 1
+
+
+class FailsOnce(StreamTracker):
+    """As when the GPU's memory is exhausted."""
+
+    failed = False
+
+    def step(self, image, prompts=()):
+        if self.object_ids and not self.failed:
+            self.failed = True
+            raise RuntimeError('out of memory')
+        return super().step(image, prompts)
+
+
+def test_when_the_model_fails_whoever_waits_is_told_and_the_rest_goes_on(make, model):
+    stream = make(FailsOnce(model))
+    show(stream, 10, Prompt(id=1, box=DISC))
+    frame, answers = show(stream, 11, Prompt(id=2, box=DISC), Prompt(id=1, action=Prompt.REFINE),
+                          Prompt(id=3, box=DISC), Prompt(id=3, action=Prompt.REMOVE))
+    assert frame is None
+    assert [answer.accepted for answer in answers] == [False, False, False, True]
+    assert answers[0].reason == 'the model failed on this image: RuntimeError: out of memory'
+    frame, answers = show(stream, 12, Prompt(id=2, box=DISC))
+    assert answers[0].accepted and [item.id for item in frame.objects] == [1, 2]
+    assert frame.dropped == 1
+
+
+def test_max_objects_and_other_limits_can_change_at_any_time(make):
+    stream = make(max_objects=1)
+    _, answers = show(stream, 10, Prompt(id=1, box=DISC), Prompt(id=2, box=DISC))
+    assert [answer.accepted for answer in answers] == [True, False]
+    stream.parameters = Parameters(max_objects=2)
+    _, answers = show(stream, 11, Prompt(id=2, box=DISC))
+    assert answers[0].accepted
+
+
+def test_drain_refuses_what_waits_and_throws_old_images_away(make):
+    stream = make()
+    stream.mailbox.put_prompt(request(Prompt(id=1, box=DISC)))
+    stream.mailbox.put_image(from_pixels(picture(), 'rgb8', header(10)))
+    answers = stream.drain('closed')
+    assert [(a.id, a.reason) for a in answers] == [(1, 'closed')]
+    assert stream.work() == (None, [])
