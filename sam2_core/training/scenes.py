@@ -147,7 +147,7 @@ class Scene:
 
     def _add(self, thing: Thing, extent: float | None = None) -> None:
         if extent is None:
-            extent = self.size * np.exp(self.rng.uniform(np.log(0.1), np.log(0.6)))
+            extent = self.size * np.exp(self.rng.uniform(np.log(0.12), np.log(0.65)))
         self.things.append(thing)
         self.paths.append(_Path(self.rng, self.frames, self.size, extent))
 
@@ -225,7 +225,7 @@ class Scene:
     def _light(self) -> None:
         rng, frames = self.rng, self.frames
         drift = rng.choice([0.0, 0.004, 0.02])
-        self.gain = rng.uniform(0.55, 1.2) * np.exp(np.clip(_wander(rng, frames, drift), -0.5, 0.4))
+        self.gain = rng.uniform(0.65, 1.25) * np.exp(np.clip(_wander(rng, frames, drift), -0.5, 0.4))
         self.bias = rng.uniform(0, 30) if rng.random() < 0.3 else 0.0
         self.gamma = np.exp(rng.normal(0, 0.25)) if rng.random() < 0.5 else 1.0
         self.cast = np.exp(rng.normal(0, 0.08, 3))

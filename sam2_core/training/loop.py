@@ -1,0 +1,404 @@
+"""The training loop: one file, from clips to weights.
+
+    python -m sam2_core.training.loop --output runs/nano --minutes 19
+
+Run the same command again to go on after a kill; start it with ``torchrun --nproc-per-node N`` for several GPUs (or
+processes). Everything that changes during training follows from the progress between 0 and 1, which counts steps, or
+minutes where the time is given: then the learning rate reaches 0 when the time is over, however fast the machine is.
+"""
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sam2_core.config import VARIANTS, Sam2Config
+from sam2_core.model import Sam2Model
+from sam2_core.training import checkpoints, curves
+from sam2_core.training.clips import PackedClips, pack, split
+from sam2_core.training.data import Augmentation, ClipSource, SyntheticClips, batches
+from sam2_core.training.initialise import new_model, start_memory
+from sam2_core.training.rollout import ForegroundHead, Knobs, Step, normalise, step_losses
+
+VALIDATION_SEED = 1000
+_EAGER_STEPS = 3  # before a step is captured
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What changes during training, as functions of the progress 0..1."""
+
+    stages: tuple[tuple[float, int], ...] = ((0.10, 1), (0.30, 4), (0.80, 8), (1.0, 16))  # (until, frames per clip)
+    learning_rate: float = 1.2e-3
+    warm_up: float = 0.02
+    balance: tuple[float, float] = (1.0, 0.05)
+    balance_fades: tuple[float, float] = (0.05, 0.15)
+
+    def frames(self, progress: float) -> int:
+        """Frames per clip."""
+        return next((frames for until, frames in self.stages if progress < until), self.stages[-1][1])
+
+    def rate(self, progress: float) -> float:
+        """Learning rate: up in a line, down in half a cosine."""
+        if progress < self.warm_up:
+            return self.learning_rate * (progress + 1e-3) / (self.warm_up + 1e-3)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    def set(self, knobs: Knobs, progress: float) -> None:
+        """Write the present values into ``knobs``."""
+        memory = next((until for until, frames in self.stages if frames == 1), 0.0)  # here memory begins
+        since = progress - memory
+        knobs.balance.fill_(_fade(progress, *self.balance_fades, *self.balance))
+        knobs.true_masks.fill_(_fade(since, 0.02, 0.20, 0.85, 0.0))
+        knobs.true_presence.fill_(_fade(since, 0.05, 0.35, 1.0, 0.0))
+        knobs.foreground.fill_(_fade(progress, 0.1, 0.5, 0.3, 0.02))
+
+
+def _fade(x: float, start: float, stop: float, first: float, last: float) -> float:
+    return first + (last - first) * min(1.0, max(0.0, (x - start) / (stop - start)))
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run."""
+
+    output: Path
+    model: Sam2Config
+    steps: int | None = None  # one of steps and minutes
+    minutes: float | None = None
+    schedule: Schedule = field(default_factory=Schedule)
+    chunks: int = 8  # per step and process
+    clip_frames: int = 16  # of the clips that are read; they are cut to what the stage wants
+    objects: int = 3
+    weight_decay: float = 0.05
+    clip_norm: float = 1.0
+    ema: float = 0.999
+    seed: int = 0
+    workers: int = 0
+    device: str = 'cpu'
+    half: bool = False  # bfloat16 autocast
+    graph: bool = False  # replay the step as a CUDA graph
+    compile: bool = False  # the image encoder, by torch.compile
+    stop_after: float | None = None  # seconds; save and leave
+    save_every: float = 120.0  # seconds
+    log_every: int = 20
+    validate_every: int = 500
+    validation_clips: int = 16
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.minutes is None):
+            raise ValueError(f'steps {self.steps} and minutes {self.minutes}: give one of them')
+
+
+class Trainer:
+    """A run that can be left and taken up again."""
+
+    def __init__(self, config: TrainConfig, source: ClipSource | None = None, model: Sam2Model | None = None) -> None:
+        self.config = config
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.device = torch.device(config.device)
+        torch.manual_seed(config.seed)
+        self.model = (new_model(config.model) if model is None else model).to(self.device).train()
+        self.model.requires_grad_(True)
+        self.model.no_mem_pos_enc.requires_grad_(False)  # used by no version
+        # the single mask is what is trained; falling back on the others is for use only
+        self.model.sam_mask_decoder.stability_threshold = -1.0
+        self.head = ForegroundHead(config.model.d_model).to(self.device)
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.modules = {'model': self.model, 'head': self.head}
+        self.names = checkpoints.parameter_names(self.modules)
+        self.optimizer = self._optimizer()
+        self.source = source or SyntheticClips(config.seed, config.clip_frames, config.model.image_size)
+        self.knobs = Knobs.on(self.device)
+        self.ema_rate = torch.zeros((), device=self.device)
+        self.step, self.elapsed, self.stage_frames = 0, 0.0, 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._eager_left = _EAGER_STEPS
+        self._inputs: PackedClips | None = None
+        self.figures: dict[str, Tensor] = {}
+        self._running: deque[torch.cuda.Event] = deque()
+        self._resume()
+        if config.compile:
+            self.model.image_encoder.compile(dynamic=False)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        decayed = [p for p, name in self.names.items() if p.requires_grad and p.ndim > 1 and 'embed' not in name
+                   and 'token' not in name.split('.')[-2]]
+        chosen = set(decayed)
+        others = [p for p in self.names if p.requires_grad and p not in chosen]
+        on_gpu = self.device.type == 'cuda'
+        rate = torch.tensor(0.0, device=self.device) if on_gpu else 0.0
+        return torch.optim.AdamW([{'params': decayed, 'weight_decay': self.config.weight_decay},
+                                  {'params': others, 'weight_decay': 0.0}], lr=rate, betas=(0.9, 0.98),
+                                 fused=on_gpu, capturable=on_gpu)
+
+    @property
+    def _folder(self) -> Path:
+        return self.config.output / 'checkpoint'
+
+    def _resume(self) -> None:
+        state = checkpoints.load_state(self._folder, self.modules | {'average': self.average}, self.optimizer, self.names)
+        if state is not None:
+            self.step, self.elapsed, self.stage_frames = state['step'], state['elapsed'], state['stage_frames']
+
+    def save(self) -> None:
+        """Write the folder to go on from, and the averaged weights as a model file."""
+        if self.rank:
+            return
+        checkpoints.save_state(self._folder, self.modules | {'average': self.average}, self.optimizer, self.names,
+                               {'step': self.step, 'elapsed': self.elapsed, 'stage_frames': self.stage_frames})
+        checkpoints.save_weights(self.config.output / 'weights.safetensors', self.average)
+
+    def progress(self) -> float:
+        """How far the run is, 0..1; the same in all processes."""
+        config = self.config
+        if config.steps is not None:
+            return self.step / config.steps
+        progress = self.elapsed / (60 * config.minutes)
+        if self.world > 1:
+            shared = torch.tensor([progress], dtype=torch.float64, device=self.device)
+            dist.broadcast(shared, 0)
+            progress = float(shared)
+        return progress
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.half, cache_enabled=False)
+
+    def _losses(self, model: Sam2Model, clips: PackedClips, knobs: Knobs) -> tuple[Tensor, dict[str, Tensor]]:
+        frames = clips.masks.shape[1]
+        step = Step(frames, self.config.objects, image_objects=2 if frames == 1 else 1)
+        with self._autocast():
+            return step_losses(model, self.head, clips, step, knobs)
+
+    def _forward_backward(self) -> None:
+        loss, self.figures = self._losses(self.model, self._inputs, self.knobs)
+        loss.backward()
+
+    def _update(self) -> None:
+        parameters = [p for p in self.names if p.grad is not None]
+        self.figures['gradient'] = torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm, foreach=True)
+        self.optimizer.step()
+        with torch.no_grad():
+            averaged, present = list(self.average.parameters()), list(self.model.parameters())
+            change = torch._foreach_sub(present, averaged)
+            torch._foreach_mul_(change, self.ema_rate)
+            torch._foreach_add_(averaged, change)
+
+    def _share_gradients(self) -> None:
+        """Average over processes, in one message. Parameters without a gradient have none in any of them."""
+        gradients = [p.grad for p in self.names if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients])
+        dist.all_reduce(flat)
+        flat /= self.world
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def _enter_stage(self, frames: int, clips: PackedClips) -> None:
+        """Forget what was captured; before the first clips start the memory from the encoder as it is."""
+        if self.stage_frames == 1 and frames > 1 or self.stage_frames == 0 and frames > 1:
+            with torch.no_grad(), self._autocast():
+                images = normalise(clips.frames.flatten(0, 1)[:64])
+                features = self.model.encode_image(images).stride16_bchw.float()
+            start_memory(self.model, features)
+            if self.world > 1:  # the statistics differ
+                for parameter in self.model.parameters():
+                    dist.broadcast(parameter.data, 0)
+            for name in ('memory_encoder', 'memory_attention'):
+                getattr(self.average, name).load_state_dict(getattr(self.model, name).state_dict())
+        self.stage_frames = frames
+
+    def run_step(self, chunks: list[PackedClips]) -> None:
+        """One step on one batch."""
+        config, progress = self.config, self.progress()
+        frames = config.schedule.frames(progress)
+        rng = np.random.default_rng((config.seed, self.step))
+        torch.manual_seed((config.seed * 1_000_003 + self.step) * 64 + self.rank)
+        clips = PackedClips(*(torch.cat([part.to(self.device, non_blocking=True) for part in parts])
+                              for parts in zip(*chunks, strict=True)))
+        clips = split(Augmentation(rng, config.clip_frames, frames)(clips), frames)
+        if frames != self.stage_frames or self._inputs is None:
+            self._graph, self._eager_left, self._inputs = None, _EAGER_STEPS, clips
+            self.optimizer.zero_grad(set_to_none=True)
+            self.figures = {}
+            if self.device.type == 'cuda':
+                torch.cuda.empty_cache()
+            if frames != self.stage_frames:
+                self._enter_stage(frames, clips)
+        for mine, new in zip(self._inputs, clips, strict=True):
+            mine.copy_(new)
+        config.schedule.set(self.knobs, progress)
+        rate = config.schedule.rate(progress)
+        for group in self.optimizer.param_groups:
+            if isinstance(group['lr'], Tensor):
+                group['lr'].fill_(rate)
+            else:
+                group['lr'] = rate
+        self.ema_rate.fill_(1 - min(config.ema, (1 + self.step) / (10 + self.step)))
+        if not config.graph:
+            self._plain_step()
+        elif self._graph is not None:
+            self._graph.replay()
+        elif self._eager_left:
+            self._plain_step()
+            self._eager_left -= 1
+        else:
+            self._capture()
+            self._graph.replay()
+        self.step += 1
+        if self.device.type == 'cuda':  # let the host run ahead, but not far: what it reads ahead is held in memory
+            self._running.append(torch.cuda.Event())
+            self._running[-1].record()
+            if len(self._running) > 2:
+                self._running.popleft().synchronize()
+
+    def _plain_step(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self._forward_backward()
+        if self.world > 1:
+            self._share_gradients()
+        self._update()
+
+    def _capture(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream()):
+            self._forward_backward()
+            self._update()
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """The averaged model's figures on clips that no training seed makes."""
+        if not hasattr(self, '_validation'):
+            source = SyntheticClips(VALIDATION_SEED + self.config.seed, 8, self.config.model.image_size,
+                                    self.config.validation_clips, textures=100)
+            self._validation = PackedClips(*(part.to(self.device) for part in pack(source[0])))
+        torch.manual_seed(VALIDATION_SEED)
+        _, figures = self._losses(self.average, self._validation, Knobs.on(self.device))
+        return {name: float(value) for name, value in figures.items()}
+
+    def run(self) -> bool:
+        """Train until the end, or until it is time to leave. True when the run is complete."""
+        config = self.config
+        entered = started = saved = time.monotonic()
+        stop = []
+        previous = signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
+        log = (config.output / 'log.jsonl') if self.rank == 0 else None
+        if log:
+            config.output.mkdir(parents=True, exist_ok=True)
+            _forget_after(log, self.step)
+        if self.device.type == 'cuda' and config.graph:
+            torch.cuda.set_stream(torch.cuda.Stream())
+        waited, since, images = 0.0, time.monotonic(), 0
+        before = self.elapsed
+        stream = batches(self.source, config.chunks, self.step, config.workers, self.rank, self.world,
+                         pin=self.device.type == 'cuda')
+        try:
+            while self.progress() < 1 and not stop:
+                asked = time.monotonic()
+                chunks = next(stream)
+                waited += time.monotonic() - asked
+                self.run_step(chunks)
+                if started == entered:  # compiling and filling the queues is not training
+                    started = time.monotonic()
+                images += sum(chunk.masks.shape[0] * chunk.masks.shape[1] for chunk in chunks) * self.world
+                now = time.monotonic()
+                if self.step % config.log_every == 0 and log:
+                    line = {'step': self.step, 'minutes': round(self.elapsed / 60, 3), 'frames': self.stage_frames,
+                            'rate': config.schedule.rate(self.progress()) if self.world == 1 else None}
+                    line |= {name: round(float(value), 4) for name, value in self.figures.items()}
+                    now = time.monotonic()
+                    line |= {'images_per_s': round(images / (now - since), 1),
+                             'data_wait': round(waited / (now - since), 3)}
+                    waited, since, images = 0.0, now, 0
+                    _write(log, line)
+                if config.validate_every and self.step % config.validate_every == 0 and log:
+                    _write(log, {'step': self.step, 'minutes': round(self.elapsed / 60, 3)}
+                           | {f'validation_{name}': round(value, 4) for name, value in self.validate().items()})
+                    now = time.monotonic()
+                self.elapsed = before + now - started
+                if now - saved > config.save_every:
+                    self.save()
+                    saved = time.monotonic()
+                if config.stop_after is not None and now - entered > config.stop_after:
+                    break
+        except KeyboardInterrupt:
+            pass
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+        self.save()
+        if log:
+            curves.draw(log, config.output / 'curves.png')
+        return self.progress() >= 1
+
+
+def _forget_after(log: Path, step: int) -> None:
+    """Drop the lines of steps that will be done again."""
+    if log.exists():
+        lines = [line for line in log.read_text().splitlines() if json.loads(line)['step'] <= step]
+        log.write_text(''.join(line + '\n' for line in lines))
+
+
+def _write(log: Path, line: dict) -> None:
+    with log.open('a') as file:
+        file.write(json.dumps(line) + '\n')
+    shown = ('step', 'minutes', 'frames', 'loss', 'image_box_j', 'image_click_j', 'video_tracked_j',
+             'video_absent_right', 'gradient', 'images_per_s', 'data_wait', 'validation_image_box_j',
+             'validation_video_tracked_j', 'validation_video_absent_right')
+    text = ' '.join(f'{name.replace("validation_", "v:")} {line[name]}' for name in shown if name in line)
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train nano on synthetic clips. Exit code 0: complete; 3: left before the end, run it again to go on."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--output', type=Path, required=True, help='folder for weights, log, curves and checkpoint')
+    length = parser.add_mutually_exclusive_group(required=True)
+    length.add_argument('--minutes', type=float, help='length of the whole run')
+    length.add_argument('--steps', type=int, help='length of the whole run')
+    parser.add_argument('--stop-after', type=float, help='seconds after which to save and leave')
+    parser.add_argument('--model', default='nano', help='which shape to train')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--chunks', type=int, help='four clips of 16 frames each, per step and process')
+    parser.add_argument('--workers', type=int, default=max(0, (os.cpu_count() or 1) - 1))
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--no-graph', action='store_true', help='no CUDA graph')
+    parser.add_argument('--compile', action='store_true', help='compile the image encoder')
+    parser.add_argument('--validate-every', type=int, default=500, help='steps')
+    parser.add_argument('--log-every', type=int, default=20, help='steps')
+    options = parser.parse_args(arguments)
+    if 'LOCAL_RANK' in os.environ:
+        on_gpu = options.device.startswith('cuda')
+        dist.init_process_group('nccl' if on_gpu else 'gloo')
+        if on_gpu:
+            options.device = f'cuda:{os.environ["LOCAL_RANK"]}'
+            torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+    on_gpu = options.device.startswith('cuda')
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    config = TrainConfig(
+        output=options.output, model=VARIANTS[options.model], steps=options.steps, minutes=options.minutes,
+        chunks=options.chunks or (8 if on_gpu else 1), workers=options.workers, device=options.device, seed=options.seed,
+        half=on_gpu, graph=on_gpu and not options.no_graph and not dist.is_initialized(), compile=options.compile,
+        stop_after=options.stop_after, validate_every=options.validate_every, log_every=options.log_every)
+    complete = Trainer(config).run()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return 0 if complete else 3
+
+
+if __name__ == '__main__':
+    sys.exit(main())
