@@ -1,10 +1,11 @@
 """The clips of a run, made or read by worker processes while the device computes.
 
-The seam for other data: anything with ``__getitem__(number) -> list[Clip]`` (a chunk of clips, equally long and of the
+The seam for other data: anything with ``__getitem__(number)`` that gives a list of ``Clip`` (a chunk of clips, equally long and of the
 model's size) where equal numbers give equal clips, whatever process asks.
 """
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -14,16 +15,17 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from sam2_core.training.clips import Clip, PackedClips, pack
-from sam2_core.training.scenes import make_clip
+from sam2_core.training.scenes import render
+from sam2_core.training.sprites import ClutterBank
 from sam2_core.training.textures import TextureBank
 
-TEXTURES = 1500
+TEXTURES = 600
 
 
 class ClipSource(Protocol):
-    """Numbered chunks of clips."""
+    """Numbered chunks of clips, packed or not."""
 
-    def __getitem__(self, number: int) -> list[Clip]: ...
+    def __getitem__(self, number: int) -> list[Clip] | PackedClips: ...
 
 
 class SyntheticClips:
@@ -31,11 +33,13 @@ class SyntheticClips:
 
     def __init__(self, seed: int, frames: int, size: int, chunk: int = 4, textures: int = TEXTURES) -> None:
         self.seed, self.frames, self.size, self.chunk = seed, frames, size, chunk
-        self.bank = TextureBank(seed, textures)
+        self.clutter = ClutterBank(TextureBank(seed, textures))
 
-    def __getitem__(self, number: int) -> list[Clip]:
-        return [make_clip((self.seed, number * self.chunk + i), self.bank, self.frames, self.size)
-                for i in range(self.chunk)]
+    def __getitem__(self, number: int) -> PackedClips:
+        rendered = [render((self.seed, number * self.chunk + i), self.clutter, self.frames, self.size)
+                    for i in range(self.chunk)]
+        frames, objects = (torch.from_numpy(np.stack(part)) for part in zip(*rendered, strict=True))
+        return PackedClips(frames, torch.where(objects > 0, 1 << (objects - 1).clamp(max=7), 0).byte())  # 1 -> bit 0
 
 
 class _Packed(Dataset):
@@ -43,37 +47,46 @@ class _Packed(Dataset):
         self.source = source
 
     def __getitem__(self, number: int) -> PackedClips:
-        return pack(self.source[number])
+        chunk = self.source[number]
+        return chunk if isinstance(chunk, PackedClips) else pack(chunk)
 
 
 class _Numbers:
-    """The chunk numbers one rank reads, in order, from a step on."""
+    """The chunk numbers one rank reads, in order, from one on."""
 
-    def __init__(self, first_step: int, chunks: int, rank: int, world: int) -> None:
-        self.first_step, self.chunks, self.rank, self.world = first_step, chunks, rank, world
+    def __init__(self, first: int, rank: int, world: int) -> None:
+        self.first, self.rank, self.world = first, rank, world
 
     def __iter__(self) -> Iterator[int]:
-        step = self.first_step
+        number = self.first
         while True:
-            first = (step * self.world + self.rank) * self.chunks
-            yield from range(first, first + self.chunks)
-            step += 1
+            yield number * self.world + self.rank
+            number += 1
 
 
 def _start_worker(_: int) -> None:
-    cv2.setNumThreads(1)
     torch.set_num_threads(1)
 
 
 def batches(source: ClipSource, chunks: int, first_step: int, workers: int, rank: int = 0, world: int = 1,
-            pin: bool = False) -> Iterator[list[PackedClips]]:
-    """For every step from ``first_step`` on its ``chunks`` chunks. The same numbers give the same data."""
-    loader = DataLoader(_Packed(source), batch_size=None, sampler=_Numbers(first_step, chunks, rank, world),
+            echo: int = 1, pin: bool = False) -> Iterator[list[PackedClips]]:
+    """For every step from ``first_step`` on its ``chunks`` chunks, of which ``chunks / echo`` are new.
+
+    The same numbers give the same data. ValueError when ``chunks`` is not a multiple of ``echo``.
+    """
+    if chunks % echo:
+        raise ValueError(f'chunks {chunks}: must be a multiple of echo {echo}')
+    fresh = chunks // echo
+    if workers:  # before they are forked: OpenCV's threads would be missing there, and waited for
+        cv2.setNumThreads(1)
+    loader = DataLoader(_Packed(source), batch_size=None, sampler=_Numbers(first_step * fresh, rank, world),
                         num_workers=workers, pin_memory=pin, prefetch_factor=4 if workers else None,
                         worker_init_fn=_start_worker, multiprocessing_context='fork' if workers else None)
     stream = iter(loader)
+    held = deque((next(stream) for _ in range(chunks - fresh)), maxlen=chunks)
     while True:
-        yield [next(stream) for _ in range(chunks)]
+        held.extend(next(stream) for _ in range(fresh))
+        yield list(held)
 
 
 class Augmentation:

@@ -28,7 +28,7 @@ from torch import Tensor
 from sam2_core.config import VARIANTS, Sam2Config
 from sam2_core.model import Sam2Model
 from sam2_core.training import checkpoints, curves
-from sam2_core.training.clips import PackedClips, pack, split
+from sam2_core.training.clips import PackedClips, split
 from sam2_core.training.data import Augmentation, ClipSource, SyntheticClips, batches
 from sam2_core.training.initialise import new_model, start_memory
 from sam2_core.training.rollout import ForegroundHead, Knobs, Step, normalise, step_losses
@@ -41,7 +41,7 @@ _EAGER_STEPS = 3  # before a step is captured
 class Schedule:
     """What changes during training, as functions of the progress 0..1."""
 
-    stages: tuple[tuple[float, int], ...] = ((0.10, 1), (0.30, 4), (0.80, 8), (1.0, 16))  # (until, frames per clip)
+    stages: tuple[tuple[float, int], ...] = ((0.12, 1), (0.32, 4), (0.85, 8), (1.0, 16))  # (until, frames per clip)
     learning_rate: float = 1.2e-3
     warm_up: float = 0.02
     balance: tuple[float, float] = (1.0, 0.05)
@@ -80,7 +80,8 @@ class TrainConfig:
     steps: int | None = None  # one of steps and minutes
     minutes: float | None = None
     schedule: Schedule = field(default_factory=Schedule)
-    chunks: int = 8  # per step and process
+    chunks: int = 4  # per step and process
+    echo: int = 1  # each chunk serves this many steps, each time with other objects, prompts, order and colours
     clip_frames: int = 16  # of the clips that are read; they are cut to what the stage wants
     objects: int = 3
     weight_decay: float = 0.05
@@ -91,12 +92,12 @@ class TrainConfig:
     device: str = 'cpu'
     half: bool = False  # bfloat16 autocast
     graph: bool = False  # replay the step as a CUDA graph
-    compile: bool = False  # the image encoder, by torch.compile
+    compile: bool = False  # torch.compile
     stop_after: float | None = None  # seconds; save and leave
     save_every: float = 120.0  # seconds
     log_every: int = 20
     validate_every: int = 500
-    validation_clips: int = 16
+    validation_clips: int = 12
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
@@ -131,8 +132,15 @@ class Trainer:
         self.figures: dict[str, Tensor] = {}
         self._running: deque[torch.cuda.Event] = deque()
         self._resume()
-        if config.compile:
-            self.model.image_encoder.compile(dynamic=False)
+        self._compiled = self._compile() if config.compile else []
+
+    def _compile(self) -> list[torch.nn.Module]:
+        model = self.model
+        model.image_encoder.compile(dynamic=False)
+        varying = [model.memory_attention, model.memory_encoder]
+        for module in varying:  # other rows and lengths at every stage
+            module.compile(dynamic=True)
+        return [model.image_encoder, *varying]
 
     def _optimizer(self) -> torch.optim.Optimizer:
         decayed = [p for p, name in self.names.items() if p.requires_grad and p.ndim > 1 and 'embed' not in name
@@ -175,7 +183,7 @@ class Trainer:
         return progress
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.half, cache_enabled=False)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.half)
 
     def _losses(self, model: Sam2Model, clips: PackedClips, knobs: Knobs) -> tuple[Tensor, dict[str, Tensor]]:
         frames = clips.masks.shape[1]
@@ -208,10 +216,9 @@ class Trainer:
 
     def _enter_stage(self, frames: int, clips: PackedClips) -> None:
         """Forget what was captured; before the first clips start the memory from the encoder as it is."""
-        if self.stage_frames == 1 and frames > 1 or self.stage_frames == 0 and frames > 1:
-            with torch.no_grad(), self._autocast():
-                images = normalise(clips.frames.flatten(0, 1)[:64])
-                features = self.model.encode_image(images).stride16_bchw.float()
+        if self.stage_frames <= 1 < frames:
+            with self._autocast():  # as in training: code compiled for it serves
+                features = self.model.encode_image(normalise(clips.frames.flatten(0, 1))).stride16_bchw.detach()
             start_memory(self.model, features)
             if self.world > 1:  # the statistics differ
                 for parameter in self.model.parameters():
@@ -248,11 +255,11 @@ class Trainer:
                 group['lr'] = rate
         self.ema_rate.fill_(1 - min(config.ema, (1 + self.step) / (10 + self.step)))
         if not config.graph:
-            self._plain_step()
+            self._try_step()
         elif self._graph is not None:
             self._graph.replay()
         elif self._eager_left:
-            self._plain_step()
+            self._try_step()
             self._eager_left -= 1
         else:
             self._capture()
@@ -263,6 +270,19 @@ class Trainer:
             self._running[-1].record()
             if len(self._running) > 2:
                 self._running.popleft().synchronize()
+
+    def _try_step(self) -> None:
+        """A step; if compiled code fails, the same step and all others without it."""
+        try:
+            self._plain_step()
+        except Exception as error:
+            if not self._compiled:
+                raise
+            print(f'compiled code fails ({type(error).__name__}: {str(error)[:500]}): going on without', file=sys.stderr)
+            for module in self._compiled:
+                module._compiled_call_impl = None
+            self._compiled = []
+            self._plain_step()
 
     def _plain_step(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -276,7 +296,8 @@ class Trainer:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream()):
+        with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream(),
+                              capture_error_mode='thread_local'):  # the loader pins memory meanwhile
             self._forward_backward()
             self._update()
 
@@ -285,8 +306,8 @@ class Trainer:
         """The averaged model's figures on clips that no training seed makes."""
         if not hasattr(self, '_validation'):
             source = SyntheticClips(VALIDATION_SEED + self.config.seed, 8, self.config.model.image_size,
-                                    self.config.validation_clips, textures=100)
-            self._validation = PackedClips(*(part.to(self.device) for part in pack(source[0])))
+                                    self.config.validation_clips, textures=30)
+            self._validation = PackedClips(*(part.to(self.device) for part in source[0]))
         torch.manual_seed(VALIDATION_SEED)
         _, figures = self._losses(self.average, self._validation, Knobs.on(self.device))
         return {name: float(value) for name, value in figures.items()}
@@ -305,7 +326,7 @@ class Trainer:
             torch.cuda.set_stream(torch.cuda.Stream())
         waited, since, images = 0.0, time.monotonic(), 0
         before = self.elapsed
-        stream = batches(self.source, config.chunks, self.step, config.workers, self.rank, self.world,
+        stream = batches(self.source, config.chunks, self.step, config.workers, self.rank, self.world, config.echo,
                          pin=self.device.type == 'cuda')
         try:
             while self.progress() < 1 and not stop:
@@ -374,10 +395,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--model', default='nano', help='which shape to train')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--chunks', type=int, help='four clips of 16 frames each, per step and process')
+    parser.add_argument('--echo', type=int, default=1, help='how many steps each clip serves')
     parser.add_argument('--workers', type=int, default=max(0, (os.cpu_count() or 1) - 1))
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--no-graph', action='store_true', help='no CUDA graph')
-    parser.add_argument('--compile', action='store_true', help='compile the image encoder')
+    parser.add_argument('--compile', action='store_true', help='use torch.compile')
     parser.add_argument('--validate-every', type=int, default=500, help='steps')
     parser.add_argument('--log-every', type=int, default=20, help='steps')
     options = parser.parse_args(arguments)
@@ -391,7 +413,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     config = TrainConfig(
         output=options.output, model=VARIANTS[options.model], steps=options.steps, minutes=options.minutes,
-        chunks=options.chunks or (8 if on_gpu else 1), workers=options.workers, device=options.device, seed=options.seed,
+        chunks=options.chunks or (4 if on_gpu else 1), echo=options.echo, workers=options.workers, device=options.device, seed=options.seed,
         half=on_gpu, graph=on_gpu and not options.no_graph and not dist.is_initialized(), compile=options.compile,
         stop_after=options.stop_after, validate_every=options.validate_every, log_every=options.log_every)
     complete = Trainer(config).run()

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.random import Generator
 
 from sam2_core.training import sprites
-from sam2_core.training.clips import VISIBLE_PIXELS, Clip
-from sam2_core.training.sprites import SPRITE_SIZE, Thing
-from sam2_core.training.textures import TEXTURE_SIZE, TextureBank
+from sam2_core.training.clips import MAX_OBJECTS, VISIBLE_PIXELS, Clip
+from sam2_core.training.sprites import SPRITE_SIZE, ClutterBank, Thing
+from sam2_core.training.textures import TEXTURE_SIZE
 
 _HALF = SPRITE_SIZE / 2
 _CANVAS = 1.6  # the background is this many times as wide as the frame
@@ -135,8 +135,8 @@ def _shuffle(rng: Generator, paths: list[_Path], frames: int, size: int) -> None
 class Scene:
     """One scene: what is in it and how it moves. ``render`` draws it."""
 
-    def __init__(self, rng: Generator, bank: TextureBank, frames: int, size: int) -> None:
-        self.rng, self.bank, self.frames, self.size = rng, bank, frames, size
+    def __init__(self, rng: Generator, clutter: ClutterBank, frames: int, size: int) -> None:
+        self.rng, self.bank, self.clutter, self.frames, self.size = rng, clutter.bank, clutter, frames, size
         self.things: list[Thing] = []
         self.paths: list[_Path] = []
         self._cast()
@@ -259,7 +259,7 @@ class Scene:
         for _ in range(int(rng.choice([0, 2, 5, 12, 25]))):
             kind = rng.random()
             thing = (self.things[int(rng.integers(len(self.things)))] if kind < 0.12
-                     else sprites.rigid(rng, bank))
+                     else self.clutter.draw(rng))
             extent = side * np.exp(rng.uniform(np.log(0.03), np.log(0.35)))
             scale = extent / SPRITE_SIZE
             place = _move(*rng.uniform(0, side, 2)) @ _turn(rng.uniform(0, 6.3), scale, scale) @ _move(-_HALF, -_HALF)
@@ -388,18 +388,27 @@ def _draw_shadow(frame: np.ndarray, thing: Thing, place: np.ndarray, t: float, s
     frame[y0:y1, x0:x1] = cv2.blendLinear(region, region, light, np.zeros_like(light))
 
 
-def make_clip(seed: int | tuple[int, ...], bank: TextureBank, frames: int, size: int = 256) -> Clip:
-    """A clip of ``frames`` frames of ``size`` x ``size`` pixels, a function of ``seed`` and the bank alone.
+def render(seed: int | tuple[int, ...], clutter: ClutterBank, frames: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Frames uint8 (T, S, S, 3), and in each pixel the number of the object seen, uint8 (T, S, S), 0 for none.
 
-    Objects are in random order and each is visible in the first frame; things that only come later are not labelled.
+    Objects are numbered from 1 in random order. Each is visible in the first frame: things that only come later are
+    not labelled, nor are objects in frames where hardly anything of them is seen.
     """
     rng = np.random.default_rng(seed)
-    scene = Scene(rng, bank, frames, size)
+    scene = Scene(rng, clutter, frames, size)
     drawn = [scene.draw(t) for t in range(frames)]
     labels = np.stack([labels for _, labels in drawn])
-    present = [i for i in range(1, len(scene.things) + 1)
-               if np.count_nonzero(labels[0] == i) >= 4 * VISIBLE_PIXELS]
-    order = rng.permutation(present).astype(np.uint8)
-    masks = labels[:, None] == order[None, :, None, None]
-    visible = masks.sum(axis=(2, 3)) >= VISIBLE_PIXELS
-    return Clip(np.stack([frame for frame, _ in drawn]), masks & visible[..., None, None], visible)
+    counts = np.stack([np.bincount(part.reshape(-1), minlength=len(scene.things) + 1) for part in labels])
+    present = [i for i in range(1, len(scene.things) + 1) if counts[0, i] >= 4 * VISIBLE_PIXELS][:MAX_OBJECTS]
+    numbers = np.zeros((frames, 256), np.uint8)
+    for number, i in enumerate(rng.permutation(present), 1):
+        numbers[counts[:, i] >= VISIBLE_PIXELS, i] = number
+    objects = np.stack([cv2.LUT(part, table) for part, table in zip(labels, numbers, strict=True)])
+    return np.stack([frame for frame, _ in drawn]), objects
+
+
+def make_clip(seed: int | tuple[int, ...], clutter: ClutterBank, frames: int, size: int = 256) -> Clip:
+    """A clip of ``frames`` frames of ``size`` x ``size`` pixels, a function of ``seed`` and the bank alone."""
+    pixels, objects = render(seed, clutter, frames, size)
+    masks = objects[:, None] == np.arange(1, objects[0].max() + 1, dtype=np.uint8)[None, :, None, None]
+    return Clip(pixels, masks, masks.any(axis=(2, 3)))

@@ -1,6 +1,7 @@
 """Things that move: cut-out shapes with a texture and some shading, rigid, jointed or soft."""
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import cv2
@@ -249,3 +250,18 @@ def thing(rng: Generator, bank: TextureBank) -> Thing:
     """Something of a random kind."""
     kind = rng.random()
     return rigid(rng, bank) if kind < 0.6 else soft(rng, bank) if kind < 0.78 else jointed(rng, bank)
+
+
+class ClutterBank:
+    """Rigid things for backgrounds, each a function of the texture bank and its number alone; made when first asked for."""
+
+    def __init__(self, bank: TextureBank, count: int = 200) -> None:
+        self.bank, self.count = bank, count
+        self._thing = functools.lru_cache(maxsize=None)(self._make)
+
+    def _make(self, index: int) -> Thing:
+        return rigid(np.random.default_rng((self.bank.seed, 1, index)), self.bank)
+
+    def draw(self, rng: Generator) -> Thing:
+        """One of the things."""
+        return self._thing(int(rng.integers(self.count)))

@@ -17,7 +17,8 @@ from sam2_core.training.datasets import run_lengths, sav
 from sam2_core.training.datasets.pictures import read_image
 from sam2_core.training.datasets.recordings import BrokenSample, Labelled, SkippedFiles
 
-_SHIFT = 4  # binary digits below the pixel when polygons are drawn
+_FINE = 4  # polygons are drawn in pixels this many times finer
+_SHIFT = 4  # binary digits below those
 
 
 def matches(folder: Path) -> bool:
@@ -80,18 +81,30 @@ class CocoImage:
 
 
 def segmentation_mask(segmentation: list | dict, height: int, width: int) -> np.ndarray:
-    """COCO's ``segmentation``, polygons or run lengths -> bool mask (height, width). ValueError when it does not fit."""
+    """COCO's ``segmentation``, polygons or run lengths -> bool mask (height, width). ValueError when it is wrong."""
     if isinstance(segmentation, dict):
         size = tuple(int(side) for side in segmentation['size'])
         if size != (height, width):
             raise ValueError(f'mask of {size[1]}x{size[0]} for an image of {width}x{height}')
         return run_lengths.decode(segmentation['counts'], height, width)
-    mask = np.zeros((height, width), np.uint8)
+    mask = np.zeros((height, width), bool)
     for polygon in segmentation:
         corners = np.asarray(polygon, np.float64)
-        if corners.ndim != 1 or len(corners) < 6 or len(corners) % 2:
-            raise ValueError(f'polygon of {corners.size} numbers: must be x, y of at least three corners')
-        # COCO's (0, 0) is the corner of the first pixel, OpenCV's its centre
-        pixels = np.round((corners.reshape(-1, 2) - 0.5) * (1 << _SHIFT)).astype(np.int32)
-        cv2.fillPoly(mask, [pixels], 1, shift=_SHIFT)
-    return mask.astype(bool)
+        if corners.ndim != 1 or len(corners) < 6 or len(corners) % 2 or not np.isfinite(corners).all():
+            raise ValueError(f'polygon {polygon}: must be x, y of at least three corners')
+        mask |= _polygon(corners.reshape(-1, 2), height, width)
+    return mask
+
+
+def _polygon(corners: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The pixels of which at least half lies in the polygon, whose (0, 0) is the corner of the first pixel."""
+    mask = np.zeros((height, width), bool)
+    x0, y0 = np.clip(np.floor(corners.min(axis=0)), 0, (width, height)).astype(int)
+    x1, y1 = np.clip(np.ceil(corners.max(axis=0)), 0, (width, height)).astype(int)
+    if x1 > x0 and y1 > y0:
+        fine = np.zeros(((y1 - y0) * _FINE, (x1 - x0) * _FINE), np.uint8)
+        # OpenCV counts centres of pixels
+        pixels = np.round(((corners - (x0, y0)) * _FINE - 0.5) * (1 << _SHIFT)).astype(np.int32)
+        cv2.fillPoly(fine, [pixels], 255, shift=_SHIFT)
+        mask[y0:y1, x0:x1] = cv2.resize(fine, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA) >= 128
+    return mask

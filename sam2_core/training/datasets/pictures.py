@@ -26,7 +26,8 @@ def decode_image(data: bytes, name: Path | str) -> np.ndarray:
         _chunks(data, name)
     elif data.startswith(_JPEG) and _JPEG_END not in data[-64:]:
         raise BrokenSample(name, 'JPEG is cut off')  # OpenCV would fill the rest with grey
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if data else None
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     if image is None:
         raise BrokenSample(name, 'not an image that can be decoded')
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
