@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from torch import Tensor
 from sam2_core.config import VARIANTS, Sam2Config
 from sam2_core.model import Sam2Model
 from sam2_core.training import checkpoints, curves
-from sam2_core.training.clips import PackedClips, split
+from sam2_core.training.clips import Clip, PackedClips, pack, split
 from sam2_core.training.data import Augmentation, ClipSource, SyntheticClips, batches
 from sam2_core.training.initialise import new_model, start_memory
 from sam2_core.training.rollout import ForegroundHead, Knobs, Step, normalise, step_losses
@@ -46,6 +47,9 @@ class Schedule:
     warm_up: float = 0.02
     balance: tuple[float, float] = (1.0, 0.05)
     balance_fades: tuple[float, float] = (0.05, 0.15)
+    true_masks: tuple[float, float] = (0.85, 0.0)
+    true_presence: tuple[float, float] = (1.0, 0.0)
+    foreground: tuple[float, float] = (0.3, 0.02)
 
     def frames(self, progress: float) -> int:
         """Frames per clip."""
@@ -62,9 +66,9 @@ class Schedule:
         memory = next((until for until, frames in self.stages if frames == 1), 0.0)  # here memory begins
         since = progress - memory
         knobs.balance.fill_(_fade(progress, *self.balance_fades, *self.balance))
-        knobs.true_masks.fill_(_fade(since, 0.02, 0.20, 0.85, 0.0))
-        knobs.true_presence.fill_(_fade(since, 0.05, 0.35, 1.0, 0.0))
-        knobs.foreground.fill_(_fade(progress, 0.1, 0.5, 0.3, 0.02))
+        knobs.true_masks.fill_(_fade(since, 0.02, 0.20, *self.true_masks))
+        knobs.true_presence.fill_(_fade(since, 0.05, 0.35, *self.true_presence))
+        knobs.foreground.fill_(_fade(progress, 0.1, 0.5, *self.foreground))
 
 
 def _fade(x: float, start: float, stop: float, first: float, last: float) -> float:
@@ -84,9 +88,14 @@ class TrainConfig:
     echo: int = 1  # each chunk serves this many steps, each time with other objects, prompts, order and colours
     clip_frames: int = 16  # of the clips that are read; they are cut to what the stage wants
     objects: int = 3
+    accumulate: int = 1  # the chunks of a step are done in this many parts, as if each were another process's
+    augment: bool = True  # on the device; off where the source has done it
+    foreground: bool = True  # an auxiliary loss that helps a new model to start
+    frozen: tuple[str, ...] = ()  # parts of the model that are not trained
+    rates: tuple[tuple[str, float], ...] = ()  # parts with a learning rate of their own, instead of the schedule's
     weight_decay: float = 0.05
     clip_norm: float = 1.0
-    ema: float = 0.999
+    ema: float = 0.999  # 0: no average is kept
     seed: int = 0
     workers: int = 0
     device: str = 'cpu'
@@ -98,30 +107,47 @@ class TrainConfig:
     log_every: int = 20
     validate_every: int = 500
     validation_clips: int = 12
+    weights_dtype: torch.dtype = torch.float16
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
             raise ValueError(f'steps {self.steps} and minutes {self.minutes}: give one of them')
+        if self.chunks % self.accumulate:
+            raise ValueError(f'chunks {self.chunks}: must be a multiple of accumulate {self.accumulate}')
+        if self.graph and self.accumulate > 1:
+            raise ValueError(f'accumulate {self.accumulate}: a CUDA graph holds one part only; leave graph off')
 
 
 class Trainer:
-    """A run that can be left and taken up again."""
+    """A run that can be left and taken up again.
 
-    def __init__(self, config: TrainConfig, source: ClipSource | None = None, model: Sam2Model | None = None) -> None:
+    source: the clips, synthetic ones by default; model: where to go on from, a new one by default; validation: clips to
+    measure on, at the start and the end of the run as well.
+    """
+
+    def __init__(self, config: TrainConfig, source: ClipSource | None = None, model: Sam2Model | None = None,
+                 validation: Sequence[Clip] = ()) -> None:
         self.config = config
+        self.is_new = model is None
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.device = torch.device(config.device)
         torch.manual_seed(config.seed)
         self.model = (new_model(config.model) if model is None else model).to(self.device).train()
         self.model.requires_grad_(True)
         self.model.no_mem_pos_enc.requires_grad_(False)  # used by no version
+        for name, parameter in self.model.named_parameters():
+            if part_of(name, config.frozen) is not None:
+                parameter.requires_grad_(False)
         # the single mask is what is trained; falling back on the others is for use only
         self.model.sam_mask_decoder.stability_threshold = -1.0
-        self.head = ForegroundHead(config.model.d_model).to(self.device)
-        self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.modules = {'model': self.model, 'head': self.head}
+        self.head = ForegroundHead(config.model.d_model).to(self.device) if config.foreground else None
+        self.average = copy.deepcopy(self.model).requires_grad_(False) if config.ema else self.model
+        self.modules = {'model': self.model} | ({'head': self.head} if self.head else {})
+        self.saved = self.modules | ({'average': self.average} if config.ema else {})
         self.names = checkpoints.parameter_names(self.modules)
         self.optimizer = self._optimizer()
+        self._validation = [self._on_device(pack([clip])) for clip in validation]
+        self._measures_ends = bool(validation)
         self.source = source or SyntheticClips(config.seed, config.clip_frames, config.model.image_size)
         self.knobs = Knobs.on(self.device)
         self.ema_rate = torch.zeros((), device=self.device)
@@ -149,16 +175,24 @@ class Trainer:
         others = [p for p in self.names if p.requires_grad and p not in chosen]
         on_gpu = self.device.type == 'cuda'
         rate = torch.tensor(0.0, device=self.device) if on_gpu else 0.0
-        return torch.optim.AdamW([{'params': decayed, 'weight_decay': self.config.weight_decay},
-                                  {'params': others, 'weight_decay': 0.0}], lr=rate, betas=(0.9, 0.98),
-                                 fused=on_gpu, capturable=on_gpu)
+        groups: dict[tuple[float | None, float], list[torch.nn.Parameter]] = {}
+        own = dict(self.config.rates)
+        for parameters, decay in ((decayed, self.config.weight_decay), (others, 0.0)):
+            for parameter in parameters:
+                part = part_of(self.names[parameter].removeprefix('model.'), own)
+                groups.setdefault((own.get(part), decay), []).append(parameter)
+        return torch.optim.AdamW(
+            [{'params': parameters, 'weight_decay': decay, 'lr': rate.clone() if on_gpu else rate,
+              'scale': 1.0 if peak is None else peak / self.config.schedule.learning_rate}
+             for (peak, decay), parameters in groups.items()],
+            lr=rate, betas=(0.9, 0.98), fused=on_gpu, capturable=on_gpu)
 
     @property
     def _folder(self) -> Path:
         return self.config.output / 'checkpoint'
 
     def _resume(self) -> None:
-        state = checkpoints.load_state(self._folder, self.modules | {'average': self.average}, self.optimizer, self.names)
+        state = checkpoints.load_state(self._folder, self.saved, self.optimizer, self.names)
         if state is not None:
             self.step, self.elapsed, self.stage_frames = state['step'], state['elapsed'], state['stage_frames']
 
@@ -166,9 +200,9 @@ class Trainer:
         """Write the folder to go on from, and the averaged weights as a model file."""
         if self.rank:
             return
-        checkpoints.save_state(self._folder, self.modules | {'average': self.average}, self.optimizer, self.names,
+        checkpoints.save_state(self._folder, self.saved, self.optimizer, self.names,
                                {'step': self.step, 'elapsed': self.elapsed, 'stage_frames': self.stage_frames})
-        checkpoints.save_weights(self.config.output / 'weights.safetensors', self.average)
+        checkpoints.save_weights(self.config.output / 'weights.safetensors', self.average, self.config.weights_dtype)
 
     def progress(self) -> float:
         """How far the run is, 0..1; the same in all processes."""
@@ -191,14 +225,19 @@ class Trainer:
         with self._autocast():
             return step_losses(model, self.head, clips, step, knobs)
 
-    def _forward_backward(self) -> None:
-        loss, self.figures = self._losses(self.model, self._inputs, self.knobs)
+    def _on_device(self, clips: PackedClips) -> PackedClips:
+        return PackedClips(*(part.to(self.device) for part in clips))
+
+    def _forward_backward(self, clips: PackedClips) -> None:
+        loss, self.figures = self._losses(self.model, clips, self.knobs)
         loss.backward()
 
     def _update(self) -> None:
         parameters = [p for p in self.names if p.grad is not None]
         self.figures['gradient'] = torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm, foreach=True)
         self.optimizer.step()
+        if self.average is self.model:
+            return
         with torch.no_grad():
             averaged, present = list(self.average.parameters()), list(self.model.parameters())
             change = torch._foreach_sub(present, averaged)
@@ -216,7 +255,7 @@ class Trainer:
 
     def _enter_stage(self, frames: int, clips: PackedClips) -> None:
         """Forget what was captured; before the first clips start the memory from the encoder as it is."""
-        if self.stage_frames <= 1 < frames:
+        if self.is_new and self.stage_frames <= 1 < frames:
             with self._autocast():  # as in training: code compiled for it serves
                 features = self.model.encode_image(normalise(clips.frames.flatten(0, 1))).stride16_bchw.detach()
             start_memory(self.model, features)
@@ -232,10 +271,12 @@ class Trainer:
         config, progress = self.config, self.progress()
         frames = config.schedule.frames(progress)
         rng = np.random.default_rng((config.seed, self.step))
-        torch.manual_seed((config.seed * 1_000_003 + self.step) * 64 + self.rank)
+        self._seed(0)
         clips = PackedClips(*(torch.cat([part.to(self.device, non_blocking=True) for part in parts])
-                              for parts in zip(*chunks, strict=True)))
-        clips = split(Augmentation(rng, config.clip_frames, frames)(clips), frames)
+                              for parts in zip(*self._in_parts(chunks), strict=True)))
+        if config.augment:
+            clips = Augmentation(rng, config.clip_frames, frames)(clips)
+        clips = split(clips, frames)
         if frames != self.stage_frames or self._inputs is None:
             self._graph, self._eager_left, self._inputs = None, _EAGER_STEPS, clips
             self.optimizer.zero_grad(set_to_none=True)
@@ -250,9 +291,9 @@ class Trainer:
         rate = config.schedule.rate(progress)
         for group in self.optimizer.param_groups:
             if isinstance(group['lr'], Tensor):
-                group['lr'].fill_(rate)
+                group['lr'].fill_(rate * group['scale'])
             else:
-                group['lr'] = rate
+                group['lr'] = rate * group['scale']
         self.ema_rate.fill_(1 - min(config.ema, (1 + self.step) / (10 + self.step)))
         if not config.graph:
             self._try_step()
@@ -284,12 +325,34 @@ class Trainer:
             self._compiled = []
             self._plain_step()
 
+    def _in_parts(self, chunks: list[PackedClips]) -> list[PackedClips]:
+        """Part by part: of as many parts each takes the chunk that another process would read."""
+        return [chunk for part in range(self.config.accumulate) for chunk in chunks[part::self.config.accumulate]]
+
+    def _seed(self, part: int) -> None:
+        number = self.rank * self.config.accumulate + part
+        torch.manual_seed((self.config.seed * 1_000_003 + self.step) * 64 + number)
+
     def _plain_step(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        self._forward_backward()
+        parts = self.config.accumulate
+        if parts == 1:
+            self._forward_backward(self._inputs)
+        else:
+            self._accumulate([PackedClips(*part) for part in zip(*(t.chunk(parts) for t in self._inputs), strict=True)])
         if self.world > 1:
             self._share_gradients()
         self._update()
+
+    def _accumulate(self, parts: list[PackedClips]) -> None:
+        """Gradients and figures of several parts, averaged."""
+        figures = []
+        for number, clips in enumerate(parts):
+            self._seed(number)
+            self._forward_backward(clips)
+            figures.append(self.figures)
+        self.figures = {name: torch.stack([part[name] for part in figures]).nanmean() for name in figures[0]}
+        torch._foreach_div_([p.grad for p in self.names if p.grad is not None], len(parts))
 
     def _capture(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -298,22 +361,38 @@ class Trainer:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream(),
                               capture_error_mode='thread_local'):  # the loader pins memory meanwhile
-            self._forward_backward()
+            self._forward_backward(self._inputs)
             self._update()
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """The averaged model's figures on clips that no training seed makes."""
-        if not hasattr(self, '_validation'):
+        """The averaged model's figures on the validation clips, by default ones that no training seed makes."""
+        if not self._validation:
             source = SyntheticClips(VALIDATION_SEED + self.config.seed, 8, self.config.model.image_size,
                                     self.config.validation_clips, textures=30)
-            self._validation = PackedClips(*(part.to(self.device) for part in source[0]))
+            self._validation = [self._on_device(source[0])]
         torch.manual_seed(VALIDATION_SEED)
-        _, figures = self._losses(self.average, self._validation, Knobs.on(self.device))
-        return {name: float(value) for name, value in figures.items()}
+        found = [self._losses(self.average, clips, Knobs.on(self.device))[1] for clips in self._validation]
+        return {name: float(torch.stack([figures[name] for figures in found]).nanmean()) for name in found[0]}
 
-    def run(self) -> bool:
-        """Train until the end, or until it is time to leave. True when the run is complete."""
+    def _validation_line(self) -> dict[str, float]:
+        return {'step': self.step, 'minutes': round(self.elapsed / 60, 3)} | {
+            f'validation_{name}': round(value, 4) for name, value in self.validate().items()}
+
+    def _leaves(self, stop: list[bool]) -> bool:
+        """Was any of the processes told to stop? All must leave at the same step."""
+        if self.world == 1:
+            return bool(stop)
+        told = torch.tensor(float(bool(stop)), device=self.device)
+        dist.all_reduce(told, dist.ReduceOp.MAX)
+        return bool(told)
+
+    def run(self, show: Callable[[dict], None] | None = None, each_step: Callable[[], None] = lambda: None) -> bool:
+        """Train until the end, or until it is time to leave. True when the run is complete.
+
+        ``show`` is given every line of the log (default: printed), ``each_step`` is called after every step.
+        """
+        show = show or _print
         config = self.config
         entered = started = saved = time.monotonic()
         stop = []
@@ -321,19 +400,22 @@ class Trainer:
         log = (config.output / 'log.jsonl') if self.rank == 0 else None
         if log:
             config.output.mkdir(parents=True, exist_ok=True)
-            _forget_after(log, self.step)
+            _forget_after(log, self.step or -1)
+            if self._measures_ends and self.step == 0:
+                _write(log, self._validation_line(), show)
         if self.device.type == 'cuda' and config.graph:
             torch.cuda.set_stream(torch.cuda.Stream())
         waited, since, images = 0.0, time.monotonic(), 0
-        before = self.elapsed
+        before, measured = self.elapsed, self.step
         stream = batches(self.source, config.chunks, self.step, config.workers, self.rank, self.world, config.echo,
                          pin=self.device.type == 'cuda')
         try:
-            while self.progress() < 1 and not stop:
+            while self.progress() < 1 and not self._leaves(stop):
                 asked = time.monotonic()
                 chunks = next(stream)
                 waited += time.monotonic() - asked
                 self.run_step(chunks)
+                each_step()
                 if started == entered:  # compiling and filling the queues is not training
                     started = time.monotonic()
                 images += sum(chunk.masks.shape[0] * chunk.masks.shape[1] for chunk in chunks) * self.world
@@ -346,10 +428,10 @@ class Trainer:
                     line |= {'images_per_s': round(images / (now - since), 1),
                              'data_wait': round(waited / (now - since), 3)}
                     waited, since, images = 0.0, now, 0
-                    _write(log, line)
+                    _write(log, line, show)
                 if config.validate_every and self.step % config.validate_every == 0 and log:
-                    _write(log, {'step': self.step, 'minutes': round(self.elapsed / 60, 3)}
-                           | {f'validation_{name}': round(value, 4) for name, value in self.validate().items()})
+                    measured = self.step
+                    _write(log, self._validation_line(), show)
                     now = time.monotonic()
                 self.elapsed = before + now - started
                 if now - saved > config.save_every:
@@ -361,27 +443,55 @@ class Trainer:
             pass
         finally:
             signal.signal(signal.SIGTERM, previous)
+        complete = self.progress() >= 1
+        if log and complete and self._measures_ends and measured != self.step:
+            _write(log, self._validation_line(), show)
         self.save()
         if log:
             curves.draw(log, config.output / 'curves.png')
-        return self.progress() >= 1
+        return complete
 
 
 def _forget_after(log: Path, step: int) -> None:
-    """Drop the lines of steps that will be done again."""
+    """Drop the lines of steps that will be done again, and one that a kill cut off."""
     if log.exists():
-        lines = [line for line in log.read_text().splitlines() if json.loads(line)['step'] <= step]
+        whole = [line for line in log.read_text().splitlines() if line.endswith('}')]
+        lines = [line for line in whole if json.loads(line)['step'] <= step]
         log.write_text(''.join(line + '\n' for line in lines))
 
 
-def _write(log: Path, line: dict) -> None:
+def part_of(name: str, parts: Iterable[str]) -> str | None:
+    """The longest of ``parts`` that a parameter's dotted name lies in; None when it lies in none."""
+    inside = [part for part in parts if name == part or name.startswith(part + '.')]
+    return max(inside, key=len, default=None)
+
+
+def _write(log: Path, line: dict, show: Callable[[dict], None]) -> None:
+    line = {name: value for name, value in line.items() if value == value}  # nothing to see is no number
     with log.open('a') as file:
         file.write(json.dumps(line) + '\n')
+    show(line)
+
+
+def _print(line: dict) -> None:
     shown = ('step', 'minutes', 'frames', 'loss', 'image_box_j', 'image_click_j', 'video_tracked_j',
              'video_absent_right', 'gradient', 'images_per_s', 'data_wait', 'validation_image_box_j',
              'validation_video_tracked_j', 'validation_video_absent_right')
     text = ' '.join(f'{name.replace("validation_", "v:")} {line[name]}' for name in shown if name in line)
     print(text, file=sys.stderr, flush=True)
+
+
+def join_processes(device: str) -> str:
+    """Meet the other processes that ``torchrun`` started, if it did; the device of this one."""
+    on_gpu = device.startswith('cuda')
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    if 'LOCAL_RANK' not in os.environ:
+        return device
+    dist.init_process_group('nccl' if on_gpu else 'gloo')
+    if not on_gpu:
+        return device
+    torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+    return f'cuda:{os.environ["LOCAL_RANK"]}'
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -403,14 +513,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--validate-every', type=int, default=500, help='steps')
     parser.add_argument('--log-every', type=int, default=20, help='steps')
     options = parser.parse_args(arguments)
-    if 'LOCAL_RANK' in os.environ:
-        on_gpu = options.device.startswith('cuda')
-        dist.init_process_group('nccl' if on_gpu else 'gloo')
-        if on_gpu:
-            options.device = f'cuda:{os.environ["LOCAL_RANK"]}'
-            torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+    options.device = join_processes(options.device)
     on_gpu = options.device.startswith('cuda')
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     config = TrainConfig(
         output=options.output, model=VARIANTS[options.model], steps=options.steps, minutes=options.minutes,
         chunks=options.chunks or (4 if on_gpu else 1), echo=options.echo, workers=options.workers, device=options.device, seed=options.seed,

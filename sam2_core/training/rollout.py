@@ -128,26 +128,33 @@ class _Tally:
             self.seen.setdefault('absent_right', []).append((right, ~visible * weight))
 
     def result(self) -> tuple[Tensor, dict[str, Tensor]]:
-        def mean(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-            return weighted_mean(torch.cat([v for v, _ in parts]), torch.cat([w for _, w in parts]))
+        def joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+            return torch.cat([v for v, _ in parts]), torch.cat([w for _, w in parts])
 
-        losses = {name: mean(parts) for name, parts in self.terms.items()}
-        return sum(losses.values()), ({name: value.detach() for name, value in losses.items()}
-                                      | {name: mean(parts) for name, parts in self.seen.items()})
+        losses = {name: weighted_mean(*joined(parts)) for name, parts in self.terms.items()}
+        figures = {name: value.detach() for name, value in losses.items()}
+        for name, parts in self.seen.items():
+            values, weights = joined(parts)
+            figures[name] = (values * weights).sum() / weights.sum()  # not a number where there was nothing to see
+        return sum(losses.values()), figures
 
 
-def step_losses(model: Sam2Model, head: ForegroundHead, clips: PackedClips, step: Step,
+def step_losses(model: Sam2Model, head: ForegroundHead | None, clips: PackedClips, step: Step,
                 knobs: Knobs) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of a batch of clips of ``step.frames`` frames, and figures to log (0-dimensional tensors)."""
+    """The loss of a batch of clips of ``step.frames`` frames, and figures to log (0-dimensional tensors).
+
+    ``head``: None leaves the auxiliary foreground loss out.
+    """
     count, frames, size = clips.masks.shape[:3]
     encoded = model.encode_image(normalise(clips.frames.flatten(0, 1)))
     visibility = object_visibility(clips.masks)  # (N, T, MAX_OBJECTS)
     figures: dict[str, Tensor] = {}
     loss, seen = _image_losses(model, encoded, clips.masks.flatten(0, 1), visibility.flatten(0, 1), step, knobs)
     figures |= {f'image_{name}': value for name, value in seen.items()}
-    foreground = head.loss(encoded, clips.masks.flatten(0, 1))
-    figures['foreground'] = foreground.detach()
-    loss = loss + knobs.foreground * foreground
+    if head is not None:
+        foreground = head.loss(encoded, clips.masks.flatten(0, 1))
+        figures['foreground'] = foreground.detach()
+        loss = loss + knobs.foreground * foreground
     if frames > 1:
         levels = ImageFeatures(*(level.unflatten(0, (count, frames)) for level in encoded))
         video, seen = _video_losses(model, levels, clips.masks, visibility, step, knobs)
