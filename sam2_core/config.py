@@ -76,8 +76,8 @@ _SIZES = {'tiny': _TINY, 'small': _SMALL, 'base_plus': _BASE_PLUS, 'large': _LAR
 
 VARIANTS: dict[str, Sam2Config] = {
     'nano': Sam2Config(
-        embed_dim=40, stages=(1, 2, 3, 1), global_attention_blocks=(4, 5), window_sizes=(8, 4, 8, 8), position_grid=8,
-        d_model=128, memory_attention_layers=2, memory_attention_feedforward=256, memory_dim=64,
+        embed_dim=32, stages=(1, 2, 4, 1), global_attention_blocks=(4, 6), window_sizes=(8, 4, 8, 8), position_grid=8,
+        d_model=96, memory_attention_layers=2, memory_attention_feedforward=256, memory_dim=32,
         decoder_heads=4, decoder_feedforward=256, iou_head_hidden=128, max_pointer_distance=32, image_size=256),
     **{f'sam2_hiera_{size}': replace(config, no_object_embedding=False, pointer_time_codes=False)
        for size, config in _SIZES.items()},

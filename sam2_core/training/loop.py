@@ -47,6 +47,15 @@ class Schedule:
     warm_up: float = 0.02
     balance: tuple[float, float] = (1.0, 0.05)
     balance_fades: tuple[float, float] = (0.05, 0.15)
+    true_masks: float = 0.85  # at first
+    true_presence: float = 1.0  # at first
+    foreground: float = 0.3  # at first
+
+    @classmethod
+    def going_on(cls, learning_rate: float = 6e-4, frames: int = 8) -> Schedule:
+        """For a model that segments and tracks already."""
+        return cls(((1.0, frames),), learning_rate, 0.03, (0.05, 0.05), true_masks=0.1, true_presence=0.3,
+                   foreground=0.05)
     true_masks: tuple[float, float] = (0.85, 0.0)
     true_presence: tuple[float, float] = (1.0, 0.0)
     foreground: tuple[float, float] = (0.3, 0.02)
@@ -162,11 +171,10 @@ class Trainer:
 
     def _compile(self) -> list[torch.nn.Module]:
         model = self.model
-        model.image_encoder.compile(dynamic=False)
-        varying = [model.memory_attention, model.memory_encoder]
-        for module in varying:  # other rows and lengths at every stage
-            module.compile(dynamic=True)
-        return [model.image_encoder, *varying]
+        modules = [model.image_encoder, model.memory_encoder]  # those with one shape in a stage
+        for module in modules:
+            module.compile(dynamic=False)
+        return modules
 
     def _optimizer(self) -> torch.optim.Optimizer:
         decayed = [p for p, name in self.names.items() if p.requires_grad and p.ndim > 1 and 'embed' not in name
@@ -503,6 +511,8 @@ def main(arguments: list[str] | None = None) -> int:
     length.add_argument('--steps', type=int, help='length of the whole run')
     parser.add_argument('--stop-after', type=float, help='seconds after which to save and leave')
     parser.add_argument('--model', default='nano', help='which shape to train')
+    parser.add_argument('--weights', type=Path, help='go on from these instead of from nothing')
+    parser.add_argument('--rate', type=float, default=6e-4, help='learning rate when going on from weights')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--chunks', type=int, help='four clips of 16 frames each, per step and process')
     parser.add_argument('--echo', type=int, default=1, help='how many steps each clip serves')
@@ -519,8 +529,10 @@ def main(arguments: list[str] | None = None) -> int:
         output=options.output, model=VARIANTS[options.model], steps=options.steps, minutes=options.minutes,
         chunks=options.chunks or (4 if on_gpu else 1), echo=options.echo, workers=options.workers, device=options.device, seed=options.seed,
         half=on_gpu, graph=on_gpu and not options.no_graph and not dist.is_initialized(), compile=options.compile,
+        schedule=Schedule() if options.weights is None else Schedule.going_on(options.rate),
         stop_after=options.stop_after, validate_every=options.validate_every, log_every=options.log_every)
-    complete = Trainer(config).run()
+    model = None if options.weights is None else checkpoints.load_weights(options.weights, config.model)
+    complete = Trainer(config, model=model).run()
     if dist.is_initialized():
         dist.destroy_process_group()
     return 0 if complete else 3

@@ -264,13 +264,13 @@ def _video_losses(model: Sam2Model, levels: ImageFeatures, masks: Tensor, visibi
             tally.add('tracked', decoded, targets, visible, weight, ALL_MASKS)
             told = torch.rand(rows, device=device) < knobs.true_presence
             score = torch.where(told, visible.float() * MASK_SCALE + MASK_BIAS, decoded.object_score)
-            chosen = model.choose_masks(decoded._replace(object_score=score))
+            chosen = _choose(model, decoded._replace(object_score=score))
             for kind, run in plan.get(t, ()):
                 chosen = _corrected(model, kind, run, chosen, features, image, truth, targets, visible, weight, tally)
         if t == frames - 1:
             break
         shown = torch.rand(rows, device=device) < knobs.true_masks
-        logits = torch.where(shown[:, None, None], targets * MASK_SCALE + MASK_BIAS, chosen.logits.detach())
+        logits = torch.where(shown[:, None, None], targets * MASK_SCALE + MASK_BIAS, chosen.logits)
         memory.write(t, image, chosen._replace(logits=logits))
     return tally.result()
 
@@ -296,14 +296,19 @@ def _first_prompts(model: Sam2Model, image: ImageFeatures, truth: Tensor, target
                                      multimask=points.shape[1] <= 1)
         tally.add(kind, decoded, targets[run], visible[run], weight[run],
                   ALL_MASKS_CLICK if kind == 'click' else ALL_MASKS)
-        parts.append(model.choose_masks(decoded))
+        parts.append(_choose(model, decoded))
     return ObjectMasks(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+def _choose(model: Sam2Model, decoded: DecodedMasks) -> ObjectMasks:
+    """What goes into memory. Without a way back for gradients: over many frames they would grow without bound."""
+    return model.choose_masks(decoded._replace(logits=decoded.logits.detach(), tokens=decoded.tokens.detach()))
 
 
 def _corrected(model: Sam2Model, kind: str, run: slice, chosen: ObjectMasks, features: Tensor, image: ImageFeatures,
                truth: Tensor, targets: Tensor, visible: Tensor, weight: Tensor, tally: _Tally) -> ObjectMasks:
     """``chosen`` with the rows of ``run`` decoded again, as ``StreamTracker`` does for a known object's prompt."""
-    logits = chosen.logits[run].detach()
+    logits = chosen.logits[run]
     if kind == 'box':
         points, labels = sampling.boxes(truth[run])
     else:
@@ -316,7 +321,7 @@ def _corrected(model: Sam2Model, kind: str, run: slice, chosen: ObjectMasks, fea
     decoded = model.decode_masks(features[run], _rows(image, run), points, labels, previous,
                                  multimask=points.shape[1] <= 1)
     tally.add('corrected', decoded, targets[run], visible[run], weight[run] * visible[run], ALL_MASKS)
-    better = model.choose_masks(decoded)
+    better = _choose(model, decoded)
     index = torch.arange(len(truth), device=truth.device)[run]
     return ObjectMasks(*(old.index_copy(0, index, new.to(old.dtype)) for old, new in zip(chosen, better, strict=True)))
 
