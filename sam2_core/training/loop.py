@@ -47,18 +47,15 @@ class Schedule:
     warm_up: float = 0.02
     balance: tuple[float, float] = (1.0, 0.05)
     balance_fades: tuple[float, float] = (0.05, 0.15)
-    true_masks: float = 0.85  # at first
-    true_presence: float = 1.0  # at first
-    foreground: float = 0.3  # at first
+    true_masks: tuple[float, float] = (0.85, 0.0)
+    true_presence: tuple[float, float] = (1.0, 0.0)
+    foreground: tuple[float, float] = (0.3, 0.02)
 
     @classmethod
     def going_on(cls, learning_rate: float = 6e-4, frames: int = 8) -> Schedule:
         """For a model that segments and tracks already."""
-        return cls(((1.0, frames),), learning_rate, 0.03, (0.05, 0.05), true_masks=0.1, true_presence=0.3,
-                   foreground=0.05)
-    true_masks: tuple[float, float] = (0.85, 0.0)
-    true_presence: tuple[float, float] = (1.0, 0.0)
-    foreground: tuple[float, float] = (0.3, 0.02)
+        return cls(((1.0, frames),), learning_rate, 0.03, (0.05, 0.05), true_masks=(0.1, 0.0), true_presence=(0.3, 0.0),
+                   foreground=(0.05, 0.02))
 
     def frames(self, progress: float) -> int:
         """Frames per clip."""
