@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+import zipfile
 from dataclasses import fields
 from pathlib import Path
 
@@ -69,6 +70,21 @@ def test_pip_and_ros_know_the_same_version_and_executables():
     for name, script in scripts.items():
         assert f'from {script.module} import {script.attr}' in (ROOT / 'scripts' / name).read_text()
         assert callable(script.load())
+
+
+def test_wheel_holds_the_weights_and_every_module(tmp_path):
+    pytest.importorskip('pip')
+    settings = tmp_path / 'settings.cfg'
+    settings.write_text(f'[build]\nbuild_base = {tmp_path}/build\n[egg_info]\negg_base = {tmp_path}\n')
+    build = subprocess.run(
+        [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation', '-w', tmp_path, ROOT],
+        env={**os.environ, 'DIST_EXTRA_CONFIG': str(settings)}, capture_output=True, text=True)
+    assert build.returncode == 0, build.stdout + build.stderr
+    wheel, = tmp_path.glob('*.whl')
+    expected = {str(path.relative_to(ROOT)) for package in ('sam2_core', 'sam2_ros')
+                for path in [*(ROOT / package).rglob('*.py'), *(ROOT / package).rglob('*.safetensors')]}
+    assert 'sam2_core/weights/nano.safetensors' in expected
+    assert expected - set(zipfile.ZipFile(wheel).namelist()) == set()
 
 
 # --- versions

@@ -129,6 +129,18 @@ def test_wrong_prompt_loses_nothing(nano, scene):
     assert_same_results(tracker.step(scene.image(1)), undisturbed.step(scene.image(1)), tolerance=1e-6)
 
 
+def test_stream_without_objects_costs_no_model_run(nano, scene):
+    runs = []
+    hook = nano.image_encoder.register_forward_hook(lambda *_: runs.append(1))
+    try:
+        tracker = StreamTracker(nano)
+        assert tracker.step(scene.image(0)).objects == {} and not runs
+        tracker.step(scene.image(1), [box_prompt(scene, 1, 1)])
+        assert len(runs) == 1
+    finally:
+        hook.remove()
+
+
 def test_limit_of_objects_is_kept(nano, scene):
     tracker = StreamTracker(nano, max_objects=1)
     tracker.step(scene.image(0), [box_prompt(scene, 1)])
