@@ -18,6 +18,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from sam2_core.checkpoint import load_model
 from sam2_core.config import VARIANTS
@@ -174,9 +176,8 @@ def prepare(options: argparse.Namespace, bags: BagFormat | None, skipped: Skippe
 class _Display:
     """What a person sees of a run."""
 
-    def __init__(self, trainer: Trainer, skipped: SkippedFiles, bar: Callable[[], None],
-                 say: Callable[[str], None]) -> None:
-        self.trainer, self.skipped, self.bar, self.say = trainer, skipped, bar, say
+    def __init__(self, skipped: SkippedFiles, bar: Callable[[], None], say: Callable[[str], None]) -> None:
+        self.skipped, self.bar, self.say = skipped, bar, say
         self.named = 0
 
     def line(self, line: dict) -> None:
@@ -193,28 +194,21 @@ class _Display:
 
 @contextmanager
 def _display(trainer: Trainer, skipped: SkippedFiles):
-    """Lines, and where there is a terminal and rich a progress bar."""
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-    except ImportError:
-        Console = None
-    if trainer.rank or Console is None or not sys.stderr.isatty():
-        yield _Display(trainer, skipped, lambda: None, say)
-        return
+    """Lines, and on a terminal a progress bar below them."""
     console = Console(stderr=True)
+    if trainer.rank or not console.is_terminal:
+        yield _Display(skipped, lambda: None, lambda text: print(text, file=sys.stderr, flush=True))
+        return
     columns = TextColumn('step {task.fields[step]}'), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console) as progress:
         task = progress.add_task('training', total=1.0, step=trainer.step)
 
         def bar() -> None:
-            progress.update(task, completed=trainer.progress() if trainer.world == 1 or trainer.config.steps else 0,
-                            step=trainer.step)
+            if trainer.world == 1 or trainer.config.steps:  # elsewhere all processes must ask
+                progress.update(task, completed=trainer.progress())
+            progress.update(task, step=trainer.step)
 
-        yield _Display(trainer, skipped, bar, lambda text: console.print(text, highlight=False, markup=False))
+        yield _Display(skipped, bar, lambda text: console.print(text, highlight=False, markup=False))
 
 
 def main(arguments: Sequence[str] | None = None, bags: BagFormat | None = None) -> int:
