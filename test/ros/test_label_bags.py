@@ -9,11 +9,16 @@ import pytest
 pytest.importorskip('rosbags', reason='needs rosbags (pip install rosbags rosbags-image)')
 
 import cv2
+import torch
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
+from sam2_core import load_model
+from sam2_core.config import VARIANTS
 from sam2_core.training.datasets import BrokenSample, RecordedClips, SkippedFiles, open_recordings
+from sam2_core.training.initialise import new_model
 from sam2_ros.label_bags import SEGMENT, bag_format
+from sam2_ros.train import main
 
 ROOT = Path(__file__).resolve().parents[2]
 STORE = get_typestore(Stores.ROS2_JAZZY)
@@ -198,6 +203,18 @@ def test_bags_become_clips(tmp_path, skipped):
     clips = source[0]
     assert all(clip.visible[0].any() and clip.frames.shape == (4, 64, 64, 3) for clip in clips)
     assert not skipped.all()
+
+
+def test_a_bag_trains_a_model(tmp_path):
+    torch.manual_seed(0)
+    torch.save({'model': new_model(VARIANTS['nano']).state_dict()}, tmp_path / 'nano.pt')
+    write_bag(tmp_path / 'data' / 'good')
+    write_bag(tmp_path / 'data' / 'bad', labels=())
+    assert main(['--data', str(tmp_path / 'data'), '--checkpoint', str(tmp_path / 'nano.pt'), '--image-size', '64',
+                 '--frames', '3', '--batch', '1', '--steps', '2', '--workers', '0', '--device', 'cpu',
+                 '--image-topic', '/camera/image', '--output', str(tmp_path / 'run')]) == 0
+    assert load_model('nano', checkpoint=tmp_path / 'run' / 'weights.safetensors', device='cpu').image_size == 256
+    assert [Path(file).name for file in SkippedFiles(tmp_path / 'run' / 'skipped.jsonl').all()] == ['bad']
 
 
 def test_reading_bags_needs_no_ros():
