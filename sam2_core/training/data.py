@@ -1,7 +1,7 @@
 """The clips of a run, made or read by worker processes while the device computes.
 
-The seam for other data: anything with ``__getitem__(number)`` that gives a list of ``Clip`` (a chunk of clips, equally long and of the
-model's size) where equal numbers give equal clips, whatever process asks.
+The seam for other data: anything with ``__getitem__(number)`` that gives a list of ``Clip`` (a chunk of clips, equally
+long and of the model's size), where equal numbers give equal clips, whatever process asks.
 """
 from __future__ import annotations
 
@@ -106,4 +106,4 @@ class Augmentation:
         device = clips.frames.device
         order, channels = self.order.to(device), self.channels.to(device)
         frames, masks = clips.frames[:, order][..., channels], clips.masks[:, order]
-        return PackedClips(frames.flip(self.flips), masks.flip(self.flips)) if self.flips else PackedClips(frames, masks)
+        return PackedClips(frames.flip(self.flips), masks.flip(self.flips))

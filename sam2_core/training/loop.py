@@ -324,7 +324,8 @@ class Trainer:
         except Exception as error:
             if not self._compiled:
                 raise
-            print(f'compiled code fails ({type(error).__name__}: {str(error)[:500]}): going on without', file=sys.stderr)
+            print(f'compiled code fails ({type(error).__name__}: {str(error)[:500]}): going on without',
+                  file=sys.stderr)
             for module in self._compiled:
                 module._compiled_call_impl = None
             self._compiled = []
@@ -524,7 +525,8 @@ def main(arguments: list[str] | None = None) -> int:
     on_gpu = options.device.startswith('cuda')
     config = TrainConfig(
         output=options.output, model=VARIANTS[options.model], steps=options.steps, minutes=options.minutes,
-        chunks=options.chunks or (4 if on_gpu else 1), echo=options.echo, workers=options.workers, device=options.device, seed=options.seed,
+        chunks=options.chunks or (4 if on_gpu else 1), echo=options.echo, workers=options.workers,
+        device=options.device, seed=options.seed,
         half=on_gpu, graph=on_gpu and not options.no_graph and not dist.is_initialized(), compile=options.compile,
         schedule=Schedule() if options.weights is None else Schedule.going_on(options.rate),
         stop_after=options.stop_after, validate_every=options.validate_every, log_every=options.log_every)

@@ -21,7 +21,7 @@ def _pixel(score_bhw: Tensor) -> Tensor:
 
 
 def points_in(masks_bhw: Tensor) -> Tensor:
-    """One point in each mask, float32 (B, 2): anywhere in it for half of them, else well inside. (0, 0) in an empty one."""
+    """One point in each mask, float32 (B, 2): for half of them anywhere in it, else well inside. (0, 0) in an empty one."""
     masks = masks_bhw.float()
     anywhere = _pixel(torch.rand_like(masks) * masks)
     cells = F.avg_pool2d(masks[:, None], 4)
@@ -46,7 +46,7 @@ def clicks(masks_bhw: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def corrections(predicted_bhw: Tensor, masks_bhw: Tensor) -> tuple[Tensor, Tensor]:
-    """One click where the prediction (bool) is wrong, or on the object where it is right: points (B, 1, 2), labels (B, 1)."""
+    """One click where the prediction (bool) is wrong, else on the object: points (B, 1, 2), labels (B, 1)."""
     wrong = predicted_bhw ^ masks_bhw
     points = points_in(torch.where(wrong.flatten(1).any(dim=1)[:, None, None], wrong, masks_bhw))
     return points[:, None], labels_at(masks_bhw, points)[:, None]

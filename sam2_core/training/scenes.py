@@ -86,7 +86,8 @@ def _cover(rng: Generator, path: _Path, target: _Path, frames: int, size: int) -
     leave = angle + rng.choice([0.0, np.pi, rng.uniform(0, 6)])
     aim = np.stack([np.cos([angle, leave]), np.sin([angle, leave])], axis=1)
     jitter = rng.normal(0, 0.04, 2) * size
-    path.position = target.position + jitter - np.minimum(before, 2) * aim[0] * away + np.minimum(after, 2) * aim[1] * away
+    way = np.minimum(after, 2) * aim[1] - np.minimum(before, 2) * aim[0]
+    path.position = target.position + jitter + way * away
     path.log_size[:] = np.log(np.exp(target.log_size).max() * rng.uniform(1.3, 2.1))
 
 

@@ -253,7 +253,7 @@ def thing(rng: Generator, bank: TextureBank) -> Thing:
 
 
 class ClutterBank:
-    """Rigid things for backgrounds, each a function of the texture bank and its number alone; made when first asked for."""
+    """Rigid things for backgrounds, each a function of the texture bank and its number; made when first asked for."""
 
     def __init__(self, bank: TextureBank, count: int = 200) -> None:
         self.bank, self.count = bank, count
