@@ -134,7 +134,9 @@ def _remember_settings(options: argparse.Namespace, world: int) -> None:
                              f'Choose another --output, or the same settings to go on with it')
     elif int(os.environ.get('RANK', 0)) == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings, indent=1))
+        part = path.with_suffix('.part')  # other processes look for the file meanwhile
+        part.write_text(json.dumps(settings, indent=1))
+        part.replace(path)
 
 
 def prepare(options: argparse.Namespace, bags: BagFormat | None, skipped: SkippedFiles) -> Trainer:
