@@ -165,7 +165,7 @@ def step_losses(model: Sam2Model, head: ForegroundHead | None, clips: PackedClip
 
 
 def _choose_objects(eligible: Tensor, favoured: Tensor, objects: int) -> tuple[Tensor, Tensor]:
-    """``objects`` of each row's eligible ones (bool (B, K)), favoured ones more often: numbers, validity (B, objects)."""
+    """``objects`` of each row's eligible ones (bool (B, K)), favoured ones more often: numbers and validity."""
     order = torch.rand_like(eligible, dtype=torch.float32) + 0.5 * favoured + 10 * eligible
     best, numbers = order.topk(objects, dim=1)
     numbers = torch.where(best > 10, numbers, numbers[:, :1])  # too few: the first again, prompted another way

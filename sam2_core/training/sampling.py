@@ -21,7 +21,7 @@ def _pixel(score_bhw: Tensor) -> Tensor:
 
 
 def points_in(masks_bhw: Tensor) -> Tensor:
-    """One point in each mask, float32 (B, 2): for half of them anywhere in it, else well inside. (0, 0) in an empty one."""
+    """One point in each mask, float32 (B, 2): for half of them anywhere, else well inside. (0, 0) in an empty one."""
     masks = masks_bhw.float()
     anywhere = _pixel(torch.rand_like(masks) * masks)
     cells = F.avg_pool2d(masks[:, None], 4)

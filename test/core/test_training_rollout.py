@@ -87,8 +87,8 @@ def test_masks_and_tokens_enter_the_memory_without_a_way_back(model):
     assert model.obj_ptr_proj.layers[0].weight.grad.abs().sum() > 0
 
 
-def test_memory_starts_as_a_near_copy_of_the_image(model):
-    """With a start from the encoder's statistics, features conditioned on a memory look like features without one."""
+def test_the_decoder_sees_its_usual_input_when_memory_starts(model):
+    """Features conditioned on a memory have the statistics of features without one, channel by channel."""
     torch.manual_seed(0)
     with torch.no_grad():
         image = model.encode_image(torch.randn(8, 3, 64, 64))
@@ -96,9 +96,7 @@ def test_memory_starts_as_a_near_copy_of_the_image(model):
         memory = rollout._RowMemory(model, 8, {})
         masks = ObjectMasks(torch.randn(8, 16, 16), torch.rand(8), torch.ones(8), torch.zeros(8, 32))
         memory.write(0, image, masks)
-        conditioned = model.attend_memory(image, memory.read(1))
-    plain = image.stride16_bchw
-    similar = torch.nn.functional.cosine_similarity(conditioned - conditioned.mean((0, 2, 3), keepdim=True),
-                                                    plain - plain.mean((0, 2, 3), keepdim=True), dim=1)
-    assert similar.mean() > 0.4
-
+        conditioned, plain = (x.transpose(0, 1).flatten(1) for x in (
+            model.attend_memory(image, memory.read(1)), image.stride16_bchw))
+    assert (conditioned.std(dim=1) / plain.std(dim=1)).log().abs().mean() < 0.8
+    assert ((conditioned.mean(dim=1) - plain.mean(dim=1)).abs() < 1.5 * plain.std(dim=1)).all()
