@@ -52,9 +52,9 @@ class Schedule:
     foreground: tuple[float, float] = (0.3, 0.02)
 
     @classmethod
-    def going_on(cls, learning_rate: float = 6e-4, frames: int = 8) -> Schedule:
+    def going_on(cls, learning_rate: float = 5e-4, stages: tuple[tuple[float, int], ...] = ((1.0, 8),)) -> Schedule:
         """For a model that segments and tracks already."""
-        return cls(((1.0, frames),), learning_rate, 0.03, (0.05, 0.05), true_masks=(0.1, 0.0), true_presence=(0.3, 0.0),
+        return cls(stages, learning_rate, 0.03, (0.05, 0.05), true_masks=(0.1, 0.0), true_presence=(0.3, 0.0),
                    foreground=(0.05, 0.02))
 
     def frames(self, progress: float) -> int:
@@ -510,7 +510,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--stop-after', type=float, help='seconds after which to save and leave')
     parser.add_argument('--model', default='nano', help='which shape to train')
     parser.add_argument('--weights', type=Path, help='go on from these instead of from nothing')
-    parser.add_argument('--rate', type=float, default=6e-4, help='learning rate when going on from weights')
+    parser.add_argument('--rate', type=float, default=5e-4, help='learning rate when going on from weights')
+    parser.add_argument('--longer-from', type=float, default=1.0,
+                        help='going on: progress from which clips have 16 frames instead of 8')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--chunks', type=int, help='four clips of 16 frames each, per step and process')
     parser.add_argument('--echo', type=int, default=1, help='how many steps each clip serves')
@@ -528,7 +530,8 @@ def main(arguments: list[str] | None = None) -> int:
         chunks=options.chunks or (4 if on_gpu else 1), echo=options.echo, workers=options.workers,
         device=options.device, seed=options.seed,
         half=on_gpu, graph=on_gpu and not options.no_graph and not dist.is_initialized(), compile=options.compile,
-        schedule=Schedule() if options.weights is None else Schedule.going_on(options.rate),
+        schedule=Schedule() if options.weights is None else Schedule.going_on(
+            options.rate, ((options.longer_from, 8), (1.0, 16))),
         stop_after=options.stop_after, validate_every=options.validate_every, log_every=options.log_every)
     model = None if options.weights is None else checkpoints.load_weights(options.weights, config.model)
     complete = Trainer(config, model=model).run()
