@@ -90,8 +90,6 @@ class Graph:
         logs.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, 'ROS_DOMAIN_ID': str(domain), 'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
                        'ROS_LOG_DIR': str(logs), 'RCUTILS_LOGGING_USE_STDOUT': '0', 'PYTHONUNBUFFERED': '1'}
-        # the model's threads wait for each other by spinning, which with few cores takes them from camera and recorder
-        environment.setdefault('OMP_WAIT_POLICY', 'passive')
         camera = {'subscribers': 3, 'hold': True, 'seed': options.seed, 'seconds': float(options.seconds or 0),
                   'rate': rate}
         if options.clip:
