@@ -111,7 +111,7 @@ def old_domain(size: int) -> list[tuple[list[np.ndarray], list[dict[int, np.ndar
     clips = []
     for frames, masks in zip(packed.frames.numpy(), packed.masks.numpy(), strict=True):
         ids = [k for k in range(8) if ((masks[0] >> k) & 1).sum() > 100][:3]
-        clips.append((list(frames), [{k: (mask >> k & 1).astype(bool) for k in ids} for mask in masks]))
+        clips.append((list(frames), [{k + 1: (mask >> k & 1).astype(bool) for k in ids} for mask in masks]))
     return clips
 
 
