@@ -131,6 +131,8 @@ def _draw_weights(model: nn.Module, generator: torch.Generator) -> None:
     for layer in model.memory_attention.layers:  # what is remembered, and how long ago, has to show in the masks
         layer.cross_attn_image.k_proj.weight.mul_(2)
         layer.cross_attn_image.o_proj.weight.mul_(2)
+    # one pixel of a binarised mask that float noise moves across zero must not drown everything else
+    model.memory_encoder.mask_downsampler.final_conv.weight.mul_(0.25)
     if model.config.enable_temporal_pos_encoding_for_object_pointers:
         model.temporal_positional_encoding_projection_layer.weight.mul_(6)
     set_object_score_bias(model, 3.0)  # visible, unless a test says otherwise

@@ -106,7 +106,7 @@ def test_object_given_by_a_mask(stream):
 
 
 def test_object_scores_over_the_stream(stream):
-    assert max(max(errors.values()) for errors in stream.score_errors.values()) < STAGE_LIMIT
+    assert max(max(errors.values()) for errors in stream.score_errors.values()) < STREAM_LIMIT
 
 
 def test_absent_object_and_its_return(interrupted):
