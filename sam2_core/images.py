@@ -8,8 +8,8 @@ from torch import Tensor
 
 from sam2_core.model import Sam2Model
 
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
 
 
 def check_image(image: np.ndarray | Tensor) -> tuple[int, int]:
@@ -34,8 +34,8 @@ def to_model(model: Sam2Model, image: np.ndarray | Tensor) -> Tensor:
     size = model.image_size
     if pixels.shape[-2:] != (size, size):
         pixels = F.interpolate(pixels, size=(size, size), mode='bilinear', antialias=True)
-    mean = torch.tensor(_MEAN, device=model.device)[:, None, None]
-    std = torch.tensor(_STD, device=model.device)[:, None, None]
+    mean = torch.tensor(IMAGE_MEAN, device=model.device)[:, None, None]
+    std = torch.tensor(IMAGE_STD, device=model.device)[:, None, None]
     return ((pixels - mean) / std).to(model.dtype)
 
 

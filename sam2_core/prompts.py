@@ -88,7 +88,7 @@ def _checked_points(points, labels, height: int, width: int) -> tuple[np.ndarray
         raise PromptError(f'{len(xy)} points and {len(kinds)} labels: give one label (1 on it, 0 not) per point')
     for kind in kinds:
         if kind not in (BACKGROUND, FOREGROUND):
-            raise PromptError(f'label {kind!r}: must be 1 (on the object) or 0 (not on it)')
+            raise PromptError(f'label {kind}: must be 1 (on the object) or 0 (not on it)')
     for x, y in xy:
         if not (np.isfinite(x) and np.isfinite(y)):
             raise PromptError(f'point ({x:g}, {y:g}): must be finite')

@@ -83,14 +83,14 @@ class StreamTracker:
         height, width = check_image(image)
         merged = merge_prompts(prompts, height, width)
         self._check_limit(merged)
+        if not self._banks and not merged:
+            return FrameResult({}, height, width)
         features = self.model.encode_image(to_model(self.model, image))
 
         conditioned, masks = self._track(features)
         for object_id, prompt in merged.items():
             masks[object_id] = self._prompt(features, prompt, (height, width), conditioned.get(object_id),
                                             masks.get(object_id))
-        if not masks:
-            return FrameResult({}, height, width)
         together = ObjectMasks(*(torch.stack(parts) for parts in zip(*masks.values(), strict=True)))
         self._remember(features, list(masks), together, merged)
         return FrameResult(_results(list(masks), together, height, width), height, width)

@@ -1,8 +1,10 @@
 """Messages to arrays and back. Refuses what is malformed, naming the value and the cure."""
 from __future__ import annotations
 
+import functools
 import sys
 from array import array
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -10,19 +12,14 @@ from builtin_interfaces.msg import Duration, Time
 from sensor_msgs.msg import CompressedImage, Image, RegionOfInterest
 from std_msgs.msg import Header
 
-try:  # on a robot ROS 2 brings cv_bridge; on a machine with the wheels there is none, and rosbags-image does its work
-    from cv_bridge import CvBridge
-    _decode_raw = CvBridge().imgmsg_to_cv2
-except ImportError:
-    from rosbags.image import image_to_cvimage as _decode_raw
-
 # bytes per pixel; yuv422 is UYVY in ROS, the others say their order
 CHANNELS = {
     'rgb8': 3, 'bgr8': 3, 'rgba8': 4, 'bgra8': 4, 'mono8': 1, '8UC1': 1, '8UC3': 3, '8UC4': 4,
     'yuv422': 2, 'uyvy': 2, 'yuv422_yuy2': 2, 'yuyv': 2,
 }
-# OpenCV's own type names carry no order of colours; every driver that uses them means OpenCV's order
-_SAME_AS = {'8UC1': 'mono8', '8UC3': 'bgr8', '8UC4': 'bgra8'}
+# OpenCV's own type names carry no order of colours: every driver that uses them means OpenCV's order. The two names of
+# yuv are newer than some releases of cv_bridge
+_SAME_AS = {'8UC1': 'mono8', '8UC3': 'bgr8', '8UC4': 'bgra8', 'uyvy': 'yuv422', 'yuyv': 'yuv422_yuy2'}
 _TO_RGB = {'bgr8': cv2.COLOR_BGR2RGB, 'rgba8': cv2.COLOR_RGBA2RGB, 'bgra8': cv2.COLOR_BGRA2RGB,
            'mono8': cv2.COLOR_GRAY2RGB}
 _MAX_INT32 = 2**31 - 1
@@ -48,7 +45,7 @@ def to_rgb(message: Image | CompressedImage) -> np.ndarray:
         return cv2.cvtColor(pixels, _TO_RGB[encoding])
     if message.width % 2:
         raise ImageError(f'width {message.width} with encoding {encoding!r}: must be even, two pixels share a colour')
-    return _decode_raw(from_pixels(pixels, encoding, message.header), 'rgb8')
+    return _yuv_decoder()(from_pixels(pixels, encoding, message.header), 'rgb8')
 
 
 def to_mask(message: Image) -> np.ndarray:
@@ -85,6 +82,24 @@ def to_duration(nanoseconds: int) -> Duration:
     """Nanoseconds, possibly negative, as a Duration; what exceeds its 68 years is cut off there."""
     seconds, rest = divmod(nanoseconds, 1_000_000_000)
     return Duration(sec=max(-_MAX_INT32, min(seconds, _MAX_INT32)), nanosec=rest)
+
+
+@functools.cache
+def _yuv_decoder() -> Callable[[Image, str], np.ndarray]:
+    """cv_bridge's, which ROS 2 brings; with the wheels, or where it was built for another numpy, rosbags-image's."""
+    try:
+        from cv_bridge import CvBridge
+        decode = CvBridge().imgmsg_to_cv2
+        decode(from_pixels(np.zeros((1, 2, 2), np.uint8), 'yuv422', Header()), 'rgb8')
+        return decode
+    except (ImportError, AttributeError):  # AttributeError: how a cv_bridge for numpy 1 fails with numpy 2
+        pass
+    try:
+        from rosbags.image import image_to_cvimage
+        return image_to_cvimage
+    except ImportError:
+        raise ImageError('yuv images need cv_bridge (built for the numpy in use) or rosbags-image: install one, '
+                         'or publish rgb8') from None
 
 
 def _pixels(message: Image) -> np.ndarray:

@@ -4,9 +4,9 @@ Everything is in metres on a table plane: x to the right, y away from the camera
 solids (ball, frustum, block) cast ray by ray inside their own image window, so masks, depth order and shading are exact
 and a frame costs a few milliseconds. No ROS in here.
 """
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import cos, pi, sin
-from typing import Callable
 
 import cv2
 import numpy as np
@@ -45,7 +45,7 @@ class Ball:
         root = b * b - a * (ox * ox + oy * oy + oz * oz - self.radius ** 2)
         hit = root > 0
         depth = (-b - np.sqrt(np.maximum(root, 0))) / a
-        x, y, z = ((o + depth * d) / self.radius for o, d in zip((ox, oy, oz), rays))
+        x, y, z = ((o + depth * d) / self.radius for o, d in zip((ox, oy, oz), rays, strict=True))
         turned = _rolling(pose, self.radius)
         u = np.arctan2(*(row[0] * x + row[1] * y + row[2] * z for row in (turned[1], turned[0])))
         up = turned[2][0] * x + turned[2][1] * y + turned[2][2] * z
@@ -112,7 +112,7 @@ class Block:
         """See ``Frustum.cast``."""
         spans = (-self.width / 2, self.width / 2), (-self.length / 2, self.length / 2), (0, self.height)
         enter, leave = [], []
-        for (low, high), o, d in zip(spans, origin, rays):
+        for (low, high), o, d in zip(spans, origin, rays, strict=True):
             inverse = 1 / np.where(np.abs(d) < 1e-6, np.float32(1e-6), d)
             one, two = (low - o) * inverse, (high - o) * inverse
             enter.append(np.minimum(one, two))
@@ -120,9 +120,10 @@ class Block:
         depth = np.maximum(np.maximum(enter[0], enter[1]), enter[2])
         hit = depth <= np.minimum(np.minimum(leave[0], leave[1]), leave[2])
         on_x, on_top = enter[0] == depth, enter[2] == depth
-        lit = [np.copysign(part, part * o) for part, o in zip(light, origin)]
+        lit = [np.copysign(part, part * o) for part, o in zip(light, origin, strict=True)]
         facing = np.where(on_x, lit[0], np.where(on_top, lit[2], lit[1]))
-        x, y, z = ((o + depth * d - low) / (high - low) for (low, high), o, d in zip(spans, origin, rays))
+        x, y, z = ((o + depth * d - low) / (high - low)
+                   for (low, high), o, d in zip(spans, origin, rays, strict=True))
         # texts read from left to right on every side
         u = np.where(on_x, y if origin[0] > 0 else 1 - y, x if origin[1] < 0 else 1 - x)
         return np.where(hit, depth, np.inf), facing, u, 1 - np.where(on_top, y, z)
@@ -148,9 +149,9 @@ class SceneObject:
 class TabletopScene:
     """Five textured things on a wooden table, filmed by a slightly moving camera under a drifting light.
 
-    The ball is fully hidden behind the cereal box for about a second, once every nine seconds, and comes back. The cup
-    slides into view after about three seconds. Frames depend only on ``seed`` and the size, so frame ``i`` is the same
-    whenever and in whatever order it is asked for.
+    ``objects`` has them by id, named as in ``LABELS``. The ball is fully hidden behind the cereal box for about a
+    second, once every nine seconds, and comes back. The cup slides into view after about two seconds. Frames depend
+    only on ``seed`` and the size, so frame ``i`` is the same whenever and in whatever order it is asked for.
 
     :param seed: textures, colours, phases of all motions, noise
     :param width, height: image size in pixels, each at least 64
@@ -172,14 +173,9 @@ class TabletopScene:
         x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
         self._rays = np.stack([(x - (width - 1) / 2) / self.focal, (y - (height - 1) / 2) / self.focal,
                                np.ones_like(x)])
-        noise = random.normal(0, 4, (height + 64, width + 64, 3)).round()
+        noise = random.normal(0, 3, (height + 64, width + 64, 3)).round()
         self._brighter = np.maximum(noise, 0).astype(np.uint8)
         self._darker = np.maximum(-noise, 0).astype(np.uint8)
-
-    @property
-    def labels(self) -> dict[int, str]:
-        """Name of every object by id; ids start at 1."""
-        return {key: item.label for key, item in self.objects.items()}
 
     @property
     def intrinsics(self) -> np.ndarray:
@@ -224,7 +220,8 @@ class TabletopScene:
 
     def _draw_table(self, rotation, centre, poses):
         texels = TABLE_PIXELS / TABLE_METRES
-        table_from_texture = np.array([[1 / texels, 0, -TABLE_METRES / 2], [0, -1 / texels, TABLE_METRES / 2], [0, 0, 1]])
+        half = TABLE_METRES / 2
+        table_from_texture = np.array([[1 / texels, 0, -half], [0, -1 / texels, half], [0, 0, 1]])
         view = rotation.T @ np.column_stack([np.eye(3)[:, :2], -centre])
         rgb = cv2.warpPerspective(self._table, self.intrinsics @ view @ table_from_texture, (self.width, self.height),
                                   flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
@@ -237,8 +234,9 @@ class TabletopScene:
             along, across = _turn(x - pose.x, y - pose.y, -pose.yaw)
             shift_x, shift_y = _turn(*(-LIGHT[:2] / LIGHT[2] * height / 2).tolist(), -pose.yaw)
             contact = (along / width) ** 2 + (across / length) ** 2
-            cast = ((along - shift_x) / (width + abs(shift_x))) ** 2 + ((across - shift_y) / (length + abs(shift_y))) ** 2
-            light *= (1 - 0.45 * np.exp(-2.5 * contact)) * (1 - 0.35 * np.exp(-3.5 * cast))
+            cast = (((along - shift_x) / (width + abs(shift_x))) ** 2
+                    + ((across - shift_y) / (length + abs(shift_y))) ** 2)
+            light *= (1 - 0.3 * np.exp(-2.5 * contact)) * (1 - 0.2 * np.exp(-3.5 * cast))
         light = cv2.resize(light, (self.width, self.height))
         return cv2.multiply(rgb, cv2.merge([cv2.convertScaleAbs(light, alpha=255)] * 3), scale=1 / 255)
 
@@ -248,7 +246,7 @@ class TabletopScene:
             return
         own_from_table = np.array([[cos(pose.yaw), sin(pose.yaw), 0], [-sin(pose.yaw), cos(pose.yaw), 0], [0, 0, 1]])
         origin = (own_from_table @ (centre - [pose.x, pose.y, 0])).tolist()
-        rays = _rotate(own_from_table @ rotation, self._rays[:, *window])
+        rays = _rotate(own_from_table @ rotation, self._rays[(slice(None), *window)])
         depth, facing, u, v = item.solid.cast(origin, rays, (own_from_table @ LIGHT).tolist(), pose)
         seen = (depth > NEAR) & (depth < nearest[window])
         rows, columns = item.texture.shape[:2]
@@ -304,6 +302,7 @@ def _smooth(t, start, duration):
 
 
 OCCLUSION_PERIOD = 9.0    # seconds
+LABELS = {1: 'ball', 2: 'can', 3: 'tea box', 4: 'cup', 5: 'cereal'}
 
 
 def _make_objects(random) -> dict[int, SceneObject]:
@@ -311,38 +310,39 @@ def _make_objects(random) -> dict[int, SceneObject]:
     colours = random.permutation(PALETTES)
 
     def can(t):
-        return Pose(-0.20 + 0.05 * cos(0.7 * t + phase[0]), 0.21 + 0.04 * sin(0.7 * t + phase[0]), 0.5 * t)
+        return Pose(-0.13 + 0.04 * cos(0.7 * t + phase[0]), 0.24 + 0.04 * sin(0.7 * t + phase[0]), 0.5 * t)
 
     def ball(t):
-        return Pose(0.03 + 0.03 * sin(0.8 * t + phase[1]), 0.06 + 0.02 * sin(1.1 * t + phase[2]), 0)
+        return Pose(0.025 * sin(0.8 * t + phase[1]), 0.06 + 0.02 * sin(1.1 * t + phase[2]), 0)
 
     def tea(t):
-        return Pose(0.27 + 0.04 * sin(0.6 * t + phase[3]), 0.20 + 0.03 * cos(0.5 * t + phase[3]), 0.6 * sin(0.4 * t + phase[4]))
+        return Pose(0.27 + 0.04 * sin(0.6 * t + phase[3]), 0.20 + 0.03 * cos(0.5 * t + phase[3]),
+                    0.6 * sin(0.4 * t + phase[4]))
 
     def cup(t):
-        return Pose(0.75 - 0.53 * _smooth(t, 2.0, 2.5) + 0.03 * sin(0.5 * max(t - 4.5, 0)),
-                    -0.13 + 0.03 * sin(0.6 * t + phase[5]), 0.3 * t)
+        return Pose(0.75 - 0.55 * _smooth(t, 1.5, 2.5) + 0.02 * sin(0.5 * max(t - 4, 0)),
+                    -0.15 + 0.02 * sin(0.6 * t + phase[5]), 0.3 * t)
 
     def cereal(t):
         s = t % OCCLUSION_PERIOD
-        return Pose(-0.30 + 0.35 * (_smooth(s, 4.5, 1.4) - _smooth(s, 6.1, 1.4)), -0.06, 0.12 * sin(0.7 * t))
+        return Pose(-0.32 + 0.32 * (_smooth(s, 4.5, 1.4) - _smooth(s, 6.1, 1.4)), -0.06, 0.12 * sin(0.7 * t))
 
     return {
-        1: SceneObject('ball', Ball(0.042), _patches(random, colours[0]), ball),
-        2: SceneObject('can', Frustum(0.048, 0.048, 0.13), _banded(random, colours[1], 'SOUP'), can),
-        3: SceneObject('tea box', Block(0.11, 0.08, 0.10), _dotted(random, colours[2], 'TEA'), tea),
-        4: SceneObject('cup', Frustum(0.037, 0.052, 0.10), _zigzag(random, colours[3]), cup),
-        5: SceneObject('cereal', Block(0.19, 0.05, 0.22), _poster(random, colours[4], 'OATS'), cereal),
+        1: SceneObject(LABELS[1], Ball(0.05), _beach_ball(random, colours[0]), ball),
+        2: SceneObject(LABELS[2], Frustum(0.048, 0.048, 0.13), _can(random, colours[1], 'SOUP'), can),
+        3: SceneObject(LABELS[3], Block(0.11, 0.08, 0.10), _dotted_box(random, colours[2], 'TEA'), tea),
+        4: SceneObject(LABELS[4], Frustum(0.037, 0.052, 0.10), _zigzag_cup(random, colours[3]), cup),
+        5: SceneObject(LABELS[5], Block(0.19, 0.05, 0.22), _striped_box(random, colours[4], 'OATS'), cereal),
     }
 
 
-# two strong colours and a light or dark one each, all far from the wood of the table
+# of one thing: its colour, a lighter shade for patterns, its print; none near the wood of the table
 PALETTES = np.array([
-    [(200, 40, 45), (240, 235, 225), (60, 20, 25)],
-    [(35, 85, 190), (245, 200, 60), (235, 240, 245)],
-    [(30, 130, 90), (235, 240, 220), (15, 50, 45)],
-    [(235, 235, 240), (120, 55, 160), (60, 160, 190)],
-    [(30, 150, 165), (245, 225, 80), (20, 50, 80)],
+    [(190, 40, 45), (228, 98, 90), (250, 240, 230)],
+    [(40, 85, 185), (92, 142, 228), (240, 240, 250)],
+    [(35, 125, 75), (98, 178, 112), (240, 245, 230)],
+    [(195, 60, 150), (228, 125, 195), (250, 240, 250)],
+    [(222, 224, 230), (182, 188, 205), (60, 70, 110)],
 ])
 
 
@@ -367,9 +367,9 @@ def _wood(random):
     fibres = _cloud(random, side, side, 128, 6)
     blotches = _cloud(random, side, side, 6, 6)
     board = np.arange(side) * 14 // side
-    tone = 0.75 + 0.25 * random.random(14, np.float32)[board][:, None]
-    colour = np.array([150, 112, 76], np.float32) * (tone * (0.72 + 0.36 * fibres + 0.16 * blotches))[..., None]
-    colour[np.convolve(np.diff(board, prepend=0) > 0, np.ones(5), 'same') > 0] *= 0.6
+    tone = 0.85 + 0.15 * random.random(14, np.float32)[board][:, None]
+    colour = np.array([176, 146, 112], np.float32) * (tone * (0.8 + 0.22 * fibres + 0.14 * blotches))[..., None]
+    colour[np.convolve(np.diff(board, prepend=0) > 0, np.ones(5), 'same') > 0] *= 0.75
     return np.clip(colour, 0, 255).astype(np.uint8)
 
 
@@ -381,51 +381,44 @@ def _write(image, text, colour, scale, origin):
     cv2.putText(image, text, origin, cv2.FONT_HERSHEY_DUPLEX, scale, colour.tolist(), int(scale * 4), cv2.LINE_AA)
 
 
-def _patches(random, colours):
-    """Six meridian stripes in two colours with a band: a beach ball."""
+def _beach_ball(random, colours):
     image = _canvas(colours[0])
-    stripe = (np.arange(512) * 6 // 512) % 2 == 1
-    image[:, stripe] = colours[1]
-    image[112:144] = colours[2]
+    image[:, (np.arange(512) * 6 // 512) % 2 == 1] = colours[1]
     return _grain(random, image)
 
 
-def _banded(random, colours, text):
+def _can(random, colours, text):
     image = _canvas(colours[0])
-    image[90:175] = colours[1]
-    image[225:245] = colours[1]
-    for x in (10, 266):
-        _write(image, text, colours[2], 2.4, (x + 20, 158))
-    image[:26] = (185, 188, 192)
-    image[22:26] = (110, 112, 116)
+    image[32:60] = image[228:] = colours[1]
+    for x in (20, 276):
+        _write(image, text, colours[2], 1.8, (x + 25, 165))
+    image[:26] = colours[1]
+    image[20:26] = colours[0]
     return _grain(random, image)
 
 
-def _dotted(random, colours, text):
+def _dotted_box(random, colours, text):
     image = _canvas(colours[0], 256, 256)
     for row in range(5):
         for column in range(5):
             cv2.circle(image, (26 + column * 51, 26 + row * 51), 13, colours[1].tolist(), -1, cv2.LINE_AA)
-    image[92:168, 30:226] = colours[2]
-    _write(image, text, colours[1], 2.2, (62, 153))
+    _write(image, text, colours[2], 1.8, (75, 150))
     return _grain(random, image)
 
 
-def _zigzag(random, colours):
+def _zigzag_cup(random, colours):
     image = _canvas(colours[0])
     x = np.arange(0, 513, 32)
-    for offset, colour in ((100, colours[1]), (165, colours[2])):
+    for offset in (100, 165):
         points = np.stack([x, offset + 28 * (np.arange(len(x)) % 2)], 1).astype(np.int32)
-        cv2.polylines(image, [points], False, colour.tolist(), 22, cv2.LINE_AA)
+        cv2.polylines(image, [points], False, colours[1].tolist(), 22, cv2.LINE_AA)
     image[:22] = colours[0] // 2
-    image[22:26] = colours[0]
     return _grain(random, image)
 
 
-def _poster(random, colours, text):
+def _striped_box(random, colours, text):
     image = _canvas(colours[0], 320, 256)
-    cv2.circle(image, (128, 200), 92, colours[1].tolist(), -1, cv2.LINE_AA)
-    cv2.circle(image, (128, 200), 52, colours[0].tolist(), -1, cv2.LINE_AA)
-    image[:14] = image[-14:] = colours[1]
-    _write(image, text, colours[2], 2.6, (14, 90))
+    for x in range(-320, 256, 64):
+        cv2.line(image, (x, 320), (x + 320, 0), colours[1].tolist(), 18, cv2.LINE_AA)
+    _write(image, text, colours[2], 2.2, (40, 120))
     return _grain(random, image)

@@ -1,6 +1,9 @@
 """The node ``sam2``: tracks what it is prompted with in one camera's images. Wires the parts, no more."""
 from __future__ import annotations
 
+import sam2_ros.cores  # noqa: F401  before torch
+
+# isort: split
 import functools
 import gc
 import sys

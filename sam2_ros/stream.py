@@ -13,7 +13,7 @@ from builtin_interfaces.msg import Time
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from sam2_core import FrameResult, ObjectResult, PromptError, StreamTracker
+from sam2_core import ObjectResult, PromptError, StreamTracker
 from sam2_ros.conversions import ImageError, to_nanoseconds, to_rgb
 from sam2_ros.msg import Instance
 from sam2_ros.msg import Prompt as PromptMessage
@@ -200,7 +200,7 @@ class Stream:
         plan, answers = self._plan(requests, header, image)
         self._forget(plan.forget)
         try:
-            result = self._step(image, plan)
+            result = self._tracker.step(image, plan.prompts)
         except Exception as error:
             # whoever waits has to be told, the node and its other objects go on
             self._logger.error(f'{self._topic}: image skipped:\n{traceback.format_exc()}',
@@ -226,11 +226,6 @@ class Stream:
             except PromptError as error:
                 answers.append(refuse(request, str(error)))
         return plan, answers
-
-    def _step(self, image: np.ndarray, plan: Plan) -> FrameResult:
-        if not plan.known:
-            return FrameResult({}, *image.shape[:2])
-        return self._tracker.step(image, plan.prompts)
 
     def _forget(self, object_ids: Iterable[int]) -> None:
         for object_id in object_ids:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+import sam2_ros.cores  # noqa: F401  before torch
+
 SYSTEM = Path(__file__).parent / 'system'
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sam2_core.config import Sam2Config
 from sam2_core.nn.layers import MLP
@@ -100,6 +101,7 @@ class Hiera(nn.Module):
 
     def __init__(self, config: Sam2Config) -> None:
         super().__init__()
+        self.recompute = False  # in training: keep nothing of the blocks, run them again for the backward pass
         dim, heads = config.embed_dim, config.num_heads
         stage_starts = [sum(config.stages[:i]) for i in range(1, len(config.stages))]
         self.stage_ends = [start - 1 for start in stage_starts] + [config.blocks - 1]
@@ -131,7 +133,8 @@ class Hiera(nn.Module):
         x = x + self.position(*x.shape[1:3]).to(x.dtype)
         levels = []
         for i, block in enumerate(self.blocks):
-            x = block(x)
+            recompute = self.recompute and torch.is_grad_enabled()
+            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
             if i in self.stage_ends:
                 levels.append(x.permute(0, 3, 1, 2))
         return levels

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sam2_core import Prompt, PromptError, StreamTracker, load_model
+from sam2_core.memory import stack_memories
 from sam2_core.metrics import iou
 
 
@@ -86,18 +87,18 @@ def test_two_trackers_on_one_model_do_not_disturb_each_other(nano, scene):
 
 
 def test_correction_survives_the_next_frames(nano, scene):
-    """Both discs are taken for one object; a correction says which one it is, and that sticks."""
-    both = Prompt(1, mask=scene.truth(1, 0) | scene.truth(2, 0))
-    corrected, uncorrected = StreamTracker(nano), StreamTracker(nano)
-    for frame in range(8):
-        prompts = [both] if frame == 0 else []
-        other = uncorrected.step(scene.image(frame), prompts).objects[1].mask
-        prompts = [Prompt(1, mask=scene.truth(1, 3))] if frame == 3 else prompts
-        mask = corrected.step(scene.image(frame), prompts).objects[1].mask
+    """Both discs are taken for one object; a correction says which one it is, and is remembered like a first prompt."""
+    tracker = StreamTracker(nano)
+    tracker.step(scene.image(0), [Prompt(1, mask=scene.truth(1, 0) | scene.truth(2, 0))])
+    for frame in range(1, 12):
+        prompts = [Prompt(1, mask=scene.truth(1, 3))] if frame == 3 else []
+        mask = tracker.step(scene.image(frame), prompts).objects[1].mask
         if frame > 3:
             assert iou(mask, scene.truth(1, frame)) > 0.6
             assert not (mask & scene.truth(2, frame)).any()
-            assert (other & scene.truth(2, frame)).sum() > 0.5 * scene.truth(2, frame).sum()
+    memory = stack_memories([tracker._banks[1]])
+    conditioning = memory.time_slots[0] == nano.config.memory_frames - 1
+    assert conditioning.sum() == 2, 'frames 0 and 3, long after frame 3 has left the six most recent'
 
 
 def test_mask_prompt_comes_back_as_the_mask(nano, scene):
@@ -127,6 +128,18 @@ def test_wrong_prompt_loses_nothing(nano, scene):
                                       Prompt(2, points=[(999, 5)], labels=[1])])
     assert tracker.object_ids == (1,)
     assert_same_results(tracker.step(scene.image(1)), undisturbed.step(scene.image(1)), tolerance=1e-6)
+
+
+def test_stream_without_objects_costs_no_model_run(nano, scene):
+    runs = []
+    hook = nano.image_encoder.register_forward_hook(lambda *_: runs.append(1))
+    try:
+        tracker = StreamTracker(nano)
+        assert tracker.step(scene.image(0)).objects == {} and not runs
+        tracker.step(scene.image(1), [box_prompt(scene, 1, 1)])
+        assert len(runs) == 1
+    finally:
+        hook.remove()
 
 
 def test_limit_of_objects_is_kept(nano, scene):

@@ -1,5 +1,6 @@
 """Images in every encoding, padded or not, against references of their own; what is malformed is refused by name."""
 import sys
+import types
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ from rosbags.image import message_to_cvimage
 from sensor_msgs.msg import CompressedImage, Image, RegionOfInterest
 from std_msgs.msg import Header
 
+from sam2_ros import conversions
 from sam2_ros.conversions import CHANNELS, ImageError, from_pixels, to_duration, to_mask, to_rgb, to_roi
 
 SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
@@ -71,6 +73,32 @@ def test_yuv_follows_the_formula_of_bt601(encoding, luma, blue, red, data, paddi
     # black and darker may be cut off before or after the colour is added
     bright = y >= 16
     assert np.abs(rgb - expected)[bright].max(initial=0) <= 3
+
+
+def yuv_image() -> Image:
+    return message(np.full((2, 4, 2), 128, np.uint8), 'yuv422')
+
+
+@pytest.fixture
+def choose_decoder_again():
+    conversions._yuv_decoder.cache_clear()
+    yield
+    conversions._yuv_decoder.cache_clear()
+
+
+def test_a_cv_bridge_built_for_another_numpy_is_passed_over(monkeypatch, choose_decoder_again):
+    class CvBridge:
+        def imgmsg_to_cv2(self, *_):
+            raise AttributeError('_ARRAY_API not found')
+    monkeypatch.setitem(sys.modules, 'cv_bridge', types.SimpleNamespace(CvBridge=CvBridge))
+    assert (to_rgb(yuv_image()) == 130).all()
+
+
+def test_without_any_decoder_yuv_is_refused_with_the_cure(monkeypatch, choose_decoder_again):
+    for name in ('cv_bridge', 'rosbags.image'):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImageError, match='need cv_bridge .* or rosbags-image'):
+        to_rgb(yuv_image())
 
 
 def test_rgb_without_padding_is_not_copied():

@@ -74,6 +74,7 @@ def test_missing_profile_names_the_places_and_the_cure(monkeypatch, tmp_path):
         image_profile()
 
 
+@pytest.mark.system  # segments of other processes would be counted too
 def test_fast_dds_opens_a_segment_that_holds_images(ros_domain):
     assert largest_segment('use') >= SEGMENT_SIZE
     assert largest_segment('leave') < SEGMENT_SIZE

@@ -122,6 +122,10 @@ class Peer:
 
     # --- waiting
 
+    def spin(self, seconds: float) -> None:
+        """Handle what arrives within this time, one thing at most."""
+        self._executor.spin_once(timeout_sec=seconds)
+
     def wait_for(self, condition: Callable[[], object], what: str, patience: float = PATIENCE) -> object:
         """Handle what arrives until the condition is true; its value."""
         deadline = time.monotonic() + patience
@@ -283,13 +287,12 @@ def running_node(folder: Path, parameters: dict | None = None, arguments: tuple[
     """A node process in a domain of its own and the peer to talk to it; ends both."""
     with domain_id() as domain:
         process = NodeProcess(domain, folder / 'node.log', parameters, arguments, command, environment)
-        other = Peer(domain, process, **peer)
         try:
-            if active:
-                other.wait_until_active()
-            yield other
+            with contextlib.closing(Peer(domain, process, **peer)) as other:
+                if active:
+                    other.wait_until_active()
+                yield other
         finally:
-            other.close()
             process.kill()
 
 

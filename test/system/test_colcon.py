@@ -39,7 +39,6 @@ def sources(*folders):
             if path.is_file() and '__pycache__' not in path.parts]
 
 
-@pytest.mark.timeout(300)  # the build
 def test_every_file_is_installed(environment):
     places = {'sam2_ros': PYTHON, 'sam2_core': PYTHON, 'launch': 'share/sam2_ros', 'config': 'share/sam2_ros'}
     expected = {path: PREFIX / place / path.relative_to(ROOT)

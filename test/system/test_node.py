@@ -14,7 +14,7 @@ from harness import (
     running_node,
     whole_mask,
 )
-from rclpy.qos import QoSProfile
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
@@ -220,6 +220,15 @@ def test_a_waiting_call_blocks_nothing(peer):
 
 
 # --- the camera
+
+def test_quality_of_service_is_as_documented(peer):
+    def reliability(infos) -> list:
+        return [info.qos_profile.reliability for info in infos if info.node_name == 'sam2']
+    assert reliability(peer.node.get_subscriptions_info_by_topic('/image')) == [ReliabilityPolicy.BEST_EFFORT]
+    assert reliability(peer.node.get_subscriptions_info_by_topic('/sam2/prompt')) == [ReliabilityPolicy.RELIABLE]
+    for name in ('instances', 'label_image', 'overlay', 'prompt_status'):
+        assert reliability(peer.node.get_publishers_info_by_topic(f'/sam2/{name}')) == [ReliabilityPolicy.RELIABLE]
+
 
 def test_outputs_carry_the_stamp_of_the_image_and_an_honest_latency(peer):
     message = image_message(SCENE.image(0), peer.header())

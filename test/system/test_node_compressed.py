@@ -1,19 +1,27 @@
 """The node with compressed images: JPEG and PNG, whole and broken, on a topic that follows its remapping."""
 import pytest
 from harness import Scene, compressed_message, roi, running_node, whole_mask
+from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage
 
 from sam2_core.metrics import iou
 from sam2_ros.msg import Prompt
 
 SCENE = Scene()
+TOPIC = '/wrist/colour/compressed'
 
 
 @pytest.fixture(scope='module')
 def node(tmp_path_factory):
     with running_node(tmp_path_factory.mktemp('compressed'), {'image_transport': 'compressed'},
-                      ('-r', 'image:=/wrist/colour'), compressed=True, image_topic='wrist/colour') as peer:
+                      ('-r', 'image:=/wrist/colour', '-p', f'qos_overrides.{TOPIC}.subscription.reliability:=reliable'),
+                      compressed=True, image_topic='wrist/colour') as peer:
         yield peer
+
+
+def test_the_qos_of_the_image_topic_can_be_overridden(node):
+    (subscription,) = node.node.get_subscriptions_info_by_topic(TOPIC)
+    assert subscription.qos_profile.reliability == ReliabilityPolicy.RELIABLE
 
 
 @pytest.mark.parametrize('kind', ['jpeg', 'png'])

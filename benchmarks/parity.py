@@ -1,0 +1,65 @@
+"""How far sam2_core is from transformers' SAM 2 on the same random weights: one table, variants by stages.
+
+python benchmarks/parity.py                       tiny and base_plus of both releases, and the packaged nano
+python benchmarks/parity.py sam2.1_hiera_large    just these
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+
+sys.path.insert(0, str(Path(__file__).parents[1] / 'test' / 'core'))
+import comparisons  # noqa: E402
+import reference  # noqa: E402
+
+DEFAULT = ('sam2.1_hiera_tiny', 'sam2.1_hiera_base_plus', 'sam2_hiera_tiny', 'sam2_hiera_base_plus', 'nano')
+
+
+def measure(name: str, frames: int) -> dict[str, float]:
+    """The largest absolute difference of each stage, and of mask logits over streams. Nano: its trained weights."""
+    pair = comparisons.trained_nano_pair() if name == 'nano' else comparisons.make_pair(name)
+    stages = {
+        **{f'encoder, {level}': error for level, error in comparisons.encoder_errors(pair).items()},
+        **{f'image: {kind}': error for kind, error in comparisons.prompt_errors(pair).items()},
+        **comparisons.stage_errors(pair),
+    }
+    stream = comparisons.run_stream(pair, comparisons.STREAM, reference.moving_scene(frames))
+    for object_id, what in ((1, 'tracked'), (2, 'box and click, corrected at 5'), (3, 'added at 3'), (4, 'mask at 1')):
+        stages[f'stream: {what}'] = stream.worst(object_id)
+    return stages
+
+
+def table(results: dict[str, dict[str, float]]) -> str:
+    """Markdown: a row for each stage, a column for each variant."""
+    names = list(results)
+    rows = [['largest difference', *names], ['---', *('---:' for _ in names)]]
+    rows += [[stage, *(f'{results[name][stage]:.1e}' for name in names)] for stage in results[names[0]]]
+    return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('variants', nargs='*', default=DEFAULT)
+    parser.add_argument('--frames', type=int, default=10, help='length of the stream, at least 6')
+    parser.add_argument('--json', type=Path, help='also write the figures here')
+    arguments = parser.parse_args()
+    if arguments.frames < 6:
+        parser.error(f'--frames {arguments.frames}: the stream has a correction at frame 5, so at least 6')
+    results = {}
+    for name in arguments.variants:
+        print(f'{name} ...', file=sys.stderr)
+        with comparisons.one_thread():
+            results[name] = measure(name, arguments.frames)
+    print(f'float32 on the CPU, images of {reference.IMAGE_SIZE}, torch {torch.__version__}, '
+          f'transformers {transformers.__version__}\n\n{table(results)}')
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2))
+
+
+if __name__ == '__main__':
+    main()

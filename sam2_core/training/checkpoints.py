@@ -1,0 +1,104 @@
+"""What a training run leaves on disk: a folder it can go on from, and weights that ``load_model`` takes.
+
+Tensors are safetensors files, the rest is JSON; nothing is pickled. No file holds more than one copy of the model.
+"""
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.optim import Optimizer
+
+from sam2_core.checkpoint import CheckpointError
+from sam2_core.config import Sam2Config
+from sam2_core.model import Sam2Model
+
+_CONFIG_KEY = 'sam2_config'
+
+
+def config_to_json(config: Sam2Config) -> str:
+    """The shape of a model as text, for the header of its weights."""
+    return json.dumps(asdict(config))
+
+
+def config_from_json(text: str) -> Sam2Config:
+    """The shape of a model from ``config_to_json``."""
+    return Sam2Config(**{key: tuple(value) if isinstance(value, list) else value
+                         for key, value in json.loads(text).items()})
+
+
+def save_weights(path: Path, model: Sam2Model, dtype: torch.dtype = torch.float16) -> None:
+    """Write a model's weights, its shape in the header."""
+    weights = {key: value.detach().to('cpu', dtype).contiguous() for key, value in model.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights, path, metadata={_CONFIG_KEY: config_to_json(model.config)})
+
+
+def load_weights(path: Path, default: Sam2Config) -> Sam2Model:
+    """A model of the shape in the file's header (``default`` where there is none), ready for inference, on the CPU."""
+    with safe_open(path, 'pt') as file:
+        header = file.metadata() or {}
+    config = config_from_json(header[_CONFIG_KEY]) if _CONFIG_KEY in header else default
+    model = Sam2Model(config, path.stem)
+    try:
+        model.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+    except RuntimeError as error:
+        raise CheckpointError(f'{path}: does not fit its shape: {str(error).splitlines()[1].strip()}') from error
+    return model.eval().requires_grad_(False)
+
+
+def save_state(folder: Path, modules: dict[str, nn.Module], optimizer: Optimizer, names: dict[nn.Parameter, str],
+               state: dict) -> None:
+    """Write everything a run needs to go on; the folder changes all at once, whenever the process is killed."""
+    new, old = folder.with_name(folder.name + '.new'), folder.with_name(folder.name + '.old')
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    for name, module in modules.items():
+        save_file({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()},
+                  new / f'{name}.safetensors')
+    for field in ('exp_avg', 'exp_avg_sq'):
+        moments = {names[p]: s[field].cpu().contiguous() for p, s in optimizer.state.items() if field in s}
+        save_file(moments, new / f'{field}.safetensors')
+    steps = {names[p]: int(s['step']) for p, s in optimizer.state.items()}
+    (new / 'state.json').write_text(json.dumps(state | {'optimizer_steps': steps}))
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_state(folder: Path, modules: dict[str, nn.Module], optimizer: Optimizer,
+               names: dict[nn.Parameter, str]) -> dict | None:
+    """Read back what ``save_state`` wrote; None when there is nothing."""
+    if not folder.exists():
+        folder = folder.with_name(folder.name + '.old')  # killed between the two renames
+    if not folder.exists():
+        return None
+    for name, module in modules.items():
+        module.load_state_dict(load_file(folder / f'{name}.safetensors'))
+    moments = {field: load_file(folder / f'{field}.safetensors') for field in ('exp_avg', 'exp_avg_sq')}
+    state = json.loads((folder / 'state.json').read_text())
+    steps = state.pop('optimizer_steps')
+    for parameter, name in names.items():
+        if name in steps:
+            on = parameter.device
+            step_device = on if optimizer.defaults['capturable'] or optimizer.defaults['fused'] else 'cpu'
+            optimizer.state[parameter] = {
+                'step': torch.tensor(float(steps[name]), device=step_device),
+                **{field: values[name].to(on) for field, values in moments.items()}}
+    return state
+
+
+def parameter_names(modules: dict[str, nn.Module]) -> dict[nn.Parameter, str]:
+    """Every trained parameter and what it is called in the files."""
+    return {parameter: f'{prefix}.{key}' for prefix, module in modules.items()
+            for key, parameter in module.named_parameters()}
+
+

@@ -1,0 +1,254 @@
+"""Fine-tune a model on your own data.
+
+    sam2_train --model sam2.1_hiera_small --data clips --output runs/mine --epochs 20
+
+Run the same command again to go on after a kill; ``torchrun --nproc-per-node N -m sam2_ros.train ...`` uses N GPUs.
+docs/training.md tells more.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from sam2_core.checkpoint import load_model
+from sam2_core.config import VARIANTS
+from sam2_core.model import Sam2Model
+from sam2_core.training.datasets import (
+    FORMATS,
+    Format,
+    RecordedClips,
+    Recording,
+    SkippedFiles,
+    open_recordings,
+    split_recordings,
+)
+from sam2_core.training.loop import Schedule, TrainConfig, Trainer, join_processes, part_of
+
+VALIDATION_CLIPS = 16
+BagFormat = Callable[[str | None, str | None], Format]
+_NOT_SETTINGS = {'output', 'device', 'workers', 'save_every', 'log_every', 'validate_every'}  # may change on the way
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of ``sam2_train``."""
+    options = argparse.ArgumentParser('sam2_train', description=__doc__,
+                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    data = options.add_argument_group('data')
+    data.add_argument('--data', type=Path, required=True, help='folder of clips or images')
+    data.add_argument('--format', default='auto', choices=['auto', *FORMATS, 'bag'], help='layout of the folder')
+    data.add_argument('--validation', type=float, default=0.1, help='share of the recordings to measure on')
+    data.add_argument('--validation-data', type=Path, help='folder to measure on instead, in the same layout')
+    data.add_argument('--image-topic', help='in bags; default: the one with most of the labels\' stamps')
+    data.add_argument('--label-topic', help='in bags; default: the first of instances or label images')
+    data.add_argument('--frames', type=int, default=8, help='length of a clip; 1: images only')
+    data.add_argument('--workers', type=int, default=min(8, max(0, (os.cpu_count() or 1) - 1)),
+                      help='processes that read')
+
+    model = options.add_argument_group('model')
+    model.add_argument('--model', default='nano', choices=VARIANTS, metavar='NAME', help=', '.join(VARIANTS))
+    model.add_argument('--checkpoint', type=Path, help='weights to start from; default: the published ones')
+    model.add_argument('--image-size', type=int, help='side of the square the model sees; default: as published')
+    model.add_argument('--freeze', nargs='*', default=['image_encoder'], metavar='PART',
+                       help='parts not to train, by the start of their name (default: image_encoder); none: all train')
+    model.add_argument('--recompute', action='store_true',
+                       help="gradient checkpointing of the image encoder's trunk: less memory, more time")
+
+    training = options.add_argument_group('training')
+    training.add_argument('--output', type=Path, required=True, help='folder for weights, log, curves and checkpoint')
+    length = training.add_mutually_exclusive_group(required=True)
+    length.add_argument('--epochs', type=float, help='times through the data')
+    length.add_argument('--steps', type=int)
+    length.add_argument('--minutes', type=float, help='of training; the learning rate ends at 0 when they are over')
+    training.add_argument('--lr', action='append', default=[], metavar='RATE or PART=RATE', type=_rate,
+                          help='highest learning rate, of all or of a part (default: 1e-5; nano: 2e-4)')
+    training.add_argument('--batch', type=int, default=2, help='clips at once, in each process')
+    training.add_argument('--accumulate', type=int, default=1, help='batches for one step')
+    training.add_argument('--objects', type=int, default=3, help='followed in each clip')
+    training.add_argument('--weight-decay', type=float, default=0.05)
+    training.add_argument('--ema', type=float, default=0.0, help='keep an average of the weights, for example 0.99')
+    training.add_argument('--bf16', action='store_true', help='bfloat16 autocast')
+    training.add_argument('--seed', type=int, default=0)
+    training.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    training.add_argument('--save-every', type=float, default=120.0, metavar='SECONDS')
+    training.add_argument('--validate-every', type=int, default=200, metavar='STEPS')
+    training.add_argument('--log-every', type=int, default=20, metavar='STEPS')
+    return options
+
+
+def _rate(text: str) -> tuple[str | None, float]:
+    part, _, number = text.rpartition('=')
+    return part or None, float(number)
+
+
+def check_parts(model: Sam2Model, frozen: Sequence[str], rates: Sequence[str]) -> None:
+    """ValueError when a name is that of no part, when a rate is for a frozen part, or when nothing is left to train."""
+    names = [name for name, _ in model.named_parameters()]
+    for part in (*frozen, *rates):
+        if not any(part_of(name, [part]) for name in names):
+            known = sorted({name.split('.')[0] for name in names} | {'image_encoder.trunk', 'image_encoder.neck'})
+            raise ValueError(f'{part}: no part of {model.name}; parts are {", ".join(known)}, and what lies in them')
+    for part in rates:
+        if all(part_of(name, frozen) for name in names if part_of(name, [part])):
+            raise ValueError(f'learning rate of {part}: it is frozen; name what to freeze without it (--freeze ...)')
+    if all(part_of(name, frozen) for name in names):
+        raise ValueError(f'freezing {" ".join(frozen)} leaves nothing to train')
+
+
+def _recordings(options: argparse.Namespace, skipped: SkippedFiles,
+                bags: BagFormat | None) -> tuple[list[Recording], list[Recording]]:
+    formats = dict(FORMATS)
+    if bags is not None:
+        formats['bag'] = bags(options.image_topic, options.label_topic)
+    elif options.format == 'bag':
+        raise ValueError('format bag: bags are read by sam2_ros with rosbags: pip install rosbags rosbags-image, and '
+                         'start sam2_train or python -m sam2_ros.train')
+    found = open_recordings(options.data, skipped, options.format, formats)
+    if options.validation_data is None:
+        return split_recordings(found, options.validation)
+    return found, open_recordings(options.validation_data, skipped, options.format, formats)
+
+
+def _remember_settings(options: argparse.Namespace, world: int) -> None:
+    """Write the run's settings, or ValueError when the output is that of a run with others."""
+    settings = {name: str(value) for name, value in vars(options).items() if name not in _NOT_SETTINGS}
+    settings['processes x accumulate'] = str(world * options.accumulate)
+    del settings['accumulate']
+    path = options.output / 'settings.json'
+    if path.exists():
+        before = json.loads(path.read_text())
+        changed = [f'{name} was {before.get(name)}, is {value}' for name, value in settings.items()
+                   if before.get(name) != value]
+        if changed:
+            raise ValueError(f'{options.output} holds a run with other settings: {"; ".join(changed)}. '
+                             f'Choose another --output, or the same settings to go on with it')
+    elif int(os.environ.get('RANK', 0)) == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix('.part')  # other processes look for the file meanwhile
+        part.write_text(json.dumps(settings, indent=1))
+        part.replace(path)
+
+
+def prepare(options: argparse.Namespace, bags: BagFormat | None, skipped: SkippedFiles) -> Trainer:
+    """Everything up to the first step. ValueError, FileNotFoundError or ConnectionError for what a user can mend."""
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    model = load_model(options.model, options.checkpoint, device='cpu', image_size=options.image_size)
+    rates = dict(options.lr)
+    peak = rates.pop(None, 2e-4 if options.model == 'nano' else 1e-5)
+    check_parts(model, options.freeze, list(rates))
+    model.image_encoder.trunk.recompute = options.recompute
+    training, held_out = _recordings(options, skipped, bags)
+    _remember_settings(options, world)
+    size, clips = model.image_size, options.batch * options.accumulate
+    steps = options.steps
+    if options.epochs is not None:
+        steps = max(1, math.ceil(options.epochs * len(training) / (clips * world)))
+    config = TrainConfig(
+        output=options.output, model=model.config, steps=steps, minutes=options.minutes,
+        schedule=Schedule(stages=((1.0, options.frames),), learning_rate=peak, warm_up=0.05, balance=(0.0, 0.0),
+                          true_masks=(0.0, 0.0), true_presence=(0.0, 0.0)),
+        chunks=clips, accumulate=options.accumulate, clip_frames=options.frames, objects=options.objects,
+        augment=False, foreground=False, frozen=tuple(options.freeze), rates=tuple(rates.items()),
+        weight_decay=options.weight_decay, ema=options.ema, seed=options.seed, workers=options.workers,
+        device=options.device, half=options.bf16, save_every=options.save_every, log_every=options.log_every,
+        validate_every=options.validate_every if held_out else 0, weights_dtype=torch.float32)
+    source = RecordedClips(training, options.frames, size, skipped, options.seed)
+    validation = []
+    if held_out:
+        measured = RecordedClips(held_out, options.frames, size, skipped, augment=False)
+        validation = [measured.clip(i) for i in range(min(VALIDATION_CLIPS, 4 * len(held_out)))]
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        trained = sum(p.numel() for name, p in model.named_parameters() if part_of(name, options.freeze) is None)
+        print(f'{len(training)} recordings to train on, {len(held_out)} to measure on; {model.name} at {size} pixels, '
+              f'{trained / 1e6:.2f} M of {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M weights train',
+              file=sys.stderr)
+    return Trainer(config, source, model, validation)
+
+
+class _Display:
+    """What a person sees of a run."""
+
+    def __init__(self, skipped: SkippedFiles, bar: Callable[[], None], say: Callable[[str], None]) -> None:
+        self.skipped, self.bar, self.say = skipped, bar, say
+        self.named = 0
+
+    def line(self, line: dict) -> None:
+        """A line of the log."""
+        found = list(self.skipped.all().items())
+        for file, reason in found[self.named:]:
+            self.say(f'left out: {file}: {reason}')
+        self.named = len(found)
+        names = {'loss': 'loss', 'image_box_j': 'J box', 'image_click_j': 'J click', 'video_tracked_j': 'J tracked'}
+        kind = 'validation_' if any(name.startswith('validation') for name in line) else ''
+        figures = [f'{label} {line[kind + name]:.3f}' for name, label in names.items() if kind + name in line]
+        self.say(f'step {line["step"]}{", validation" if kind else ""}: {", ".join(figures)}')
+
+
+@contextmanager
+def _display(trainer: Trainer, skipped: SkippedFiles):
+    """Lines, and on a terminal a progress bar below them."""
+    console = Console(stderr=True)
+    if trainer.rank or not console.is_terminal:
+        yield _Display(skipped, lambda: None, lambda text: print(text, file=sys.stderr, flush=True))
+        return
+    columns = TextColumn('step {task.fields[step]}'), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task('training', total=1.0, step=trainer.step)
+
+        def bar() -> None:
+            if trainer.world == 1 or trainer.config.steps:  # elsewhere all processes must ask
+                progress.update(task, completed=trainer.progress())
+            progress.update(task, step=trainer.step)
+
+        yield _Display(skipped, bar, lambda text: console.print(text, highlight=False, markup=False))
+
+
+def main(arguments: Sequence[str] | None = None, bags: BagFormat | None = None) -> int:
+    """Fine-tune. Exit code 0: complete; 2: cannot start; 3: left before the end, run it again to go on.
+
+    bags: how bags are read, given by sam2_ros, which knows our messages.
+    """
+    options = parser().parse_args(arguments)
+    options.device = join_processes(options.device)
+    skipped = SkippedFiles(options.output / 'skipped.jsonl')
+    try:
+        trainer = prepare(options, bags, skipped)
+    except (ValueError, FileNotFoundError, ConnectionError) as error:
+        print(f'sam2_train: {error}', file=sys.stderr)
+        return 2
+    with _display(trainer, skipped) as display:
+        complete = trainer.run(display.line, display.bar)
+    if trainer.rank == 0:
+        _report(trainer, skipped, complete)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return 0 if complete else 3
+
+
+def _report(trainer: Trainer, skipped: SkippedFiles, complete: bool) -> None:
+    output, left_out = trainer.config.output, skipped.all()
+    if left_out:
+        print(f'{len(left_out)} files were left out:', file=sys.stderr)
+        for file, reason in list(left_out.items())[:20]:
+            print(f'  {file}: {reason}', file=sys.stderr)
+        if len(left_out) > 20:
+            print(f'  and {len(left_out) - 20} more, see {skipped.path}', file=sys.stderr)
+    if complete:
+        print(f'done: load_model({trainer.model.name!r}, checkpoint={str(output / "weights.safetensors")!r}); '
+              f'curves: {output / "curves.png"}', file=sys.stderr)
+    else:
+        print(f'left at step {trainer.step}: run the same command again to go on', file=sys.stderr)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""Clips cut from recordings: the data of a fine-tuning run, and of its validation."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sam2_core.training.clips import Clip
+from sam2_core.training.datasets.recordings import BrokenSample, Labelled, Recording, SkippedFiles
+from sam2_core.training.datasets.views import plain_view, random_view
+
+_WINDOWS = 6  # tries to find a part of a recording in which something can be seen
+_PACES = (1, 1, 2, 3)  # every frame, every second, ...
+
+
+class RecordedClips:
+    """Numbered chunks of clips (see ``data.ClipSource``). Each epoch goes through all recordings in a new order.
+
+    Broken recordings are noted in ``skipped`` and the next one takes their place; ValueError when none can be read.
+    """
+
+    def __init__(self, recordings: Sequence[Recording], frames: int, size: int, skipped: SkippedFiles, seed: int = 0,
+                 chunk: int = 1, augment: bool = True) -> None:
+        if not recordings:
+            raise ValueError('no recordings to cut clips from')
+        self.recordings, self.frames, self.size, self.skipped = recordings, frames, size, skipped
+        self.seed, self.chunk, self.augment = seed, chunk, augment
+        self._epoch: tuple[int, np.ndarray] | None = None
+
+    def __getitem__(self, number: int) -> list[Clip]:
+        return [self.clip(number * self.chunk + i) for i in range(self.chunk)]
+
+    def clip(self, number: int) -> Clip:
+        """Clip ``number`` of the run: always the same one."""
+        epoch, place = divmod(number, len(self.recordings))
+        order = self._order(epoch)
+        for attempt in range(len(order)):
+            which = int(order[(place + attempt) % len(order)])
+            try:
+                return self._cut(self.recordings[which], np.random.default_rng((self.seed, number, attempt)))
+            except BrokenSample as error:  # tried again next time: other frames of it may do, and a choice that
+                self.skipped.add(error)    # depended on what this process has seen would not be the same in another
+        raise ValueError(f'none of the {len(order)} recordings can be trained on; {self.skipped.path} says why')
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.recordings))
+        return self._epoch[1]
+
+    def _cut(self, recording: Recording, rng: np.random.Generator) -> Clip:
+        """A clip whose first frame shows an object."""
+        for _ in range(_WINDOWS):
+            frames = self._frames(len(recording), rng)
+            stored = sorted(set(frames))
+            read = recording.read(stored)
+            place = {frame: i for i, frame in enumerate(stored)}
+            for order in (frames, frames[::-1]):  # only the last frame may show one
+                labelled = Labelled([read.images[place[i]] for i in order], [read.masks[place[i]] for i in order])
+                if not labelled.masks[0].any():
+                    continue
+                still = len(recording) == 1
+                view = random_view(labelled, self.size, rng, still) if self.augment else plain_view(labelled, self.size)
+                clip = view.clip(labelled, self.size)
+                if clip.visible.any() and clip.visible[0].any():
+                    return clip
+        raise BrokenSample(recording.name, f'no object to be seen in the first frame of {_WINDOWS} clips '
+                                           f'of {self.frames} frames')
+
+    def _frames(self, length: int, rng: np.random.Generator) -> list[int]:
+        """Which frames: at some pace, from somewhere, forth or back; a short recording to and fro."""
+        span = self.frames - 1
+        pace = int(rng.choice([pace for pace in _PACES if span * pace < length] or [1])) if self.augment else 1
+        if span * pace < length:
+            start = int(rng.integers(length - span * pace))
+            frames = list(range(start, start + span * pace + 1, pace))
+        else:
+            there_and_back = [*range(length), *range(length - 2, 0, -1)]
+            frames = [there_and_back[i % len(there_and_back)] for i in range(self.frames)]
+        return frames[::-1] if self.augment and rng.random() < 0.5 else frames

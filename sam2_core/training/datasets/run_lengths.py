@@ -1,0 +1,37 @@
+"""COCO's run-length masks: column by column, runs of 0 and 1 in turn; SA-V uses the same."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def decode(counts: str | bytes | Sequence[int], height: int, width: int) -> np.ndarray:
+    """Runs, as numbers or as COCO's compressed text -> bool mask (height, width). ValueError when they do not fit."""
+    runs = np.asarray(_expand(counts) if isinstance(counts, (str, bytes)) else counts, np.int64)
+    if (runs < 0).any() or runs.sum() != height * width:
+        raise ValueError(f'run lengths add up to {runs.sum()}, must be {height} x {width} = {height * width}')
+    values = np.arange(len(runs)) % 2 == 1
+    return np.repeat(values, runs).reshape(width, height).T
+
+
+def _expand(text: str | bytes) -> list[int]:
+    """The numbers in compressed text: groups of five bits from the low end, each from the third on as the difference
+    to the one two before."""
+    runs: list[int] = []
+    value = shift = 0
+    for byte in text.encode('ascii', 'replace') if isinstance(text, str) else text:
+        code = byte - 48
+        if not 0 <= code < 64:
+            raise ValueError(f'character {chr(byte)!r} is not of a run-length text')
+        value |= (code & 31) << shift
+        shift += 5
+        if code & 32:  # more groups follow
+            continue
+        if code & 16:
+            value -= 1 << shift
+        runs.append(value + runs[-2] if len(runs) > 2 else value)
+        value = shift = 0
+    if shift:
+        raise ValueError('run-length text is cut off')
+    return runs

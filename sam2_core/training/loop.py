@@ -1,0 +1,544 @@
+"""The training loop: one file, from clips to weights.
+
+    python -m sam2_core.training.loop --output runs/nano --minutes 19
+
+Run the same command again to go on after a kill; start it with ``torchrun --nproc-per-node N`` for several GPUs (or
+processes). Everything that changes during training follows from the progress between 0 and 1, which counts steps, or
+minutes where the time is given: then the learning rate reaches 0 when the time is over, however fast the machine is.
+"""
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sam2_core.config import VARIANTS, Sam2Config
+from sam2_core.model import Sam2Model
+from sam2_core.training import checkpoints, curves
+from sam2_core.training.clips import Clip, PackedClips, pack, split
+from sam2_core.training.data import Augmentation, ClipSource, SyntheticClips, batches
+from sam2_core.training.initialise import new_model, start_memory
+from sam2_core.training.rollout import ForegroundHead, Knobs, Step, normalise, step_losses
+
+VALIDATION_SEED = 1000
+_EAGER_STEPS = 3  # before a step is captured
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What changes during training, as functions of the progress 0..1."""
+
+    stages: tuple[tuple[float, int], ...] = ((0.12, 1), (0.32, 4), (0.85, 8), (1.0, 16))  # (until, frames per clip)
+    learning_rate: float = 1.2e-3
+    warm_up: float = 0.02
+    balance: tuple[float, float] = (1.0, 0.05)
+    balance_fades: tuple[float, float] = (0.05, 0.15)
+    true_masks: tuple[float, float] = (0.85, 0.0)
+    true_presence: tuple[float, float] = (1.0, 0.0)
+    foreground: tuple[float, float] = (0.3, 0.02)
+
+    @classmethod
+    def going_on(cls, learning_rate: float = 5e-4, stages: tuple[tuple[float, int], ...] = ((1.0, 8),)) -> Schedule:
+        """For a model that segments and tracks already."""
+        return cls(stages, learning_rate, 0.03, (0.05, 0.05), true_masks=(0.1, 0.0), true_presence=(0.3, 0.0),
+                   foreground=(0.05, 0.02))
+
+    def frames(self, progress: float) -> int:
+        """Frames per clip."""
+        return next((frames for until, frames in self.stages if progress < until), self.stages[-1][1])
+
+    def rate(self, progress: float) -> float:
+        """Learning rate: up in a line, down in half a cosine."""
+        if progress < self.warm_up:
+            return self.learning_rate * (progress + 1e-3) / (self.warm_up + 1e-3)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    def set(self, knobs: Knobs, progress: float) -> None:
+        """Write the present values into ``knobs``."""
+        memory = next((until for until, frames in self.stages if frames == 1), 0.0)  # here memory begins
+        since = progress - memory
+        knobs.balance.fill_(_fade(progress, *self.balance_fades, *self.balance))
+        knobs.true_masks.fill_(_fade(since, 0.02, 0.20, *self.true_masks))
+        knobs.true_presence.fill_(_fade(since, 0.05, 0.35, *self.true_presence))
+        knobs.foreground.fill_(_fade(progress, 0.1, 0.5, *self.foreground))
+
+
+def _fade(x: float, start: float, stop: float, first: float, last: float) -> float:
+    return first + (last - first) * min(1.0, max(0.0, (x - start) / (stop - start)))
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run."""
+
+    output: Path
+    model: Sam2Config
+    steps: int | None = None  # one of steps and minutes
+    minutes: float | None = None
+    schedule: Schedule = field(default_factory=Schedule)
+    chunks: int = 4  # per step and process
+    echo: int = 1  # each chunk serves this many steps, each time with other objects, prompts, order and colours
+    clip_frames: int = 16  # of the clips that are read; they are cut to what the stage wants
+    objects: int = 3
+    accumulate: int = 1  # the chunks of a step are done in this many parts, as if each were another process's
+    augment: bool = True  # on the device; off where the source has done it
+    foreground: bool = True  # an auxiliary loss that helps a new model to start
+    frozen: tuple[str, ...] = ()  # parts of the model that are not trained
+    rates: tuple[tuple[str, float], ...] = ()  # parts with a learning rate of their own, instead of the schedule's
+    weight_decay: float = 0.05
+    clip_norm: float = 1.0
+    ema: float = 0.999  # 0: no average is kept
+    seed: int = 0
+    workers: int = 0
+    device: str = 'cpu'
+    half: bool = False  # bfloat16 autocast
+    graph: bool = False  # replay the step as a CUDA graph
+    compile: bool = False  # torch.compile
+    stop_after: float | None = None  # seconds; save and leave
+    save_every: float = 120.0  # seconds
+    log_every: int = 20
+    validate_every: int = 500
+    validation_clips: int = 12
+    weights_dtype: torch.dtype = torch.float16
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.minutes is None):
+            raise ValueError(f'steps {self.steps} and minutes {self.minutes}: give one of them')
+        if self.chunks % self.accumulate:
+            raise ValueError(f'chunks {self.chunks}: must be a multiple of accumulate {self.accumulate}')
+        if self.graph and self.accumulate > 1:
+            raise ValueError(f'accumulate {self.accumulate}: a CUDA graph holds one part only; leave graph off')
+
+
+class Trainer:
+    """A run that can be left and taken up again.
+
+    source: the clips, synthetic ones by default; model: where to go on from, a new one by default; validation: clips to
+    measure on, at the start and the end of the run as well.
+    """
+
+    def __init__(self, config: TrainConfig, source: ClipSource | None = None, model: Sam2Model | None = None,
+                 validation: Sequence[Clip] = ()) -> None:
+        self.config = config
+        self.is_new = model is None
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.device = torch.device(config.device)
+        torch.manual_seed(config.seed)
+        self.model = (new_model(config.model) if model is None else model).to(self.device).train()
+        self.model.requires_grad_(True)
+        self.model.no_mem_pos_enc.requires_grad_(False)  # used by no version
+        for name, parameter in self.model.named_parameters():
+            if part_of(name, config.frozen) is not None:
+                parameter.requires_grad_(False)
+        # the single mask is what is trained; falling back on the others is for use only
+        self.model.sam_mask_decoder.stability_threshold = -1.0
+        self.head = ForegroundHead(config.model.d_model).to(self.device) if config.foreground else None
+        self.average = copy.deepcopy(self.model).requires_grad_(False) if config.ema else self.model
+        self.modules = {'model': self.model} | ({'head': self.head} if self.head else {})
+        self.saved = self.modules | ({'average': self.average} if config.ema else {})
+        self.names = checkpoints.parameter_names(self.modules)
+        self.optimizer = self._optimizer()
+        self._validation = [self._on_device(pack([clip])) for clip in validation]
+        self._measures_ends = bool(validation)
+        self.source = source or SyntheticClips(config.seed, config.clip_frames, config.model.image_size)
+        self.knobs = Knobs.on(self.device)
+        self.ema_rate = torch.zeros((), device=self.device)
+        self.step, self.elapsed, self.stage_frames = 0, 0.0, 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._eager_left = _EAGER_STEPS
+        self._inputs: PackedClips | None = None
+        self.figures: dict[str, Tensor] = {}
+        self._running: deque[torch.cuda.Event] = deque()
+        self._resume()
+        self._compiled = self._compile() if config.compile else []
+
+    def _compile(self) -> list[torch.nn.Module]:
+        model = self.model
+        modules = [model.image_encoder, model.memory_encoder]  # those with one shape in a stage
+        for module in modules:
+            module.compile(dynamic=False)
+        return modules
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        decayed = [p for p, name in self.names.items() if p.requires_grad and p.ndim > 1 and 'embed' not in name
+                   and 'token' not in name.split('.')[-2]]
+        chosen = set(decayed)
+        others = [p for p in self.names if p.requires_grad and p not in chosen]
+        on_gpu = self.device.type == 'cuda'
+        rate = torch.tensor(0.0, device=self.device) if on_gpu else 0.0
+        groups: dict[tuple[float | None, float], list[torch.nn.Parameter]] = {}
+        own = dict(self.config.rates)
+        for parameters, decay in ((decayed, self.config.weight_decay), (others, 0.0)):
+            for parameter in parameters:
+                part = part_of(self.names[parameter].removeprefix('model.'), own)
+                groups.setdefault((own.get(part), decay), []).append(parameter)
+        return torch.optim.AdamW(
+            [{'params': parameters, 'weight_decay': decay, 'lr': rate.clone() if on_gpu else rate,
+              'scale': 1.0 if peak is None else peak / self.config.schedule.learning_rate}
+             for (peak, decay), parameters in groups.items()],
+            lr=rate, betas=(0.9, 0.98), fused=on_gpu, capturable=on_gpu)
+
+    @property
+    def _folder(self) -> Path:
+        return self.config.output / 'checkpoint'
+
+    def _resume(self) -> None:
+        state = checkpoints.load_state(self._folder, self.saved, self.optimizer, self.names)
+        if state is not None:
+            self.step, self.elapsed, self.stage_frames = state['step'], state['elapsed'], state['stage_frames']
+
+    def save(self) -> None:
+        """Write the folder to go on from, and the averaged weights as a model file."""
+        if self.rank:
+            return
+        checkpoints.save_state(self._folder, self.saved, self.optimizer, self.names,
+                               {'step': self.step, 'elapsed': self.elapsed, 'stage_frames': self.stage_frames})
+        checkpoints.save_weights(self.config.output / 'weights.safetensors', self.average, self.config.weights_dtype)
+
+    def progress(self) -> float:
+        """How far the run is, 0..1; the same in all processes."""
+        config = self.config
+        if config.steps is not None:
+            return self.step / config.steps
+        progress = self.elapsed / (60 * config.minutes)
+        if self.world > 1:
+            shared = torch.tensor([progress], dtype=torch.float64, device=self.device)
+            dist.broadcast(shared, 0)
+            progress = float(shared)
+        return progress
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.half)
+
+    def _losses(self, model: Sam2Model, clips: PackedClips, knobs: Knobs) -> tuple[Tensor, dict[str, Tensor]]:
+        frames = clips.masks.shape[1]
+        step = Step(frames, self.config.objects, image_objects=2 if frames == 1 else 1)
+        with self._autocast():
+            return step_losses(model, self.head, clips, step, knobs)
+
+    def _on_device(self, clips: PackedClips) -> PackedClips:
+        return PackedClips(*(part.to(self.device) for part in clips))
+
+    def _forward_backward(self, clips: PackedClips) -> None:
+        loss, self.figures = self._losses(self.model, clips, self.knobs)
+        loss.backward()
+
+    def _update(self) -> None:
+        parameters = [p for p in self.names if p.grad is not None]
+        self.figures['gradient'] = torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm, foreach=True)
+        self.optimizer.step()
+        if self.average is self.model:
+            return
+        with torch.no_grad():
+            averaged, present = list(self.average.parameters()), list(self.model.parameters())
+            change = torch._foreach_sub(present, averaged)
+            torch._foreach_mul_(change, self.ema_rate)
+            torch._foreach_add_(averaged, change)
+
+    def _share_gradients(self) -> None:
+        """Average over processes, in one message. Parameters without a gradient have none in any of them."""
+        gradients = [p.grad for p in self.names if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients])
+        dist.all_reduce(flat)
+        flat /= self.world
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def _enter_stage(self, frames: int, clips: PackedClips) -> None:
+        """Forget what was captured; before the first clips start the memory from the encoder as it is."""
+        if self.is_new and self.stage_frames <= 1 < frames:
+            with self._autocast():  # as in training: code compiled for it serves
+                features = self.model.encode_image(normalise(clips.frames.flatten(0, 1))).stride16_bchw.detach()
+            start_memory(self.model, features)
+            if self.world > 1:  # the statistics differ
+                for parameter in self.model.parameters():
+                    dist.broadcast(parameter.data, 0)
+            for name in ('memory_encoder', 'memory_attention'):
+                getattr(self.average, name).load_state_dict(getattr(self.model, name).state_dict())
+        self.stage_frames = frames
+
+    def run_step(self, chunks: list[PackedClips]) -> None:
+        """One step on one batch."""
+        config, progress = self.config, self.progress()
+        frames = config.schedule.frames(progress)
+        rng = np.random.default_rng((config.seed, self.step))
+        self._seed(0)
+        clips = PackedClips(*(torch.cat([part.to(self.device, non_blocking=True) for part in parts])
+                              for parts in zip(*self._in_parts(chunks), strict=True)))
+        if config.augment:
+            clips = Augmentation(rng, config.clip_frames, frames)(clips)
+        clips = split(clips, frames)
+        if frames != self.stage_frames or self._inputs is None:
+            self._graph, self._eager_left, self._inputs = None, _EAGER_STEPS, clips
+            self.optimizer.zero_grad(set_to_none=True)
+            self.figures = {}
+            if self.device.type == 'cuda':
+                torch.cuda.empty_cache()
+            if frames != self.stage_frames:
+                self._enter_stage(frames, clips)
+        for mine, new in zip(self._inputs, clips, strict=True):
+            mine.copy_(new)
+        config.schedule.set(self.knobs, progress)
+        rate = config.schedule.rate(progress)
+        for group in self.optimizer.param_groups:
+            if isinstance(group['lr'], Tensor):
+                group['lr'].fill_(rate * group['scale'])
+            else:
+                group['lr'] = rate * group['scale']
+        self.ema_rate.fill_(1 - min(config.ema, (1 + self.step) / (10 + self.step)))
+        if not config.graph:
+            self._try_step()
+        elif self._graph is not None:
+            self._graph.replay()
+        elif self._eager_left:
+            self._try_step()
+            self._eager_left -= 1
+        else:
+            self._capture()
+            self._graph.replay()
+        self.step += 1
+        if self.device.type == 'cuda':  # let the host run ahead, but not far: what it reads ahead is held in memory
+            self._running.append(torch.cuda.Event())
+            self._running[-1].record()
+            if len(self._running) > 2:
+                self._running.popleft().synchronize()
+
+    def _try_step(self) -> None:
+        """A step; if compiled code fails, the same step and all others without it."""
+        try:
+            self._plain_step()
+        except Exception as error:
+            if not self._compiled:
+                raise
+            print(f'compiled code fails ({type(error).__name__}: {str(error)[:500]}): going on without',
+                  file=sys.stderr)
+            for module in self._compiled:
+                module._compiled_call_impl = None
+            self._compiled = []
+            self._plain_step()
+
+    def _in_parts(self, chunks: list[PackedClips]) -> list[PackedClips]:
+        """Part by part: of as many parts each takes the chunk that another process would read."""
+        return [chunk for part in range(self.config.accumulate) for chunk in chunks[part::self.config.accumulate]]
+
+    def _seed(self, part: int) -> None:
+        number = self.rank * self.config.accumulate + part
+        torch.manual_seed((self.config.seed * 1_000_003 + self.step) * 64 + number)
+
+    def _plain_step(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = self.config.accumulate
+        if parts == 1:
+            self._forward_backward(self._inputs)
+        else:
+            self._accumulate([PackedClips(*part) for part in zip(*(t.chunk(parts) for t in self._inputs), strict=True)])
+        if self.world > 1:
+            self._share_gradients()
+        self._update()
+
+    def _accumulate(self, parts: list[PackedClips]) -> None:
+        """Gradients and figures of several parts, averaged."""
+        figures = []
+        for number, clips in enumerate(parts):
+            self._seed(number)
+            self._forward_backward(clips)
+            figures.append(self.figures)
+        self.figures = {name: torch.stack([part[name] for part in figures]).nanmean() for name in figures[0]}
+        torch._foreach_div_([p.grad for p in self.names if p.grad is not None], len(parts))
+
+    def _capture(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream(),
+                              capture_error_mode='thread_local'):  # the loader pins memory meanwhile
+            self._forward_backward(self._inputs)
+            self._update()
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """The averaged model's figures on the validation clips, by default ones that no training seed makes."""
+        if not self._validation:
+            source = SyntheticClips(VALIDATION_SEED + self.config.seed, 8, self.config.model.image_size,
+                                    self.config.validation_clips, textures=30)
+            self._validation = [self._on_device(source[0])]
+        torch.manual_seed(VALIDATION_SEED)
+        found = [self._losses(self.average, clips, Knobs.on(self.device))[1] for clips in self._validation]
+        return {name: float(torch.stack([figures[name] for figures in found]).nanmean()) for name in found[0]}
+
+    def _validation_line(self) -> dict[str, float]:
+        return {'step': self.step, 'minutes': round(self.elapsed / 60, 3)} | {
+            f'validation_{name}': round(value, 4) for name, value in self.validate().items()}
+
+    def _leaves(self, stop: list[bool]) -> bool:
+        """Was any of the processes told to stop? All must leave at the same step."""
+        if self.world == 1:
+            return bool(stop)
+        told = torch.tensor(float(bool(stop)), device=self.device)
+        dist.all_reduce(told, dist.ReduceOp.MAX)
+        return bool(told)
+
+    def run(self, show: Callable[[dict], None] | None = None, each_step: Callable[[], None] = lambda: None) -> bool:
+        """Train until the end, or until it is time to leave. True when the run is complete.
+
+        ``show`` is given every line of the log (default: printed), ``each_step`` is called after every step.
+        """
+        show = show or _print
+        config = self.config
+        entered = started = saved = time.monotonic()
+        stop = []
+        previous = signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
+        log = (config.output / 'log.jsonl') if self.rank == 0 else None
+        if log:
+            config.output.mkdir(parents=True, exist_ok=True)
+            _forget_after(log, self.step or -1)
+            if self._measures_ends and self.step == 0:
+                _write(log, self._validation_line(), show)
+        if self.device.type == 'cuda' and config.graph:
+            torch.cuda.set_stream(torch.cuda.Stream())
+        waited, since, images = 0.0, time.monotonic(), 0
+        before, measured = self.elapsed, self.step
+        stream = batches(self.source, config.chunks, self.step, config.workers, self.rank, self.world, config.echo,
+                         pin=self.device.type == 'cuda')
+        try:
+            while self.progress() < 1 and not self._leaves(stop):
+                asked = time.monotonic()
+                chunks = next(stream)
+                waited += time.monotonic() - asked
+                self.run_step(chunks)
+                each_step()
+                if started == entered:  # compiling and filling the queues is not training
+                    started = time.monotonic()
+                images += sum(chunk.masks.shape[0] * chunk.masks.shape[1] for chunk in chunks) * self.world
+                now = time.monotonic()
+                if self.step % config.log_every == 0 and log:
+                    line = {'step': self.step, 'minutes': round(self.elapsed / 60, 3), 'frames': self.stage_frames,
+                            'rate': config.schedule.rate(self.progress()) if self.world == 1 else None}
+                    line |= {name: round(float(value), 4) for name, value in self.figures.items()}
+                    now = time.monotonic()
+                    line |= {'images_per_s': round(images / (now - since), 1),
+                             'data_wait': round(waited / (now - since), 3)}
+                    waited, since, images = 0.0, now, 0
+                    _write(log, line, show)
+                if config.validate_every and self.step % config.validate_every == 0 and log:
+                    measured = self.step
+                    _write(log, self._validation_line(), show)
+                    now = time.monotonic()
+                self.elapsed = before + now - started
+                if now - saved > config.save_every:
+                    self.save()
+                    saved = time.monotonic()
+                if config.stop_after is not None and now - entered > config.stop_after:
+                    break
+        except KeyboardInterrupt:
+            pass
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+        complete = self.progress() >= 1
+        if log and complete and self._measures_ends and measured != self.step:
+            _write(log, self._validation_line(), show)
+        self.save()
+        if log:
+            curves.draw(log, config.output / 'curves.png')
+        return complete
+
+
+def _forget_after(log: Path, step: int) -> None:
+    """Drop the lines of steps that will be done again, and one that a kill cut off."""
+    if log.exists():
+        whole = [line for line in log.read_text().splitlines() if line.endswith('}')]
+        lines = [line for line in whole if json.loads(line)['step'] <= step]
+        log.write_text(''.join(line + '\n' for line in lines))
+
+
+def part_of(name: str, parts: Iterable[str]) -> str | None:
+    """The longest of ``parts`` that a parameter's dotted name lies in; None when it lies in none."""
+    inside = [part for part in parts if name == part or name.startswith(part + '.')]
+    return max(inside, key=len, default=None)
+
+
+def _write(log: Path, line: dict, show: Callable[[dict], None]) -> None:
+    line = {name: value for name, value in line.items() if value == value}  # nothing to see is no number
+    with log.open('a') as file:
+        file.write(json.dumps(line) + '\n')
+    show(line)
+
+
+def _print(line: dict) -> None:
+    shown = ('step', 'minutes', 'frames', 'loss', 'image_box_j', 'image_click_j', 'video_tracked_j',
+             'video_absent_right', 'gradient', 'images_per_s', 'data_wait', 'validation_image_box_j',
+             'validation_video_tracked_j', 'validation_video_absent_right')
+    text = ' '.join(f'{name.replace("validation_", "v:")} {line[name]}' for name in shown if name in line)
+    print(text, file=sys.stderr, flush=True)
+
+
+def join_processes(device: str) -> str:
+    """Meet the other processes that ``torchrun`` started, if it did; the device of this one."""
+    on_gpu = device.startswith('cuda')
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    if 'LOCAL_RANK' not in os.environ:
+        return device
+    dist.init_process_group('nccl' if on_gpu else 'gloo')
+    if not on_gpu:
+        return device
+    torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+    return f'cuda:{os.environ["LOCAL_RANK"]}'
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train nano on synthetic clips. Exit code 0: complete; 3: left before the end, run it again to go on."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--output', type=Path, required=True, help='folder for weights, log, curves and checkpoint')
+    length = parser.add_mutually_exclusive_group(required=True)
+    length.add_argument('--minutes', type=float, help='length of the whole run')
+    length.add_argument('--steps', type=int, help='length of the whole run')
+    parser.add_argument('--stop-after', type=float, help='seconds after which to save and leave')
+    parser.add_argument('--model', default='nano', help='which shape to train')
+    parser.add_argument('--weights', type=Path, help='go on from these instead of from nothing')
+    parser.add_argument('--rate', type=float, default=5e-4, help='learning rate when going on from weights')
+    parser.add_argument('--longer-from', type=float, default=1.0,
+                        help='going on: progress from which clips have 16 frames instead of 8')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--chunks', type=int, help='four clips of 16 frames each, per step and process')
+    parser.add_argument('--echo', type=int, default=1, help='how many steps each clip serves')
+    parser.add_argument('--workers', type=int, default=max(0, (os.cpu_count() or 1) - 1))
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--no-graph', action='store_true', help='no CUDA graph')
+    parser.add_argument('--compile', action='store_true', help='use torch.compile')
+    parser.add_argument('--validate-every', type=int, default=500, help='steps')
+    parser.add_argument('--log-every', type=int, default=20, help='steps')
+    options = parser.parse_args(arguments)
+    options.device = join_processes(options.device)
+    on_gpu = options.device.startswith('cuda')
+    config = TrainConfig(
+        output=options.output, model=VARIANTS[options.model], steps=options.steps, minutes=options.minutes,
+        chunks=options.chunks or (4 if on_gpu else 1), echo=options.echo, workers=options.workers,
+        device=options.device, seed=options.seed,
+        half=on_gpu, graph=on_gpu and not options.no_graph and not dist.is_initialized(), compile=options.compile,
+        schedule=Schedule() if options.weights is None else Schedule.going_on(
+            options.rate, ((options.longer_from, 8), (1.0, 16))),
+        stop_after=options.stop_after, validate_every=options.validate_every, log_every=options.log_every)
+    model = None if options.weights is None else checkpoints.load_weights(options.weights, config.model)
+    complete = Trainer(config, model=model).run()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return 0 if complete else 3
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""The demo's camera: streams the synthetic tabletop with its ground truth, or a video file, as a driver would."""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import rclpy
+from rcl_interfaces.msg import ParameterDescriptor
+from rclpy.exceptions import InvalidParameterTypeException
+from rclpy.executors import ExternalShutdownException
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile, qos_profile_sensor_data
+from rclpy.utilities import remove_ros_args
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
+from std_srvs.srv import Trigger
+
+from sam2_ros.conversions import from_pixels
+from sam2_ros.dds import use_image_profile
+from sam2_ros.demo_scene import TabletopScene
+
+FRAME_ID = 'camera_optical_frame'
+JPEG_QUALITY = 90
+LINGER = 1.0  # seconds between the last image and the end, so that the last one arrives
+PARAMETERS = {
+    'clip': ('', 'Video file to stream. Empty: the synthetic tabletop.'),
+    'loop': (False, 'Start the clip again at its end, instead of ending.'),
+    'rate': (0.0, 'Images per second. 0: those of the clip, 15 for the tabletop.'),
+    'width': (640, 'Image width in pixels; tabletop only.'),
+    'height': (480, 'Image height in pixels; tabletop only.'),
+    'seed': (0, 'Which tabletop.'),
+    'seconds': (0.0, 'End after this much streaming. 0: at the end of the clip, never for the tabletop.'),
+    'image_transport': ('raw', 'raw: sensor_msgs/Image on image. compressed: JPEG on image/compressed.'),
+    'subscribers': (0, 'Wait for so many subscribers of the image before the first one is sent.'),
+    'hold': (False, 'Repeat the first image, with new stamps, until the service ~/start is called.'),
+}
+
+
+class SettingError(ValueError):
+    """A parameter, or the file it names, cannot be used; the text names the value and the cure."""
+
+
+class TabletopSource:
+    """Frames of the synthetic scene, one after the other."""
+
+    def __init__(self, seed: int, width: int, height: int, rate: float) -> None:
+        self.rate = rate or 15.0
+        self._scene = TabletopScene(seed, width, height, self.rate)
+        self._next = 0
+
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
+        """RGB uint8 (H, W, 3) and the label image uint16 (H, W) of its ground truth."""
+        self._next += 1
+        return self._scene.render(self._next - 1)
+
+
+class ClipSource:
+    """Frames of a video file."""
+
+    def __init__(self, path: str, rate: float = 0.0, loop: bool = False) -> None:
+        if not Path(path).is_file():
+            raise SettingError(f'clip {path!r}: there is no such file')
+        self._path, self._loop = path, loop
+        self._video = cv2.VideoCapture(path)
+        self.rate = rate or self._video.get(cv2.CAP_PROP_FPS)
+        self.width = int(self._video.get(cv2.CAP_PROP_FRAME_WIDTH))
+        self.height = int(self._video.get(cv2.CAP_PROP_FRAME_HEIGHT))
+        self.frames = int(self._video.get(cv2.CAP_PROP_FRAME_COUNT))
+        if not self._video.isOpened() or not self.rate > 0 or not self.width or not self.height:
+            raise SettingError(f'clip {path!r}: OpenCV cannot read it as a video')
+
+    def read(self) -> tuple[np.ndarray, None] | None:
+        """RGB uint8 (H, W, 3) and None for the ground truth it does not have; None after the last frame."""
+        found, bgr = self._video.read()
+        if not found and self._loop:
+            self._video = cv2.VideoCapture(self._path)
+            found, bgr = self._video.read()
+        return (cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), None) if found else None
+
+
+class DemoCamera(Node):
+    """Publishes ``image``, and ``~/truth`` (mono16: pixel = object id, same stamp) when the source knows it."""
+
+    def __init__(self, **options) -> None:
+        """``options``: as for rclpy's Node. Raises SettingError, or rclpy's for a parameter of a wrong type."""
+        super().__init__('camera', **options)
+        for name, (default, description) in PARAMETERS.items():
+            self.declare_parameter(name, default, ParameterDescriptor(description=description))
+        self._source = self._open_source()
+        self._seconds = self._value('seconds')
+        self._subscribers = self._value('subscribers')
+        transport = self._value('image_transport')
+        if transport not in ('raw', 'compressed'):
+            raise SettingError(f'image_transport {transport!r}: must be raw or compressed')
+        self._compressed = transport == 'compressed'
+        kind, topic = (CompressedImage, 'image/compressed') if self._compressed else (Image, 'image')
+        self._images = self.create_publisher(kind, topic, qos_profile_sensor_data)
+        self._truth = self.create_publisher(Image, '~/truth', QoSProfile(depth=10))
+        self._held = self._source.read() if self._value('hold') else None
+        self.create_service(Trigger, '~/start', self._start)
+        self.sent = 0  # images published
+        self._streamed = 0  # of the source: the held image counts once
+        self._timer = self.create_timer(0.05, self._wait)
+
+    def _value(self, name: str):
+        return self.get_parameter(name).value
+
+    def _open_source(self) -> TabletopSource | ClipSource:
+        rate = self._value('rate')
+        if not 0 <= rate <= 1000:
+            raise SettingError(f'rate {rate}: must lie between 0 and 1000 images per second')
+        if self._value('clip'):
+            return ClipSource(self._value('clip'), rate, self._value('loop'))
+        try:
+            return TabletopSource(self._value('seed'), self._value('width'), self._value('height'), rate)
+        except ValueError as error:
+            raise SettingError(str(error)) from None
+
+    def _wait(self) -> None:
+        if self._images.get_subscription_count() < self._subscribers:
+            return
+        self.destroy_timer(self._timer)
+        self.get_logger().info(f'streaming {self._value("clip") or "the tabletop"} at {self._source.rate:.3g} images/s')
+        self._timer = self.create_timer(1 / self._source.rate, self._publish)
+
+    def _start(self, _, response: Trigger.Response) -> Trigger.Response:
+        response.success = self._held is not None
+        response.message = '' if response.success else 'nothing is held'
+        self._held = None
+        return response
+
+    def _publish(self) -> None:
+        over = self._seconds and self._streamed >= self._seconds * self._source.rate
+        frame = self._held or (None if over else self._source.read())
+        if frame is None:
+            self.get_logger().info(f'end of the stream after {self._streamed} images')
+            self.destroy_timer(self._timer)
+            self._timer = self.create_timer(LINGER, self._end)
+            return
+        rgb, truth = frame
+        # the moment of exposure: how long drawing the picture took is none of the robot's time
+        header = Header(stamp=self.get_clock().now().to_msg(), frame_id=FRAME_ID)
+        if self._compressed:
+            bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+            data = cv2.imencode('.jpg', bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+            self._images.publish(CompressedImage(header=header, format='rgb8; jpeg compressed bgr8', data=data))
+        else:
+            self._images.publish(from_pixels(rgb, 'rgb8', header))
+        if truth is not None and self._truth.get_subscription_count():
+            self._truth.publish(from_pixels(truth, 'mono16', header))
+        self.sent += 1
+        self._streamed += self._held is None
+
+    def _end(self) -> None:
+        raise ExternalShutdownException
+
+
+def main(args: list[str] | None = None) -> int:
+    """Stream until the source ends or SIGINT, then print the number of images sent as JSON. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog='sam2_demo_camera', description=__doc__,
+                                     epilog=f'ROS parameters (-p name:=value): {", ".join(PARAMETERS)}')
+    parser.add_argument('--clip', help='short for -p clip:=')
+    options = parser.parse_args(remove_ros_args(sys.argv if args is None else ['', *args])[1:])
+    cv2.setNumThreads(1)  # the cores belong to the model
+    use_image_profile()
+    rclpy.init(args=args)
+    node = None
+    try:
+        node = DemoCamera(parameter_overrides=[Parameter('clip', value=options.clip)] if options.clip else None)
+        rclpy.spin(node)
+    except (SettingError, InvalidParameterTypeException) as error:
+        rclpy.logging.get_logger('camera').fatal(str(error))
+        return 1
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finally:
+        if node is not None:
+            print(json.dumps({'images': node.sent}), flush=True)
+            node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,21 @@
+"""``sam2_train``: the fine-tuning of sam2_core, which may also read our label topics in bags."""
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from sam2_core.training import cli
+
+try:
+    from sam2_ros.label_bags import bag_format
+except ImportError:  # rosbags is not installed: the other layouts do without
+    bag_format = None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Fine-tune; see ``sam2_core.training.cli.main``."""
+    return cli.main(arguments, bags=bag_format)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,19 @@
+"""Started by torchrun: trains as ``sam2_train`` does; every process leaves its weights, ``rank0.safetensors``, ..."""
+import os
+import sys
+
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+from sam2_core.training import cli
+from sam2_core.training.datasets import SkippedFiles
+from sam2_core.training.loop import join_processes
+
+options = cli.parser().parse_args()
+options.device = join_processes(options.device)
+trainer = cli.prepare(options, None, SkippedFiles(options.output / 'skipped.jsonl'))
+complete = trainer.run()
+save_file({name: value.contiguous() for name, value in trainer.model.state_dict().items()},
+          options.output / f'rank{os.environ["RANK"]}.safetensors')
+dist.destroy_process_group()
+sys.exit(0 if complete else 3)

@@ -1,0 +1,254 @@
+"""Fine-tuning by command: what is trained and what is not, what is written, and that nothing is lost by a kill."""
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from datasets_files import davis_clip
+from safetensors.torch import load_file
+
+from sam2_core import Prompt, StreamTracker, load_model
+from sam2_core.config import VARIANTS
+from sam2_core.training.cli import main
+from sam2_core.training.initialise import new_model
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
+
+
+@pytest.fixture(scope='module')
+def start(tmp_path_factory):
+    """A nano that has learnt nothing, as a published checkpoint would be stored."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp('start') / 'nano.pt'
+    torch.save({'model': new_model(VARIANTS['nano']).state_dict()}, path)
+    return path
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('data')
+    for i in range(5):
+        davis_clip(folder, f'clip{i}', frames=5)
+    return folder
+
+
+@pytest.fixture
+def command(start, data, tmp_path):
+    """The arguments of a run that takes seconds; others can be added."""
+    def build(*more, output='run'):
+        return ['--checkpoint', str(start), '--data', str(data), '--output', str(tmp_path / output),
+                '--image-size', '64', '--frames', '2', '--batch', '1', '--workers', '0', '--device', 'cpu',
+                '--validation', '0', *more]
+    return build
+
+
+def changed(start, weights):
+    """The names of weights that are not as they were."""
+    before = torch.load(start)['model']
+    assert before.keys() == weights.keys()
+    return {name for name, value in weights.items() if not torch.equal(value, before[name])}
+
+
+def test_image_encoder_is_frozen_by_default_and_all_else_learns(command, start, tmp_path):
+    assert main(command('--steps', '2')) == 0
+    learnt = changed(start, load_file(tmp_path / 'run' / 'weights.safetensors'))
+    parts = {name.split('.')[0] for name in learnt}
+    assert 'image_encoder' not in parts
+    assert {'memory_attention', 'memory_encoder', 'sam_mask_decoder', 'sam_prompt_encoder', 'obj_ptr_proj'} <= parts
+
+
+def test_parts_are_frozen_by_name(command, start, tmp_path):
+    assert main(command('--steps', '1', '--freeze', 'image_encoder.trunk', 'memory_attention.layers.1',
+                        'sam_mask_decoder')) == 0
+    learnt = changed(start, load_file(tmp_path / 'run' / 'weights.safetensors'))
+    assert not any(name.startswith(('image_encoder.trunk', 'memory_attention.layers.1', 'sam_mask_decoder'))
+                   for name in learnt)
+    assert any(name.startswith('image_encoder.neck') for name in learnt)
+    assert any(name.startswith('memory_attention.layers.0') for name in learnt)
+
+
+def test_parts_have_rates_of_their_own(command, start, tmp_path):
+    """The first step of Adam moves a weight by the learning rate, whatever the gradient is."""
+    assert main(command('--steps', '1', '--weight-decay', '0', '--lr', '1e-3', '--lr', 'memory_encoder=0',
+                        '--lr', 'memory_encoder.fuser=4e-3')) == 0
+    before = torch.load(start)['model']
+    after = load_file(tmp_path / 'run' / 'weights.safetensors')
+
+    def move(*prefixes):
+        # of small weights, on which rounding does not show
+        return max((after[n] - before[n])[before[n].abs() < 0.1].abs().max().item() for n in after
+                   if n.startswith(prefixes) and (before[n].abs() < 0.1).any())
+
+    rate = move('sam_mask_decoder')
+    assert rate > 0 and move('memory_encoder.out_proj', 'memory_encoder.pix_feat_proj') == 0
+    assert move('memory_encoder.fuser') == pytest.approx(4 * rate, rel=0.05)
+
+
+@pytest.mark.parametrize(('options', 'reason'), [
+    (['--freeze', 'image_encoder', 'memory'], 'memory: no part of nano; parts are .*memory_attention'),
+    (['--lr', 'decoder=1e-4'], 'decoder: no part of nano'),
+    (['--lr', 'image_encoder.neck=1e-4'], 'image_encoder.neck: it is frozen'),
+    (['--image-size', '100'], 'image_size 100'),
+    (['--format', 'bag'], 'format bag: .*rosbags'),
+    (['--format', 'sav'], 'nothing to train on in the layout sav'),
+    (['--validation', '1.5'], 'validation share 1.5'),
+    (['--checkpoint', 'gone.pt'], 'gone.pt: no such file'),
+    (['--model', 'sam2.1_hiera_tiny'], 'is not a sam2.1_hiera_tiny.*it looks like nano')])
+def test_what_cannot_work_is_refused_before_it_starts(command, tmp_path, capsys, options, reason):
+    assert main(command('--steps', '1', *options)) == 2
+    text = capsys.readouterr().err
+    assert text.startswith('sam2_train: ')
+    assert re.search(reason, text), text
+    assert not (tmp_path / 'run' / 'weights.safetensors').exists()
+
+
+def test_nothing_left_to_train_is_refused(command, start, capsys):
+    tops = sorted({name.split('.')[0] for name in torch.load(start)['model']})
+    assert main(command('--steps', '1', '--freeze', *tops)) == 2
+    assert 'leaves nothing to train' in capsys.readouterr().err
+
+
+def test_training_lowers_the_loss_on_clips_held_out(command, tmp_path):
+    options = ['--validation', '0.3', '--steps', '10', '--lr', '1e-3', '--log-every', '5', '--validate-every', '5']
+    assert main(command(*options)) == 0
+    lines = [json.loads(line) for line in (tmp_path / 'run' / 'log.jsonl').read_text().splitlines()]
+    measured = {line['step']: line['validation_loss'] for line in lines if 'validation_loss' in line}
+    assert set(measured) == {0, 5, 10}
+    assert measured[10] < measured[5] < measured[0]
+    assert {'loss', 'image_box_j', 'video_tracked_j', 'rate'} <= set(lines[1])
+    assert cv2.imread(str(tmp_path / 'run' / 'curves.png')).std() > 5
+
+
+def test_weights_are_taken_by_load_model_and_track(command, tmp_path, scene):
+    assert main(command('--steps', '1')) == 0
+    tracker = StreamTracker(load_model('nano', checkpoint=tmp_path / 'run' / 'weights.safetensors', device='cpu'))
+    for frame in range(2):
+        result = tracker.step(scene.image(frame), [Prompt(1, box=scene.box(1))] if frame == 0 else [])
+    assert result.objects[1].mask.shape == (240, 320) and np.isfinite(result.objects[1].logits.numpy()).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['sam2_hiera_tiny', 'sam2.1_hiera_tiny'])
+def test_published_shapes_keep_their_key_layout(command, tmp_path, name):
+    torch.manual_seed(0)
+    checkpoint = tmp_path / 'tiny.pt'
+    torch.save({'model': new_model(VARIANTS[name]).state_dict()}, checkpoint)
+    assert main(command('--steps', '1', '--model', name, '--checkpoint', str(checkpoint))) == 0
+    weights = load_file(tmp_path / 'run' / 'weights.safetensors')
+    published = torch.load(checkpoint)['model']
+    assert {n: v.shape for n, v in weights.items()} == {n: v.shape for n, v in published.items()}
+    assert changed(checkpoint, weights)
+    assert load_model(checkpoint=tmp_path / 'run' / 'weights.safetensors', device='cpu').name == name
+
+
+def test_computing_the_trunk_twice_changes_nothing(command, tmp_path):
+    for more in ([], ['--recompute']):
+        assert main(command('--steps', '1', '--freeze', *more, output=f'run{len(more)}')) == 0
+    plain, twice = (load_file(tmp_path / f'run{i}' / 'weights.safetensors') for i in (0, 1))
+    assert all(torch.allclose(twice[name], plain[name], atol=1e-7) for name in plain)
+
+
+def test_bfloat16_trains(command, start, tmp_path):
+    assert main(command('--steps', '2', '--bf16')) == 0
+    weights = load_file(tmp_path / 'run' / 'weights.safetensors')
+    assert all(value.isfinite().all() for value in weights.values()) and changed(start, weights)
+
+
+def test_average_lies_between_start_and_end(command, start, tmp_path):
+    assert main(command('--steps', '1', '--ema', '0.5', '--weight-decay', '0', '--lr', '1e-3')) == 0
+    before = torch.load(start)['model']
+    end = load_file(tmp_path / 'run' / 'checkpoint' / 'model.safetensors')
+    average = load_file(tmp_path / 'run' / 'weights.safetensors')
+    assert changed(start, average) == changed(start, end)
+    for name in changed(start, end):
+        low, high = torch.minimum(before[name], end[name]), torch.maximum(before[name], end[name])
+        assert ((average[name] >= low - 1e-7) & (average[name] <= high + 1e-7)).all()
+        assert not torch.equal(average[name], end[name]) or torch.equal(low, high)
+
+
+def test_broken_files_are_named_and_counted(command, start, tmp_path, capsys):
+    folder = tmp_path / 'data'
+    for i in range(4):
+        davis_clip(folder, f'clip{i}', frames=2)
+    (folder / 'JPEGImages' / 'clip1' / '00001.jpg').write_bytes(b'broken')
+    (folder / 'Annotations' / 'clip3' / '00000.png').write_bytes(b'broken')
+    assert main(command('--data', str(folder), '--epochs', '2')) == 0
+    text = capsys.readouterr().err
+    assert '2 files were left out:' in text
+    assert f'{folder}/JPEGImages/clip1/00001.jpg: not an image' in text
+    assert f'{folder}/Annotations/clip3/00000.png: not a PNG' in text
+
+
+def test_other_settings_do_not_go_on_with_a_run(command, capsys):
+    assert main(command('--steps', '1')) == 0
+    assert main(command('--steps', '1', '--seed', '4')) == 2
+    assert 'seed was 0, is 4' in capsys.readouterr().err
+
+
+# --- processes
+
+def train(arguments, wait=True):
+    process = subprocess.Popen([sys.executable, '-m', 'sam2_core.training.cli', *arguments], env=ENVIRONMENT,
+                               stderr=subprocess.PIPE, text=True)
+    if wait:
+        _, text = process.communicate()
+        assert process.returncode == 0, text
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)  # several processes, one after the other
+def test_nothing_is_lost_by_a_kill(command, tmp_path):
+    options = ['--steps', '8', '--save-every', '0', '--log-every', '1', '--ema', '0.9', '--validation', '0.3',
+               '--validate-every', '4', '--workers', '1']
+    train(command(*options, output='whole'))
+    killed = train(command(*options, output='killed'), wait=False)
+    log = tmp_path / 'killed' / 'log.jsonl'
+    deadline = time.monotonic() + 90
+    while not log.exists() or '"step": 3,' not in log.read_text():
+        assert time.monotonic() < deadline and killed.poll() is None
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    assert not (tmp_path / 'killed' / 'curves.png').exists()  # it did not come to its end
+    train(command(*options, output='killed'))
+
+    for file in ('weights.safetensors', 'checkpoint/model.safetensors', 'checkpoint/exp_avg_sq.safetensors'):
+        whole, resumed = (load_file(tmp_path / run / file) for run in ('whole', 'killed'))
+        assert whole.keys() == resumed.keys()
+        assert all(torch.equal(whole[name], resumed[name]) for name in whole), file
+
+    def figures(run):
+        lines = [json.loads(line) for line in (tmp_path / run / 'log.jsonl').read_text().splitlines()]
+        return [{k: v for k, v in line.items() if k not in ('minutes', 'images_per_s', 'data_wait')} for line in lines]
+
+    assert figures('killed') == figures('whole')
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)  # several processes, one after the other
+def test_two_processes_train_as_one(command, tmp_path):
+    options = ['--steps', '3', '--lr', '1e-3']
+    run = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--rdzv-backend', 'c10d',
+           '--rdzv-endpoint', 'localhost:0', str(ROOT / 'test' / 'core' / 'rank_weights.py')]
+    done = subprocess.run([*run, *command(*options, output='two')], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    train(command(*options, '--accumulate', '2', output='one'))
+    train(command(*options, output='half'))
+    first, second = (load_file(tmp_path / 'two' / f'rank{i}.safetensors') for i in (0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    one, half = (load_file(tmp_path / run / 'weights.safetensors') for run in ('one', 'half'))
+
+    def distance(other):
+        return max((first[name] - other[name]).abs().max().item() for name in first)
+
+    assert distance(one) < 1e-4 < 5e-4 < distance(half)
