@@ -1,7 +1,7 @@
 """The published rules that re-implementations get wrong, each checked directly.
 
-Numbered as in the checklist of docs/parity.md. Expected values come from the formulas, written here a second time, not
-from the code under test. Random weights in nano's shape: every rule here is independent of the size.
+Expected values come from the formulas, written here a second time, not from the code under test. Random weights in
+nano's shape: every rule here is independent of the size.
 """
 import contextlib
 import copy
@@ -77,7 +77,7 @@ def triangle_resize(values, size):
     return weights(values.shape[0]) @ values @ weights(values.shape[1]).T
 
 
-# 1, 2: preprocessing
+# preprocessing
 
 def test_image_is_stretched_to_the_square_bilinear_with_antialias(model):
     image = np.random.default_rng(0).integers(0, 256, (375, 500, 3), np.uint8)
@@ -91,7 +91,7 @@ def test_image_of_the_models_size_is_only_normalised(model, frames):
     torch.testing.assert_close(to_model(model, frames[0]), reference.pixel_values(frames[0]), atol=1e-6, rtol=0)
 
 
-# 3 to 7: prompts
+# prompts
 
 def test_point_counts_from_the_pixel_centre_and_is_coded_by_random_waves(model):
     encoder = model.sam_prompt_encoder
@@ -160,7 +160,7 @@ def test_users_mask_is_stretched_with_antialias_and_cut_at_one_half(model):
     np.testing.assert_array_equal(ours[clear], (share >= 0.5)[clear])
 
 
-# 8 to 11: decoder
+# decoder
 
 @pytest.mark.parametrize(('prompt', 'multimask'), [
     (CLICKED, True), (Prompt(1, points=[CLICK, (9, 9)], labels=[1, 0]), False), (Prompt(1, box=BOX), False)])
@@ -254,7 +254,7 @@ def test_logits_are_float32_before_anything_is_scaled(model, image):
     assert ((answer.iou > 0) & (answer.iou < 1)).all()
 
 
-# 12 to 16: memory write
+# memory write
 
 def test_memory_is_made_of_raw_features_and_the_mask_at_image_size(model, frames, image):
     with inputs_of(model.memory_encoder) as calls:
@@ -340,7 +340,7 @@ def test_empty_mask_prompt_says_that_the_object_is_absent(model, image):
     assert torch.equal(adopted.pointers, model.no_obj_ptr)
 
 
-# 17 to 22: memory read
+# memory read
 
 def test_first_frame_has_no_memory_and_says_so(model, frames, image):
     with inputs_of(model.sam_mask_decoder) as decoder, inputs_of(model.memory_attention) as attention:
@@ -467,7 +467,7 @@ def test_sine_grid_counts_from_one_rows_first_and_alternates():
         assert grid[:, row, column].tolist() == pytest.approx(expected, abs=1e-5)
 
 
-# 23: image encoder
+# image encoder
 
 @pytest.mark.parametrize(('name', 'windows'), [
     ('sam2.1_hiera_tiny', [8, 8, 4, 4, 14, 0, 14, 0, 14, 0, 14, 7]),
