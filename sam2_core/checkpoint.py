@@ -118,17 +118,17 @@ def verify(path: Path, official: OfficialFile) -> None:
     size = path.stat().st_size
     if official.size is not None and size != official.size:
         raise CheckpointError(f'{path}: {size} bytes, the published file has {official.size}: delete it and try again')
-    with path.open('rb') as file:
-        digest = hashlib.file_digest(file, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else _sha256(file)
+    digest = _sha256(path)
     if digest != official.sha256:
         raise CheckpointError(f'{path}: sha256 {digest}, the published file has {official.sha256}: '
                               f'delete it and try again')
 
 
-def _sha256(file) -> str:
-    digest = hashlib.sha256()  # Python 3.10 has no file_digest
-    while block := file.read(1 << 20):
-        digest.update(block)
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()  # in blocks: Python 3.10 has no file_digest
+    with path.open('rb') as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 

@@ -30,10 +30,7 @@ def to_model(model: Sam2Model, image: np.ndarray | Tensor) -> Tensor:
     """
     if isinstance(image, np.ndarray):
         image = torch.from_numpy(image if image.flags.writeable and image.flags.c_contiguous else image.copy())
-    pixels = image.to(model.device).permute(2, 0, 1)[None].float() / 255
-    size = model.image_size
-    if pixels.shape[-2:] != (size, size):
-        pixels = F.interpolate(pixels, size=(size, size), mode='bilinear', antialias=True)
+    pixels = _stretch(image.to(model.device).permute(2, 0, 1)[None].float() / 255, model.image_size)
     mean = torch.tensor(IMAGE_MEAN, device=model.device)[:, None, None]
     std = torch.tensor(IMAGE_STD, device=model.device)[:, None, None]
     return ((pixels - mean) / std).to(model.dtype)
@@ -42,10 +39,13 @@ def to_model(model: Sam2Model, image: np.ndarray | Tensor) -> Tensor:
 def mask_to_model(model: Sam2Model, mask: np.ndarray) -> Tensor:
     """A user's bool mask (H, W) -> float32 (1, 1, S, S) of 0 and 1, stretched as the image is."""
     pixels = torch.from_numpy(mask.astype(np.float32)).to(model.device)[None, None]
-    size = model.image_size
-    if pixels.shape[-2:] != (size, size):
-        pixels = F.interpolate(pixels, size=(size, size), mode='bilinear', antialias=True)
-    return (pixels >= 0.5).float()
+    return (_stretch(pixels, model.image_size) >= 0.5).float()
+
+
+def _stretch(pixels_bchw: Tensor, size: int) -> Tensor:
+    if pixels_bchw.shape[-2:] == (size, size):
+        return pixels_bchw
+    return F.interpolate(pixels_bchw, size=(size, size), mode='bilinear', antialias=True)
 
 
 def to_image(logits: Tensor, height: int, width: int) -> np.ndarray:

@@ -178,12 +178,16 @@ class Sam2Model(nn.Module):
     def _absent(self, pointers: Tensor, visible: Tensor) -> Tensor:
         return torch.where(visible[:, None], pointers, self.no_obj_ptr)
 
+    def mask_prompt_logits(self, masks_bchw: Tensor) -> Tensor:
+        """A user's masks (B, 1, S, S) of 0 and 1 as the logits that stand for them: float32 (B, 1, S / 4, S / 4)."""
+        return F.interpolate(masks_bchw.float() * MASK_SCALE + MASK_BIAS, size=(self.image_size // 4,) * 2,
+                             mode='bilinear', antialias=True)
+
     def adopt_masks(self, image: ImageFeatures, masks_bchw: Tensor) -> ObjectMasks:
         """Masks given by the user, (B, 1, S, S) of 0 and 1, as they are; the decoder only makes their pointers."""
         batch = masks_bchw.shape[0]
         masks = masks_bchw.float()
-        logits = F.interpolate(masks * MASK_SCALE + MASK_BIAS, size=(self.image_size // 4,) * 2, mode='bilinear',
-                               antialias=True)
+        logits = self.mask_prompt_logits(masks)
         features = image.stride16_bchw.expand(batch, -1, -1, -1)
         points, labels = self.no_points(batch)
         decoded = self.decode_masks(features, image, points, labels, self.mask_downsample(masks.to(self.dtype)))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sam2_core.everything import Filters, FoundMask, find_all
 from sam2_core.images import check_image, mask_to_model, to_image, to_model
-from sam2_core.model import MASK_BIAS, MASK_SCALE, ImageFeatures, Sam2Model
+from sam2_core.model import ImageFeatures, Sam2Model
 from sam2_core.prompts import Prompt, PromptError
 
 MAX_PROMPT_LOGIT = 32.0  # previous logits are clamped to this before they are a prompt
@@ -66,9 +66,7 @@ class ImageSegmenter:
                 points = torch.from_numpy(xy)[None].to(model.device)
                 labels = torch.from_numpy(kinds)[None].to(model.device)
             if prompt.mask is not None:
-                mask = mask_to_model(model, prompt.mask) * MASK_SCALE + MASK_BIAS
-                mask_logits = torch.nn.functional.interpolate(mask, size=(model.image_size // 4,) * 2,
-                                                              mode='bilinear', antialias=True)
+                mask_logits = model.mask_prompt_logits(mask_to_model(model, prompt.mask))
         decoded = model.decode_masks(model.without_memory(image.features), image.features, points, labels,
                                      mask_logits, multimask)
         logits = decoded.logits[0]
