@@ -57,6 +57,8 @@ def test_values_given_at_start_are_taken(make):
     ('image_size', 100, '100'),
     ('image_size', -32, '-32'),
     ('max_objects', 0, '0'),
+    ('detections_iou', 1.5, '1.5'),
+    ('history_bytes', -1, '-1'),
     ('max_objects', 65536, '65536'),
     ('lost_after', -1.0, '-1'),
     ('prompt_timeout', 0.0, '0'),
@@ -100,7 +102,8 @@ def test_the_configuration_files_name_parameters_that_exist(make, path):
 
 def test_the_documentation_lists_every_parameter_with_its_default():
     text = (ROOT / 'docs' / 'node.md').read_text()
-    rows = dict(re.findall(r'^\| `(\w+)` \| \w+ \| (\S+) \|', text, re.MULTILINE))
+    rows = dict(re.findall(r'^\| `(\w+)` \| [\w\[\]]+ \| (\S+) \|', text, re.MULTILINE))
     defaults = {item.name: str(item.default).lower() if isinstance(item.default, bool) else
+                str([*item.default]) if isinstance(item.default, tuple) else
                 str(item.default) or "''" for item in fields(Parameters)}
     assert {name: rows[name].strip('`') for name in rows if name in defaults} == defaults
