@@ -10,11 +10,12 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from sam2_ros.conversions import from_pixels, to_duration, to_nanoseconds, to_roi
+from sam2_ros.frame import Frame, TrackedObject
 from sam2_ros.msg import Instance, InstanceArray, PromptStatus
 from sam2_ros.overlay import draw_overlay
 from sam2_ros.prompting import PromptAnswer
 from sam2_ros.srv import SetPrompt
-from sam2_ros.stream import Frame, Stream, TrackedObject
+from sam2_ros.stream import Stream
 
 
 class Outputs:

@@ -15,6 +15,7 @@ from std_msgs.msg import Header
 
 from sam2_core import ObjectResult, PromptError, StreamTracker
 from sam2_ros.conversions import ImageError, to_nanoseconds, to_rgb
+from sam2_ros.frame import Frame, TrackedObject
 from sam2_ros.msg import Instance
 from sam2_ros.msg import Prompt as PromptMessage
 from sam2_ros.parameters import Parameters
@@ -86,30 +87,6 @@ class Mailbox:
         with self._changed:
             dropped, self._dropped = self._dropped, 0
             return dropped
-
-
-@dataclass(frozen=True, eq=False)
-class TrackedObject:
-    """One known object in one frame."""
-
-    id: int
-    label: str
-    state: int  # Instance.TRACKED, OCCLUDED or LOST
-    score: float  # predicted IoU, 0..1; 0 when not visible
-    visibility: float  # probability, 0..1
-    last_seen: Time
-    box: tuple[int, int, int, int] | None = None  # (x0, y0, x1, y1), pixels, x1 and y1 exclusive; None: not visible
-    mask: np.ndarray | None = None  # bool (H, W); None: not visible
-
-
-@dataclass(frozen=True, eq=False)
-class Frame:
-    """A processed image."""
-
-    header: Header
-    image: np.ndarray  # uint8 RGB (H, W, 3)
-    objects: list[TrackedObject]
-    dropped: int  # images skipped since the previous frame
 
 
 @dataclass(eq=False)

@@ -1,0 +1,49 @@
+"""A processed image and what is known about every object in it: what the outputs are made of."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from builtin_interfaces.msg import Time
+from std_msgs.msg import Header
+
+if TYPE_CHECKING:
+    from sam2_ros.spatial import DepthFrame, OrientedBox
+
+
+@dataclass(frozen=True, eq=False)
+class TrackedObject:
+    """One known object in one frame."""
+
+    id: int
+    label: str
+    state: int  # Instance.TRACKED, OCCLUDED or LOST
+    score: float  # predicted IoU, 0..1; 0 when not visible
+    visibility: float  # probability, 0..1
+    last_seen: Time
+    box: tuple[int, int, int, int] | None = None  # (x0, y0, x1, y1), pixels, x1 and y1 exclusive; None: not visible
+    mask: np.ndarray | None = None  # bool (H, W); None: not visible
+    shape: OrientedBox | None = None  # where it is, metres; None: not visible or no depth
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to one object."""
+
+    id: int
+    label: str
+    kind: int  # InstanceEvent.ADDED, OCCLUDED, ...
+    last_seen: Time
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """A processed image."""
+
+    header: Header
+    image: np.ndarray  # uint8 RGB (H, W, 3)
+    objects: list[TrackedObject]
+    dropped: int  # images skipped since the previous frame
+    depth: DepthFrame | None = None
+    events: list[Event] = field(default_factory=list)
