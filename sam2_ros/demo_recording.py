@@ -10,8 +10,8 @@ from sensor_msgs.msg import Image
 
 from sam2_core.metrics import iou
 from sam2_ros.conversions import to_nanoseconds
+from sam2_ros.frame import TrackedObject
 from sam2_ros.msg import Instance, InstanceArray
-from sam2_ros.stream import TrackedObject
 
 PICTURE_WIDTH = 640  # pixels; pictures are kept and drawn no wider
 PENDING = 60         # messages of a kind that wait for the others of their stamp
