@@ -1,7 +1,6 @@
 """Every mask in an image: a grid of clicks, filtered (SAM, arXiv 2304.02643, 'Automatic mask generation')."""
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sam2_core.images import EncodedImage
 from sam2_core.masks import mask_box
-from sam2_core.model import ImageFeatures, Sam2Model
+from sam2_core.model import Sam2Model
 from sam2_core.nn.prompt_encoder import FOREGROUND
 
 
@@ -45,39 +45,60 @@ def point_grid(points_per_side: int) -> np.ndarray:
     return np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 2)
 
 
-def find_all(model: Sam2Model, image: ImageFeatures, height: int, width: int, points_per_side: int, filters: Filters,
-             time_limit: float | None, points_per_batch: int) -> list[FoundMask]:
-    """All masks of an encoded image, largest first; see ``ImageSegmenter.segment_all``."""
-    deadline = None if time_limit is None else time.monotonic() + time_limit
-    found: list[FoundMask] = []
-    # far-apart points first: what the time allows covers the whole image
-    order = np.random.default_rng(0).permutation(points_per_side ** 2)
-    points = point_grid(points_per_side)[order] * (width, height)
-    for start in range(0, len(points), points_per_batch):
-        if start and deadline is not None and time.monotonic() > deadline:
-            break
-        found += _answers(model, image, height, width, points[start:start + points_per_batch], filters)
-    found = suppress(sorted(found, key=lambda item: -item.iou), filters.max_box_overlap)
-    if filters.min_area:
-        cleaned = [clean(item, filters.min_area) for item in found]
-        touched = [new.area != old.area for new, old in zip(cleaned, found, strict=True)]
-        order = sorted(range(len(cleaned)), key=lambda i: touched[i])  # a mask that needed no cleaning wins
-        found = suppress([cleaned[i] for i in order], filters.max_box_overlap)
-    return sorted(found, key=lambda item: -item.area)
+class Search:
+    """Every mask in an image, looked for one batch of clicks at a time, so that other work can come between."""
+
+    def __init__(self, model: Sam2Model, image: EncodedImage, points_per_side: int, filters: Filters,
+                 points_per_batch: int) -> None:
+        """See ``ImageSegmenter.segment_all``."""
+        if points_per_side < 1 or points_per_batch < 1:
+            raise ValueError(f'points_per_side {points_per_side}, points_per_batch {points_per_batch}: '
+                             f'both must be at least 1')
+        self._model = model
+        self._image = image
+        self._filters = filters
+        # far-apart points first: what there is time for covers the whole image
+        order = np.random.default_rng(0).permutation(points_per_side ** 2)
+        points = point_grid(points_per_side)[order] * (image.width, image.height)
+        self._batches = [points[start:start + points_per_batch] for start in range(0, len(points), points_per_batch)]
+        self._done = 0
+        self._found: list[FoundMask] = []
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole grid has been asked."""
+        return self._done == len(self._batches)
+
+    @torch.inference_mode()
+    def advance(self) -> None:
+        """Ask the next batch of clicks; nothing, once complete."""
+        if not self.complete:
+            self._found += _answers(self._model, self._image, self._batches[self._done], self._filters)
+            self._done += 1
+
+    def masks(self) -> list[FoundMask]:
+        """What was found so far, without near-duplicates, cleaned, largest first."""
+        overlap, min_area = self._filters.max_box_overlap, self._filters.min_area
+        found = suppress(sorted(self._found, key=lambda item: -item.iou), overlap)
+        if min_area:
+            cleaned = [clean(item, min_area) for item in found]
+            touched = [new.area != old.area for new, old in zip(cleaned, found, strict=True)]
+            order = sorted(range(len(cleaned)), key=lambda i: touched[i])  # a mask that needed no cleaning wins
+            found = suppress([cleaned[i] for i in order], overlap)
+        return sorted(found, key=lambda item: -item.area)
 
 
-def _answers(model: Sam2Model, image: ImageFeatures, height: int, width: int, points: np.ndarray,
-             filters: Filters) -> Iterator[FoundMask]:
-    scale = np.array([model.image_size / width, model.image_size / height])
+def _answers(model: Sam2Model, image: EncodedImage, points: np.ndarray, filters: Filters) -> Iterator[FoundMask]:
+    scale = np.array([model.image_size / image.width, model.image_size / image.height])
     clicks = torch.from_numpy((points * scale).astype(np.float32))[:, None].to(model.device)
     labels = torch.full(clicks.shape[:2], FOREGROUND, dtype=torch.int64, device=model.device)
-    features = model.without_memory(image).expand(len(points), -1, -1, -1)
-    decoded = model.decode_masks(features, image, clicks, labels, multimask=True)
+    features = model.without_memory(image.features).expand(len(points), -1, -1, -1)
+    decoded = model.decode_masks(features, image.features, clicks, labels, multimask=True)
     promising = decoded.iou > filters.min_iou
     logits, iou = decoded.logits[promising], decoded.iou[promising].tolist()
     sources = torch.nonzero(promising)[:, 0].tolist()
     for row, source in enumerate(sources):  # one by one: full-size logits of all of them would not fit
-        full = F.interpolate(logits[row, None, None], size=(height, width), mode='bilinear')[0, 0]
+        full = F.interpolate(logits[row, None, None], size=(image.height, image.width), mode='bilinear')[0, 0]
         score = stability(full, filters.stability_offset)
         if score < filters.min_stability:
             continue

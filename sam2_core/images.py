@@ -1,15 +1,42 @@
 """Images in, masks out: between a camera's pixels and the model's square."""
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_core.model import Sam2Model
+from sam2_core.model import ImageFeatures, Sam2Model
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """An image's features; as many prompts as you like can be answered from them, and trackers take them as well."""
+
+    features: ImageFeatures  # of one image
+    height: int
+    width: int
+
+
+@torch.inference_mode()
+def encode_images(model: Sam2Model, images: Sequence[np.ndarray | Tensor]) -> list[EncodedImage]:
+    """Encode several images, uint8 RGB (H, W, 3), in one run of the encoder. They may differ in size.
+
+    TypeError or ValueError for anything else, before any is encoded. The features of one image keep those of the
+    others in memory.
+    """
+    sizes = [check_image(image) for image in images]
+    if not sizes:
+        return []
+    features = model.encode_image(torch.cat([to_model(model, image) for image in images]))
+    return [EncodedImage(ImageFeatures(*(part[row:row + 1] for part in features)), height, width)
+            for row, (height, width) in enumerate(sizes)]
 
 
 def check_image(image: np.ndarray | Tensor) -> tuple[int, int]:

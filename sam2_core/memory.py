@@ -1,6 +1,7 @@
 """What one object remembers, in tensors allocated once."""
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -27,14 +28,14 @@ class _Slots:
         self.storage = storage
         self._max_conditioning = max_conditioning
         self._reach = reach
-        self._frames: dict[int, tuple[int, bool]] = {}  # slot -> (frame number, conditioning)
+        self._frames: dict[int, tuple[int, bool]] = {}  # slot -> (frame number, conditioning), from old to new
 
     def kept(self, now: int) -> list[_Kept]:
-        """What frame number ``now`` may look at: conditioning frames, then the others from old to new."""
-        by_age = sorted((now - frame, slot, conditioning) for slot, (frame, conditioning) in self._frames.items())
-        chosen = [slot for _, slot, conditioning in by_age if conditioning][:self._max_conditioning]
-        kept = [_Kept(slot, age, slot in chosen) for age, slot, _ in reversed(by_age)
-                if slot in chosen or age <= self._reach]
+        """What frame number ``now`` may look at: conditioning frames, then the others, each from old to new."""
+        prompted = [slot for slot, (_, conditioning) in self._frames.items() if conditioning]
+        chosen = prompted[-self._max_conditioning:]
+        kept = [_Kept(slot, now - frame, slot in chosen) for slot, (frame, _) in self._frames.items()
+                if slot in chosen or now - frame <= self._reach]
         return sorted(kept, key=lambda k: not k.conditioning)
 
     def write(self, frame: int, conditioning: bool, value: Tensor) -> None:
@@ -44,6 +45,14 @@ class _Slots:
         self._frames[slot] = (frame, conditioning)
         needed = {k.slot for k in self.kept(frame + 1)}
         self._frames = {s: f for s, f in self._frames.items() if s in needed}
+
+    def copy(self, now: int, then: int) -> _Slots:
+        """A copy as frame number ``then`` found it, before ``now``; conditioning frames since lie just before it."""
+        chosen = {k.slot for k in self.kept(now) if k.conditioning}
+        copied = _Slots(self.storage.clone(), self._max_conditioning, self._reach)
+        copied._frames = {slot: (min(frame, then - 1), conditioning)
+                          for slot, (frame, conditioning) in self._frames.items() if frame < then or slot in chosen}
+        return copied
 
 
 class MemoryBank:
@@ -70,10 +79,9 @@ class MemoryBank:
         """Bytes of the tensors held."""
         return self._frames.storage.nbytes + self._pointers.storage.nbytes
 
-    @property
-    def length(self) -> tuple[int, int]:
+    def length(self, recent_frames: int | None = None) -> tuple[int, int]:
         """Frames and pointers there are to look at: objects of equal length can run as one batch."""
-        return len(self._frames.kept(self._now)), len(self._pointers.kept(self._now))
+        return len(self._attended(recent_frames)), len(self._pointers.kept(self._now))
 
     def write(self, memory: Tensor, pointer: Tensor, conditioning: bool) -> None:
         """Remember the present frame: memory (tokens, memory_dim) and pointer (d_model,); the next frame begins."""
@@ -81,10 +89,33 @@ class MemoryBank:
         self._pointers.write(self._now, conditioning, pointer)
         self._now += 1
 
+    def copy(self, frames_back: int = 0) -> MemoryBank:
+        """A copy as it was ``frames_back`` frames ago, as far as that is still kept.
 
-def stack_memories(banks: Sequence[MemoryBank]) -> Memory:
-    """The memories of several objects, equally long, as one batch."""
-    frames = [bank._frames.kept(bank._now) for bank in banks]
+        Recent frames since then are dropped. Conditioning frames since then stay, as the newest before the present.
+        """
+        copied, then = copy.copy(self), self._now - frames_back
+        copied._frames = self._frames.copy(self._now, then)
+        copied._pointers = self._pointers.copy(self._now, then)
+        copied._now = then
+        return copied
+
+    def _attended(self, recent_frames: int | None) -> list[_Kept]:
+        """The conditioning frames, and the newest ``recent_frames`` of the others (None: all)."""
+        kept = self._frames.kept(self._now)
+        if recent_frames is None:
+            return kept
+        recent = sum(not k.conditioning for k in kept)
+        first = len(kept) - recent
+        return kept[:first] + kept[first + max(0, recent - recent_frames):]
+
+
+def stack_memories(banks: Sequence[MemoryBank], recent_frames: int | None = None) -> Memory:
+    """The memories of several objects, equally long, as one batch; at most so many recent frames of each.
+
+    Pointers are never left out: one is 4 tokens, a frame is (S / 16)^2.
+    """
+    frames = [bank._attended(recent_frames) for bank in banks]
     pointers = [bank._pointers.kept(bank._now) for bank in banks]
     device = banks[0]._frames.storage.device
     slots = [[bank._conditioning_slot if k.conditioning else k.age - 1 for k in kept]

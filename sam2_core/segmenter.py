@@ -1,27 +1,19 @@
 """One image, any number of prompts."""
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sam2_core.everything import Filters, FoundMask, find_all
-from sam2_core.images import check_image, mask_to_model, to_image, to_model
-from sam2_core.model import ImageFeatures, Sam2Model
+from sam2_core.everything import Filters, FoundMask, Search
+from sam2_core.images import EncodedImage, encode_images, mask_to_model, to_image
+from sam2_core.model import Sam2Model
 from sam2_core.prompts import Prompt, PromptError
 
 MAX_PROMPT_LOGIT = 32.0  # previous logits are clamped to this before they are a prompt
-
-
-@dataclass(frozen=True, eq=False)
-class EncodedImage:
-    """An image's features; as many prompts as you like can be answered from them."""
-
-    features: ImageFeatures
-    height: int
-    width: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +23,7 @@ class Segmentation:
     masks: np.ndarray  # bool (M, H, W)
     scores: np.ndarray  # float32 (M,), predicted IoU, 0..1
     logits: Tensor  # float32 (M, image_size / 4, image_size / 4), on the model's device
+    object_score: float  # logit; > 0: there is an object where the prompt says
 
 
 class ImageSegmenter:
@@ -39,11 +32,9 @@ class ImageSegmenter:
     def __init__(self, model: Sam2Model) -> None:
         self.model = model
 
-    @torch.inference_mode()
     def encode(self, image: np.ndarray | Tensor) -> EncodedImage:
         """Encode an image, uint8 RGB (H, W, 3). TypeError or ValueError for anything else."""
-        height, width = check_image(image)
-        return EncodedImage(self.model.encode_image(to_model(self.model, image)), height, width)
+        return encode_images(self.model, [image])[0]
 
     @torch.inference_mode()
     def segment(self, image: EncodedImage, prompt: Prompt, multimask: bool = False,
@@ -70,9 +61,9 @@ class ImageSegmenter:
         decoded = model.decode_masks(model.without_memory(image.features), image.features, points, labels,
                                      mask_logits, multimask)
         logits = decoded.logits[0]
-        return Segmentation(to_image(logits, image.height, image.width), decoded.iou[0].cpu().numpy(), logits)
+        return Segmentation(to_image(logits, image.height, image.width), decoded.iou[0].cpu().numpy(), logits,
+                            float(decoded.object_score[0]))
 
-    @torch.inference_mode()
     def segment_all(self, image: np.ndarray | Tensor | EncodedImage, points_per_side: int = 32,
                     filters: Filters | None = None, time_limit: float | None = None,
                     points_per_batch: int = 64) -> list[FoundMask]:
@@ -81,12 +72,18 @@ class ImageSegmenter:
         points_per_side: the grid has its square as clicks. filters: what is kept. time_limit: seconds after which no
         further batch of clicks is begun; the clicks until then lie all over the image.
         """
-        if points_per_side < 1 or points_per_batch < 1:
-            raise ValueError(f'points_per_side {points_per_side}, points_per_batch {points_per_batch}: '
-                             f'both must be at least 1')
         encoded = image if isinstance(image, EncodedImage) else self.encode(image)
-        return find_all(self.model, encoded.features, encoded.height, encoded.width, points_per_side,
-                        filters or Filters(), time_limit, points_per_batch)
+        search = self.search(encoded, points_per_side, filters, points_per_batch)
+        deadline = float('inf') if time_limit is None else time.monotonic() + time_limit
+        search.advance()
+        while not search.complete and time.monotonic() <= deadline:
+            search.advance()
+        return search.masks()
+
+    def search(self, image: EncodedImage, points_per_side: int = 32, filters: Filters | None = None,
+               points_per_batch: int = 64) -> Search:
+        """``segment_all`` in slices: each ``advance()`` is a batch of clicks, ``masks()`` what was found so far."""
+        return Search(self.model, image, points_per_side, filters or Filters(), points_per_batch)
 
     def _previous(self, logits: Tensor | np.ndarray) -> Tensor:
         side = self.model.image_size // 4

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sam2_core.images import check_image, mask_to_model, to_image, to_model
+from sam2_core.images import EncodedImage, check_image, encode_images, mask_to_model, to_image
 from sam2_core.masks import mask_box
 from sam2_core.memory import MemoryBank, stack_memories
 from sam2_core.model import ImageFeatures, ObjectMasks, Sam2Model
@@ -50,7 +50,23 @@ class StreamTracker:
         self.model = model
         self.max_objects = max_objects
         self.max_conditioning_frames = max_conditioning_frames
+        self._recent_frames: int | None = None
         self._banks: dict[int, MemoryBank] = {}
+
+    @property
+    def recent_frames(self) -> int | None:
+        """How many recent frames are looked at, at most; None: all that are remembered (6).
+
+        Fewer are faster and less exact. What is remembered does not depend on it: it may be changed at any time.
+        ValueError for a negative number.
+        """
+        return self._recent_frames
+
+    @recent_frames.setter
+    def recent_frames(self, limit: int | None) -> None:
+        if limit is not None and limit < 0:
+            raise ValueError(f'recent_frames {limit}: must be at least 0, or None for all')
+        self._recent_frames = limit
 
     @property
     def object_ids(self) -> tuple[int, ...]:
@@ -64,8 +80,7 @@ class StreamTracker:
 
     def remove(self, object_id: int) -> None:
         """Forget an object; KeyError when it is not known."""
-        if object_id not in self._banks:
-            raise KeyError(f'object {object_id} is not known; known: {list(self._banks)}')
+        self._bank(object_id)
         del self._banks[object_id]
 
     def reset(self) -> None:
@@ -73,19 +88,57 @@ class StreamTracker:
         self._banks.clear()
 
     @torch.inference_mode()
-    def step(self, image: np.ndarray | Tensor, prompts: Iterable[Prompt] = ()) -> FrameResult:
-        """Process the next image of the stream, uint8 RGB (H, W, 3).
+    def fork(self, object_ids: Iterable[int], frames_back: int = 0) -> StreamTracker:
+        """An independent tracker that remembers these objects as they were ``frames_back`` images ago.
+
+        0: both continue alike. Otherwise recent frames since then are unknown to it, conditioning frames since then
+        stay and count as the newest, and what has left the memory since then does not come back. With ``adopt`` it
+        serves prompts that were drawn on an older image: apply them in a fork, step it through the images since, and
+        adopt the object. KeyError as for ``remove``.
+        """
+        if frames_back < 0:
+            raise ValueError(f'frames_back {frames_back}: must be at least 0')
+        banks = {object_id: self._bank(object_id) for object_id in object_ids}
+        other = StreamTracker(self.model, max_objects=self.max_objects,
+                              max_conditioning_frames=self.max_conditioning_frames)
+        other.recent_frames = self.recent_frames
+        other._banks = {object_id: bank.copy(frames_back) for object_id, bank in banks.items()}
+        return other
+
+    def adopt(self, other: StreamTracker, object_id: int) -> None:
+        """Take an object over from another tracker on the same model, which no longer knows it.
+
+        It takes the place of the object of that id, if there is one. KeyError as for ``remove``, PromptError beyond
+        ``max_objects``, ValueError for a tracker on another model: nothing has changed then.
+        """
+        if other.model is not self.model:
+            raise ValueError(f'object {object_id} of a tracker on {_described(other.model)} cannot join one on '
+                             f'another model, {_described(self.model)}: give both trackers the same model')
+        bank = other._bank(object_id)
+        self._check_limit([object_id])
+        del other._banks[object_id]
+        self._banks[object_id] = bank
+
+    def _bank(self, object_id: int) -> MemoryBank:
+        if object_id not in self._banks:
+            raise KeyError(f'object {object_id} is not known; known: {list(self._banks)}')
+        return self._banks[object_id]
+
+    @torch.inference_mode()
+    def step(self, image: np.ndarray | Tensor | EncodedImage, prompts: Iterable[Prompt] = ()) -> FrameResult:
+        """Process the next image of the stream, uint8 RGB (H, W, 3), or encoded already, by the same model.
 
         A prompt with an unknown ``object_id`` adds the object; one with a known id corrects it, and the correction is
         remembered like a first prompt. Several prompts for one object are merged. Images may change in size.
         PromptError (and TypeError, ValueError for the image) leave the tracker as it was: the image did not happen.
         """
-        height, width = check_image(image)
+        height, width = (image.height, image.width) if isinstance(image, EncodedImage) else check_image(image)
         merged = merge_prompts(prompts, height, width)
         self._check_limit(merged)
         if not self._banks and not merged:
             return FrameResult({}, height, width)
-        features = self.model.encode_image(to_model(self.model, image))
+        encoded = image if isinstance(image, EncodedImage) else encode_images(self.model, [image])[0]
+        features = encoded.features
 
         conditioned, masks = self._track(features)
         for object_id, prompt in merged.items():
@@ -95,9 +148,9 @@ class StreamTracker:
         self._remember(features, list(masks), together, merged)
         return FrameResult(_results(list(masks), together, height, width), height, width)
 
-    def _check_limit(self, merged: dict[int, Prompt]) -> None:
-        new = [object_id for object_id in merged if object_id not in self._banks]
-        if self.max_objects is not None and len(self._banks) + len(new) > self.max_objects:
+    def _check_limit(self, object_ids: Iterable[int]) -> None:
+        new = [object_id for object_id in object_ids if object_id not in self._banks]
+        if new and self.max_objects is not None and len(self._banks) + len(new) > self.max_objects:
             raise PromptError(f'object {new[-1]}: {len(self._banks)} objects are tracked already and the limit is '
                               f'{self.max_objects}: remove one first')
 
@@ -105,10 +158,11 @@ class StreamTracker:
         """Each known object in this image, from its memory alone: conditioned features (d_model, h, w) and mask."""
         batches: dict[tuple[int, int], list[int]] = {}
         for object_id, bank in self._banks.items():
-            batches.setdefault(bank.length, []).append(object_id)
+            batches.setdefault(bank.length(self.recent_frames), []).append(object_id)
         conditioned, masks = {}, {}
         for ids in batches.values():
-            features = self.model.attend_memory(image, stack_memories([self._banks[i] for i in ids]))
+            memory = stack_memories([self._banks[i] for i in ids], self.recent_frames)
+            features = self.model.attend_memory(image, memory)
             points, labels = self.model.no_points(len(ids))
             decoded = self.model.decode_masks(features, image, points, labels, multimask=True)
             chosen = self.model.choose_masks(decoded)
@@ -143,6 +197,10 @@ class StreamTracker:
             if object_id not in self._banks:
                 self._banks[object_id] = MemoryBank(self.model, self.max_conditioning_frames)
             self._banks[object_id].write(memory, pointer, object_id in prompted)
+
+
+def _described(model: Sam2Model) -> str:
+    return f'{model.name} ({model.image_size} pixels, {model.dtype}, {model.device})'
 
 
 def _results(ids: list[int], masks: ObjectMasks, height: int, width: int) -> dict[int, ObjectResult]:

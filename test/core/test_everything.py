@@ -65,6 +65,42 @@ def test_time_limit_ends_the_search_early_and_keeps_what_was_found(nano, scene, 
     assert 0 < len(few) <= len(masks)
 
 
+def test_search_in_slices_finds_the_same(nano, scene, masks):
+    segmenter = ImageSegmenter(nano)
+    search = segmenter.search(segmenter.encode(scene.image(0)), points_per_side=10, filters=LOOSE, points_per_batch=64)
+    assert search.masks() == [] and not search.complete
+    search.advance()
+    early = search.masks()
+    assert early and not search.complete
+    search.advance()
+    assert search.complete
+    again = search.masks()
+    assert len(again) == len(masks)
+    for one, other in zip(again, masks, strict=True):
+        assert (one.mask == other.mask).all()
+        assert (one.box, one.area, one.iou, one.stability, one.point) == (
+            other.box, other.area, other.iou, other.stability, other.point)
+
+
+def test_masks_found_so_far_are_filtered_like_all(nano, scene):
+    segmenter = ImageSegmenter(nano)
+    encoded = segmenter.encode(scene.image(0))
+    cleaning = Filters(min_iou=0.3, min_stability=0.5, min_area=200)
+    search = segmenter.search(encoded, points_per_side=10, filters=cleaning, points_per_batch=40)
+    search.advance()
+    stopped = segmenter.segment_all(encoded, points_per_side=10, filters=cleaning, points_per_batch=40, time_limit=0.0)
+    assert [(item.box, item.area) for item in search.masks()] == [(item.box, item.area) for item in stopped]
+
+
+def test_complete_search_asks_no_more(nano, scene):
+    segmenter = ImageSegmenter(nano)
+    search = segmenter.search(segmenter.encode(scene.image(0)), points_per_side=4, filters=LOOSE)
+    search.advance()
+    before = len(search.masks())
+    search.advance()
+    assert search.complete and len(search.masks()) == before
+
+
 def test_strict_filters_keep_less(nano, scene, masks):
     strict = Filters(min_iou=0.99, min_stability=0.99)
     assert len(ImageSegmenter(nano).segment_all(scene.image(0), points_per_side=6, filters=strict)) < len(masks)

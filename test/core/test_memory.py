@@ -1,6 +1,8 @@
 """Which frames a memory keeps, for how long, and under which time code."""
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sam2_core.memory import MemoryBank, stack_memories
 
@@ -61,7 +63,7 @@ def test_bytes_are_constant_and_slots_suffice_for_any_order_of_prompts(nano, pat
     assert bank.nbytes == MemoryBank(nano, 4).nbytes
     frames, pointers = contents(bank)
     assert len(frames) <= 4 + 6 and len(pointers) <= 4 + 15
-    assert bank.length == (len(frames), len(pointers))
+    assert bank.length() == (len(frames), len(pointers))
 
 
 def test_memories_of_equal_length_stack(nano):
@@ -69,3 +71,66 @@ def test_memories_of_equal_length_stack(nano):
     memory = stack_memories([one, two])
     assert memory.frames.shape == (2, 3, 256, 32) and memory.frames.dtype == torch.bfloat16
     assert memory.time_slots.tolist() == [[6, 1, 0], [6, 6, 0]]
+
+
+# --- copies, as they are or as they were
+
+def test_copy_is_equal_and_independent(nano):
+    bank = remember(nano, [True, False, False])
+    copied = bank.copy()
+    assert contents(copied) == contents(bank)
+    before = contents(bank)
+    copied.write(torch.full((nano.grid ** 2, nano.config.memory_dim), 9.0), torch.full((nano.config.d_model,), 9.0),
+                 False)
+    assert contents(bank) == before and 9 in contents(copied)[0]
+
+
+def test_copy_of_an_earlier_moment_is_what_was_there_then(nano):
+    then = remember(nano, [True, False, True, False])
+    assert contents(remember(nano, [True, False, True] + [False] * 3).copy(2)) == contents(then)
+
+
+def test_copy_of_an_earlier_moment_has_not_what_was_dropped_since(nano):
+    frames, pointers = contents(remember(nano, [True] + [False] * 19).copy(4))  # then: frame 16 is next
+    assert frames == {0: 6, 14: 1, 15: 0}  # frames 10 to 13 were among the six recent ones then
+    assert pointers == {0: 16, **{frame: 16 - frame for frame in range(5, 16)}}
+
+
+def test_conditioning_frames_since_count_as_the_newest(nano):
+    frames, pointers = contents(remember(nano, [True] + [False] * 5 + [True, False, True]).copy(5))  # frame 4 is next
+    assert frames == {0: 6, 6: 6, 8: 6, 3: 0}
+    assert pointers == {0: 4, 6: 1, 8: 1, 1: 3, 2: 2, 3: 1}
+
+
+def test_prompt_in_the_copy_is_newer_than_those_conditioning_frames(nano):
+    copied = remember(nano, [True, False, False, True, True, True, True]).copy(5)  # frame 2 is next
+    copied.write(torch.full((nano.grid ** 2, nano.config.memory_dim), 9.0), torch.full((nano.config.d_model,), 9.0),
+                 True)
+    frames, _ = contents(copied)
+    assert {frame for frame, slot in frames.items() if slot == 6} == {4, 5, 6, 9}
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.booleans(), max_size=30), st.integers(0, 35), st.lists(st.booleans(), max_size=25))
+def test_copy_can_be_continued_whatever_came_before(nano, before, frames_back, after):
+    copied = remember(nano, [True, *before]).copy(frames_back)
+    for conditioning in after:
+        copied.write(torch.zeros(1), torch.zeros(1), conditioning)
+    frames, pointers = copied.length()
+    assert 1 <= frames <= 4 + 6 and 1 <= pointers <= 4 + 15
+    memory = stack_memories([copied])
+    assert memory.time_slots.min() >= 0 and memory.time_slots.max() <= 6
+    assert memory.pointer_ages.min() >= 1
+
+
+# --- how much of it is looked at
+
+@pytest.mark.parametrize(('limit', 'recent'), [
+    (None, {5: 4, 6: 3, 7: 2, 8: 1, 9: 0}), (6, {5: 4, 6: 3, 7: 2, 8: 1, 9: 0}), (2, {8: 1, 9: 0}), (0, {})])
+def test_limit_leaves_out_the_oldest_recent_frames(nano, limit, recent):
+    bank = remember(nano, [True] + [False] * 3 + [True] + [False] * 5)
+    memory = stack_memories([bank], limit)
+    slots = dict(zip(memory.frames[0, :, 0, 0].int().tolist(), memory.time_slots[0].tolist(), strict=True))
+    assert slots == {0: 6, 4: 6, **recent}
+    assert torch.equal(memory.pointers, stack_memories([bank]).pointers)
+    assert bank.length(limit) == (len(slots), memory.pointers.shape[1])

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 import torch
 
-from sam2_core import ImageSegmenter, Prompt, PromptError
+import sam2_core.segmenter
+from sam2_core import EncodedImage, ImageSegmenter, Prompt, PromptError, encode_images
 from sam2_core.metrics import iou
 
 
@@ -47,6 +48,13 @@ def test_previous_logits_refine_the_answer(segmenter, encoded, scene):
     assert not torch.equal(refined.logits, without.logits)
 
 
+def test_object_score_is_higher_where_there_is_an_object(segmenter, encoded, scene):
+    click = Prompt(points=[centre(scene, 1)], labels=[1])
+    there = segmenter.segment(encoded, click).object_score
+    gone = segmenter.segment(segmenter.encode(scene.image(0, without=(1,))), click).object_score
+    assert there > 0 and there > gone
+
+
 def test_mask_or_previous_logits_alone_are_a_prompt(segmenter, encoded, scene):
     """What the model makes of them is held against the reference in the parity tests."""
     logits = segmenter.segment(encoded, Prompt(box=scene.box(2))).logits[0]
@@ -75,3 +83,29 @@ def test_features_answer_many_prompts_alike(segmenter, encoded, scene):
 def test_wrong_prompt_is_refused(segmenter, encoded, prompt, previous, text):
     with pytest.raises(PromptError, match=text):
         segmenter.segment(encoded, prompt, previous_logits=previous)
+
+
+def test_images_of_any_size_are_encoded_as_one_batch(nano, scene):
+    image = scene.image(0)
+    images = [image, torch.from_numpy(image[:200, :100].copy()), scene.image(5)[:, ::-1]]
+    runs = []
+    hook = nano.image_encoder.register_forward_hook(lambda *_: runs.append(1))
+    try:
+        together = encode_images(nano, images)
+    finally:
+        hook.remove()
+    assert len(runs) == 1
+    assert [(e.height, e.width) for e in together] == [(240, 320), (200, 100), (240, 320)]
+    for batched, one in zip(together, images, strict=True):
+        for part, expected in zip(batched.features, ImageSegmenter(nano).encode(one).features, strict=True):
+            torch.testing.assert_close(part, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_one_wrong_image_refuses_the_batch_before_any_work(nano, scene):
+    with pytest.raises(ValueError, match=r'image of shape \(4, 4\)'):
+        encode_images(nano, [scene.image(0), np.zeros((4, 4), np.uint8)])
+    assert encode_images(nano, []) == []
+
+
+def test_encoded_image_is_found_where_it_used_to_be():
+    assert sam2_core.segmenter.EncodedImage is EncodedImage

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sam2_core import Prompt, PromptError, StreamTracker, load_model
+from sam2_core import ImageSegmenter, Prompt, PromptError, StreamTracker, load_model
 from sam2_core.memory import stack_memories
 from sam2_core.metrics import iou
 
@@ -21,6 +21,13 @@ def assert_same_results(a, b, tolerance=1e-3):
         torch.testing.assert_close(a.objects[object_id].logits, b.objects[object_id].logits,
                                    atol=tolerance, rtol=tolerance)
         assert a.objects[object_id].object_score == pytest.approx(b.objects[object_id].object_score, abs=tolerance)
+
+
+def assert_equal_results(a, b):
+    assert list(a.objects) == list(b.objects)
+    for object_id, item in a.objects.items():
+        assert torch.equal(item.logits, b.objects[object_id].logits)
+        assert (item.iou, item.object_score) == (b.objects[object_id].iou, b.objects[object_id].object_score)
 
 
 def test_two_objects_are_followed_over_thirty_images(nano, scene):
@@ -213,6 +220,161 @@ def test_tensors_alive_do_not_grow_with_the_stream(nano, scene):
     for _ in range(30):
         tracker.step(scene.image(1))
     assert living() == before
+
+
+def test_encoded_image_serves_as_the_image(nano, scene):
+    from_pixels, from_features = StreamTracker(nano), StreamTracker(nano)
+    for frame in range(3):
+        prompts = [box_prompt(scene, 1)] if frame == 0 else []
+        image = scene.image(frame)
+        expected = from_pixels.step(image, prompts)
+        result = from_features.step(ImageSegmenter(nano).encode(image), prompts)
+        assert_equal_results(result, expected)
+        assert (result.height, result.width) == (240, 320)
+
+
+# --- copies that follow an object on their own
+
+@pytest.fixture
+def followed(nano, scene):
+    """A tracker that has followed both discs over images 0 to 9."""
+    tracker = StreamTracker(nano)
+    for frame in range(10):
+        tracker.step(scene.image(frame), [box_prompt(scene, 1), box_prompt(scene, 2)] if frame == 0 else [])
+    return tracker
+
+
+def test_fork_continues_exactly_like_its_origin(followed, scene):
+    fork = followed.fork([1, 2])
+    assert fork.object_ids == (1, 2)
+    for frame in range(10, 14):
+        assert_equal_results(fork.step(scene.image(frame)), followed.step(scene.image(frame)))
+
+
+def test_fork_and_origin_do_not_disturb_each_other(followed, nano, scene):
+    fork, undisturbed = followed.fork([1]), followed.fork([1, 2])
+    for frame in range(3):
+        fork.step(scene.image(20 - frame), [Prompt(1, mask=scene.truth(2, 20 - frame))])
+    assert_equal_results(followed.step(scene.image(10)), undisturbed.step(scene.image(10)))
+    fork.remove(1)
+    assert followed.object_ids == (1, 2)
+
+
+def test_fork_of_an_earlier_moment_gives_the_result_of_that_moment(nano, scene):
+    """While nothing has been dropped since, the past comes back exactly."""
+    tracker = StreamTracker(nano)
+    results = [tracker.step(scene.image(frame), [box_prompt(scene, 1)] if frame == 0 else []) for frame in range(6)]
+    fork = tracker.fork([1], frames_back=3)
+    for frame in range(3, 6):
+        assert_equal_results(fork.step(scene.image(frame)), results[frame])
+
+
+def test_fork_of_a_moment_before_the_object_follows_it_from_its_prompt(followed, scene):
+    mask = followed.fork([1], frames_back=50).step(scene.image(9)).objects[1].mask
+    assert iou(mask, scene.truth(1, 9)) > 0.7
+
+
+def test_late_correction_is_carried_to_the_present_and_stays(nano, scene):
+    """Both discs are taken for one object; image 4 says which one it is, when image 9 has been seen."""
+    tracker = StreamTracker(nano)
+    for frame in range(10):
+        both = Prompt(1, mask=scene.truth(1, 0) | scene.truth(2, 0))
+        tracker.step(scene.image(frame), [both] if frame == 0 else [])
+    fork = tracker.fork([1], frames_back=6)
+    fork.step(scene.image(4), [Prompt(1, mask=scene.truth(1, 4))])
+    for frame in range(5, 10):
+        fork.step(scene.image(frame))
+    tracker.adopt(fork, 1)
+    for frame in range(10, 14):
+        mask = tracker.step(scene.image(frame)).objects[1].mask
+        assert iou(mask, scene.truth(1, frame)) > 0.6
+        assert not (mask & scene.truth(2, frame)).any()
+
+
+def test_adopted_object_is_followed_as_it_would_have_been(followed, nano, scene):
+    late = StreamTracker(nano)
+    for frame in range(6, 10):
+        late.step(scene.image(frame), [box_prompt(scene, 2, 6)] if frame == 6 else [])
+    alone = late.fork([2])
+    followed.remove(2)
+    followed.adopt(late, 2)
+    assert followed.object_ids == (1, 2) and late.object_ids == ()
+    result, expected = followed.step(scene.image(10)), alone.step(scene.image(10))
+    assert torch.equal(result.objects[2].logits, expected.objects[2].logits)
+
+
+def test_adopted_object_replaces_the_one_of_its_id(followed, nano, scene):
+    other = StreamTracker(nano)
+    other.step(scene.image(9), [Prompt(1, mask=scene.truth(2, 9))])
+    bytes_before = followed.memory_bytes
+    followed.adopt(other, 1)
+    assert followed.object_ids == (1, 2) and followed.memory_bytes == bytes_before
+    assert iou(followed.step(scene.image(10)).objects[1].mask, scene.truth(2, 10)) > 0.6
+
+
+def test_object_that_cannot_be_adopted_stays_where_it_is(nano, scene):
+    tracker, other = StreamTracker(nano, max_objects=1), StreamTracker(nano)
+    tracker.step(scene.image(0), [box_prompt(scene, 1)])
+    other.step(scene.image(0), [box_prompt(scene, 1), box_prompt(scene, 2)])
+    with pytest.raises(PromptError, match='object 2: .* the limit is 1: remove one first'):
+        tracker.adopt(other, 2)
+    with pytest.raises(KeyError, match='object 3 is not known; known'):
+        tracker.adopt(other, 3)
+    foreign = StreamTracker(load_model('nano', device='cpu', image_size=128))
+    with pytest.raises(ValueError, match=r'object 1 of a tracker on nano \(256 pixels.* nano \(128 pixels'):
+        foreign.adopt(other, 1)
+    assert tracker.object_ids == (1,) and other.object_ids == (1, 2) and foreign.object_ids == ()
+    tracker.adopt(other, 1)
+    assert tracker.object_ids == (1,) and other.object_ids == (2,)
+
+
+@pytest.mark.parametrize(('ids', 'back', 'error', 'text'), [
+    ([1, 7], 0, KeyError, 'object 7 is not known'), ([1], -1, ValueError, 'frames_back -1: must be at least 0')])
+def test_impossible_fork_is_refused(followed, ids, back, error, text):
+    with pytest.raises(error, match=text):
+        followed.fork(ids, back)
+
+
+# --- a limit on how much memory is looked at
+
+def test_limited_memory_comes_back_in_full(followed, scene):
+    unlimited = followed.fork([1, 2])
+    followed.recent_frames = 2
+    followed.recent_frames = None
+    for frame in range(10, 13):
+        assert_equal_results(followed.step(scene.image(frame)), unlimited.step(scene.image(frame)))
+
+
+def test_limited_memory_is_still_written(followed, scene):
+    """Frames that come while the limit holds are there when it is lifted."""
+    before = stack_memories([followed._banks[1]])
+    followed.recent_frames = 2
+    for frame in range(10, 13):
+        assert iou(followed.step(scene.image(frame)).objects[1].mask, scene.truth(1, frame)) > 0.6
+    after = stack_memories([followed._banks[1]])
+    assert torch.equal(after.time_slots, before.time_slots)
+    assert torch.equal(after.frames[0, 1:4], before.frames[0, 4:7])
+
+
+@pytest.mark.parametrize(('limit', 'frames'), [(None, 7), (3, 4), (0, 1)])
+def test_limit_lets_attention_see_fewer_tokens(followed, nano, scene, limit, frames):
+    seen = []
+    hook = nano.memory_attention.register_forward_hook(lambda _, inputs, __: seen.append(inputs[2].shape))
+    try:
+        followed.recent_frames = limit
+        followed.step(scene.image(10))
+    finally:
+        hook.remove()
+    pointers = 10 * nano.config.d_model // nano.config.memory_dim
+    assert seen == [(2, frames * nano.grid ** 2 + pointers, nano.config.memory_dim)]
+
+
+def test_fork_has_the_limit_of_its_origin(followed):
+    followed.recent_frames = 3
+    assert followed.fork([1]).recent_frames == 3
+    with pytest.raises(ValueError, match='recent_frames -1: must be at least 0, or None for all'):
+        followed.recent_frames = -1
+    assert followed.recent_frames == 3
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
