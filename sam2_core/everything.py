@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -39,6 +40,27 @@ class FoundMask:
     point: tuple[float, float]  # the click that found it, pixels
 
 
+class _Candidate(NamedTuple):
+    """A mask as it waits for the others: there may be thousands, which in full would fill a computer's memory."""
+
+    bits: np.ndarray  # of the mask within its box, packed
+    box: tuple[int, int, int, int]
+    area: int
+    iou: float
+    stability: float
+    point: tuple[float, float]
+
+    def unpack(self, height: int, width: int) -> FoundMask:
+        x0, y0, x1, y1 = self.box
+        mask = np.zeros((height, width), bool)
+        inside = np.unpackbits(self.bits, count=(y1 - y0) * (x1 - x0))
+        mask[y0:y1, x0:x1] = inside.reshape(y1 - y0, x1 - x0)
+        return FoundMask(mask, *self[1:])
+
+
+Boxed = TypeVar('Boxed', FoundMask, _Candidate)
+
+
 def point_grid(points_per_side: int) -> np.ndarray:
     """Points (N * N, 2) in the middle of N x N equal cells of the unit square, row by row."""
     line = (np.arange(points_per_side) + 0.5) / points_per_side
@@ -62,7 +84,7 @@ class Search:
         points = point_grid(points_per_side)[order] * (image.width, image.height)
         self._batches = [points[start:start + points_per_batch] for start in range(0, len(points), points_per_batch)]
         self._done = 0
-        self._found: list[FoundMask] = []
+        self._found: list[_Candidate] = []
 
     @property
     def complete(self) -> bool:
@@ -79,7 +101,8 @@ class Search:
     def masks(self) -> list[FoundMask]:
         """What was found so far, without near-duplicates, cleaned, largest first."""
         overlap, min_area = self._filters.max_box_overlap, self._filters.min_area
-        found = suppress(sorted(self._found, key=lambda item: -item.iou), overlap)
+        candidates = suppress(sorted(self._found, key=lambda item: -item.iou), overlap)
+        found = [candidate.unpack(self._image.height, self._image.width) for candidate in candidates]
         if min_area:
             cleaned = [clean(item, min_area) for item in found]
             touched = [new.area != old.area for new, old in zip(cleaned, found, strict=True)]
@@ -88,7 +111,7 @@ class Search:
         return sorted(found, key=lambda item: -item.area)
 
 
-def _answers(model: Sam2Model, image: EncodedImage, points: np.ndarray, filters: Filters) -> Iterator[FoundMask]:
+def _answers(model: Sam2Model, image: EncodedImage, points: np.ndarray, filters: Filters) -> Iterator[_Candidate]:
     scale = np.array([model.image_size / image.width, model.image_size / image.height])
     clicks = torch.from_numpy((points * scale).astype(np.float32))[:, None].to(model.device)
     labels = torch.full(clicks.shape[:2], FOREGROUND, dtype=torch.int64, device=model.device)
@@ -105,7 +128,9 @@ def _answers(model: Sam2Model, image: EncodedImage, points: np.ndarray, filters:
         mask = (full > 0).cpu().numpy()
         box = mask_box(mask)
         if box is not None:
-            yield FoundMask(mask, box, int(mask.sum()), iou[row], score, tuple(points[source].tolist()))
+            x0, y0, x1, y1 = box
+            yield _Candidate(np.packbits(mask[y0:y1, x0:x1]), box, int(mask.sum()), iou[row], score,
+                             tuple(points[source].tolist()))
 
 
 def stability(logits: Tensor, offset: float) -> float:
@@ -114,7 +139,7 @@ def stability(logits: Tensor, offset: float) -> float:
     return int((logits > offset).sum()) / outer if outer else 1.0
 
 
-def suppress(found: list[FoundMask], max_overlap: float) -> list[FoundMask]:
+def suppress(found: list[Boxed], max_overlap: float) -> list[Boxed]:
     """Non-maximum suppression: of two whose boxes overlap by more than ``max_overlap`` (IoU) the first stays."""
     boxes = np.array([item.box for item in found], np.float64).reshape(-1, 4)
     alive = np.ones(len(found), bool)
