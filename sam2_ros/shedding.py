@@ -45,13 +45,11 @@ class LoadShedder:
 
     ``level``: what to leave out now.
     ``missed``: the target has not been held for some time, whatever the level, also while shedding is not allowed.
-    ``unusable``: why latencies cannot be judged; empty when they can.
     """
 
     def __init__(self) -> None:
         self.level = Level.NOTHING
         self.missed = False
-        self.unusable = ''
         self._target = 0.0
         self._forget_tries()
         self._observe_anew()
@@ -61,14 +59,14 @@ class LoadShedder:
         """The level after one more result.
 
         latency: seconds from the stamp of its image to its publication. What is not between 0 and a minute comes from
-        cameras that do not stamp or whose clock differs: ignored, with the reason in ``unusable``.
+        cameras that do not stamp or whose clock differs: ignored (``why_unusable`` says why).
         now: seconds, of a clock that never goes back.
         target: seconds; 0: none. allowed: False: the level stays NOTHING and only ``missed`` tells.
         """
-        self.unusable = _why_unusable(latency)
+        usable = not why_unusable(latency)
         if self._last is not None and now - self._last > SILENCE:
             self._observe_anew()
-            if self.unusable:  # nothing is known any more that would justify leaving something out
+            if not usable:  # nothing is known any more that would justify leaving something out
                 self.level = Level.NOTHING
         if target != self._target:  # what was learnt holds for the other one
             self._target = target
@@ -77,7 +75,7 @@ class LoadShedder:
         if (target <= 0 or not allowed) and self.level:
             self.level = Level.NOTHING
             self._observe_anew()
-        if target > 0 and not self.unusable:
+        if target > 0 and usable:
             self._last = now
             self._judge(latency, now, target)
             if allowed:
@@ -136,12 +134,14 @@ def _since(since: float | None, now: float, true: bool) -> float | None:
     return now if since is None else since
 
 
-def _why_unusable(latency: float) -> str:
+def why_unusable(latency: float) -> str:
+    """Why something is no latency, with the cure; empty when it is one. latency: seconds."""
     if latency == 0 or not math.isfinite(latency):
         return 'images carry no stamp: have the camera stamp them'
     if latency < 0:
-        return f'image stamps are {-latency:.3f} s ahead of this clock: synchronise the clocks (chrony, PTP)'
+        return (f'image stamps are {-latency:.3f} s ahead of the clock of this node: synchronise the clocks '
+                f'(chrony, PTP), or set use_sim_time')
     if latency > PLAUSIBLE:
-        return (f'image stamps are {latency:.0f} s old: set use_sim_time when a bag is played, or synchronise the '
-                f'clocks (chrony, PTP)')
+        return (f'image stamps are {latency:.0f} s behind the clock of this node: set use_sim_time when a bag is '
+                f'played, or synchronise the clocks (chrony, PTP)')
     return ''

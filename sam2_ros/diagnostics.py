@@ -1,0 +1,188 @@
+"""What the node says about itself on /diagnostics, once a second, whatever state it is in."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
+
+import torch
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.clock import Clock, ClockType
+from rclpy.lifecycle import LifecycleNode
+from rclpy.qos import QoSProfile
+
+from sam2_core import Sam2Model
+from sam2_ros.meter import WINDOW, Meter, Snapshot
+from sam2_ros.parameters import Parameters
+from sam2_ros.shedding import LoadShedder, why_unusable
+
+SILENT = 2.0  # seconds without an image
+STALLED = 10.0  # seconds in which images arrive and none is finished
+OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+CURES = {'unconfigured': 'ros2 lifecycle set {node} configure', 'inactive': 'ros2 lifecycle set {node} activate'}
+
+
+@dataclass(frozen=True)
+class WatchedCamera:
+    """A camera as the diagnostics see it."""
+
+    name: str  # empty: the only one
+    topic: str  # of its images, in full
+    meter: Meter
+    shedder: LoadShedder
+    history: Callable[[], tuple[int, int, float]]  # images, bytes and seconds that are kept
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """What is said about a model; the model itself is not held, so that cleanup frees it."""
+
+    name: str
+    device: str
+    dtype: str
+    image_size: int
+
+
+class Diagnostics:
+    """Publishes /diagnostics from the executor's thread, by a clock that neither sim time nor a bag stops.
+
+    The node calls ``loaded`` or ``not_loaded`` at configure and ``freed`` at cleanup, and sets ``worker_alive`` at
+    activate and, to None, at deactivate. The rest it reads from the meters, which the node's other parts fill.
+    """
+
+    def __init__(self, node: LifecycleNode) -> None:
+        self.worker_alive: Callable[[], bool] | None = None
+        self._node = node
+        self._model: LoadedModel | None = None
+        self._failure = ''
+        self._cameras: list[WatchedCamera] = []
+        # not a lifecycle publisher: those are silent unless the node is active
+        self._publisher = node.create_publisher(DiagnosticArray, '/diagnostics', QoSProfile(depth=10))
+        node.create_timer(1.0, self._publish, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    def loaded(self, model: Sam2Model, dtype: str, cameras: list[WatchedCamera]) -> None:
+        """A model is there for these cameras."""
+        self._model = LoadedModel(model.name, str(model.device), dtype, model.image_size)
+        self._failure = ''
+        self._cameras = cameras
+
+    def not_loaded(self, reason: str) -> None:
+        """There is no model, for this reason."""
+        self.freed()
+        self._failure = reason
+
+    def freed(self) -> None:
+        """There is no model, and nothing wrong with that."""
+        self._model, self._failure, self._cameras = None, '', []
+
+    def _publish(self) -> None:
+        if not self._node.context.ok():
+            return
+        now = monotonic()
+        state = self._node._state_machine.current_state[1]
+        name = self._node.get_fully_qualified_name()
+        alive = None if self.worker_alive is None else self.worker_alive()
+        parameters = Parameters.read(self._node)
+        statuses = [model_status(name, state, self._model, self._failure, alive)]
+        hardware = '' if self._model is None else self._model.device
+        statuses += [camera_status(name, hardware, state, camera, parameters, now) for camera in self._cameras]
+        array = DiagnosticArray(status=statuses)
+        array.header.stamp = self._node.get_clock().now().to_msg()
+        self._publisher.publish(array)
+
+
+def model_status(node: str, state: str, model: LoadedModel | None, failure: str,
+                 worker_alive: bool | None) -> DiagnosticStatus:
+    """What there is to say about the model and the thread that runs it.
+
+    failure: why no model could be loaded; empty: none was to be. worker_alive: None when there is to be no worker.
+    """
+    values: dict[str, object] = {'state': state}
+    if model is not None:
+        values |= {'model': model.name, 'device': model.device, 'dtype': model.dtype, 'image size': model.image_size}
+        values |= gpu_memory(model.device)
+    level, message = OK, state
+    if failure:
+        level, message = ERROR, f'{state}, the model cannot be loaded: {failure}'
+    elif worker_alive is False:
+        level, message = ERROR, 'the worker has died, see the log: deactivate and activate the node'
+    elif state in CURES:
+        message = f'{state}: {CURES[state].format(node=node)}'
+    elif model is not None:
+        message = f'{state}: {model.name} on {model.device}'
+    return _status(node, 'model', '' if model is None else model.device, level, message, values)
+
+
+def gpu_memory(device: str) -> dict[str, int]:
+    """Bytes that PyTorch has given to tensors and that it holds of the GPU; empty for a CPU."""
+    if not device.startswith('cuda'):
+        return {}
+    return {'GPU memory allocated (bytes)': torch.cuda.memory_allocated(device),
+            'GPU memory reserved (bytes)': torch.cuda.memory_reserved(device)}
+
+
+def camera_status(node: str, hardware: str, state: str, camera: WatchedCamera,
+                  parameters: Parameters, now: float) -> DiagnosticStatus:
+    """What there is to say about one camera at ``now`` of its meter: in the message the worst first, in the values
+    the figures."""
+    seen = camera.meter.snapshot(now)
+    problems = _problems(seen, camera, parameters) if state == 'active' else []
+    level = max((level for level, _ in problems), default=OK)
+    texts = [text for wanted in (ERROR, WARN) for found, text in problems if found == wanted]
+    if not texts and state == 'active':
+        texts = [f'{seen.processed_rate:.1f} of {seen.input_rate:.1f} images/s, '
+                 f'{seen.tracked + seen.occluded + seen.lost} objects']
+    name = f'camera {camera.name}' if camera.name else 'camera'
+    return _status(node, name, hardware, level, '; '.join(texts) or state, _values(seen, camera, parameters))
+
+
+def _problems(seen: Snapshot, camera: WatchedCamera, parameters: Parameters) -> list[tuple[bytes, str]]:
+    """Level and text of each; ``DiagnosticStatus`` counts levels in bytes."""
+    shedder, found = camera.shedder, []
+    if seen.failed:
+        found.append((ERROR, f'the model fails on images: {seen.failed}'))
+    if seen.silence > SILENT:
+        cure = 'has the camera stopped?' if seen.images else 'is the camera running? QoS? sam2_check finds out'
+        found.append((WARN, f'no image on {camera.topic} for {seen.silence:.1f} s: {cure}'))
+    if seen.skipped:
+        found.append((WARN, f'images on {camera.topic} cannot be used: {seen.skipped}'))
+    if seen.stalled > STALLED:
+        found.append((WARN, f'images arrive, none has been finished for {seen.stalled:.0f} s: is the model too large '
+                            f'for this machine, or is ~/segment_all at work?'))
+    if seen.depth_missing:
+        found.append((WARN, f'depth arrives, but {seen.depth_missing} of {seen.depth_matched + seen.depth_missing} '
+                            f'images have none: {seen.depth_reason}'))
+    if seen.latencies and (clock := why_unusable(seen.latencies[0])):
+        found.append((WARN, clock))
+    if parameters.latency_target > 0:
+        if shedder.missed:
+            found.append((WARN, f'latency_target {parameters.latency_target:g} s is not held (p95 '
+                                f'{seen.latencies[1] if seen.latencies else 0:.3f} s)'))
+        if shedder.level:
+            found.append((WARN, f'load shedding level {shedder.level}: {shedder.level.description}'))
+    return found
+
+
+def _values(seen: Snapshot, camera: WatchedCamera, parameters: Parameters) -> dict[str, object]:
+    p50, p95, p99 = (f'{1000 * value:.1f}' for value in seen.latencies) if seen.latencies else ('', '', '')
+    images, history_bytes, seconds = camera.history()
+    return {
+        'topic': camera.topic,
+        'input rate (images/s)': f'{seen.input_rate:.2f}', 'processed rate (images/s)': f'{seen.processed_rate:.2f}',
+        'latency p50 (ms)': p50, 'latency p95 (ms)': p95, 'latency p99 (ms)': p99,
+        'latency target (ms)': f'{1000 * parameters.latency_target:g}',
+        'load shedding level': int(camera.shedder.level),
+        'dropped': seen.dropped, 'dropped since activation': seen.dropped_in_all,
+        'objects tracked': seen.tracked, 'objects occluded': seen.occluded, 'objects lost': seen.lost,
+        'tracker memory (bytes)': seen.memory_bytes,
+        'history (images)': images, 'history (bytes)': history_bytes, 'history (s)': f'{seconds:.2f}',
+        'late prompts catching up': seen.catching_up,
+        'depth matched': seen.depth_matched, 'depth missing': seen.depth_missing,
+        'depth missing because': seen.depth_reason,
+        'window (s)': f'{WINDOW:g}'}
+
+
+def _status(node: str, name: str, hardware: str, level: bytes, message: str,
+            values: dict[str, object]) -> DiagnosticStatus:
+    return DiagnosticStatus(level=level, name=f'{node.lstrip("/")}: {name}', message=message, hardware_id=hardware,
+                            values=[KeyValue(key=key, value=str(value)) for key, value in values.items()])

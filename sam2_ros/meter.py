@@ -1,0 +1,158 @@
+"""What one camera's stream has done in the last seconds: rates, latencies, objects, what went wrong."""
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from sam2_ros.frame import TrackedObject
+from sam2_ros.msg import Instance
+
+WINDOW = 10.0  # seconds that rates and latencies are about
+MOST = 2048  # entries of each kind in it: 200 images per second
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A meter's content at one moment. Times are seconds; rates are per second."""
+
+    input_rate: float
+    processed_rate: float
+    silence: float  # since the last image, or since the start when none has arrived
+    stalled: float  # that an image has waited for its result, or that it is in work
+    images: int  # received since the start
+    latencies: tuple[float, float, float] | None  # p50, p95, p99; None: nothing processed in the window
+    dropped: int  # in the window
+    dropped_in_all: int
+    tracked: int
+    occluded: int
+    lost: int
+    memory_bytes: int
+    catching_up: int
+    depth_matched: int  # results in the window with depth
+    depth_missing: int  # and without, while depth arrives
+    depth_reason: str  # the last one; empty: none missing
+    skipped: str  # why an image of the window could not be used; empty: all could
+    failed: str  # why the model failed on an image of the window; empty: it did not
+
+
+class Meter:
+    """Counts for one camera. Any thread may call any method; ``now`` is ``time.monotonic()`` throughout.
+
+    Bounded: entries older than WINDOW are dropped, and there are never more than MOST of a kind.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.start(0.0)
+
+    def start(self, now: float) -> None:
+        """Begin anew; call it when the node is activated. Silence of the camera counts from here."""
+        with self._lock:
+            self._started = now
+            self._received: deque[float] = deque(maxlen=MOST)
+            self._processed: deque[tuple[float, float]] = deque(maxlen=MOST)  # (when, latency)
+            self._dropped: deque[tuple[float, int]] = deque(maxlen=MOST)
+            self._depth: deque[tuple[float, bool]] = deque(maxlen=MOST)  # (when, matched)
+            self._images = self._dropped_in_all = 0
+            self._last_received: float | None = None
+            self._waiting_since: float | None = None  # an image that nothing has been said about
+            self._states: tuple[int, ...] = ()
+            self._memory_bytes = self._catching_up = 0
+            self._depth_reason = self._skipped = self._failed = (-WINDOW, '')
+
+    def received(self, now: float) -> None:
+        """An image arrived; call it in its subscription's callback."""
+        with self._lock:
+            self._received.append(now)
+            self._images += 1
+            self._last_received = now
+            if self._waiting_since is None:
+                self._waiting_since = now
+
+    def processed(self, now: float, latency: float, objects: Iterable[TrackedObject], *, dropped: int = 0,
+                  memory_bytes: int = 0, catching_up: int = 0) -> None:
+        """A result was published; call it right after its instances have been.
+
+        latency: seconds from the stamp of the image to now, 0 when it has none. objects, dropped: the frame's.
+        memory_bytes: the tracker's. catching_up: late prompts that are being carried to the newest image.
+        """
+        with self._lock:
+            self._processed.append((now, latency))
+            self._waiting_since = None
+            self._states = tuple(item.state for item in objects)
+            self._memory_bytes, self._catching_up = memory_bytes, catching_up
+            if dropped:
+                self._dropped.append((now, dropped))
+                self._dropped_in_all += dropped
+
+    def skipped(self, now: float, reason: str) -> None:
+        """An image could not be used: its encoding, its size. The frame after it counts it as dropped."""
+        with self._lock:
+            self._waiting_since = None
+            self._skipped = (now, reason)
+
+    def failed(self, now: float, reason: str) -> None:
+        """The model failed on an image. The frame after it counts it as dropped."""
+        with self._lock:
+            self._waiting_since = None
+            self._failed = (now, reason)
+
+    def depth(self, now: float, missing: str = '') -> None:
+        """A result has depth, or should have: depth arrives, but for this image it is ``missing``, and why."""
+        with self._lock:
+            self._depth.append((now, not missing))
+            if missing:
+                self._depth_reason = (now, missing)
+
+    def snapshot(self, now: float) -> Snapshot:
+        with self._lock:
+            self._forget(now - WINDOW)
+            latencies = [latency for _, latency in self._processed]
+            matched = sum(matched for _, matched in self._depth)
+            last_received = self._started if self._last_received is None else self._last_received
+            return Snapshot(
+                input_rate=self._rate(len(self._received), now, min(self._received, default=now)),
+                processed_rate=self._rate(len(latencies), now, min((when for when, _ in self._processed), default=now)),
+                silence=now - last_received,
+                stalled=0.0 if self._waiting_since is None else now - self._waiting_since,
+                images=self._images,
+                latencies=percentiles(latencies) if latencies else None,
+                dropped=sum(count for _, count in self._dropped),
+                dropped_in_all=self._dropped_in_all,
+                tracked=self._states.count(Instance.TRACKED),
+                occluded=self._states.count(Instance.OCCLUDED),
+                lost=self._states.count(Instance.LOST),
+                memory_bytes=self._memory_bytes,
+                catching_up=self._catching_up,
+                depth_matched=matched,
+                depth_missing=len(self._depth) - matched,
+                depth_reason=_recent(self._depth_reason, now),
+                skipped=_recent(self._skipped, now),
+                failed=_recent(self._failed, now))
+
+    def _forget(self, until: float) -> None:
+        while self._received and self._received[0] <= until:
+            self._received.popleft()
+        for entries in (self._processed, self._dropped, self._depth):
+            while entries and entries[0][0] <= until:
+                entries.popleft()
+
+    def _rate(self, count: int, now: float, oldest: float) -> float:
+        """Per second: of the window, or of what there is of it after the start or at a rate that fills the meter."""
+        seconds = min(WINDOW, now - self._started) if count < MOST else now - oldest
+        return count / max(seconds, 1.0)
+
+
+def percentiles(values: list[float]) -> tuple[float, float, float]:
+    """The 50th, 95th and 99th percentile: the smallest value that at least so many of the values do not exceed."""
+    p50, p95, p99 = np.percentile(values, [50, 95, 99], method='inverted_cdf')
+    return float(p50), float(p95), float(p99)
+
+
+def _recent(entry: tuple[float, str], now: float) -> str:
+    when, reason = entry
+    return reason if now - when < WINDOW else ''
