@@ -1,7 +1,7 @@
-"""A small synthetic tabletop seen by a moving camera, with the exact visible mask of every object.
+"""A small synthetic tabletop seen by a moving RGB-D camera: exact masks, depth, poses and sizes of its objects.
 
 Everything is in metres on a table plane: x to the right, y away from the camera, z up, the table at z = 0. Objects are
-solids (ball, frustum, block) cast ray by ray inside their own image window, so masks, depth order and shading are exact
+solids (ball, frustum, block) cast ray by ray inside their own image window, so masks, depth and shading are exact
 and a frame costs a few milliseconds. No ROS in here.
 """
 from collections.abc import Callable
@@ -11,130 +11,15 @@ from math import cos, pi, sin
 import cv2
 import numpy as np
 
+from sam2_ros import demo_textures as textures
+from sam2_ros.demo_solids import Ball, Block, Frustum, Pose
+from sam2_ros.demo_textures import TABLE_PIXELS
+
 TABLE_METRES = 4.0        # side of the square table texture
-TABLE_PIXELS = 2048
 LIGHT = np.array([-0.45, -0.35, 0.82])  # unit vector towards the lamp
 SHADOW_SCALE = 8          # shadows are soft: computed at an eighth of the resolution
 SHADE_UNIT = 128          # stands for 1.0 where brightness is a byte
 NEAR = 0.05               # metres; nothing nearer is drawn
-
-
-@dataclass(frozen=True)
-class Pose:
-    """Where an object stands: the centre of its base on the table, in metres, and its heading in radians."""
-    x: float
-    y: float
-    yaw: float
-
-
-@dataclass(frozen=True)
-class Ball:
-    """Sphere of ``radius`` metres that rests on the table and rolls with its position."""
-    radius: float
-
-    @property
-    def size(self) -> tuple[float, float, float]:
-        return (2 * self.radius,) * 3
-
-    def cast(self, origin, rays, light, pose):
-        """See ``Frustum.cast``."""
-        dx, dy, dz = rays
-        ox, oy, oz = origin[0], origin[1], origin[2] - self.radius
-        a = dx * dx + dy * dy + dz * dz
-        b = dx * ox + dy * oy + dz * oz
-        root = b * b - a * (ox * ox + oy * oy + oz * oz - self.radius ** 2)
-        hit = root > 0
-        depth = (-b - np.sqrt(np.maximum(root, 0))) / a
-        x, y, z = ((o + depth * d) / self.radius for o, d in zip((ox, oy, oz), rays, strict=True))
-        turned = _rolling(pose, self.radius)
-        u = np.arctan2(*(row[0] * x + row[1] * y + row[2] * z for row in (turned[1], turned[0])))
-        up = turned[2][0] * x + turned[2][1] * y + turned[2][2] * z
-        v = np.arccos(np.clip(up, -1, 1))
-        facing = light[0] * x + light[1] * y + light[2] * z
-        return np.where(hit, depth, np.inf), facing, u / (2 * pi) + 0.5, v / pi
-
-
-@dataclass(frozen=True)
-class Frustum:
-    """Upright can or cup: radius ``bottom`` on the table, ``top`` at ``height`` (metres), closed by a flat lid."""
-    bottom: float
-    top: float
-    height: float
-
-    @property
-    def size(self) -> tuple[float, float, float]:
-        return (2 * max(self.bottom, self.top),) * 2 + (self.height,)
-
-    def cast(self, origin, rays, light, pose):
-        """Nearest hit of each ray; all arrays float32, everything in the object's own frame.
-
-        :param origin: camera centre, three floats, metres
-        :param rays: directions (3, h, w), scaled to 1 along the optical axis, so that lengths are depths
-        :param light: unit vector towards the lamp, three floats
-        :param pose: the object's pose, for solids that move against their own frame
-        :return: depth along the optical axis in metres, inf for a miss; cosine between surface normal and light;
-            texture coordinates u, v in 0..1; each (h, w), the last three without meaning where the ray misses
-        """
-        slope = (self.top - self.bottom) / self.height
-        dx, dy, dz = rays
-        ox, oy, oz = origin
-        radius, step = self.bottom + slope * oz, slope * dz
-        a = dx * dx + dy * dy - step * step
-        b = dx * ox + dy * oy - step * radius
-        root = b * b - a * (ox * ox + oy * oy - radius * radius)
-        side = (-b - np.sqrt(np.maximum(root, 0))) / a
-        z = oz + side * dz
-        on_side = (root > 0) & (z >= 0) & (z <= self.height)
-        lid = (self.height - oz) / dz
-        depth = np.where(on_side, side, lid)
-        x, y = ox + depth * dx, oy + depth * dy
-        reach = np.sqrt(x * x + y * y) + 1e-6
-        hit = on_side | (reach <= self.top)
-        facing = np.where(on_side, (light[0] * x + light[1] * y) / reach - slope * light[2], light[2])
-        u = np.arctan2(y, x) / (2 * pi) + 0.5
-        # the upper tenth of the texture is the lid, from its centre to its rim
-        v = np.where(on_side, 1 - z * (0.9 / self.height), reach * (0.1 / self.top))
-        return np.where(hit, depth, np.inf), facing, u, v
-
-
-@dataclass(frozen=True)
-class Block:
-    """Upright box, metres: ``width`` along its own x, ``length`` along y, ``height``."""
-    width: float
-    length: float
-    height: float
-
-    @property
-    def size(self) -> tuple[float, float, float]:
-        return (self.width, self.length, self.height)
-
-    def cast(self, origin, rays, light, pose):
-        """See ``Frustum.cast``."""
-        spans = (-self.width / 2, self.width / 2), (-self.length / 2, self.length / 2), (0, self.height)
-        enter, leave = [], []
-        for (low, high), o, d in zip(spans, origin, rays, strict=True):
-            inverse = 1 / np.where(np.abs(d) < 1e-6, np.float32(1e-6), d)
-            one, two = (low - o) * inverse, (high - o) * inverse
-            enter.append(np.minimum(one, two))
-            leave.append(np.maximum(one, two))
-        depth = np.maximum(np.maximum(enter[0], enter[1]), enter[2])
-        hit = depth <= np.minimum(np.minimum(leave[0], leave[1]), leave[2])
-        on_x, on_top = enter[0] == depth, enter[2] == depth
-        lit = [np.copysign(part, part * o) for part, o in zip(light, origin, strict=True)]
-        facing = np.where(on_x, lit[0], np.where(on_top, lit[2], lit[1]))
-        x, y, z = ((o + depth * d - low) / (high - low)
-                   for (low, high), o, d in zip(spans, origin, rays, strict=True))
-        # texts read from left to right on every side
-        u = np.where(on_x, y if origin[0] > 0 else 1 - y, x if origin[1] < 0 else 1 - x)
-        return np.where(hit, depth, np.inf), facing, u, 1 - np.where(on_top, y, z)
-
-
-def _rolling(pose: Pose, radius: float) -> list[list[float]]:
-    """Rows of the rotation from table axes to those of a ball that rolled from the origin to ``pose``."""
-    a, b = pose.x / radius, -pose.y / radius
-    about_y = np.array([[cos(a), 0, sin(a)], [0, 1, 0], [-sin(a), 0, cos(a)]])
-    about_x = np.array([[1, 0, 0], [0, cos(b), -sin(b)], [0, sin(b), cos(b)]])
-    return (about_y @ about_x).T.tolist()
 
 
 @dataclass(frozen=True)
@@ -156,18 +41,23 @@ class TabletopScene:
     :param seed: textures, colours, phases of all motions, noise
     :param width, height: image size in pixels, each at least 64
     :param fps: frames per second of scene time; frame i shows second i / fps
-    :raises ValueError: a size below 64 or a rate that is not positive
+    :param distance: metres from the camera to what it looks at, give or take 3 %; below 0.4 it is among the things
+    :raises ValueError: a size below 64, or a rate or distance that is not positive
     """
 
-    def __init__(self, seed: int = 0, width: int = 640, height: int = 480, fps: float = 15.0):
+    def __init__(self, seed: int = 0, width: int = 640, height: int = 480, fps: float = 15.0,
+                 distance: float = 0.82):
         if min(width, height) < 64:
             raise ValueError(f'image size {width}x{height}: each side must be at least 64')
         if not fps > 0:
             raise ValueError(f'fps {fps}: must be positive')
+        if not distance > 0:
+            raise ValueError(f'distance {distance}: must be positive')
+        self.distance = distance
         self.seed, self.width, self.height, self.fps = seed, width, height, fps
         random = np.random.default_rng(seed)
         self.focal = 1.0 * width
-        self._table = _wood(random)
+        self._table = textures.wood(random)
         self._phases = random.uniform(0, 2 * np.pi, 8)
         self.objects = _make_objects(random)
         x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
@@ -187,7 +77,7 @@ class TabletopScene:
         and camera centre (3,) in metres."""
         t, phase = i / self.fps, self._phases
         azimuth = 0.05 * np.sin(0.5 * t + phase[0]) + 0.012 * np.sin(1.7 * t + phase[1])
-        distance = 0.82 * (1 + 0.03 * np.sin(0.37 * t + phase[2]))
+        distance = self.distance * (1 + 0.03 * np.sin(0.37 * t + phase[2]))
         target = np.array([0.02 * np.sin(0.6 * t + phase[3]), 0.03 + 0.015 * np.sin(0.8 * t + phase[4]), 0.05])
         elevation = 0.72
         centre = target + distance * np.array([np.cos(elevation) * np.sin(azimuth),
@@ -201,6 +91,15 @@ class TabletopScene:
         """Pose of one object in frame i; KeyError when there is no such object."""
         return self.objects[object_id].pose(i / self.fps)
 
+    def box(self, object_id: int, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The box around one whole object in frame i, seen or not: its centre (3,), its axes as columns (3, 3),
+        right-handed, both in the camera's optical frame, and its size (3,) along them; metres."""
+        rotation, centre = self.camera_pose(i)
+        pose, solid = self.pose(object_id, i), self.objects[object_id].solid
+        middle = np.array([pose.x, pose.y, solid.size[2] / 2]) - centre
+        axes = np.array([[cos(pose.yaw), -sin(pose.yaw), 0], [sin(pose.yaw), cos(pose.yaw), 0], [0, 0, 1]])
+        return rotation.T @ middle, rotation.T @ axes, np.array(solid.size)
+
     def frame(self, i: int) -> tuple[np.ndarray, dict[int, np.ndarray]]:
         """Frame i: RGB image uint8 (height, width, 3) and, for every object, the bool mask (height, width) of its
         visible pixels (all False while it is hidden or outside)."""
@@ -209,6 +108,20 @@ class TabletopScene:
 
     def render(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Frame i: RGB image uint8 (height, width, 3) and label image uint16 (height, width), 0 where the table is."""
+        rgb, ids, _ = self._cast(i)
+        return rgb, ids
+
+    def render_depth(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As ``render``, and depth along the optical axis: float32 (height, width), metres, inf past the horizon."""
+        rgb, ids, depth = self._cast(i)
+        rotation, centre = self.camera_pose(i)
+        downward = -np.tensordot(rotation[2].astype(np.float32), self._rays, 1)
+        with np.errstate(divide='ignore'):
+            table = np.where(downward > 0, np.float32(centre[2]) / downward, np.float32(np.inf))
+        return rgb, ids, np.minimum(depth, table)
+
+    def _cast(self, i):
+        """Image, label image and the depth of the objects, inf where there is none, of frame i."""
         rotation, centre = self.camera_pose(i)
         poses = {key: self.pose(key, i) for key in self.objects}
         rgb = self._draw_table(rotation, centre, poses)
@@ -216,7 +129,7 @@ class TabletopScene:
         nearest = np.full((self.height, self.width), np.inf, np.float32)
         for key, item in self.objects.items():
             self._draw_object(key, item, poses[key], rotation, centre, rgb, ids, nearest)
-        return self._expose(rgb, i), ids
+        return self._expose(rgb, i), ids, nearest
 
     def _draw_table(self, rotation, centre, poses):
         texels = TABLE_PIXELS / TABLE_METRES
@@ -307,7 +220,7 @@ LABELS = {1: 'ball', 2: 'can', 3: 'tea box', 4: 'cup', 5: 'cereal'}
 
 def _make_objects(random) -> dict[int, SceneObject]:
     phase = random.uniform(0, 2 * pi, 6).tolist()
-    colours = random.permutation(PALETTES)
+    colours = random.permutation(textures.PALETTES)
 
     def can(t):
         return Pose(-0.13 + 0.04 * cos(0.7 * t + phase[0]), 0.24 + 0.04 * sin(0.7 * t + phase[0]), 0.5 * t)
@@ -328,97 +241,9 @@ def _make_objects(random) -> dict[int, SceneObject]:
         return Pose(-0.32 + 0.32 * (_smooth(s, 4.5, 1.4) - _smooth(s, 6.1, 1.4)), -0.06, 0.12 * sin(0.7 * t))
 
     return {
-        1: SceneObject(LABELS[1], Ball(0.05), _beach_ball(random, colours[0]), ball),
-        2: SceneObject(LABELS[2], Frustum(0.048, 0.048, 0.13), _can(random, colours[1], 'SOUP'), can),
-        3: SceneObject(LABELS[3], Block(0.11, 0.08, 0.10), _dotted_box(random, colours[2], 'TEA'), tea),
-        4: SceneObject(LABELS[4], Frustum(0.037, 0.052, 0.10), _zigzag_cup(random, colours[3]), cup),
-        5: SceneObject(LABELS[5], Block(0.19, 0.05, 0.22), _striped_box(random, colours[4], 'OATS'), cereal),
+        1: SceneObject(LABELS[1], Ball(0.05), textures.beach_ball(random, colours[0]), ball),
+        2: SceneObject(LABELS[2], Frustum(0.048, 0.048, 0.13), textures.can(random, colours[1], 'SOUP'), can),
+        3: SceneObject(LABELS[3], Block(0.11, 0.08, 0.10), textures.dotted_box(random, colours[2], 'TEA'), tea),
+        4: SceneObject(LABELS[4], Frustum(0.037, 0.052, 0.10), textures.zigzag_cup(random, colours[3]), cup),
+        5: SceneObject(LABELS[5], Block(0.19, 0.05, 0.22), textures.striped_box(random, colours[4], 'OATS'), cereal),
     }
-
-
-# of one thing: its colour, a lighter shade for patterns, its print; none near the wood of the table
-PALETTES = np.array([
-    [(190, 40, 45), (228, 98, 90), (250, 240, 230)],
-    [(40, 85, 185), (92, 142, 228), (240, 240, 250)],
-    [(35, 125, 75), (98, 178, 112), (240, 245, 230)],
-    [(195, 60, 150), (228, 125, 195), (250, 240, 250)],
-    [(222, 224, 230), (182, 188, 205), (60, 70, 110)],
-])
-
-
-def _cloud(random, rows, columns, coarse_rows, coarse_columns, octaves=4):
-    """Fractal noise 0..1, (rows, columns) float32; the coarsest cells are rows / coarse_rows pixels tall."""
-    total = np.zeros((rows, columns), np.float32)
-    for octave in range(octaves):
-        cells = random.random((min(coarse_rows << octave, rows), min(coarse_columns << octave, columns)), np.float32)
-        total += cv2.resize(cells, (columns, rows), interpolation=cv2.INTER_CUBIC) / 2 ** octave
-    total -= total.min()
-    return total / total.max()
-
-
-def _grain(random, image, amount=0.25):
-    """Wear: multiplies a painted texture (uint8 RGB) with fractal noise."""
-    noise = _cloud(random, *image.shape[:2], 8, 8)
-    return np.clip(image * (1 - amount / 2 + amount * (noise - 0.5))[..., None], 0, 255).astype(np.uint8)
-
-
-def _wood(random):
-    side = TABLE_PIXELS
-    fibres = _cloud(random, side, side, 128, 6)
-    blotches = _cloud(random, side, side, 6, 6)
-    board = np.arange(side) * 14 // side
-    tone = 0.85 + 0.15 * random.random(14, np.float32)[board][:, None]
-    colour = np.array([176, 146, 112], np.float32) * (tone * (0.8 + 0.22 * fibres + 0.14 * blotches))[..., None]
-    colour[np.convolve(np.diff(board, prepend=0) > 0, np.ones(5), 'same') > 0] *= 0.75
-    return np.clip(colour, 0, 255).astype(np.uint8)
-
-
-def _canvas(colour, rows=256, columns=512):
-    return np.full((rows, columns, 3), colour, np.uint8)
-
-
-def _write(image, text, colour, scale, origin):
-    cv2.putText(image, text, origin, cv2.FONT_HERSHEY_DUPLEX, scale, colour.tolist(), int(scale * 4), cv2.LINE_AA)
-
-
-def _beach_ball(random, colours):
-    image = _canvas(colours[0])
-    image[:, (np.arange(512) * 6 // 512) % 2 == 1] = colours[1]
-    return _grain(random, image)
-
-
-def _can(random, colours, text):
-    image = _canvas(colours[0])
-    image[32:60] = image[228:] = colours[1]
-    for x in (20, 276):
-        _write(image, text, colours[2], 1.8, (x + 25, 165))
-    image[:26] = colours[1]
-    image[20:26] = colours[0]
-    return _grain(random, image)
-
-
-def _dotted_box(random, colours, text):
-    image = _canvas(colours[0], 256, 256)
-    for row in range(5):
-        for column in range(5):
-            cv2.circle(image, (26 + column * 51, 26 + row * 51), 13, colours[1].tolist(), -1, cv2.LINE_AA)
-    _write(image, text, colours[2], 1.8, (75, 150))
-    return _grain(random, image)
-
-
-def _zigzag_cup(random, colours):
-    image = _canvas(colours[0])
-    x = np.arange(0, 513, 32)
-    for offset in (100, 165):
-        points = np.stack([x, offset + 28 * (np.arange(len(x)) % 2)], 1).astype(np.int32)
-        cv2.polylines(image, [points], False, colours[1].tolist(), 22, cv2.LINE_AA)
-    image[:22] = colours[0] // 2
-    return _grain(random, image)
-
-
-def _striped_box(random, colours, text):
-    image = _canvas(colours[0], 320, 256)
-    for x in range(-320, 256, 64):
-        cv2.line(image, (x, 320), (x + 320, 0), colours[1].tolist(), 18, cv2.LINE_AA)
-    _write(image, text, colours[2], 2.2, (40, 120))
-    return _grain(random, image)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from sam2_core.metrics import iou
-from sam2_ros.demo_scene import LABELS, Ball, Block, Frustum, TabletopScene
+from sam2_ros.demo_scene import LABELS, TabletopScene
+from sam2_ros.demo_solids import Ball, Block, Frustum
 
 SEEDS = (0, 1, 7)
 
