@@ -1,0 +1,131 @@
+"""What is known about each object from image to image: whether it is in sight, since when, and what happened to it."""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from builtin_interfaces.msg import Time
+
+from sam2_core import ObjectResult
+from sam2_ros.conversions import to_nanoseconds
+from sam2_ros.frame import Event, TrackedObject
+from sam2_ros.msg import Instance, InstanceEvent
+from sam2_ros.parameters import Parameters
+
+
+def unit(value: float) -> float:
+    """The value cut to 0..1, NaN as 0: the IoU head of some checkpoints is not bounded."""
+    return min(1.0, max(0.0, value))
+
+
+def probability(logit: float) -> float:
+    """The sigmoid, without overflow; NaN as 0."""
+    return unit(0.5 + 0.5 * math.tanh(logit / 2))
+
+
+@dataclass(eq=False)
+class _Record:
+    label: str
+    unseen_since: int  # ns; of the last image it was tracked in, or of its first prompt
+    last_seen: Time  # 0: never
+    state: int | None = None  # of Instance; None: not yet observed
+    images_found: int = 0  # in a row, while it is not yet called tracked again
+
+
+class ObjectStates:
+    """The states of one camera's objects, by stamps of its images.
+
+    An object that the model does not see, or sees without a pixel, is OCCLUDED in that very image, and LOST once it has
+    been out of sight for more than ``lost_after`` seconds; LOST lasts until it is TRACKED again. On the way back it has
+    to be found surely, in several images in a row, or by a prompt: a single doubtful mask is not passed on.
+    """
+
+    def __init__(self) -> None:
+        self._records: dict[int, _Record] = {}
+        self._events: list[Event] = []
+
+    def name(self, object_id: int, label: str, stamp: Time) -> None:
+        """An object is called so. A new one counts as out of sight since ``stamp``, until it is observed."""
+        if object_id in self._records:
+            self._records[object_id].label = label
+        else:
+            self._records[object_id] = _Record(label, to_nanoseconds(stamp), Time())
+
+    def observe(self, object_id: int, found: ObjectResult, stamp: Time, parameters: Parameters,
+                prompted: bool) -> TrackedObject:
+        """What the model says of an object in the image of this stamp, as it is to be told. It has to have a name.
+
+        prompted: a prompt for the object was applied to this image, or has brought it here from an earlier one.
+        """
+        record, visibility = self._records[object_id], probability(found.object_score)
+        before = record.state
+        if self._is_tracked(record, found, visibility, parameters, prompted):
+            record.state, record.images_found = Instance.TRACKED, 0
+            record.last_seen, record.unseen_since = stamp, to_nanoseconds(stamp)
+            if before != Instance.TRACKED:
+                self._tell(object_id, InstanceEvent.ADDED if before is None else InstanceEvent.REAPPEARED)
+            return TrackedObject(object_id, record.label, Instance.TRACKED, unit(found.iou), visibility, stamp,
+                                 found.box, found.mask)
+        if before is None:
+            self._tell(object_id, InstanceEvent.ADDED)
+        if before in (None, Instance.TRACKED):
+            record.state = Instance.OCCLUDED
+            self._tell(object_id, InstanceEvent.OCCLUDED)
+        if record.state == Instance.OCCLUDED and _seconds_unseen(record, stamp) > parameters.lost_after:
+            record.state = Instance.LOST
+            self._tell(object_id, InstanceEvent.LOST)
+        return TrackedObject(object_id, record.label, record.state, 0.0, visibility, record.last_seen)
+
+    def expire(self, stamp: Time, forget_after: float) -> list[int]:
+        """Forget the objects that have been out of sight for more than so many seconds (0: none); their ids."""
+        if not forget_after:
+            return []
+        expired = [object_id for object_id, record in self._records.items()
+                   if record.state in (Instance.OCCLUDED, Instance.LOST)
+                   and _seconds_unseen(record, stamp) > forget_after]
+        for object_id in expired:
+            self._end(object_id, InstanceEvent.FORGOTTEN)
+        return expired
+
+    def remove(self, object_id: int) -> None:
+        """Forget an object because a user wants it."""
+        self._end(object_id, InstanceEvent.REMOVED)
+
+    def clear(self) -> None:
+        """Forget all objects because a user wants it."""
+        for object_id in tuple(self._records):
+            self.remove(object_id)
+
+    def time_jumped(self, stamp: Time) -> None:
+        """Stamps go on from here, before those seen so far: what is out of sight is so from now on."""
+        for record in self._records.values():
+            record.unseen_since = to_nanoseconds(stamp)
+
+    def take_events(self) -> list[Event]:
+        """What has happened since the last call, in its order."""
+        events, self._events = self._events, []
+        return events
+
+    @staticmethod
+    def _is_tracked(record: _Record, found: ObjectResult, visibility: float, parameters: Parameters,
+                    prompted: bool) -> bool:
+        if found.box is None or not found.object_score > 0:
+            record.images_found = 0
+            return False
+        if record.state in (None, Instance.TRACKED) or prompted:
+            return True
+        record.images_found += 1
+        return visibility >= parameters.reappear_visibility or record.images_found >= parameters.reappear_images
+
+    def _end(self, object_id: int, kind: int) -> None:
+        if self._records[object_id].state is not None:  # who has not been told of an object need not hear of its end
+            self._tell(object_id, kind)
+        del self._records[object_id]
+
+    def _tell(self, object_id: int, kind: int) -> None:
+        record = self._records[object_id]
+        self._events.append(Event(object_id, record.label, kind, record.last_seen))
+
+
+def _seconds_unseen(record: _Record, stamp: Time) -> float:
+    return (to_nanoseconds(stamp) - record.unseen_since) / 1e9
