@@ -8,6 +8,9 @@ import numpy as np
 from builtin_interfaces.msg import Time
 from std_msgs.msg import Header
 
+from sam2_core.masks import mask_box
+from sam2_ros.msg import Instance
+
 if TYPE_CHECKING:
     from sam2_ros.spatial import DepthFrame, OrientedBox
 
@@ -25,6 +28,15 @@ class TrackedObject:
     box: tuple[int, int, int, int] | None = None  # (x0, y0, x1, y1), pixels, x1 and y1 exclusive; None: not visible
     mask: np.ndarray | None = None  # bool (H, W); None: not visible
     shape: OrientedBox | None = None  # where it is, metres; None: not visible or no depth
+
+
+def sighting(object_id: int, label: str, mask: np.ndarray, score: float, visibility: float,
+             stamp: Time) -> TrackedObject:
+    """An object in an image of its own, with no past: tracked if the mask, bool (H, W), has a pixel."""
+    box = mask_box(mask)
+    if box is None:
+        return TrackedObject(object_id, label, Instance.OCCLUDED, 0.0, visibility, Time())
+    return TrackedObject(object_id, label, Instance.TRACKED, score, visibility, stamp, box, mask)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The node ``sam2``: tracks what it is prompted with in one camera's images. Wires the parts, no more."""
+"""The node ``sam2``: tracks what it is prompted with in the images of its cameras. Wires the parts, no more."""
 from __future__ import annotations
 
 import sam2_ros.cores  # noqa: F401  before torch
@@ -15,25 +15,15 @@ from collections.abc import Callable
 import numpy as np
 import rclpy
 import torch
-from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.qos import QoSProfile, qos_profile_sensor_data
-from rclpy.qos_overriding_options import QoSOverridingOptions
-from rclpy.task import Future
-from sensor_msgs.msg import CompressedImage, Image
-from std_srvs.srv import Trigger
 
 from sam2_core import CheckpointError, Prompt, Sam2Model, StreamTracker, load_model
 from sam2_ros import parameters
+from sam2_ros.camera import Camera
 from sam2_ros.dds import use_image_profile
-from sam2_ros.msg import Prompt as PromptMessage
-from sam2_ros.outputs import Outputs
 from sam2_ros.parameters import Parameters
-from sam2_ros.prompting import PromptRequest, refuse
-from sam2_ros.srv import SetPrompt
-from sam2_ros.stream import Mailbox, Stream
 from sam2_ros.worker import Worker
 
 SUCCESS, FAILURE, ERROR = (TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE,
@@ -54,28 +44,22 @@ def _logged(transition: Callable) -> Callable:
 
 
 class Sam2Node(LifecycleNode):
-    """Receives images and prompts in the executor's thread and leaves them to a worker, which alone uses the model."""
+    """Wires cameras, model and worker: cameras receive in the executor's thread, only the worker uses the model."""
 
     def __init__(self, **options) -> None:
         """``options``: as for rclpy's Node. Raises rclpy's exceptions for parameter values that are not acceptable."""
         super().__init__('sam2', **options)
-        self._stream: Stream | None = None  # while configured
-        self._outputs: Outputs | None = None
+        self._model: Sam2Model | None = None  # while configured
         self._worker: Worker | None = None  # while active
-        self._subscriptions_while_active: list = []
         self.add_on_set_parameters_callback(
-            lambda changes: parameters.check(changes, configured=self._stream is not None))
+            lambda changes: parameters.check(changes, configured=self._model is not None))
         Parameters.declare(self)
         self.add_post_set_parameters_callback(self._on_parameters_set)
         _survive_invalid_transitions(self)
-        # answers come from the worker: a call that waits for its own must not hold up any other callback
-        waiting = ReentrantCallbackGroup()
-        self.create_service(SetPrompt, '~/set_prompt', self._on_set_prompt, callback_group=waiting)
-        self.create_service(Trigger, '~/reset', self._on_reset, callback_group=waiting)
-        if Parameters.read(self).autostart:
+        chosen = Parameters.read(self)
+        self._cameras = [Camera(self, name) for name in chosen.cameras or ('',)]
+        if chosen.autostart:
             self._autostart_timer = self.create_timer(0.0, self._autostart)
-
-    # --- lifecycle
 
     @_logged
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -89,10 +73,10 @@ class Sam2Node(LifecycleNode):
             self.get_logger().error(f'the model cannot be loaded: {error}')
             return FAILURE
         _warm_up(model)
+        self._model = model
         self._changed = threading.Condition()
-        self._stream = Stream(StreamTracker(model), chosen, Mailbox(self._changed), self._image_topic(chosen),
-                              self.get_logger())
-        self._outputs = Outputs(self, self._stream)
+        for camera in self._cameras:
+            camera.configure(model, chosen, self._changed)
         self.get_logger().info(f'{model.name} ({model.image_size} pixels, {chosen.dtype}) on {model.device}: '
                                f'ready after {time.monotonic() - started:.1f} s')
         return super().on_configure(state)
@@ -101,16 +85,10 @@ class Sam2Node(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start to listen and to publish."""
         result = super().on_activate(state)
-        self._worker = Worker(self._stream, self._outputs, self._changed, self.get_logger())
+        self._worker = Worker(self._model, self._cameras, self._changed, self.context.ok, self.get_logger())
         self._worker.start()
-        chosen = self._stream.parameters
-        kind = CompressedImage if chosen.image_transport == 'compressed' else Image
-        topic = self._image_topic(chosen)
-        self._subscriptions_while_active = [
-            self.create_subscription(kind, topic, self._stream.mailbox.put_image, qos_profile_sensor_data,
-                                     qos_overriding_options=QoSOverridingOptions.with_default_policies()),
-            self.create_subscription(PromptMessage, '~/prompt', self._on_prompt, QoSProfile(depth=100))]
-        self.get_logger().info(f'active: images from {topic}, prompts from {self.resolve_topic_name("~/prompt")}')
+        for camera in self._cameras:
+            camera.activate()
         return result
 
     @_logged
@@ -143,20 +121,19 @@ class Sam2Node(LifecycleNode):
         self._stop('the node ended before an image arrived')
 
     def _stop(self, reason: str) -> None:
-        for subscription in self._subscriptions_while_active:
-            self.destroy_subscription(subscription)
-        self._subscriptions_while_active = []
+        for camera in self._cameras:
+            camera.stop_listening()
         if self._worker is not None:
             self._worker.stop()
             self._worker = None
-            for answer in self._stream.drain(reason):
-                if self._outputs.usable():
-                    self._outputs.answer(answer)
+            for camera in self._cameras:
+                camera.deactivate(reason)
 
     def _free(self) -> None:
-        if self._outputs is not None:
-            self._outputs.destroy()
-        self._stream = self._outputs = None
+        for camera in self._cameras:
+            camera.cleanup()
+        self._model = None
+        gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -165,47 +142,11 @@ class Sam2Node(LifecycleNode):
         if self.trigger_configure() == SUCCESS:
             self.trigger_activate()
 
-    def _image_topic(self, chosen: Parameters) -> str:
-        """The name in full. As image_transport has it, the compressed topic follows a remapping of the raw one."""
-        topic = self.resolve_topic_name('image')
-        return f'{topic}/compressed' if chosen.image_transport == 'compressed' else topic
-
-    # --- what arrives, in the executor's thread
-
-    def _on_prompt(self, message: PromptMessage) -> None:
-        self._submit(PromptRequest(message, time.monotonic()))
-
-    async def _on_set_prompt(self, request: SetPrompt.Request, response: SetPrompt.Response) -> SetPrompt.Response:
-        if self._worker is None:
-            response.reason = f'the node is {self._state_machine.current_state[1]}: activate it first'
-            return response
-        return await self._ask(request.prompt)
-
-    async def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        if self._worker is not None:
-            answer = await self._ask(PromptMessage(action=PromptMessage.CLEAR))
-            response.success, response.message = answer.accepted, answer.reason
-        else:  # the objects are ours while there is no worker
-            if self._stream is not None:
-                self._stream.reset()
-            response.success = True
-        return response
-
-    def _ask(self, message: PromptMessage) -> Future:
-        """The worker's answer to a prompt, a SetPrompt.Response, to be awaited."""
-        future, executor = Future(executor=self.executor), self.executor
-        self._submit(PromptRequest(message, time.monotonic(),
-                                   lambda response: executor.create_task(future.set_result, response)))
-        return future
-
-    def _submit(self, request: PromptRequest) -> None:
-        if not self._stream.mailbox.put_prompt(request):
-            self._outputs.answer(refuse(request, f'{Mailbox.PROMPT_LIMIT} prompts are waiting already: '
-                                                 f'send them more slowly, or check that images arrive'))
-
     def _on_parameters_set(self, _) -> None:
-        if self._stream is not None:
-            self._stream.parameters = Parameters.read(self)
+        if self._model is not None:
+            chosen = Parameters.read(self)
+            for camera in self._cameras:
+                camera.stream.parameters = chosen
 
 
 def _warm_up(model: Sam2Model) -> None:

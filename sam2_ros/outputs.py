@@ -1,4 +1,4 @@
-"""What the node says: the publishers, and the messages built from a processed frame."""
+"""What is said about one camera: the publishers, and the messages built from a processed frame."""
 from __future__ import annotations
 
 import cv2
@@ -6,74 +6,114 @@ import numpy as np
 from builtin_interfaces.msg import Duration, Time
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Header
+from visualization_msgs.msg import MarkerArray
 
+from sam2_ros.clouds import (
+    Markers,
+    background_depth_message,
+    background_points_message,
+    box_pose,
+    points_message,
+    size_vector,
+)
 from sam2_ros.conversions import from_pixels, to_duration, to_nanoseconds, to_roi
 from sam2_ros.frame import Frame, TrackedObject
-from sam2_ros.msg import Instance, InstanceArray, PromptStatus
+from sam2_ros.msg import Instance, InstanceArray, InstanceEvent, PromptStatus
 from sam2_ros.overlay import draw_overlay
+from sam2_ros.parameters import Parameters
 from sam2_ros.prompting import PromptAnswer
 from sam2_ros.srv import SetPrompt
-from sam2_ros.stream import Stream
+from sam2_ros.views import RELIABLE, ClassTable, LabelLists, ObjectTopics, View, planner_views
 
 
 class Outputs:
-    """The publishers of one stream. Pictures are made only while somebody subscribes to them."""
+    """The publishers of one camera. Everything but the instances is built only while somebody subscribes to it."""
 
-    def __init__(self, node: LifecycleNode, stream: Stream) -> None:
+    def __init__(self, node: LifecycleNode, prefix: str) -> None:
+        """prefix: of the topics, ``~`` or ``~/NAME``."""
         self._node = node
-        self._stream = stream
-        self._instances = node.create_lifecycle_publisher(InstanceArray, '~/instances', QoSProfile(depth=10))
-        self._label_image = node.create_lifecycle_publisher(Image, '~/label_image', QoSProfile(depth=5))
-        self._overlay = node.create_lifecycle_publisher(Image, '~/overlay', QoSProfile(depth=5))
-        self._prompt_status = node.create_lifecycle_publisher(PromptStatus, '~/prompt_status', QoSProfile(depth=100))
+        self._classes = ClassTable()
+        self._markers = Markers()
 
-    def usable(self) -> bool:
-        """False once ROS has been shut down under the node."""
-        return self._node.context.ok()
+        def publisher(kind: type, name: str, qos: QoSProfile):
+            return node.create_lifecycle_publisher(kind, f'{prefix}/{name}', qos)
+        self._instances = publisher(InstanceArray, 'instances', QoSProfile(depth=10))
+        self._events = publisher(InstanceEvent, 'events', QoSProfile(depth=100))
+        self._prompt_status = publisher(PromptStatus, 'prompt_status', QoSProfile(depth=100))
+        self._views = [(view, publisher(view.type, view.topic, view.qos)) for view in planner_views(self._classes)]
+        self._pictures = [(view, publisher(view.type, view.topic, view.qos)) for view in self._picture_views()]
+        self._labels = LabelLists(node, prefix)
+        self._object_topics = ObjectTopics(node, prefix)
 
-    def publish(self, frame: Frame | None, answers: list[PromptAnswer]) -> None:
-        """What planners need first: the instances, then the answers to prompts, then the pictures."""
-        instances = {}
+    def publish(self, frame: Frame | None, answers: list[PromptAnswer], parameters: Parameters,
+                pictures: bool = True) -> float:
+        """What planners need first: the instances, events, the answers to prompts, then the views.
+
+        pictures: False leaves out what is for people and what is largest (overlay, clouds, markers, background).
+        Returns the seconds from the stamp of the image to the publication of its instances; 0: no stamp, no frame.
+        """
+        latency = 0
         if frame is not None:
-            message = self._instance_array(frame)
-            instances = {instance.id: instance for instance in message.instances}
-            self._instances.publish(message)
+            latency = self._age(frame.header.stamp)
+            self._instances.publish(instance_array(frame, latency))
+            for event in frame.events:
+                self._events.publish(InstanceEvent(header=frame.header, id=event.id, label=event.label,
+                                                   event=event.kind, last_seen=event.last_seen))
         for answer in answers:
-            self.answer(answer, instances.get(answer.id))
+            self.answer(answer)
         if frame is not None:
-            if self._label_image.get_subscription_count():
-                self._label_image.publish(from_pixels(label_image(frame), 'mono16', frame.header))
-            if self._overlay.get_subscription_count():
-                picture = draw_overlay(frame.image, frame.objects, self._stream.parameters.overlay_opacity)
-                self._overlay.publish(from_pixels(picture, 'rgb8', frame.header))
+            self._classes.update(parameters.class_names, [item.label for item in frame.objects])
+            self._labels.publish(self._classes.names, frame.header)
+            for view, publisher in self._views + (self._pictures if pictures else []):
+                if publisher.get_subscription_count():
+                    message = view.build(frame, parameters)
+                    if message is not None:
+                        publisher.publish(message)
+            self._object_topics.publish(frame, parameters)
+        return latency / 1e9
 
-    def answer(self, answer: PromptAnswer, instance: Instance | None = None) -> None:
+    def answer(self, answer: PromptAnswer) -> None:
         """Tell everybody what became of a prompt, and whoever waits for it."""
         self._prompt_status.publish(PromptStatus(header=answer.header, id=answer.id, accepted=answer.accepted,
                                                  reason=answer.reason))
         if answer.request.reply is not None:
             response = SetPrompt.Response(accepted=answer.accepted, reason=answer.reason, id=answer.id,
                                           header=answer.header)
-            if answer.accepted and instance is not None:
-                response.instance = instance
+            if answer.accepted and answer.item is not None:
+                response.instance = instance_message(answer.item, answer.header)
             answer.request.reply(response)
 
     def destroy(self) -> None:
-        for publisher in (self._instances, self._label_image, self._overlay, self._prompt_status):
+        for publisher in (self._instances, self._events, self._prompt_status,
+                          *(publisher for _, publisher in self._views + self._pictures)):
             self._node.destroy_lifecycle_publisher(publisher)
+        self._labels.destroy()
+        self._object_topics.destroy()
 
-    def _instance_array(self, frame: Frame) -> InstanceArray:
-        height, width = frame.image.shape[:2]
-        instances = [instance_message(item, frame.header) for item in frame.objects]
-        return InstanceArray(header=frame.header, height=height, width=width, instances=instances,
-                             latency=self._latency(frame.header.stamp), dropped=frame.dropped)
+    def _picture_views(self) -> list[View]:
+        return [
+            View('overlay', Image, RELIABLE, lambda frame, parameters: from_pixels(
+                draw_overlay(frame.image, frame.objects, parameters.overlay_opacity), 'rgb8', frame.header)),
+            View('points', PointCloud2, RELIABLE, lambda frame, parameters: points_message(
+                frame, parameters.cloud_stride)),
+            View('markers', MarkerArray, RELIABLE, lambda frame, parameters: self._markers.message(frame)),
+            View('background_depth', Image, RELIABLE, lambda frame, parameters: background_depth_message(frame)),
+            View('background_points', PointCloud2, RELIABLE, lambda frame, parameters: background_points_message(
+                frame, parameters.cloud_stride))]
 
-    def _latency(self, stamp: Time) -> Duration:
-        if stamp == Time():  # a camera that does not stamp its images: nothing can be said
-            return Duration()
-        return to_duration(self._node.get_clock().now().nanoseconds - to_nanoseconds(stamp))
+    def _age(self, stamp: Time) -> int:
+        """Nanoseconds; 0 where a camera does not stamp its images: nothing can be said."""
+        return 0 if stamp == Time() else self._node.get_clock().now().nanoseconds - to_nanoseconds(stamp)
+
+
+def instance_array(frame: Frame, latency: int = 0) -> InstanceArray:
+    """latency: nanoseconds."""
+    height, width = frame.image.shape[:2]
+    return InstanceArray(header=frame.header, height=height, width=width, dropped=frame.dropped,
+                         instances=[instance_message(item, frame.header) for item in frame.objects],
+                         latency=to_duration(latency) if latency else Duration())
 
 
 def instance_message(item: TrackedObject, header: Header) -> Instance:
@@ -87,14 +127,7 @@ def instance_message(item: TrackedObject, header: Header) -> Instance:
         message.centroid_x = x0 + moments['m10'] / moments['m00']
         message.centroid_y = y0 + moments['m01'] / moments['m00']
         message.mask = from_pixels(crop * 255, 'mono8', header)
+    if item.shape is not None:
+        message.has_depth = True
+        message.box_center, message.box_size = box_pose(item.shape), size_vector(item.shape)
     return message
-
-
-def label_image(frame: Frame) -> np.ndarray:
-    """uint16 (H, W): the id of the object a pixel belongs to, 0: none. Where masks overlap, the higher score wins."""
-    labels = np.zeros(frame.image.shape[:2], np.uint16)
-    for item in sorted(frame.objects, key=lambda item: item.score):
-        if item.box is not None:
-            x0, y0, x1, y1 = item.box
-            labels[y0:y1, x0:x1][item.mask[y0:y1, x0:x1]] = item.id
-    return labels

@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from std_msgs.msg import Header
 
 from sam2_core.prompts import Prompt, PromptError, merge_prompts
 from sam2_ros.conversions import ImageError, to_mask
+from sam2_ros.frame import TrackedObject
 from sam2_ros.msg import Prompt as PromptMessage
 from sam2_ros.srv import SetPrompt
 
@@ -32,10 +33,26 @@ class PromptAnswer:
     id: int
     header: Header  # accepted: of the image it was applied to; refused: as in the prompt
     reason: str = ''  # why it was refused; empty: accepted
+    item: TrackedObject | None = None  # the object in that image
 
     @property
     def accepted(self) -> bool:
         return not self.reason
+
+
+@dataclass(eq=False)
+class Batch:
+    """Prompts that are to be applied to one image."""
+
+    prompts: dict[int, list[Prompt]] = field(default_factory=dict)  # by object
+    labels: dict[int, str] = field(default_factory=dict)  # of the objects that get one
+
+    def all(self) -> list[Prompt]:
+        return [prompt for prompts in self.prompts.values() for prompt in prompts]
+
+    def drop(self, object_id: int) -> None:
+        self.prompts.pop(object_id, None)
+        self.labels.pop(object_id, None)
 
 
 def refuse(request: PromptRequest, reason: str) -> PromptAnswer:
@@ -43,30 +60,32 @@ def refuse(request: PromptRequest, reason: str) -> PromptAnswer:
 
 
 class Plan:
-    """What a batch of prompts comes to, each checked as if those before it had been applied already.
+    """What prompts that meet one image come to, each checked as if those before it had been applied already.
 
-    The tracker is first to ``forget`` objects and then to take ``prompts`` together with the image. A prompt that is
-    refused leaves the plan as it was.
+    The tracker is first to ``forget`` objects and then to take the prompts of ``now`` together with the image. A prompt
+    that is refused leaves the plan as it was.
     """
 
-    def __init__(self, tracked: Iterable[int], max_objects: int) -> None:
+    def __init__(self, tracked: Iterable[int], max_objects: int, late: Iterable[int] = (),
+                 cancel: Callable[[int], None] = lambda object_id: None) -> None:
+        """``late``: objects on their way from past images, a correction or all of them; ``cancel`` stops one."""
         self._tracked = frozenset(tracked)
+        self._late = set(late)
+        self._cancel = cancel
         self._max_objects = max_objects
-        self._prompts: dict[int, list[Prompt]] = {}
-        self.known = set(self._tracked)  # once the plan is carried out
+        self.now = Batch()
+        self.known = set(self._tracked | self._late)  # once the plan is carried out
         self.forget: set[int] = set()
-        self.labels: dict[int, str] = {}
 
-    @property
-    def prompts(self) -> list[Prompt]:
-        return [prompt for prompts in self._prompts.values() for prompt in prompts]
+    def add(self, message: PromptMessage, height: int, width: int, past: Batch | None = None) -> int:
+        """Take a prompt for an image of this size; the id of its object (0: of all). PromptError if it is refused.
 
-    def add(self, message: PromptMessage, height: int, width: int) -> int:
-        """Take a prompt for an image of this size; the id of its object (0: of all). PromptError if it is refused."""
+        past: where a prompt goes that was drawn on a past image.
+        """
         if message.action == PromptMessage.SET:
-            return self._set(message, height, width)
+            return self._set(message, height, width, past)
         if message.action == PromptMessage.REFINE:
-            return self._refine(message, height, width)
+            return self._refine(message, height, width, past)
         if message.action == PromptMessage.REMOVE:
             self.remove(message.id)
             return message.id
@@ -77,6 +96,10 @@ class Plan:
         raise PromptError(f'action {message.action}: must be one of '
                           f'{", ".join(f"{getattr(PromptMessage, name)} ({name})" for name in names)}')
 
+    def tracks(self, object_id: int) -> bool:
+        """Whether the live tracker has the object and keeps it."""
+        return object_id in self._tracked and object_id not in self.forget
+
     def remove(self, object_id: int) -> None:
         self._check_known(object_id)
         self._drop(object_id)
@@ -85,7 +108,7 @@ class Plan:
         for object_id in tuple(self.known):
             self._drop(object_id)
 
-    def _set(self, message: PromptMessage, height: int, width: int) -> int:
+    def _set(self, message: PromptMessage, height: int, width: int, past: Batch | None) -> int:
         object_id = message.id or self._free_id()
         if object_id not in self.known and len(self.known) >= self._max_objects:
             raise PromptError(f'{len(self.known)} objects are tracked already and max_objects is {self._max_objects}: '
@@ -94,18 +117,23 @@ class Plan:
         if object_id in self.known:
             self._drop(object_id)
         self.known.add(object_id)
-        self._prompts[object_id] = [prompt]
-        self.labels[object_id] = message.label
+        self._put(object_id, [prompt], message.label, past)
         return object_id
 
-    def _refine(self, message: PromptMessage, height: int, width: int) -> int:
+    def _refine(self, message: PromptMessage, height: int, width: int, past: Batch | None) -> int:
         self._check_known(message.id, ': SET it first')
-        prompts = [*self._prompts.get(message.id, ()), to_prompt(message, message.id)]
+        prompts = [*(past or self.now).prompts.get(message.id, ()), to_prompt(message, message.id)]
         merge_prompts(prompts, height, width)
-        self._prompts[message.id] = prompts
-        if message.label:
-            self.labels[message.id] = message.label
+        self._put(message.id, prompts, message.label or None, past)
         return message.id
+
+    def _put(self, object_id: int, prompts: list[Prompt], label: str | None, past: Batch | None) -> None:
+        batch = past or self.now
+        batch.prompts[object_id] = prompts
+        if label is not None:
+            batch.labels[object_id] = label
+        if past is not None:
+            self._late.add(object_id)
 
     def _check_known(self, object_id: int, cure: str = '') -> None:
         if object_id not in self.known:
@@ -114,10 +142,12 @@ class Plan:
 
     def _drop(self, object_id: int) -> None:
         self.known.remove(object_id)
-        self._prompts.pop(object_id, None)
-        self.labels.pop(object_id, None)
+        self.now.drop(object_id)
         if object_id in self._tracked:
             self.forget.add(object_id)
+        if object_id in self._late:
+            self._late.remove(object_id)
+            self._cancel(object_id)
 
     def _free_id(self) -> int:
         return next(candidate for candidate in range(1, MAX_ID + 2) if candidate not in self.known)

@@ -1,239 +1,282 @@
-"""One camera: its newest image, its waiting prompts, its tracker and what is known about its objects."""
+"""One camera: its images, its prompts, its tracker and what is known about its objects."""
 from __future__ import annotations
 
-import math
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from builtin_interfaces.msg import Time
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from sam2_core import ObjectResult, PromptError, StreamTracker
+from sam2_core import EncodedImage, FrameResult, ImageSegmenter, StreamTracker
+from sam2_ros.catch_up import CatchUp, Late
 from sam2_ros.conversions import ImageError, to_nanoseconds, to_rgb
-from sam2_ros.frame import Frame, TrackedObject
-from sam2_ros.msg import Instance
-from sam2_ros.msg import Prompt as PromptMessage
+from sam2_ros.frame import Frame, TrackedObject, sighting
+from sam2_ros.history import TIME_JUMP, History, Past
+from sam2_ros.mailbox import Mailbox
+from sam2_ros.one_shot import OneShots, Picture
 from sam2_ros.parameters import Parameters
-from sam2_ros.prompting import NEEDS_IMAGE, Plan, PromptAnswer, PromptRequest, refuse
+from sam2_ros.prompt_reader import PromptReader, Reading
+from sam2_ros.prompting import NEEDS_IMAGE, PromptAnswer, PromptRequest, refuse
+from sam2_ros.spatial import OrientedBox, measure
+from sam2_ros.states import ObjectStates, probability, unit
 
-TIME_JUMP = 1_000_000_000  # ns a stamp has to go back to count as one: images may be slightly out of order
+if TYPE_CHECKING:
+    from sam2_ros.depth import DepthMailbox
+
 WARN_EVERY = 5.0  # seconds
-
-
-class Mailbox:
-    """Where the receiving thread leaves images and prompts for the worker. A newer image replaces an older."""
-
-    PROMPT_LIMIT = 100
-
-    def __init__(self, changed: threading.Condition) -> None:
-        """``changed`` is notified of each arrival, and guards the content."""
-        self._changed = changed
-        self._image: Image | CompressedImage | None = None
-        self._dropped = 0
-        self._prompts: list[PromptRequest] = []
-        self._prompts_are_new = False
-
-    def put_image(self, message: Image | CompressedImage) -> None:
-        with self._changed:
-            self._dropped += self._image is not None
-            self._image = message
-            self._changed.notify()
-
-    def put_prompt(self, request: PromptRequest) -> bool:
-        """False when too many are waiting already."""
-        with self._changed:
-            if len(self._prompts) >= self.PROMPT_LIMIT:
-                return False
-            self._prompts.append(request)
-            self._prompts_are_new = True
-            self._changed.notify()
-            return True
-
-    def has_news(self) -> bool:
-        with self._changed:
-            return self._image is not None or self._prompts_are_new
-
-    def oldest_prompt(self) -> float | None:
-        """When the first waiting prompt was received, seconds, time.monotonic()."""
-        with self._changed:
-            return min((request.received for request in self._prompts), default=None)
-
-    def take_image(self) -> Image | CompressedImage | None:
-        with self._changed:
-            message, self._image = self._image, None
-            return message
-
-    def take_prompts(self) -> list[PromptRequest]:
-        with self._changed:
-            requests, self._prompts = self._prompts, []
-            self._prompts_are_new = False
-            return requests
-
-    def return_prompts(self, requests: list[PromptRequest]) -> None:
-        """Put back what has to wait for an image, before what arrived meanwhile."""
-        with self._changed:
-            self._prompts = requests + self._prompts
-
-    def count_dropped(self) -> None:
-        with self._changed:
-            self._dropped += 1
-
-    def take_dropped(self) -> int:
-        with self._changed:
-            dropped, self._dropped = self._dropped, 0
-            return dropped
-
-
-@dataclass(eq=False)
-class _Record:
-    label: str
-    last_seen: Time  # 0: never
-    unseen_since: int  # ns; of the last image it was visible in, or of its first prompt
+STEPS_KNOWN = 64  # stamps of past steps that are kept: more than any object remembers
 
 
 class Stream:
-    """Everything about one camera but its topics. Any thread may fill ``mailbox``, the rest is the worker's."""
+    """Everything about one camera but its topics.
 
-    def __init__(self, tracker: StreamTracker, parameters: Parameters, mailbox: Mailbox, topic: str, logger) -> None:
-        """``topic`` is named where images are found to be wrong or missing."""
-        self.mailbox = mailbox
+    Any thread may call ``put_image`` and fill the mailbox; the rest is the worker's. It calls ``take``, may encode what
+    was taken together with that of other cameras, and then ``work``; between images it calls ``work_aside``, a slice
+    at a time.
+    """
+
+    def __init__(self, tracker: StreamTracker, parameters: Parameters, changed: threading.Condition, topic: str, logger,
+                 depth: DepthMailbox | None = None) -> None:
+        """``changed`` is notified of arrivals; ``topic`` is named where images are found to be wrong or missing."""
+        self.mailbox = Mailbox(changed)
+        self.history = History()
+        self.depth = depth
         self.parameters = parameters  # may be replaced at any time by a newer set
-        self._tracker = tracker
-        self._topic = topic
+        self.tracker = tracker
+        self.topic = topic
+        self._segmenter = ImageSegmenter(tracker.model)
         self._logger = logger
-        self._records: dict[int, _Record] = {}
-        self._header = Header()  # of the last image
-        self._last_stamp: int | None = None  # ns
+        self._states = ObjectStates()
+        self._late = CatchUp()
+        self._reader = PromptReader(self.history, self._late, topic)
+        self._steps: deque[int] = deque(maxlen=STEPS_KNOWN)  # stamps of the tracker's steps, ns
+        self._taken: Picture | None = None  # not yet processed
+        self._newest: Picture | None = None  # processed
+        self._one_shots = OneShots(self._segmenter, self.history)
+        self._late_is_next = True  # of what is done aside
+        self._shapes: dict[int, OrientedBox] = {}  # as last measured
+
+    # --- what arrives
+
+    def put_image(self, message: Image | CompressedImage) -> None:
+        self.history.put(message, self.parameters.history_seconds, self.parameters.history_bytes)
+        self.mailbox.put_image(message)
+
+    # --- what there is to do
+
+    def waiting_since(self) -> float | None:
+        """When the first thing arrived that has not been looked at, seconds, time.monotonic(); None: nothing."""
+        return self.mailbox.waiting_since()
 
     def seconds_to_deadline(self) -> float | None:
-        """Until the first waiting prompt has to be refused; None when none waits."""
-        received = self.mailbox.oldest_prompt()
-        return None if received is None else max(0.0, received + self.parameters.prompt_timeout - time.monotonic())
+        """Until the first waiting prompt or question has to be refused; None when none waits."""
+        received = [moment for moment in (self.mailbox.oldest_prompt(), self._one_shots.oldest_waiting)
+                    if moment is not None]
+        return max(0.0, min(received) + self.parameters.prompt_timeout - time.monotonic()) if received else None
 
-    def work(self) -> tuple[Frame | None, list[PromptAnswer]]:
-        """Do what can be done with what is in the mailbox: the frame, if there was an image, and the answers."""
+    def has_work_aside(self) -> bool:
+        return bool(self._one_shots) or self._next_late() is not None
+
+    # --- images
+
+    def take(self) -> bool:
+        """Take the newest image out of the mailbox; whether there was one that can be used."""
         message = self.mailbox.take_image()
-        image = None if message is None else self._picture(message)
-        requests = self.mailbox.take_prompts()
-        if image is None:
-            return None, self._apply_without_image(requests)
-        return self._process(message.header, image, requests)
+        if message is None:
+            return False
+        try:
+            self._taken = Picture(message.header, to_rgb(message))
+        except ImageError as error:
+            self.mailbox.count_dropped()
+            self._logger.warning(f'{self.topic}: image skipped: {error}', throttle_duration_sec=WARN_EVERY)
+        return self._taken is not None
+
+    def image_to_encode(self) -> np.ndarray | None:
+        """The image taken, uint8 RGB (H, W, 3), if its features will be needed for sure."""
+        return self._taken.image if self._taken is not None and self.tracker.object_ids else None
+
+    def work(self, encoded: EncodedImage | None = None) -> tuple[Frame | None, list[PromptAnswer]]:
+        """Process the image taken, apply prompts: the frame, if there was an image, and the answers.
+
+        encoded: the features of ``image_to_encode``, if they have been computed already.
+        """
+        picture, self._taken = self._taken, None
+        requests, one_shots = self.mailbox.take_requests()
+        frame = None
+        if picture is None:
+            reading = self._read(requests, None)
+            self._forget(reading.plan.forget)
+            answers = reading.answers
+        else:
+            picture.encoded = encoded
+            frame, answers = self._process(picture, requests)
+        self._one_shots.add(one_shots, self._newest, self.parameters.prompt_timeout)
+        return frame, answers
 
     def drain(self, reason: str) -> list[PromptAnswer]:
-        """Empty the mailbox; the prompts in it are refused."""
+        """Refuse what waits and let objects under way join where they are: nothing is left to do."""
         self.mailbox.take_image()
         self.mailbox.take_dropped()
-        return [refuse(request, reason) for request in self.mailbox.take_prompts()]
+        self._taken = None
+        self._join(self._late.take_arrived(self.history, None))
+        requests, one_shots = self.mailbox.take_requests()
+        requests = self._cancel_late() + requests
+        self._one_shots.add(one_shots, None, self.parameters.prompt_timeout)
+        self._one_shots.refuse(reason)
+        return [refuse(request, reason) for request in requests]
 
     def reset(self) -> None:
         """Forget all objects."""
-        self._tracker.reset()
-        self._records.clear()
+        self.tracker.reset()
+        self._states.clear()
+        self._shapes.clear()
 
-    def _picture(self, message: Image | CompressedImage) -> np.ndarray | None:
+    def _process(self, picture: Picture, requests: list[PromptRequest]) -> tuple[Frame | None, list[PromptAnswer]]:
+        header = picture.header
+        self._notice_time_jump(header.stamp)
+        joined = set()
+        if self._newest is not None:
+            joined = self._join(self._late.take_arrived(self.history, to_nanoseconds(self._newest.header.stamp)))
+        reading = self._read(requests, picture)
+        self._forget(reading.plan.forget)
+        now, answers = reading.plan.now, reading.answers
         try:
-            return to_rgb(message)
-        except ImageError as error:
-            self.mailbox.count_dropped()
-            self._logger.warning(f'{self._topic}: image skipped: {error}', throttle_duration_sec=WARN_EVERY)
-            return None
-
-    def _apply_without_image(self, requests: list[PromptRequest]) -> list[PromptAnswer]:
-        """REMOVE and CLEAR need no image and take back what waits for one; SET and REFINE go on waiting, for a time."""
-        answers: list[PromptAnswer] = []
-        waiting: list[PromptRequest] = []
-        for request in requests:
-            message = request.message
-            if message.action in NEEDS_IMAGE:
-                waiting.append(request)
-                continue
-            taken_back = [other for other in waiting if _takes_back(message, other.message)]
-            waiting = [other for other in waiting if other not in taken_back]
-            answers += [refuse(other, 'taken back before an image arrived') for other in taken_back]
-            plan = Plan(self._records, self.parameters.max_objects)
-            try:
-                object_id = plan.add(message, 0, 0)
-            except PromptError as error:
-                answers.append(PromptAnswer(request, message.id, self._header) if taken_back
-                               else refuse(request, str(error)))
-                continue
-            self._forget(plan.forget)
-            answers.append(PromptAnswer(request, object_id, self._header))
-        expired = time.monotonic() - self.parameters.prompt_timeout
-        reason = f'no image on {self._topic} for {self.parameters.prompt_timeout:g} s: is the camera running?'
-        answers += [refuse(request, reason) for request in waiting if request.received <= expired]
-        self.mailbox.return_prompts([request for request in waiting if request.received > expired])
-        return answers
-
-    def _process(self, header: Header, image: np.ndarray,
-                 requests: list[PromptRequest]) -> tuple[Frame | None, list[PromptAnswer]]:
-        stamp = to_nanoseconds(header.stamp)
-        self._notice_time_jump(stamp)
-        plan, answers = self._plan(requests, header, image)
-        self._forget(plan.forget)
-        try:
-            result = self._tracker.step(image, plan.prompts)
+            if now.prompts or self.tracker.object_ids:
+                picture.encode(self._segmenter)
+            result = self.tracker.step(picture.encoded or picture.image, now.all())
         except Exception as error:
             # whoever waits has to be told, the node and its other objects go on
-            self._logger.error(f'{self._topic}: image skipped:\n{traceback.format_exc()}',
-                               throttle_duration_sec=WARN_EVERY)
             self.mailbox.count_dropped()
-            reason = f'the model failed on this image: {type(error).__name__}: {error}'
-            return None, [refuse(answer.request, reason)
-                          if answer.accepted and answer.request.message.action in NEEDS_IMAGE else answer
-                          for answer in answers]
-        self._header, self._last_stamp = header, stamp
-        for object_id, label in plan.labels.items():
-            self._records.setdefault(object_id, _Record('', Time(), stamp)).label = label
-        objects = [self._observe(object_id, found, header.stamp) for object_id, found in result.objects.items()]
-        return Frame(header, image, objects, self.mailbox.take_dropped()), answers
+            reason = self._failed(error)
+            return None, [refuse(answer.request, reason) if answer.accepted and answer.header is header
+                          and answer.request.message.action in NEEDS_IMAGE else answer for answer in answers]
+        self._newest = picture
+        self._steps.append(to_nanoseconds(header.stamp))
+        items = self._measure(picture, self._observe(result, header, now.labels, joined | now.prompts.keys()))
+        frame = Frame(header, picture.image, items, self.mailbox.take_dropped(), picture.depth,
+                      self._states.take_events())
+        found = {item.id: item for item in items}
+        return frame, [replace(answer, item=found.get(answer.id)) if answer.accepted else answer for answer in answers]
 
-    def _plan(self, requests: Iterable[PromptRequest], header: Header,
-              image: np.ndarray) -> tuple[Plan, list[PromptAnswer]]:
-        plan = Plan(self._records, self.parameters.max_objects)
-        answers = []
-        for request in requests:
-            try:
-                answers.append(PromptAnswer(request, plan.add(request.message, *image.shape[:2]), header))
-            except PromptError as error:
-                answers.append(refuse(request, str(error)))
-        return plan, answers
+    def _observe(self, result: FrameResult, header: Header, labels: dict[int, str],
+                 prompted: set[int]) -> list[TrackedObject]:
+        for object_id, label in labels.items():
+            self._states.name(object_id, label, header.stamp)
+        items = [self._states.observe(object_id, found, header.stamp, self.parameters, object_id in prompted)
+                 for object_id, found in result.objects.items()]
+        forgotten = self._states.expire(header.stamp, self.parameters.forget_after)
+        for object_id in forgotten:
+            self._drop(object_id)
+        return [item for item in items if item.id not in forgotten]
+
+    def _measure(self, picture: Picture, items: list[TrackedObject]) -> list[TrackedObject]:
+        """The objects with where they are, if the depth of the image has come."""
+        if self.depth is not None and picture.depth is None:
+            picture.depth = self.depth.depth_for(picture.header, picture.image.shape[:2], self.parameters)
+        if picture.depth is None:
+            return items
+        measured = []
+        for item in items:
+            shape = None
+            if item.box is not None:
+                shape = measure(picture.depth, item.mask, item.box, self.parameters.edge_erosion,
+                                self._shapes.get(item.id))
+            if shape is not None:
+                self._shapes[item.id] = shape
+            measured.append(replace(item, shape=shape))
+        return measured
+
+    # --- objects
+
+    def _read(self, requests: list[PromptRequest], picture: Picture | None) -> Reading:
+        newest = None if self._newest is None else self._newest.header
+        reading = self._reader.read(requests, picture, newest, self.tracker.object_ids, self.parameters)
+        self.mailbox.return_prompts(reading.waiting)
+        return reading
 
     def _forget(self, object_ids: Iterable[int]) -> None:
         for object_id in object_ids:
-            self._tracker.remove(object_id)
-            del self._records[object_id]
+            self._drop(object_id)
+            self._states.remove(object_id)
 
-    def _observe(self, object_id: int, found: ObjectResult, stamp: Time) -> TrackedObject:
-        record = self._records[object_id]
-        now = to_nanoseconds(stamp)
-        visibility = 0.5 + 0.5 * math.tanh(found.object_score / 2)  # the sigmoid, without overflow
-        if found.object_score > 0 and found.box is not None:
-            record.last_seen, record.unseen_since = stamp, now
-            return TrackedObject(object_id, record.label, Instance.TRACKED, found.iou, visibility, stamp, found.box,
-                                 found.mask)
-        lost = now - record.unseen_since > self.parameters.lost_after * 1e9
-        return TrackedObject(object_id, record.label, Instance.LOST if lost else Instance.OCCLUDED, 0.0, visibility,
-                             record.last_seen)
+    def _drop(self, object_id: int) -> None:
+        self.tracker.remove(object_id)
+        self._shapes.pop(object_id, None)
 
-    def _notice_time_jump(self, stamp: int) -> None:
-        if self._last_stamp is None or stamp > self._last_stamp - TIME_JUMP:
+    def _join(self, arrived: list[Late]) -> set[int]:
+        """Have the live tracker go on with these from its next image on; the objects."""
+        for late in arrived:
+            for object_id in late.batch.prompts:
+                self.tracker.adopt(late.tracker, object_id)
+            for object_id, label in late.batch.labels.items():
+                self._states.name(object_id, label, late.past.message.header.stamp)
+        return {object_id for late in arrived for object_id in late.batch.prompts}
+
+    def _cancel_late(self) -> list[PromptRequest]:
+        return [request for object_id in self._late.object_ids for request in self._late.cancel(object_id)]
+
+    def _notice_time_jump(self, stamp: Time) -> None:
+        if self._newest is None:
+            return
+        last, now = to_nanoseconds(self._newest.header.stamp), to_nanoseconds(stamp)
+        if now > last - TIME_JUMP:
             return
         reset = self.parameters.on_time_jump == 'reset'
-        self._logger.warning(f'{self._topic}: image stamps jumped back by {(self._last_stamp - stamp) / 1e9:.3f} s; '
+        self._logger.warning(f'{self.topic}: image stamps jumped back by {(last - now) / 1e9:.3f} s; '
                              f'objects are {"forgotten" if reset else "kept"} (on_time_jump)')
+        self._join(self._late.take_arrived(self.history, None))
+        self._steps.clear()
         if reset:
             self.reset()
-        for record in self._records.values():
-            record.unseen_since = stamp
+        self._states.time_jumped(stamp)
 
+    def _failed(self, error: Exception) -> str:
+        self._logger.error(f'{self.topic}: image skipped:\n{traceback.format_exc()}',
+                           throttle_duration_sec=WARN_EVERY)
+        return f'the model failed on this image: {type(error).__name__}: {error}'
 
-def _takes_back(message: PromptMessage, waiting: PromptMessage) -> bool:
-    if message.action == PromptMessage.REMOVE:
-        return message.id == waiting.id != 0  # 0 asks for any free id: nobody knows yet which
-    return message.action == PromptMessage.CLEAR
+    # --- aside
+
+    def work_aside(self) -> list[PromptAnswer]:
+        """A slice of what is to be done besides the images of the stream: late prompts and questions, in turn."""
+        late = self._next_late()
+        if late is not None and (self._late_is_next or not self._one_shots):
+            self._late_is_next = False
+            return self._advance_late(*late)
+        self._late_is_next = True
+        if self._one_shots:
+            self._one_shots.advance()
+        return []
+
+    def _next_late(self) -> tuple[Late, Past] | None:
+        if self._newest is None:
+            return None
+        return self._late.next(self.history, to_nanoseconds(self._newest.header.stamp))
+
+    def _advance_late(self, late: Late, past: Past) -> list[PromptAnswer]:
+        try:
+            if late.tracker is not None:
+                self._late.go_on(late, past, to_rgb(past.message))
+                return []
+            frames_back = sum(stamp >= past.stamp for stamp in self._steps)  # as it was before this image
+            result = self._late.begin(late, self.tracker, frames_back, self.parameters.catch_up_images)
+        except Exception as error:
+            requests = [request for requests in late.waiting.values() for request in requests]
+            self._late.drop(late)
+            reason = self._failed(error)
+            return [refuse(request, reason) for request in requests]
+        header, answers = past.message.header, []
+        for object_id, requests in late.waiting.items():
+            found = result.objects[object_id]
+            item = sighting(object_id, requests[-1].message.label, found.mask, unit(found.iou),
+                            probability(found.object_score), header.stamp)
+            answers += [PromptAnswer(request, object_id, header, item=item) for request in requests]
+        late.waiting.clear()
+        return answers

@@ -55,8 +55,8 @@ def test_a_mask_is_true_where_it_is_not_zero():
 
 def test_set_adds_an_object_with_its_label():
     plan = plan_of(Prompt(id=4, box=box(), label='cup'))
-    assert [prompt.object_id for prompt in plan.prompts] == [4]
-    assert plan.known == {4} and plan.labels == {4: 'cup'} and not plan.forget
+    assert [prompt.object_id for prompt in plan.now.all()] == [4]
+    assert plan.known == {4} and plan.now.labels == {4: 'cup'} and not plan.forget
 
 
 def test_id_zero_takes_the_smallest_that_is_free():
@@ -72,35 +72,35 @@ def test_the_last_id_is_found():
 def test_set_of_a_known_id_starts_it_again():
     plan = plan_of(Prompt(id=4, box=box()), tracked=(4, 5))
     assert plan.forget == {4} and plan.known == {4, 5}
-    assert len(plan.prompts) == 1
+    assert len(plan.now.all()) == 1
 
 
 def test_set_twice_keeps_the_second():
     plan = plan_of(Prompt(id=4, box=box(), label='a'), Prompt(id=4, points=points((1, 2)), label='b'))
-    assert len(plan.prompts) == 1 and plan.prompts[0].box is None and plan.labels == {4: 'b'}
+    assert len(plan.now.all()) == 1 and plan.now.all()[0].box is None and plan.now.labels == {4: 'b'}
 
 
 def test_refine_adds_to_what_is_known_and_keeps_memory_and_label():
     plan = plan_of(Prompt(id=4, action=Prompt.REFINE, points=points((1, 2))),
                    Prompt(id=4, action=Prompt.REFINE, points=points((3, 4))), tracked=(4,))
-    assert len(plan.prompts) == 2 and not plan.forget and not plan.labels
+    assert len(plan.now.all()) == 2 and not plan.forget and not plan.now.labels
 
 
 def test_refine_can_rename():
     plan = plan_of(Prompt(id=4, action=Prompt.REFINE, points=points((1, 2)), label='new'), tracked=(4,))
-    assert plan.labels == {4: 'new'}
+    assert plan.now.labels == {4: 'new'}
 
 
 def test_refine_of_an_object_set_in_the_same_batch():
     plan = plan_of(Prompt(id=4, box=box()), Prompt(id=4, action=Prompt.REFINE, points=points((1, 2))))
-    assert len(plan.prompts) == 2
+    assert len(plan.now.all()) == 2
 
 
 def test_remove_and_clear():
     plan = plan_of(Prompt(id=9, box=box()), Prompt(id=4, action=Prompt.REMOVE), tracked=(4, 5))
     assert plan.forget == {4} and plan.known == {5, 9}
     plan.add(Prompt(action=Prompt.CLEAR), HEIGHT, WIDTH)
-    assert plan.forget == {4, 5} and not plan.known and not plan.prompts and not plan.labels
+    assert plan.forget == {4, 5} and not plan.known and not plan.now.all() and not plan.now.labels
 
 
 def test_after_clear_ids_start_again():
@@ -134,18 +134,18 @@ REFUSED = [
 @pytest.mark.parametrize(('message', 'reason'), REFUSED, ids=[reason for _, reason in REFUSED])
 def test_a_refused_prompt_says_why_and_changes_nothing(message, reason):
     plan = plan_of(Prompt(id=3, box=box(), label='kept'), tracked=(2, 3))
-    before = (set(plan.known), set(plan.forget), dict(plan.labels), list(plan.prompts))
+    before = (set(plan.known), set(plan.forget), dict(plan.now.labels), list(plan.now.all()))
     with pytest.raises(PromptError) as caught:
         plan.add(message, HEIGHT, WIDTH)
     assert reason in str(caught.value)
-    assert (plan.known, plan.forget, plan.labels, plan.prompts) == before
+    assert (plan.known, plan.forget, plan.now.labels, plan.now.all()) == before
 
 
 def test_two_boxes_for_one_object_cannot_be_merged():
     plan = plan_of(Prompt(id=4, box=box()))
     with pytest.raises(PromptError, match='two boxes'):
         plan.add(Prompt(id=4, action=Prompt.REFINE, box=box(x=20)), HEIGHT, WIDTH)
-    assert len(plan.prompts) == 1
+    assert len(plan.now.all()) == 1
 
 
 def test_max_objects_counts_what_is_planned_too():

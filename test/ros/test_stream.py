@@ -1,4 +1,4 @@
-"""The mailbox, and one camera's objects from image to image: the real tracker with the packaged nano model."""
+"""One camera's objects from image to image: the real tracker with the packaged nano model."""
 import threading
 import time
 
@@ -14,78 +14,10 @@ from sam2_ros.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, Instance, Prompt
 from sam2_ros.parameters import Parameters
 from sam2_ros.prompting import PromptRequest
-from sam2_ros.stream import Mailbox, Stream
+from sam2_ros.stream import Stream
 
 TOPIC = '/camera/image_raw'
 
-
-# --- mailbox
-
-def request(message: Prompt | None = None, age: float = 0.0) -> PromptRequest:
-    return PromptRequest(message or Prompt(), time.monotonic() - age)
-
-
-def test_the_newest_image_wins_and_the_others_are_counted():
-    mailbox = Mailbox(threading.Condition())
-    images = [Image(height=number) for number in range(4)]
-    for image in images:
-        mailbox.put_image(image)
-    assert mailbox.take_image() is images[-1]
-    assert mailbox.take_image() is None
-    assert mailbox.take_dropped() == 3
-    assert mailbox.take_dropped() == 0
-
-
-def test_every_image_is_either_taken_or_counted_whatever_the_timing():
-    mailbox, taken = Mailbox(changed := threading.Condition()), []
-    sent = 5000
-
-    def send():
-        for number in range(sent):
-            mailbox.put_image(Image(height=number))
-        mailbox.put_prompt(request())  # the end
-
-    sender = threading.Thread(target=send)
-    sender.start()
-    while True:
-        with changed:
-            assert changed.wait_for(mailbox.has_news, timeout=20)
-        if (image := mailbox.take_image()) is not None:
-            taken.append(image.height)
-        elif mailbox.take_prompts():
-            break
-    sender.join()
-    assert taken == sorted(taken) and taken[-1] == sent - 1
-    assert len(taken) + mailbox.take_dropped() == sent
-
-
-def test_prompts_keep_their_order_and_those_put_back_come_first():
-    mailbox = Mailbox(threading.Condition())
-    first, second, third = (request() for _ in range(3))
-    mailbox.put_prompt(first)
-    mailbox.put_prompt(second)
-    assert mailbox.has_news()
-    assert mailbox.take_prompts() == [first, second]
-    mailbox.put_prompt(third)
-    mailbox.return_prompts([second])
-    assert mailbox.take_prompts() == [second, third]
-
-
-def test_a_prompt_put_back_is_no_news():
-    mailbox = Mailbox(threading.Condition())
-    mailbox.put_prompt(request())
-    mailbox.return_prompts(mailbox.take_prompts())
-    assert not mailbox.has_news()
-
-
-def test_the_queue_of_prompts_is_bounded():
-    mailbox = Mailbox(threading.Condition())
-    assert all(mailbox.put_prompt(request()) for _ in range(Mailbox.PROMPT_LIMIT))
-    assert not mailbox.put_prompt(request())
-    assert len(mailbox.take_prompts()) == Mailbox.PROMPT_LIMIT
-
-
-# --- stream
 
 @pytest.fixture(scope='module')
 def model():
@@ -95,9 +27,13 @@ def model():
 @pytest.fixture
 def make(model):
     def stream(tracker: StreamTracker | None = None, **parameters) -> Stream:
-        return Stream(tracker or StreamTracker(model), Parameters(**parameters), Mailbox(threading.Condition()), TOPIC,
+        return Stream(tracker or StreamTracker(model), Parameters(**parameters), threading.Condition(), TOPIC,
                       rclpy.logging.get_logger('test'))
     return stream
+
+
+def request(message: Prompt, age: float = 0.0) -> PromptRequest:
+    return PromptRequest(message, time.monotonic() - age)
 
 
 HEIGHT, WIDTH = 120, 160
@@ -116,12 +52,18 @@ def header(seconds: float) -> Header:
     return Header(stamp=Time(sec=int(seconds), nanosec=round(seconds % 1 * 1e9)), frame_id='camera')
 
 
+def work(stream: Stream):
+    """As the worker does."""
+    stream.take()
+    return stream.work()
+
+
 def show(stream: Stream, seconds: float, *prompts: Prompt, disc: bool = True):
     """The frame and the answers when an image arrives at this time."""
     for prompt in prompts:
         stream.mailbox.put_prompt(request(prompt))
-    stream.mailbox.put_image(from_pixels(picture(disc), 'rgb8', header(seconds)))
-    return stream.work()
+    stream.put_image(from_pixels(picture(disc), 'rgb8', header(seconds)))
+    return work(stream)
 
 
 def test_a_prompt_gives_an_instance_in_the_very_image(make):
@@ -201,7 +143,7 @@ def test_a_restarted_object_forgets(make, model):
 def test_prompts_wait_for_an_image(make):
     stream = make()
     stream.mailbox.put_prompt(request(Prompt(id=1, box=DISC)))
-    assert stream.work() == (None, [])
+    assert work(stream) == (None, [])
     assert stream.seconds_to_deadline() > 0
     frame, answers = show(stream, 10)
     assert answers[0].accepted and [item.id for item in frame.objects] == [1]
@@ -213,7 +155,7 @@ def test_but_not_for_ever(make):
     stream.mailbox.put_prompt(request(Prompt(id=1, box=DISC), age=3.1))
     stream.mailbox.put_prompt(request(Prompt(id=2, box=DISC), age=2.0))
     assert stream.seconds_to_deadline() == 0
-    frame, answers = stream.work()
+    frame, answers = work(stream)
     assert frame is None
     assert [(a.id, a.accepted) for a in answers] == [(1, False)]
     assert answers[0].reason == f'no image on {TOPIC} for 3 s: is the camera running?'
@@ -225,11 +167,11 @@ def test_remove_and_clear_need_no_image(make):
     show(stream, 10, Prompt(id=1, box=DISC), Prompt(id=2, box=DISC), Prompt(id=3, box=DISC))
     stream.mailbox.put_prompt(request(Prompt(id=1, action=Prompt.REMOVE)))
     stream.mailbox.put_prompt(request(Prompt(id=8, action=Prompt.REMOVE)))
-    _, answers = stream.work()
+    _, answers = work(stream)
     assert [(a.id, a.reason, a.header) for a in answers] == [
         (1, '', header(10)), (8, 'id 8 is not known (known: 2, 3)', Header())]
     stream.mailbox.put_prompt(request(Prompt(action=Prompt.CLEAR)))
-    stream.work()
+    work(stream)
     assert show(stream, 11)[0].objects == []
 
 
@@ -240,7 +182,7 @@ def test_they_take_back_what_waits_for_one(make, message, taken_back):
     stream = make()
     for waiting in (Prompt(id=1, box=DISC), Prompt(id=2, box=DISC), Prompt(box=DISC), message):
         stream.mailbox.put_prompt(request(waiting))
-    _, answers = stream.work()
+    _, answers = work(stream)
     assert [a.id for a in answers if a.reason == 'taken back before an image arrived'] == taken_back
     assert answers[-1].accepted == bool(taken_back)
     frame, _ = show(stream, 10)
@@ -250,8 +192,8 @@ def test_they_take_back_what_waits_for_one(make, message, taken_back):
 def test_an_unusable_image_is_counted_and_prompts_wait_for_the_next(make):
     stream = make()
     stream.mailbox.put_prompt(request(Prompt(id=1, box=DISC)))
-    stream.mailbox.put_image(Image(height=4, width=4, step=1, encoding='rgb8'))
-    assert stream.work() == (None, [])
+    stream.put_image(Image(height=4, width=4, step=1, encoding='rgb8'))
+    assert work(stream) == (None, [])
     frame, answers = show(stream, 10)
     assert answers[0].accepted and frame.dropped == 1
 
@@ -293,7 +235,7 @@ def test_max_objects_and_other_limits_can_change_at_any_time(make):
 def test_drain_refuses_what_waits_and_throws_old_images_away(make):
     stream = make()
     stream.mailbox.put_prompt(request(Prompt(id=1, box=DISC)))
-    stream.mailbox.put_image(from_pixels(picture(), 'rgb8', header(10)))
+    stream.put_image(from_pixels(picture(), 'rgb8', header(10)))
     answers = stream.drain('closed')
     assert [(a.id, a.reason) for a in answers] == [(1, 'closed')]
-    assert stream.work() == (None, [])
+    assert work(stream) == (None, [])

@@ -1,0 +1,87 @@
+"""The recent images of one camera, so that a prompt can be applied to the image it was drawn on."""
+from __future__ import annotations
+
+import bisect
+import threading
+from collections import deque
+from dataclasses import dataclass
+
+from sensor_msgs.msg import CompressedImage, Image
+
+from sam2_ros.conversions import to_nanoseconds
+
+TIME_JUMP = 1_000_000_000  # ns a stamp has to go back to count as one: images may be slightly out of order
+NEAREST = 100_000_000  # ns between the stamp of a prompt and that of the image that stands in for one that was lost
+
+
+class NotKept(ValueError):
+    """The image of a stamp is not there; the text says what is, and the cure."""
+
+
+@dataclass(frozen=True, eq=False)
+class Past:
+    """An image that arrived, as it arrived."""
+
+    stamp: int  # ns
+    message: Image | CompressedImage
+
+
+class History:
+    """A ring of images bounded in time and in bytes. Any thread may use it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._images: deque[Past] = deque()  # from old to new
+        self._bytes = 0
+
+    def put(self, message: Image | CompressedImage, seconds: float, max_bytes: int) -> None:
+        """Keep an image and drop what is more than ``seconds`` older than the newest, or too much.
+
+        Images without a stamp are not kept: no prompt can name them. A stamp that jumps back empties the ring.
+        """
+        stamp = to_nanoseconds(message.header.stamp)
+        with self._lock:
+            if self._images and stamp < self._images[-1].stamp - TIME_JUMP:
+                self._images.clear()
+                self._bytes = 0
+            if stamp:
+                place = bisect.bisect([past.stamp for past in self._images], stamp)
+                self._images.insert(place, Past(stamp, message))
+                self._bytes += len(message.data)
+            while self._images and (self._bytes > max_bytes
+                                    or self._images[-1].stamp - self._images[0].stamp >= seconds * 1e9):
+                self._bytes -= len(self._images.popleft().message.data)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._images.clear()
+            self._bytes = 0
+
+    def at(self, stamp: int) -> Past:
+        """The image of a stamp (ns), or the nearest when that one was lost on the way. NotKept when there is none."""
+        with self._lock:
+            images = list(self._images)
+        if not images:
+            raise NotKept('no image is kept (history_seconds, history_bytes): send the prompt with stamp 0, for the '
+                          'newest image')
+        nearest = min(images, key=lambda past: abs(past.stamp - stamp))
+        if abs(nearest.stamp - stamp) <= NEAREST:
+            return nearest
+        oldest, newest = images[0].stamp, images[-1].stamp
+        if stamp < oldest:
+            raise NotKept(f'its image is {(newest - stamp) / 1e9:.2f} s older than the newest; the history has '
+                          f'{len(images)} images and covers {(newest - oldest) / 1e9:.2f} s: send the prompt sooner, '
+                          f'or raise history_seconds (history_bytes)')
+        raise NotKept(f'no image has its stamp; the nearest is {abs(nearest.stamp - stamp) / 1e9:.2f} s away: copy '
+                      f'the header of the image the prompt was drawn on')
+
+    def between(self, after: int, until: int) -> list[Past]:
+        """The images with ``after`` < stamp <= ``until``, ns, from old to new."""
+        with self._lock:
+            return [past for past in self._images if after < past.stamp <= until]
+
+    def extent(self) -> tuple[int, int, float]:
+        """Images, bytes and seconds that are kept."""
+        with self._lock:
+            seconds = (self._images[-1].stamp - self._images[0].stamp) / 1e9 if self._images else 0.0
+            return len(self._images), self._bytes, seconds

@@ -1,0 +1,213 @@
+"""Questions about a single image. They are worked off in slices, between the images of the stream."""
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
+
+from sam2_core import EncodedImage, ImageSegmenter, PromptError
+from sam2_core.everything import Filters
+from sam2_ros.conversions import ImageError, to_nanoseconds, to_rgb
+from sam2_ros.frame import TrackedObject, sighting
+from sam2_ros.history import History, NotKept
+from sam2_ros.prompting import to_prompt
+from sam2_ros.srv import SegmentAll, SegmentImage
+from sam2_ros.states import probability, unit
+
+if TYPE_CHECKING:
+    from sam2_ros.spatial import DepthFrame
+
+PROMPTS_PER_SLICE = 4
+CLICKS_PER_SLICE = 16
+POINTS_PER_SIDE = 32
+MAX_POINTS_PER_SIDE = 128
+
+
+@dataclass(eq=False)
+class Picture:
+    """An image with what has been found out about it so far."""
+
+    header: Header
+    image: np.ndarray  # uint8 RGB (H, W, 3)
+    encoded: EncodedImage | None = None
+    depth: DepthFrame | None = None
+
+    def encode(self, segmenter: ImageSegmenter) -> EncodedImage:
+        """The features; computed at the first call."""
+        if self.encoded is None:
+            self.encoded = segmenter.encode(self.image)
+        return self.encoded
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The objects of one picture."""
+
+    picture: Picture
+    objects: list[TrackedObject]
+    complete: bool = True
+
+
+class Unanswerable(ValueError):
+    """A question that cannot be answered; the text names the value and the cure."""
+
+
+class SegmentImageCall:
+    """~/segment_image: what a few prompts mean in one image."""
+
+    def __init__(self, request: SegmentImage.Request, reply: Callable[[Found | str], None]) -> None:
+        """``reply`` is given what was found, or the reason why nothing could be."""
+        self.received = time.monotonic()
+        self.reply = reply
+        self._request = request
+        self._objects: list[TrackedObject] = []
+        self._done = 0  # prompts
+
+    def find_picture(self, newest: Picture | None, history: History) -> Picture | None:
+        """The image that is meant; None: it may still come. Unanswerable when it cannot be used."""
+        prompts = self._request.prompts
+        if not prompts:
+            raise Unanswerable('no prompts: give at least one')
+        stamp = to_nanoseconds(prompts[0].header.stamp)
+        if self._request.image.width:
+            return _given(self._request.image)
+        if not stamp or newest is None or to_nanoseconds(newest.header.stamp) == stamp:
+            return newest
+        try:
+            return _given(history.at(stamp).message)
+        except NotKept as error:
+            raise Unanswerable(f'prompt 1: {error}') from None
+
+    def advance(self, picture: Picture, segmenter: ImageSegmenter) -> Found | None:
+        """A slice of the work; what was found once all is done. Unanswerable for a prompt that cannot be used."""
+        encoded = picture.encode(segmenter)
+        for message in self._request.prompts[self._done:self._done + PROMPTS_PER_SLICE]:
+            self._done += 1
+            object_id = message.id or self._done
+            try:
+                found = segmenter.segment(encoded, to_prompt(message, object_id), self._request.multimask)
+            except PromptError as error:
+                raise Unanswerable(f'prompt {self._done}: {error}') from None
+            for index in np.argsort(-found.scores, kind='stable'):
+                self._objects.append(sighting(object_id, message.label, found.masks[index], unit(found.scores[index]),
+                                           probability(found.object_score), picture.header.stamp))
+        return Found(picture, self._objects) if self._done >= len(self._request.prompts) else None
+
+
+class SegmentAllCall:
+    """~/segment_all: everything in one image."""
+
+    def __init__(self, request: SegmentAll.Request, reply: Callable[[Found | str], None], time_limit: float) -> None:
+        """``time_limit``: seconds, when the request does not say. ``reply``: as for SegmentImageCall."""
+        self.received = time.monotonic()
+        self.reply = reply
+        self._request = request
+        self._time_limit = request.time_limit or time_limit
+        self._search = None
+
+    def find_picture(self, newest: Picture | None, history: History) -> Picture | None:
+        """The image that is meant; None: it may still come. Unanswerable when it, or the request, cannot be used."""
+        request = self._request
+        if request.points_per_side > MAX_POINTS_PER_SIDE:
+            raise Unanswerable(f'points_per_side {request.points_per_side}: must be at most {MAX_POINTS_PER_SIDE}')
+        for name in ('min_score', 'min_stability'):
+            if not 0 <= getattr(request, name) <= 1:
+                raise Unanswerable(f'{name} {getattr(request, name):g}: must lie between 0 and 1')
+        if not 0 < self._time_limit < float('inf'):
+            raise Unanswerable(f'time_limit {request.time_limit:g}: must be positive')
+        return _given(request.image) if request.image.width else newest
+
+    def advance(self, picture: Picture, segmenter: ImageSegmenter) -> Found | None:
+        """A slice of the work; what was found once all is done or the time is over."""
+        request = self._request
+        if self._search is None:
+            self._deadline = time.monotonic() + self._time_limit
+            filters = Filters(min_area=request.min_area)
+            filters = replace(filters, min_iou=request.min_score or filters.min_iou,
+                              min_stability=request.min_stability or filters.min_stability)
+            self._search = segmenter.search(picture.encode(segmenter), request.points_per_side or POINTS_PER_SIDE,
+                                            filters, CLICKS_PER_SLICE)
+        self._search.advance()
+        if not self._search.complete and time.monotonic() < self._deadline:
+            return None
+        masks = self._search.masks()[:request.max_masks or None]
+        return Found(picture, [
+            sighting(number, '', found.mask, unit(found.iou), 1.0, picture.header.stamp)
+            for number, found in enumerate(masks, 1)], self._search.complete)
+
+
+OneShot = SegmentImageCall | SegmentAllCall
+
+
+def _given(message: Image | CompressedImage) -> Picture:
+    try:
+        return Picture(message.header, to_rgb(message))
+    except ImageError as error:
+        raise Unanswerable(f'image: {error}') from None
+
+
+class OneShots:
+    """The questions to one camera that are being worked on, one slice of one of them at a time."""
+
+    def __init__(self, segmenter: ImageSegmenter, history: History) -> None:
+        self._segmenter = segmenter
+        self._history = history
+        self._waiting: list[OneShot] = []  # for an image
+        self._open: deque[tuple[OneShot, Picture]] = deque()  # who is next comes first
+
+    def add(self, calls: Iterable[OneShot], newest: Picture | None, timeout: float) -> None:
+        """Take new questions, and look whether there is an image for those that wait for one.
+
+        newest: the last image of the camera. timeout: seconds until a question without an image is given up.
+        """
+        calls, self._waiting = [*self._waiting, *calls], []
+        for call in calls:
+            try:
+                picture = call.find_picture(newest, self._history)
+            except Unanswerable as error:
+                call.reply(str(error))
+                continue
+            if picture is not None:
+                self._open.append((call, picture))
+            elif call.received + timeout > time.monotonic():
+                self._waiting.append(call)
+            else:
+                call.reply(f'no image for {timeout:g} s: is the camera running?')
+
+    @property
+    def oldest_waiting(self) -> float | None:
+        """When the first question was received that waits for an image, seconds, time.monotonic()."""
+        return min((call.received for call in self._waiting), default=None)
+
+    def __bool__(self) -> bool:
+        """Whether there is something to work on."""
+        return bool(self._open)
+
+    def advance(self) -> None:
+        """A slice of work for the question whose turn it is. What the model raises is raised, and told to who asks."""
+        call, picture = self._open.popleft()
+        try:
+            found = call.advance(picture, self._segmenter)
+        except Unanswerable as error:
+            call.reply(str(error))
+        except Exception as error:
+            call.reply(f'the model failed on this image: {type(error).__name__}: {error}')
+            raise
+        else:
+            if found is None:
+                self._open.append((call, picture))
+            else:
+                call.reply(found)
+
+    def refuse(self, reason: str) -> None:
+        """Give up all of them."""
+        for call in (*self._waiting, *(call for call, _ in self._open)):
+            call.reply(reason)
+        self._waiting.clear()
+        self._open.clear()
