@@ -1,0 +1,164 @@
+"""A point in metres as a click: where it is seen, and why it cannot be."""
+import math
+import re
+import sys
+from types import ModuleType
+
+import cv2
+import numpy as np
+import pytest
+from builtin_interfaces.msg import Time
+from geometry_msgs.msg import Point, PointStamped, Quaternion, Transform, TransformStamped, Vector3
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sensor_msgs.msg import CameraInfo
+from std_msgs.msg import Header
+
+from sam2_core.prompts import PromptError
+from sam2_ros.msg import ImagePoint, Prompt
+from sam2_ros.prompt_point import PointPrompts, project, transformed
+
+IMAGE = Header(stamp=Time(sec=5), frame_id='camera_optical_frame')
+MATRIX = np.array([[600.0, 0, 320], [0, 610, 240], [0, 0, 1]])
+BARREL = [-0.28, 0.07, 0.0002, -0.0001, 0.01]
+
+
+def info(distortion=(), model='plumb_bob', width=640, height=480) -> CameraInfo:
+    return CameraInfo(width=width, height=height, distortion_model=model, d=list(map(float, distortion)),
+                      k=MATRIX.ravel(), header=IMAGE)
+
+
+def clicked(x, y, z, frame_id=IMAGE.frame_id) -> PointStamped:
+    return PointStamped(header=Header(stamp=Time(sec=99), frame_id=frame_id), point=Point(x=x, y=y, z=z))
+
+
+def prompt(message, camera_info=None, image=IMAGE, node=None) -> Prompt:
+    return PointPrompts(node).prompt(message, camera_info or info(), image)
+
+
+def test_a_point_becomes_a_click_on_its_pixel_in_the_newest_image():
+    found = prompt(clicked(0.1, -0.05, 1.0))
+    assert (found.header, found.action, found.id) == (IMAGE, Prompt.SET, 0)
+    assert found.points == [ImagePoint(x=320 + 60.0, y=240 - 30.5, label=ImagePoint.FOREGROUND)]
+
+
+@given(x=st.floats(-0.5, 0.5), y=st.floats(-0.35, 0.35), z=st.floats(0.1, 10),
+       lens=st.sampled_from([(), BARREL, [*BARREL, 0.01, 0.001, 0.0001]]))
+@settings(max_examples=100)
+def test_the_pixel_is_that_of_the_lens_model(x, y, z, lens):
+    """The formulas of sensor_msgs/CameraInfo's plumb_bob and rational_polynomial, written out."""
+    k1, k2, p1, p2, k3, k4, k5, k6 = [*lens, *[0.0] * 8][:8]
+    r2 = x * x + y * y
+    radial = (1 + k1 * r2 + k2 * r2**2 + k3 * r2**3) / (1 + k4 * r2 + k5 * r2**2 + k6 * r2**3)
+    expected = (320 + 600 * (x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x)),
+                240 + 610 * (y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y))
+    found = project(np.array([x, y, 1]) * z, info(lens, 'rational_polynomial' if len(lens) > 5 else 'plumb_bob'))
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_fisheye_lens_is_understood():
+    angle = 0.5
+    x, y = project(np.array([math.tan(angle), 0, 1]), info([0.1, 0, 0, 0], 'equidistant'))
+    assert (x, y) == pytest.approx((320 + 600 * (angle + 0.1 * angle**3), 240))
+
+
+@pytest.mark.parametrize(('point', 'reason'), [
+    ((0.0, 0.0, -1.0), r'point \(0.000, 0.000, -1.000\) m in the frame of the camera: behind the camera'),
+    ((0.0, 0.0, 0.0), 'behind the camera'),
+    ((1.0, 0.0, 1.0), r'is at pixel \(920.0, 240.0\): outside the image of 640 x 480 pixels'),
+    ((0.0, -1.0, 1.0), 'outside the image'),
+    ((math.nan, 0.0, 1.0), 'must be finite'),
+    ((0.0, 0.0, math.inf), 'must be finite'),
+])
+def test_what_the_camera_does_not_see_is_refused(point, reason):
+    with pytest.raises(PromptError, match=reason):
+        prompt(clicked(*point))
+
+
+@pytest.mark.parametrize('x', [1.2, 1.6, 3.0, 8.0, 40.0])
+def test_a_lens_does_not_fold_what_is_far_outside_into_the_image(x):
+    with pytest.raises(PromptError, match='outside the image'):
+        project(np.array([x, 0, 1.0]), info(BARREL))
+
+
+def test_a_camera_that_is_not_calibrated_is_refused():
+    with pytest.raises(PromptError, match='focal lengths 0 and 0: the camera is not calibrated'):
+        prompt(clicked(0.0, 0.0, 1.0), CameraInfo(width=640, height=480))
+
+
+def test_a_lens_model_that_is_not_known_is_refused():
+    with pytest.raises(PromptError, match="distortion_model 'scaramuzza': must be plumb_bob"):
+        prompt(clicked(0.0, 0.0, 1.0), info([0.1], 'scaramuzza'))
+
+
+def test_without_an_image_or_camera_info_it_says_what_is_missing():
+    with pytest.raises(PromptError, match='no image yet'):
+        PointPrompts(None).prompt(clicked(0.0, 0.0, 1.0), info(), None)
+    with pytest.raises(PromptError, match='no camera_info yet'):
+        PointPrompts(None).prompt(clicked(0.0, 0.0, 1.0), None, IMAGE)
+
+
+# --- other frames
+
+@given(axis=st.tuples(*[st.floats(-1, 1)] * 3).filter(lambda axis: np.linalg.norm(axis) > 0.1),
+       angle=st.floats(-3, 3), point=st.tuples(*[st.floats(-5, 5)] * 3))
+@settings(max_examples=60)
+def test_a_transform_turns_and_moves(axis, angle, point):
+    axis = np.array(axis) / np.linalg.norm(axis)
+    x, y, z, w = (*axis * math.sin(angle / 2), math.cos(angle / 2))
+    found = transformed(np.array(point), Transform(translation=Vector3(x=1.0, y=2.0, z=3.0),
+                                                   rotation=Quaternion(x=x, y=y, z=z, w=w)))
+    np.testing.assert_allclose(found, cv2.Rodrigues(axis * angle)[0] @ point + (1, 2, 3), atol=1e-9)
+
+
+def test_another_frame_without_tf2_is_refused_naming_both(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'tf2_ros', None)
+    with pytest.raises(PromptError, match="frame 'map', image in 'camera_optical_frame'.* package tf2_ros"):
+        prompt(clicked(0.0, 0.0, 1.0, 'map'))
+
+
+class Tf:
+    """Stands in for tf2_ros, which is not on PyPI: one transform from map to the camera, known from time to time."""
+
+    def __init__(self, monkeypatch, times):
+        tf2_ros = ModuleType('tf2_ros')
+        tf2_ros.TransformException = type('TransformException', (Exception,), {})
+        tf2_ros.Buffer = lambda: self
+        tf2_ros.TransformListener = lambda buffer, node: self.nodes.append(node)
+        monkeypatch.setitem(sys.modules, 'tf2_ros', tf2_ros)
+        self.nodes, self.times, self._error = [], times, tf2_ros.TransformException
+
+    def can_transform(self, target, source, time):
+        return source == 'map' and bool(self.times) and self.times[0] <= time.nanoseconds / 1e9 <= self.times[1]
+
+    def lookup_transform(self, target, source, time):
+        if source != 'map' or not self.times:
+            raise self._error(f'"{source}" does not exist')
+        stamp = time.nanoseconds / 1e9 or self.times[1]
+        return TransformStamped(
+            header=Header(stamp=Time(sec=int(stamp), nanosec=round(stamp % 1 * 1e9)), frame_id=target),
+            transform=Transform(translation=Vector3(z=2.0 - stamp / 10)))
+
+
+def test_a_point_in_another_frame_is_seen_from_where_the_camera_was_at_its_image(monkeypatch):
+    tf, node = Tf(monkeypatch, (4.0, 6.0)), object()
+    points = PointPrompts(node)
+    for _ in range(2):
+        found = points.prompt(clicked(0.1, 0.0, 0.0, 'map'), info(), IMAGE)
+    assert found.points[0].x == pytest.approx(320 + 600 * 0.1 / (2.0 - 0.5))
+    assert tf.nodes == [node]  # one listener, for all points
+
+
+def test_tf_a_little_behind_the_image_will_do_and_far_behind_will_not(monkeypatch):
+    Tf(monkeypatch, (4.0, 4.95))
+    assert prompt(clicked(0.1, 0.0, 0.0, 'map')).points[0].x == pytest.approx(320 + 600 * 0.1 / (2.0 - 0.495))
+    Tf(monkeypatch, (3.0, 4.0))
+    with pytest.raises(PromptError, match="frame 'map', .*: the nearest transform is 1.00 s before the image"):
+        prompt(clicked(0.1, 0.0, 0.0, 'map'))
+
+
+def test_a_frame_that_nobody_knows_is_refused_naming_both(monkeypatch):
+    Tf(monkeypatch, ())
+    with pytest.raises(PromptError) as refused:
+        prompt(clicked(0.1, 0.0, 0.0, 'map'))
+    assert re.search("frame 'map', image in 'camera_optical_frame': no transform .*click again", str(refused.value))
