@@ -1,0 +1,264 @@
+"""Where an object is: from its mask and registered depth to points, and the oriented box around them. No ROS in here.
+
+Everything is in metres in the camera's optical frame: x right, y down, z forward.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from sam2_ros.box_fit import OrientedBox, oriented_box
+
+MIN_POINTS = 30      # fewer say nothing about a shape
+SAMPLES = 1000       # pixels of an object that its box is fitted to, about
+OUTLINE = 160        # and pixels of its outline, at most
+KEPT = 0.25          # share of a mask that erosion has to leave; it goes less deep where it would not
+STEEPEST = 5.0       # depth per breadth of the steepest surface that is believed: 79 degrees
+NOISE = 0.003        # metres at 1 m, growing with the square: differences that say nothing
+MIN_GAP = 0.02       # metres
+GAP = 0.15           # of the breadth of an object: a gap in depth so wide ends it
+SPARSE = 0.003       # share of the points that a slice of depth must have not to be empty
+RING = [(dy, dx) for dy in (-2, 0, 2) for dx in (-2, 0, 2) if (dy, dx) > (0, 0)]  # half: the other is opposite
+NEAR_RING = [(dy // 2, dx // 2) for dy, dx in RING]
+MARGIN = 2           # pixels around a window that the rings reach into
+
+
+@dataclass(frozen=True, eq=False)
+class Camera:
+    """Where the pixels of a camera look."""
+
+    x: np.ndarray  # float32 (H, W): x / z of what each pixel sees
+    y: np.ndarray
+    focal: float  # pixels; pixels are 1 / focal apart
+
+    @classmethod
+    def pinhole(cls, width: int, height: int, fx: float, fy: float, cx: float, cy: float) -> Camera:
+        """Without distortion; all in pixels, (0, 0) is the centre of the top-left one."""
+        x = ((np.arange(width) - cx) / fx).astype(np.float32)
+        y = ((np.arange(height) - cy) / fy).astype(np.float32)
+        return cls(np.broadcast_to(x, (height, width)), np.broadcast_to(y[:, None], (height, width)), (fx * fy) ** 0.5)
+
+
+@dataclass(frozen=True, eq=False)
+class DepthFrame:
+    """The depth of one image, pixel by pixel."""
+
+    metres: np.ndarray  # float32 (H, W), along the optical axis; NaN: not known, or not believed
+    camera: Camera
+    raw: np.ndarray | None = None  # (H, W) as it came: uint16 millimetres or float32 metres; None: as metres
+
+    def points(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """What these pixels see: float32 (N, 3)."""
+        z = self.metres[rows, columns]
+        return np.stack([self.camera.x[rows, columns] * z, self.camera.y[rows, columns] * z, z], -1)
+
+
+def measure(depth: DepthFrame, mask: np.ndarray, box: tuple[int, int, int, int], erosion: int,
+            previous: OrientedBox | None = None) -> OrientedBox | None:
+    """The oriented box of what is seen of an object; None when too little of its depth is known.
+
+    mask: bool (H, W); box: (x0, y0, x1, y1) around it, x1 and y1 exclusive; erosion: see ``object_pixels``;
+    previous: the object's box in the image before, whose axes are kept up.
+
+    The box reaches to the edge of the mask: the surface is continued over the eroded rim.
+    """
+    surface = _Surface(depth, mask, box, erosion)
+    points, normals = surface.samples()
+    if len(points) < MIN_POINTS:
+        return None
+    outline = surface.outline_points(points[:, 2].min(), points[:, 2].max())
+    return oriented_box(np.concatenate([points, outline]), previous, normals)
+
+
+def object_points(depth: DepthFrame, mask: np.ndarray, box: tuple[int, int, int, int], erosion: int) -> np.ndarray:
+    """The points of an object, float32 (N, 3), as measured; see ``object_pixels``."""
+    return depth.points(*object_pixels(depth, mask, box, erosion))
+
+
+def object_pixels(depth: DepthFrame, mask: np.ndarray, box: tuple[int, int, int, int], erosion: int,
+                  stride: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of an object's pixels whose depth can be believed; each (N,).
+
+    Left out are ``erosion`` pixels along the edge of the mask (fewer where little would be left), pixels that lie on no
+    surface together with their neighbours (flying pixels), and what a gap in depth separates from most of the object
+    (the background that shows through, or where the mask is wrong). Only rows and columns divisible by ``stride``.
+    """
+    return _Surface(depth, mask, box, erosion).pixels(stride)
+
+
+class _Surface:
+    """What is seen of one object, worked out in the window of its mask."""
+
+    def __init__(self, depth: DepthFrame, mask: np.ndarray, box: tuple[int, int, int, int], erosion: int) -> None:
+        self._depth = depth
+        self._x0, self._y0, x1, y1 = box
+        self._mask = np.ascontiguousarray(mask[self._y0:y1, self._x0:x1]).view(np.uint8)
+        self._inner, self._erosion = _erode(self._mask, erosion)
+        self._area = cv2.countNonZero(self._inner)
+        self._window = _with_margin(depth.metres, box)
+
+    def pixels(self, stride: int) -> tuple[np.ndarray, np.ndarray]:
+        first_row, first_column = -self._y0 % stride, -self._x0 % stride
+        z, _, believed = self._check(first_row, first_column, stride, (RING,))
+        return self._place(z, believed, first_row, first_column, stride)[:2]
+
+    def samples(self) -> tuple[np.ndarray, np.ndarray]:
+        """About SAMPLES points (N, 3) of the surface, smoothed over their neighbours, and unit normals (M, 3)."""
+        stride = max(1, round((self._area / SAMPLES) ** 0.5))
+        first = stride // 2
+        z, smooth, believed = self._check(first, first, stride, (RING, NEAR_RING))
+        self._place(z, believed, first, first, stride)
+        y, x = self._y0 + first, self._x0 + first
+        height, width = self._mask.shape
+        where = np.s_[y:self._y0 + height:stride, x:self._x0 + width:stride]
+        grid = np.stack([self._depth.camera.x[where] * smooth, self._depth.camera.y[where] * smooth, smooth], -1)
+        return grid[believed], _normals(grid, believed)
+
+    def _check(self, first_row: int, first_column: int, stride: int, rings: tuple):
+        """Of every stride-th pixel: its depth, its depth smoothed, and whether it is inside and on a surface."""
+        height, width = self._mask.shape
+
+        def shifted(dy: int, dx: int) -> np.ndarray:
+            top, left = MARGIN + dy + first_row, MARGIN + dx + first_column
+            return self._window[top:MARGIN + dy + height:stride, left:MARGIN + dx + width:stride]
+        z = shifted(0, 0)
+        reach = STEEPEST * 2 / self._depth.camera.focal * z + NOISE * z * z
+        support = np.zeros(z.shape, np.uint8)
+        total, count = np.zeros(z.shape, np.float32), np.ones(z.shape, np.float32)
+        for ring in rings:
+            for dy, dx in ring:
+                one, other = shifted(dy, dx) - z, shifted(-dy, -dx) - z
+                on, off = np.abs(one) < reach, np.abs(other) < reach
+                if ring is RING:
+                    support += on
+                    support += off
+                if len(rings) > 1:
+                    both = on & off  # opposite neighbours together leave a slope as it is
+                    np.add(total, one + other, out=total, where=both)
+                    count += 2 * both
+        needed = 3 if self._erosion else 2  # along something thin there are two
+        inside = self._inner[first_row::stride, first_column::stride].view(bool)
+        return z, z + total / count, inside & (support >= needed)
+
+    def _place(self, z: np.ndarray, believed: np.ndarray, first_row: int, first_column: int, stride: int):
+        """Rows and columns in the image of what is believed and belongs together, and the same as a bool array."""
+        found = z[believed]
+        if len(found):
+            breadth = self._area ** 0.5 * float(np.median(found)) / self._depth.camera.focal
+            low, high = _main_span(found, max(MIN_GAP, GAP * breadth))
+            believed &= (z >= low) & (z <= high)
+        rows, columns = np.nonzero(believed)
+        return self._y0 + first_row + rows * stride, self._x0 + first_column + columns * stride, believed
+
+    def outline_points(self, nearest: float, farthest: float) -> np.ndarray:
+        """Where the surface reaches the edge of the mask: float32 (N, 3).
+
+        Depth at the edge is that of neither side. It is continued from inside, linearly in 1 / z, which is exact for a
+        plane; ``nearest`` and ``farthest`` are of the points inside.
+        """
+        inset, base = self._erosion + MARGIN, 2 * self._erosion + 4  # pixels
+        focal = self._depth.camera.focal
+        x, y, along_x, along_y = _outline(self._mask, 2 * self._erosion + 5)
+        inwards = np.stack([along_y, along_x])
+        steps = np.arange(inset + 1)[:, None]
+        way = np.stack([y + steps * along_y, x + steps * along_x]).round().astype(np.intp)  # (2, steps, N)
+        z_inner = self._median_depth(way[:, -1])
+        z_deep = self._median_depth((way[:, -1] + base * inwards).round().astype(np.intp))
+        slope = np.nan_to_num((1 / z_inner - 1 / z_deep) / base)
+        outward = inset + 0.5  # the outline runs through the centres of pixels, whose outer half belongs to the object
+        steepest = STEEPEST * outward / focal * z_inner
+        z = np.clip(1 / (1 / z_inner + outward * slope), z_inner - steepest, z_inner + steepest)
+        # a surface that bends away, as a ball's, is followed as far as its depth runs on without a jump
+        measured = self._at(*way)
+        noise = NOISE * z_inner * z_inner
+        smooth = (np.abs(np.diff(measured, axis=0)) < STEEPEST * 1.5 / focal * z_inner + noise).all(0)
+        z = np.where(smooth & (np.abs(measured[0] - z) > noise), measured[0], z)
+        keep = (z_inner >= nearest - MIN_GAP) & (z_inner <= farthest + MIN_GAP)
+        y, x, z = y[keep] + self._y0, x[keep] + self._x0, z[keep]
+        step = 0.5 / focal
+        return np.stack([(self._depth.camera.x[y, x] - step * along_x[keep]) * z,
+                         (self._depth.camera.y[y, x] - step * along_y[keep]) * z, z], -1).astype(np.float32)
+
+    def _at(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Depth at pixels of the window, or just beside it."""
+        height, width = self._window.shape
+        return self._window[(rows + MARGIN).clip(0, height - 1), (columns + MARGIN).clip(0, width - 1)]
+
+    def _median_depth(self, pixels: np.ndarray) -> np.ndarray:
+        """Depth around pixels (rows, columns) of the window, float32 (N,); NaN where most of it is not known."""
+        height, width = self._inner.shape
+        rows, columns = pixels
+        inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+        rows, columns = np.where(inside, rows, 0), np.where(inside, columns, 0)
+        inside &= self._inner[rows, columns] > 0
+        around = np.arange(2 * MARGIN + 1)
+        patches = self._window[(rows[:, None] + around)[:, :, None], (columns[:, None] + around)[:, None]]
+        patches = np.sort(patches.reshape(len(rows), len(around) ** 2), axis=1)  # NaN last
+        known = np.isfinite(patches).sum(1)
+        middle = patches[np.arange(len(rows)), (np.maximum(known, 1) - 1) // 2]
+        return np.where(inside & (2 * known > patches.shape[1]), middle, np.float32(np.nan))
+
+
+def _erode(mask: np.ndarray, erosion: int) -> tuple[np.ndarray, int]:
+    """The mask (uint8, of its box) without its rim, and how many pixels that is: fewer when little would be left."""
+    area = cv2.countNonZero(mask)
+    while erosion:
+        inner = cv2.erode(mask, np.ones((3, 3), np.uint8), iterations=erosion, borderType=cv2.BORDER_CONSTANT,
+                          borderValue=0)
+        if cv2.countNonZero(inner) >= KEPT * area:
+            return inner, erosion
+        erosion //= 2
+    return mask, 0
+
+
+def _with_margin(metres: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+    """The window of a box with MARGIN pixels around it; NaN outside the image."""
+    x0, y0, x1, y1 = box
+    height, width = metres.shape
+    left, top = max(0, MARGIN - x0), max(0, MARGIN - y0)
+    right, bottom = max(0, x1 + MARGIN - width), max(0, y1 + MARGIN - height)
+    window = metres[max(0, y0 - MARGIN):y1 + MARGIN, max(0, x0 - MARGIN):x1 + MARGIN]
+    if left or top or right or bottom:
+        window = np.pad(window, ((top, bottom), (left, right)), constant_values=np.nan)
+    return window
+
+
+def _main_span(z: np.ndarray, gap: float) -> tuple[float, float]:
+    """From where to where most of the depths (N,) reach without a gap so wide; what is sparse fills no gap."""
+    low = float(z.min())
+    counts = np.bincount(((z - low) * (2 / gap)).astype(np.intp))
+    dense = counts > SPARSE * len(z)
+    dense[1:-1] |= dense[:-2] & dense[2:]  # one slice of half a gap may be empty
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], dense, [False]])))
+    if not len(edges):  # as sparse everywhere
+        return low, float(z.max())
+    total = np.concatenate([[0], np.cumsum(counts)])
+    most = np.argmax(total[edges[1::2]] - total[edges[::2]])
+    return low + edges[2 * most] * gap / 2, low + edges[2 * most + 1] * gap / 2
+
+
+def _outline(mask: np.ndarray, smoothing: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Up to OUTLINE pixels along the outlines of a mask (uint8): x, y, and the unit vector that points inside."""
+    pad = smoothing // 2 + 2
+    padded = cv2.copyMakeBorder(mask, pad, pad, pad, pad, cv2.BORDER_CONSTANT, value=0)
+    outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    pixels = np.concatenate(outlines)[:, 0]
+    pixels = pixels[::-(-len(pixels) // OUTLINE)]
+    soft = cv2.blur(padded * 255, (smoothing, smoothing)).astype(np.int16)
+    x, y = pixels.T + pad
+    along_x, along_y = (soft[y, x + 2] - soft[y, x - 2]).astype(float), (soft[y + 2, x] - soft[y - 2, x]).astype(float)
+    length = np.hypot(along_x, along_y)
+    keep = length > 0
+    return (x - pad)[keep], (y - pad)[keep], (along_x / length.clip(1))[keep], (along_y / length.clip(1))[keep]
+
+
+def _normals(grid: np.ndarray, believed: np.ndarray) -> np.ndarray:
+    """Unit normals (M, 3) of the surface through a grid of points (rows, columns, 3), where it is known around them."""
+    if min(believed.shape) < 5:
+        return np.empty((0, 3))
+    known = (believed[4:, 2:-2] & believed[:-4, 2:-2] & believed[2:-2, 4:] & believed[2:-2, :-4])
+    down, right = (grid[4:, 2:-2] - grid[:-4, 2:-2])[known], (grid[2:-2, 4:] - grid[2:-2, :-4])[known]
+    normals = np.cross(right, down)
+    return normals / np.linalg.norm(normals, axis=1, keepdims=True)
