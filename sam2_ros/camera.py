@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from geometry_msgs.msg import PointStamped
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
@@ -13,16 +14,21 @@ from rclpy.task import Future
 from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import Trigger
 
-from sam2_core import EncodedImage, Sam2Model, StreamTracker
+from sam2_core import EncodedImage, PromptError, Sam2Model, StreamTracker
+from sam2_ros.detections import DetectionGate
+from sam2_ros.diagnostics import WatchedCamera
 from sam2_ros.frame import Frame
 from sam2_ros.mailbox import Mailbox
 from sam2_ros.msg import Prompt as PromptMessage
 from sam2_ros.one_shot import Found, OneShot, SegmentAllCall, SegmentImageCall
 from sam2_ros.outputs import Outputs, instance_array
 from sam2_ros.parameters import Parameters
+from sam2_ros.prompt_point import PointPrompts
 from sam2_ros.prompting import PromptRequest, refuse
+from sam2_ros.shedding import Level, LoadShedder
 from sam2_ros.srv import SegmentAll, SegmentImage, SetPrompt
 from sam2_ros.stream import Stream
+from sam2_ros.vision_messages import vision_msgs
 
 
 class Camera:
@@ -39,6 +45,7 @@ class Camera:
         self._private = f'~/{name}' if name else '~'
         self._public = f'{name}/' if name else ''
         self._subscriptions: list = []
+        self._points = PointPrompts(node)
         # answers come from the worker: a call that waits for its own must not hold up any other callback
         waiting = ReentrantCallbackGroup()
         for kind, service, callback in ((SetPrompt, 'set_prompt', self._on_set_prompt),
@@ -53,6 +60,8 @@ class Camera:
         self.stream = Stream(StreamTracker(model), parameters, changed, self._image_topic(parameters),
                              self._node.get_logger())
         self._outputs = Outputs(self._node, self._private)
+        self._gate = DetectionGate()
+        self.shedder = LoadShedder()
 
     def activate(self) -> None:
         """Start to listen; the worker has to run."""
@@ -61,10 +70,17 @@ class Camera:
         topic = self._image_topic(chosen)
         prompts = f'{self._private}/prompt'
         self._active = True
+        self.stream.meter.start(time.monotonic())
         self._subscriptions = [
             self._node.create_subscription(kind, topic, self._on_image, qos_profile_sensor_data,
                                            qos_overriding_options=QoSOverridingOptions.with_default_policies()),
-            self._node.create_subscription(PromptMessage, prompts, self._on_prompt, QoSProfile(depth=100))]
+            self._node.create_subscription(PromptMessage, prompts, self._on_prompt, QoSProfile(depth=100)),
+            self._node.create_subscription(PointStamped, f'{self._private}/prompt_point', self._on_prompt_point,
+                                           QoSProfile(depth=10))]
+        if chosen.detections_topic:
+            self._subscriptions.append(self._node.create_subscription(
+                vision_msgs.Detection2DArray, f'{self._public}{chosen.detections_topic}', self._on_detections,
+                QoSProfile(depth=5)))
         self._node.get_logger().info(f'active: images from {topic}, prompts from '
                                      f'{self._node.resolve_topic_name(prompts)}')
 
@@ -85,6 +101,10 @@ class Camera:
             self._outputs.destroy()
         self.stream = self._outputs = None
 
+    def watched(self) -> WatchedCamera:
+        """What the diagnostics look at."""
+        return WatchedCamera(self.name, self.stream.topic, self.stream.meter, self.shedder, self.stream.history.extent)
+
     def _image_topic(self, chosen: Parameters) -> str:
         """The name in full. As image_transport has it, the compressed topic follows a remapping of the raw one."""
         topic = self._node.resolve_topic_name(f'{self._public}image')
@@ -97,6 +117,19 @@ class Camera:
 
     def _on_prompt(self, message: PromptMessage) -> None:
         self._submit(PromptRequest(message, time.monotonic()))
+
+    def _on_prompt_point(self, message: PointStamped) -> None:
+        try:
+            prompt = self._points.prompt(message, self._camera_info(), self.stream.newest)
+        except PromptError as error:
+            request = PromptRequest(PromptMessage(header=message.header), time.monotonic())
+            self._outputs.answer(refuse(request, str(error)))
+        else:
+            self._submit(PromptRequest(prompt, time.monotonic()))
+
+    def _on_detections(self, message: vision_msgs.Detection2DArray) -> None:
+        self._gate.put(message)
+        self.stream.mailbox.notify()
 
     async def _on_set_prompt(self, request: SetPrompt.Request, response: SetPrompt.Response) -> SetPrompt.Response:
         if not self._active:
@@ -157,11 +190,44 @@ class Camera:
     # --- in the worker's thread
 
     def work(self, encoded: EncodedImage | None) -> None:
+        """What has arrived; ``encoded`` as for ``Stream.work``."""
+        chosen = self.stream.parameters
+        if chosen.detections_topic and self.stream.image_size is not None:
+            self._prompt_detections(chosen)
         frame, answers = self.stream.work(encoded)
-        self._outputs.publish(frame, answers, self.stream.parameters)
+        latency = self._outputs.publish(frame, answers, chosen, pictures=self.shedder.level < Level.PICTURES)
+        if chosen.detections_topic:
+            self._gate.see(frame, answers, chosen)
+        if frame is not None:
+            self._account(frame, latency, chosen)
 
     def work_aside(self) -> None:
-        self._outputs.publish(None, self.stream.work_aside(), self.stream.parameters)
+        """A slice of it."""
+        answers = self.stream.work_aside()
+        self._outputs.publish(None, answers, self.stream.parameters)
+        if answers:
+            self._gate.see(None, answers, self.stream.parameters)
+
+    def _prompt_detections(self, chosen: Parameters) -> None:
+        proposal = self._gate.take(chosen, *self.stream.image_size)
+        for reason in proposal.refused:
+            self._node.get_logger().warning(f'{chosen.detections_topic}: {reason}', throttle_duration_sec=5.0)
+        for prompt in proposal.prompts:
+            self._submit(PromptRequest(prompt, time.monotonic()))
+
+    def _account(self, frame: Frame, latency: float, chosen: Parameters) -> None:
+        """Take down how long it took, and do less when that is too long."""
+        tracker, now = self.stream.tracker, time.monotonic()
+        self.stream.meter.processed(now, latency, frame.objects, dropped=frame.dropped,
+                                    memory_bytes=tracker.memory_bytes, catching_up=self.stream.catching_up)
+        before = self.shedder.level
+        level = self.shedder.update(latency, now, chosen.latency_target, chosen.shed_load)
+        if level != before:
+            self._node.get_logger().warning(f'{self.stream.topic}: load shedding level {int(level)}: '
+                                            f'{level.description} (latency_target {chosen.latency_target:g} s)')
+        recent = tracker.model.config.memory_frames - 1
+        tracker.recent_frames = recent // 2 if level >= Level.MEMORY else None
+        self.stream.every_second = level >= Level.IMAGES
 
 
 def _tell(found: Found | str, response: SegmentImage.Response | SegmentAll.Response):

@@ -52,6 +52,12 @@ class Mailbox:
             self._arrived()
             return True
 
+    def notify(self) -> None:
+        """Have the worker look: something has come that is kept elsewhere."""
+        with self._changed:
+            self._news = True
+            self._arrived()
+
     def _arrived(self) -> None:
         if self._since is None:
             self._since = time.monotonic()

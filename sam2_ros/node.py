@@ -23,7 +23,9 @@ from sam2_core import CheckpointError, Prompt, Sam2Model, StreamTracker, load_mo
 from sam2_ros import parameters
 from sam2_ros.camera import Camera
 from sam2_ros.dds import use_image_profile
+from sam2_ros.diagnostics import Diagnostics
 from sam2_ros.parameters import Parameters
+from sam2_ros.vision_messages import require_vision_msgs
 from sam2_ros.worker import Worker
 
 SUCCESS, FAILURE, ERROR = (TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE,
@@ -58,6 +60,7 @@ class Sam2Node(LifecycleNode):
         _survive_invalid_transitions(self)
         chosen = Parameters.read(self)
         self._cameras = [Camera(self, name) for name in chosen.cameras or ('',)]
+        self._diagnostics = Diagnostics(self)
         if chosen.autostart:
             self._autostart_timer = self.create_timer(0.0, self._autostart)
 
@@ -67,16 +70,24 @@ class Sam2Node(LifecycleNode):
         chosen = Parameters.read(self)
         started = time.monotonic()
         try:
+            _check_detections(chosen)
+        except ValueError as error:
+            self.get_logger().error(str(error))
+            self._diagnostics.not_loaded(str(error))
+            return FAILURE
+        try:
             model = load_model(chosen.model or None, chosen.checkpoint or None, chosen.device or None,
                                getattr(torch, chosen.dtype), chosen.image_size or None)
         except LOAD_ERRORS as error:
             self.get_logger().error(f'the model cannot be loaded: {error}')
+            self._diagnostics.not_loaded(str(error))
             return FAILURE
         _warm_up(model)
         self._model = model
         self._changed = threading.Condition()
         for camera in self._cameras:
             camera.configure(model, chosen, self._changed)
+        self._diagnostics.loaded(model, chosen.dtype, [camera.watched() for camera in self._cameras])
         self.get_logger().info(f'{model.name} ({model.image_size} pixels, {chosen.dtype}) on {model.device}: '
                                f'ready after {time.monotonic() - started:.1f} s')
         return super().on_configure(state)
@@ -87,6 +98,7 @@ class Sam2Node(LifecycleNode):
         result = super().on_activate(state)
         self._worker = Worker(self._model, self._cameras, self._changed, self.context.ok, self.get_logger())
         self._worker.start()
+        self._diagnostics.worker_alive = lambda worker=self._worker: worker.alive
         for camera in self._cameras:
             camera.activate()
         return result
@@ -121,6 +133,7 @@ class Sam2Node(LifecycleNode):
         self._stop('the node ended before an image arrived')
 
     def _stop(self, reason: str) -> None:
+        self._diagnostics.worker_alive = None
         for camera in self._cameras:
             camera.stop_listening()
         if self._worker is not None:
@@ -132,6 +145,7 @@ class Sam2Node(LifecycleNode):
     def _free(self) -> None:
         for camera in self._cameras:
             camera.cleanup()
+        self._diagnostics.freed()
         self._model = None
         gc.collect()
         if torch.cuda.is_available():
@@ -147,6 +161,15 @@ class Sam2Node(LifecycleNode):
             chosen = Parameters.read(self)
             for camera in self._cameras:
                 camera.stream.parameters = chosen
+
+
+def _check_detections(chosen: Parameters) -> None:
+    """ValueError when detections are wanted that cannot be had."""
+    if chosen.detections_topic:
+        require_vision_msgs(f"detections_topic '{chosen.detections_topic}'")
+    if chosen.cameras and chosen.detections_topic.startswith('/'):
+        raise ValueError(f"detections_topic '{chosen.detections_topic}': with several cameras it is relative to each of "
+                         f"them; leave out the first /, and remap {chosen.cameras[0]}{chosen.detections_topic}")
 
 
 def _warm_up(model: Sam2Model) -> None:

@@ -20,6 +20,7 @@ from sam2_ros.conversions import ImageError, to_nanoseconds, to_rgb
 from sam2_ros.frame import Frame, TrackedObject, sighting
 from sam2_ros.history import TIME_JUMP, History, Past
 from sam2_ros.mailbox import Mailbox
+from sam2_ros.meter import Meter
 from sam2_ros.one_shot import OneShots, Picture
 from sam2_ros.parameters import Parameters
 from sam2_ros.prompt_reader import PromptReader, Reading
@@ -47,8 +48,10 @@ class Stream:
         """``changed`` is notified of arrivals; ``topic`` is named where images are found to be wrong or missing."""
         self.mailbox = Mailbox(changed)
         self.history = History()
+        self.meter = Meter()
         self.depth = depth
         self.parameters = parameters  # may be replaced at any time by a newer set
+        self.every_second = False  # image is left out
         self.tracker = tracker
         self.topic = topic
         self._segmenter = ImageSegmenter(tracker.model)
@@ -61,11 +64,13 @@ class Stream:
         self._newest: Picture | None = None  # processed
         self._one_shots = OneShots(self._segmenter, self.history)
         self._late_is_next = True  # of what is done aside
+        self._skipped_last = False
         self._shapes: dict[int, OrientedBox] = {}  # as last measured
 
     # --- what arrives
 
     def put_image(self, message: Image | CompressedImage) -> None:
+        self.meter.received(time.monotonic())
         self.history.put(message, self.parameters.history_seconds, self.parameters.history_bytes)
         self.mailbox.put_image(message)
 
@@ -81,20 +86,40 @@ class Stream:
                     if moment is not None]
         return max(0.0, min(received) + self.parameters.prompt_timeout - time.monotonic()) if received else None
 
+    @property
+    def newest(self) -> Header | None:
+        """Of the last image that was processed."""
+        return None if self._newest is None else self._newest.header
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width of the last image that was processed."""
+        return None if self._newest is None else self._newest.image.shape[:2]
+
+    @property
+    def catching_up(self) -> int:
+        """Objects on their way from past images."""
+        return len(self._late.object_ids)
+
     def has_work_aside(self) -> bool:
         return bool(self._one_shots) or self._next_late() is not None
 
     # --- images
 
     def take(self) -> bool:
-        """Take the newest image out of the mailbox; whether there was one that can be used."""
+        """Take the newest image out of the mailbox; whether there was one that can and is to be used."""
         message = self.mailbox.take_image()
         if message is None:
+            return False
+        self._skipped_last = self.every_second and not self._skipped_last and not self.mailbox.has_prompts()
+        if self._skipped_last:
+            self.mailbox.count_dropped()
             return False
         try:
             self._taken = Picture(message.header, to_rgb(message))
         except ImageError as error:
             self.mailbox.count_dropped()
+            self.meter.skipped(time.monotonic(), str(error))
             self._logger.warning(f'{self.topic}: image skipped: {error}', throttle_duration_sec=WARN_EVERY)
         return self._taken is not None
 
@@ -196,8 +221,7 @@ class Stream:
     # --- objects
 
     def _read(self, requests: list[PromptRequest], picture: Picture | None) -> Reading:
-        newest = None if self._newest is None else self._newest.header
-        reading = self._reader.read(requests, picture, newest, self.tracker.object_ids, self.parameters)
+        reading = self._reader.read(requests, picture, self.newest, self.tracker.object_ids, self.parameters)
         self.mailbox.return_prompts(reading.waiting)
         return reading
 
@@ -240,7 +264,9 @@ class Stream:
     def _failed(self, error: Exception) -> str:
         self._logger.error(f'{self.topic}: image skipped:\n{traceback.format_exc()}',
                            throttle_duration_sec=WARN_EVERY)
-        return f'the model failed on this image: {type(error).__name__}: {error}'
+        reason = f'{type(error).__name__}: {error}'
+        self.meter.failed(time.monotonic(), reason)
+        return f'the model failed on this image: {reason}'
 
     # --- aside
 

@@ -39,13 +39,18 @@ class Worker:
 
     def _run(self) -> None:
         while self._wait():
-            try:
-                self._serve()
-                self._work_aside()
-            except Exception:
-                if not self._usable():  # the process is going down: nobody listens
-                    return
+            self._serve()
+            self._work_aside()
+
+    def _guarded(self, work: Callable, *arguments) -> None:
+        """What goes wrong with one camera is neither the others' end nor the worker's."""
+        try:
+            work(*arguments)
+        except Exception:
+            if self._usable():
                 self._logger.error(traceback.format_exc())
+            else:  # the process is going down: nobody listens
+                self._stopping = True
 
     def _wait(self) -> bool:
         """Until there is something to do, or a prompt has waited too long; False when it is time to end."""
@@ -63,10 +68,10 @@ class Worker:
         waiting += [camera for camera in self._cameras
                     if camera not in waiting and camera.stream.seconds_to_deadline() == 0]
         for camera in waiting:
-            camera.stream.take()
+            self._guarded(camera.stream.take)
         encoded = self._encode(waiting)
         for camera in waiting:
-            camera.work(encoded.get(camera))
+            self._guarded(camera.work, encoded.get(camera))
 
     def _encode(self, cameras: Sequence[Camera]) -> dict[Camera, EncodedImage]:
         """The features of their images, if there are several; a single one is the stream's own business."""
@@ -86,7 +91,7 @@ class Worker:
             if camera.stream.has_work_aside():
                 self._cameras.remove(camera)
                 self._cameras.append(camera)
-                camera.work_aside()
+                self._guarded(camera.work_aside)
                 return
 
 

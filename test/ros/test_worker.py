@@ -1,0 +1,196 @@
+"""Who is served when, and what is encoded together: real streams and the packaged nano model, no topics."""
+import threading
+import time
+
+import numpy as np
+import pytest
+import rclpy
+from builtin_interfaces.msg import Time
+from sensor_msgs.msg import RegionOfInterest
+from std_msgs.msg import Header
+
+from sam2_core import Prompt as CorePrompt
+from sam2_core import Sam2Model, StreamTracker, load_model
+from sam2_ros.conversions import from_pixels
+from sam2_ros.msg import Prompt
+from sam2_ros.one_shot import SegmentAllCall
+from sam2_ros.parameters import Parameters
+from sam2_ros.prompting import PromptRequest
+from sam2_ros.srv import SegmentAll
+from sam2_ros.stream import Stream
+from sam2_ros.worker import Worker
+
+PATIENCE = 20  # seconds
+
+
+class BareCamera:
+    """A stream with what it publishes in a list instead of topics."""
+
+    def __init__(self, model, changed: threading.Condition, log: list, name: str) -> None:
+        self.name = name
+        self.stream = Stream(StreamTracker(model), Parameters(), changed, f'/{name}', rclpy.logging.get_logger('test'))
+        self._log = log
+
+    def work(self, encoded) -> None:
+        frame, _ = self.stream.work(encoded)
+        if frame is not None:
+            self._log.append((self.name, frame, encoded is not None))
+
+    def work_aside(self) -> None:
+        self.stream.work_aside()
+        self._log.append((self.name, None, False))
+
+    def show(self, seconds: int, brightness: int = 80, width: int = 160) -> None:
+        image = np.full((120, width, 3), brightness, np.uint8)
+        image[30:90, 50:110] = (230, 60, 40)
+        self.stream.put_image(from_pixels(image, 'rgb8', Header(stamp=Time(sec=seconds))))
+
+    def prompt(self) -> None:
+        box = RegionOfInterest(x_offset=50, y_offset=30, width=60, height=60)
+        self.stream.mailbox.put_prompt(PromptRequest(Prompt(box=box), time.monotonic()))
+
+
+@pytest.fixture(scope='module')
+def model():
+    return load_model('nano', device='cpu')
+
+
+@pytest.fixture
+def run(model):
+    """A worker with so many cameras, not started yet; and what comes out."""
+    changed, log, workers = threading.Condition(), [], []
+
+    def make(count: int):
+        cameras = [BareCamera(model, changed, log, f'camera{number}') for number in range(count)]
+        workers.append(Worker(model, cameras, changed, lambda: True, rclpy.logging.get_logger('test')))
+        return workers[0], cameras, log
+    yield make
+    workers[0].stop()
+    assert not workers[0].alive
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def names(log: list) -> list[str]:
+    return [name for name, frame, _ in log if frame is not None]
+
+
+def test_the_camera_that_has_waited_longest_comes_first(run):
+    worker, cameras, log = run(3)
+    for number in (2, 0, 1):
+        cameras[number].show(10)
+    cameras[2].show(11)  # a newer image: it is not for that at the end of the queue
+    worker.start()
+    wait_for(lambda: len(log) == 3)
+    assert names(log) == ['camera2', 'camera0', 'camera1']
+    assert log[0][1].header.stamp.sec == 11 and log[0][1].dropped == 1
+
+
+def test_a_fast_camera_does_not_starve_a_slow_one(run):
+    worker, (fast, slow), log = run(2)
+    for camera in (fast, slow):
+        camera.prompt()
+        camera.show(1)
+    worker.start()
+    wait_for(lambda: {'camera0', 'camera1'} <= set(names(log)))
+    stop, stamps = threading.Event(), iter(range(2, 10**6))
+
+    def hurry():
+        while not stop.is_set():
+            fast.show(next(stamps))
+            time.sleep(0.001)
+    thread = threading.Thread(target=hurry)
+    thread.start()
+    for seconds in range(2, 12):
+        before = len(names(log))
+        slow.show(seconds)
+        wait_for(lambda seconds=seconds: any(
+            name == 'camera1' and frame.header.stamp.sec == seconds for name, frame, _ in log if frame is not None))
+        served = names(log)[before:]
+        assert served[:served.index('camera1')].count('camera0') <= 2, 'the image in work, and at most one more'
+    stop.set()
+    thread.join()
+
+
+def test_images_that_wait_together_are_encoded_together_with_the_same_results(run, model, monkeypatch):
+    batches = []
+    original = Sam2Model.encode_image
+    monkeypatch.setattr(Sam2Model, 'encode_image', lambda self, images: batches.append(len(images)) or original(
+        self, images))
+    worker, cameras, log = run(2)
+    alone = [StreamTracker(model) for _ in cameras]
+    for camera in cameras:
+        camera.prompt()
+    for seconds in (1, 2, 3):
+        with worker._changed:  # so that the worker sees both at once
+            for camera, brightness, width in zip(cameras, (60, 110), (160, 200), strict=True):
+                camera.show(seconds, brightness, width)
+            if seconds == 1:
+                worker.start()
+        wait_for(lambda seconds=seconds: len(names(log)) == 2 * seconds)
+    assert batches == [1, 1, 2, 2], 'while nothing is tracked yet each is on its own'
+    for name, tracker in zip(('camera0', 'camera1'), alone, strict=True):
+        for number, frame in enumerate([frame for other, frame, _ in log if other == name]):
+            prompts = [CorePrompt(1, box=(50, 30, 110, 90))] if number == 0 else []
+            expected = tracker.step(frame.image, prompts).objects[1]
+            (item,) = frame.objects
+            assert item.id == 1
+            assert (item.mask != expected.mask).mean() < 1e-3
+            assert item.score == pytest.approx(expected.iou, abs=1e-3)
+
+
+def test_when_a_batch_does_not_fit_the_images_are_encoded_one_by_one(run, monkeypatch):
+    original = Sam2Model.encode_image
+
+    def encode(self, images):
+        if len(images) > 1:
+            raise RuntimeError('out of memory')
+        return original(self, images)
+    worker, cameras, log = run(2)
+    for camera in cameras:
+        camera.prompt()
+        camera.show(1)
+    worker.start()
+    wait_for(lambda: len(names(log)) == 2)
+    monkeypatch.setattr(Sam2Model, 'encode_image', encode)
+    with worker._changed:
+        for camera in cameras:
+            camera.show(2)
+    wait_for(lambda: len(names(log)) == 4)
+    assert all(frame.objects and frame.header.stamp.sec == 2 for _, frame, _ in log[2:])
+
+
+def test_questions_to_two_cameras_are_worked_on_in_turn_and_images_come_between(run):
+    worker, cameras, log = run(2)
+    replies = []
+    for camera in cameras:
+        camera.show(1)
+        camera.stream.mailbox.put_one_shot(SegmentAllCall(SegmentAll.Request(points_per_side=16), replies.append, 60.0))
+    worker.start()
+    seconds = 2
+    while len(replies) < 2:
+        cameras[0].show(seconds)
+        seconds += 1
+        wait_for(lambda seconds=seconds: len(replies) == 2 or any(
+            frame is not None and frame.header.stamp.sec == seconds - 1 for _, frame, _ in list(log)))
+    slices = [name for name, frame, _ in log if frame is None]
+    assert slices.count('camera0') == slices.count('camera1') == 16
+    assert slices[:6] == ['camera0', 'camera1'] * 3 or slices[:6] == ['camera1', 'camera0'] * 3
+    assert names(log).count('camera0') > 5
+
+
+def test_what_goes_wrong_in_one_camera_does_not_end_the_worker(run):
+    worker, cameras, log = run(2)
+    cameras[0].work = lambda encoded: cameras[0].stream.work(encoded) and 1 / 0
+    for camera in cameras:
+        camera.show(1)
+    worker.start()
+    wait_for(lambda: names(log) == ['camera1'])
+    cameras[1].show(2)
+    wait_for(lambda: names(log) == ['camera1'] * 2)
+    assert worker.alive
