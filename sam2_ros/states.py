@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from builtin_interfaces.msg import Time
 
@@ -23,6 +24,26 @@ def probability(logit: float) -> float:
     return unit(0.5 + 0.5 * math.tanh(logit / 2))
 
 
+class Platt(NamedTuple):
+    """A monotone correction of a probability: scale and offset of its logit (Platt, 1999)."""
+
+    scale: float
+    offset: float
+
+    def __call__(self, value: float) -> float:
+        value = min(0.999, max(0.001, unit(value)))
+        return probability(self.scale * math.log(value / (1 - value)) + self.offset)
+
+
+# what benchmarks/calibration.py --fit says of the packaged weights; the published ones have not been measured
+SCORE_CORRECTIONS = {'nano': Platt(0.67, -0.76)}
+
+
+def score_correction(parameters: Parameters) -> Platt | None:
+    """What makes of the predicted IoU of a tracked object the IoU to be expected; None: it is told as predicted."""
+    return None if parameters.checkpoint else SCORE_CORRECTIONS.get(parameters.model)
+
+
 @dataclass(eq=False)
 class _Record:
     label: str
@@ -40,7 +61,9 @@ class ObjectStates:
     to be found surely, in several images in a row, or by a prompt: a single doubtful mask is not passed on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, correction: Platt | None = None) -> None:
+        """``correction``: of scores in images without a prompt for the object, see ``score_correction``."""
+        self._correction = correction
         self._records: dict[int, _Record] = {}
         self._events: list[Event] = []
 
@@ -55,7 +78,7 @@ class ObjectStates:
                 prompted: bool) -> TrackedObject:
         """What the model says of an object in the image of this stamp, as it is to be told. It has to have a name.
 
-        prompted: a prompt for the object was applied to this image, or has brought it here from an earlier one.
+        prompted: a prompt for the object was applied to this image, or to an earlier one that it has just come from.
         """
         record, visibility = self._records[object_id], probability(found.object_score)
         before = record.state
@@ -64,8 +87,10 @@ class ObjectStates:
             record.last_seen, record.unseen_since = stamp, to_nanoseconds(stamp)
             if before != Instance.TRACKED:
                 self._tell(object_id, InstanceEvent.ADDED if before is None else InstanceEvent.REAPPEARED)
-            return TrackedObject(object_id, record.label, Instance.TRACKED, unit(found.iou), visibility, stamp,
-                                 found.box, found.mask)
+            corrected = self._correction is not None and not prompted
+            score = self._correction(found.iou) if corrected else unit(found.iou)
+            return TrackedObject(object_id, record.label, Instance.TRACKED, score, visibility, stamp, found.box,
+                                 found.mask)
         if before is None:
             self._tell(object_id, InstanceEvent.ADDED)
         if before in (None, Instance.TRACKED):

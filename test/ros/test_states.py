@@ -12,7 +12,7 @@ from sam2_core import ObjectResult
 from sam2_ros.frame import Event
 from sam2_ros.msg import Instance, InstanceEvent
 from sam2_ros.parameters import Parameters
-from sam2_ros.states import ObjectStates, probability, unit
+from sam2_ros.states import SCORE_CORRECTIONS, ObjectStates, Platt, probability, score_correction, unit
 
 TRACKED, OCCLUDED, LOST = Instance.TRACKED, Instance.OCCLUDED, Instance.LOST
 ADDED, REAPPEARED, FORGOTTEN, REMOVED = (InstanceEvent.ADDED, InstanceEvent.REAPPEARED, InstanceEvent.FORGOTTEN,
@@ -247,6 +247,32 @@ def test_score_lies_between_0_and_1(raw, told):
 def test_visibility_is_the_sigmoid_without_overflow(logit):
     with np.errstate(over='ignore'):
         assert probability(logit) == pytest.approx(1 / (1 + float(np.exp(-np.float64(logit)))))
+
+
+def test_correction_is_for_images_without_a_prompt():
+    """Where it was prompted the model knows how good its mask is; later it does not know that it has drifted."""
+    seen = Seen()
+    seen.states = ObjectStates(Platt(0.5, -1.0))
+    seen.states.name(7, 'cup', time(10))
+    assert seen.show(10, SURE, iou=0.8, prompted=True).score == 0.8
+    expected = 1 / (1 + math.exp(-(0.5 * math.log(0.8 / 0.2) - 1.0)))
+    assert seen.show(10.1, SURE, iou=0.8).score == pytest.approx(expected)
+    assert seen.show(10.2, SURE, iou=0.8).visibility == probability(SURE)
+
+
+@pytest.mark.parametrize(('parameters', 'corrected'), [
+    (Parameters(model='nano'), True), (Parameters(model='nano', checkpoint='mine.pt'), False),
+    (Parameters(model='sam2.1_hiera_tiny'), False), (Parameters(model='', checkpoint='mine.pt'), False)])
+def test_only_what_was_measured_is_corrected(parameters, corrected):
+    assert (score_correction(parameters) is not None) == corrected
+
+
+@pytest.mark.parametrize('correction', SCORE_CORRECTIONS.values())
+@given(one=st.floats(width=32), other=st.floats(width=32))
+def test_correction_keeps_the_order_and_the_range(correction, one, other):
+    assert 0 <= correction(one) <= 1
+    if unit(one) <= unit(other):
+        assert correction(one) <= correction(other)
 
 
 IMAGES = st.tuples(st.floats(width=32), st.floats(width=32), st.booleans(), st.booleans(), st.floats(-0.9, 5.0))
