@@ -1,0 +1,148 @@
+"""What an answer is worth that comes late: applied to the image it was drawn on, or to the newest one.
+
+    python benchmarks/late_prompts.py
+    python benchmarks/late_prompts.py --speed 20 --delays 0.5 1 2 --model sam2.1_hiera_tiny
+
+A textured thing crosses the picture at so many pixels per image, another one goes the other way. Somebody draws a box
+around it on one image, and the prompt arrives some time later, when 15 images a second have gone on. Every image is
+processed and one slice of the late prompt is worked on after each: what a node does that is busy all the time. The IoU
+with the truth is that of the first image that the object is reported in, and the mean over the second after it.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import rclpy
+from builtin_interfaces.msg import Time
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from sensor_msgs.msg import RegionOfInterest
+from std_msgs.msg import Header
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sam2_core import StreamTracker, load_model  # noqa: E402
+from sam2_core.metrics import iou  # noqa: E402
+from sam2_ros.conversions import from_pixels  # noqa: E402
+from sam2_ros.demo_textures import PALETTES, dotted_box, striped_box, wood  # noqa: E402
+from sam2_ros.msg import Prompt  # noqa: E402
+from sam2_ros.parameters import Parameters  # noqa: E402
+from sam2_ros.prompting import PromptRequest  # noqa: E402
+from sam2_ros.stream import Stream  # noqa: E402
+
+RATE = 15  # images per second
+WIDTH, HEIGHT = 640, 480
+SIZE = 110  # of a thing, pixels
+DRAWN_ON = 3  # image
+
+
+class Crossing:
+    """Two textured squares with round corners that cross a wooden table, and the truth about them."""
+
+    def __init__(self, seed: int, speed: float) -> None:
+        random = np.random.default_rng(seed)
+        self._speed = speed
+        left, top = random.integers(0, 2048 - WIDTH), random.integers(0, 2048 - HEIGHT)
+        self._table = wood(random)[top:top + HEIGHT, left:left + WIDTH]
+        colours = random.permutation(PALETTES)
+        self._things = [cv2.resize(texture, (SIZE, SIZE)) for texture in (
+            dotted_box(random, colours[0], 'TEA'), striped_box(random, colours[1], 'OATS'))]
+        self._shape = np.zeros((SIZE, SIZE), np.uint8)
+        cv2.circle(self._shape, (SIZE // 2, SIZE // 2), int(SIZE * 0.55), 1, -1)
+
+    def _corner(self, number: int, thing: int) -> tuple[int, int]:
+        way = WIDTH - SIZE - 20
+        place = self._speed * number % (2 * way)  # there and back again
+        x = 10 + (place if place < way else 2 * way - place)
+        return round(x if thing == 0 else WIDTH - SIZE - x), 70 + 220 * thing
+
+    def truth(self, number: int) -> np.ndarray:
+        mask = np.zeros((HEIGHT, WIDTH), bool)
+        x, y = self._corner(number, 0)
+        mask[y:y + SIZE, x:x + SIZE] = self._shape > 0
+        return mask
+
+    def image(self, number: int) -> np.ndarray:
+        picture = self._table.copy()
+        for thing, texture in enumerate(self._things):
+            x, y = self._corner(number, thing)
+            cv2.copyTo(texture, self._shape, picture[y:y + SIZE, x:x + SIZE])
+        noise = np.random.default_rng(number).normal(0, 3, picture.shape)
+        return np.clip(cv2.GaussianBlur(picture, (3, 3), 0.7) + noise, 0, 255).astype(np.uint8)
+
+
+def header(number: int) -> Header:
+    seconds, rest = divmod(number, RATE)
+    return Header(stamp=Time(sec=1000 + seconds, nanosec=rest * 10**9 // RATE))
+
+
+def follow(model, scene: Crossing, delay: float, aligned: bool, parameters: Parameters) -> tuple[float, float, int]:
+    """IoU of the first image that it is reported in, mean over a second, and images from arrival to that first one."""
+    stream = Stream(StreamTracker(model), parameters, threading.Condition(), 'image', rclpy.logging.get_logger('late'))
+    x, y, width, height = cv2.boundingRect(scene.truth(DRAWN_ON).astype(np.uint8))
+    prompt = Prompt(id=1, header=header(DRAWN_ON) if aligned else Header(),
+                    box=RegionOfInterest(x_offset=x, y_offset=y, width=width, height=height))
+    arrival = DRAWN_ON + round(delay * RATE)
+    values, first = [], None
+    for number in range(arrival + 10 * RATE):
+        if number == arrival:
+            stream.mailbox.put_prompt(PromptRequest(prompt, time.monotonic()))
+        stream.put_image(from_pixels(scene.image(number), 'rgb8', header(number)))
+        stream.take()
+        frame, answers = stream.work()
+        answers += stream.work_aside() if stream.has_work_aside() else []
+        assert all(answer.accepted for answer in answers), answers[0].reason
+        if frame.objects:
+            first = number if first is None else first
+            mask = frame.objects[0].mask
+            values.append(0.0 if mask is None else iou(mask, scene.truth(number)))
+        if len(values) == RATE:
+            return values[0], statistics.mean(values), first - arrival
+    raise RuntimeError('the object never joined')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--model', default='nano')
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--speed', type=float, default=10.0, help='pixels per image')
+    parser.add_argument('--delays', nargs='+', type=float, default=[0.0, 0.5, 1.5], help='seconds')
+    parser.add_argument('--images', nargs='+', type=int, default=[0, 4, 8, 16], help='values of catch_up_images')
+    parser.add_argument('--scenes', type=int, default=8)
+    parser.add_argument('--json', type=Path, help='write the figures here too')
+    arguments = parser.parse_args()
+    model = load_model(arguments.model, device=arguments.device)
+    scenes = [Crossing(seed, arguments.speed) for seed in range(arguments.scenes)]
+    ways = [('the newest image', False, 0), *((f'its own image, catch_up_images {count}', True, count)
+                                              for count in arguments.images)]
+    runs = [(delay, way) for delay in arguments.delays for way in ways]
+    rows = []
+    for delay, (name, aligned, count) in track(runs, 'late prompts'):
+        parameters = Parameters(catch_up_images=count, history_seconds=60.0, history_bytes=2**32)
+        results = [follow(model, scene, delay, aligned, parameters) for scene in scenes]
+        first, second, images = (statistics.mean(column) for column in zip(*results, strict=True))
+        rows.append({'delay': delay, 'applied to': name, 'first': first, 'second': second, 'images': images})
+    table = Table(title=f'{arguments.model}, {arguments.speed:g} pixels per image, {RATE} images/s, mean of '
+                        f'{arguments.scenes} scenes', title_justify='left')
+    for title in ('late by', 'applied to', 'IoU on joining', 'IoU, 1 s from there', 'images until it joins'):
+        table.add_column(title, justify='left' if title == 'applied to' else 'right')
+    for row in rows:
+        table.add_row(f'{row["delay"]:g} s', row['applied to'], f'{row["first"]:.3f}', f'{row["second"]:.3f}',
+                      f'{row["images"]:.1f}')
+    Console(width=110).print(table)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({'model': arguments.model, 'speed': arguments.speed, 'rows': rows},
+                                             indent=2))
+
+
+if __name__ == '__main__':
+    main()
