@@ -104,23 +104,29 @@ def _yuv_decoder() -> Callable[[Image, str], np.ndarray]:
 
 def _pixels(message: Image) -> np.ndarray:
     """The bytes of a message as uint8 (H, W) or (H, W, channels); a view, or a copy where the rows are padded."""
-    height, width, step, encoding = message.height, message.width, message.step, message.encoding
-    if encoding not in CHANNELS:
-        raise ImageError(f'encoding {encoding!r}: not supported; publish one of {", ".join(CHANNELS)}')
+    if message.encoding not in CHANNELS:
+        raise ImageError(f'encoding {message.encoding!r}: not supported; publish one of {", ".join(CHANNELS)}')
+    channels = CHANNELS[message.encoding]
+    pixels = pixel_bytes(message, channels)
+    return pixels if channels > 1 else pixels[..., 0]
+
+
+def pixel_bytes(message: Image, size: int) -> np.ndarray:
+    """The bytes of a message with ``size`` bytes to the pixel as uint8 (H, W, size); a view, or a copy where the rows
+    are padded. Raises ImageError when their number is not what the message says."""
+    height, width, step = message.height, message.width, message.step
     if not height or not width:
         raise ImageError(f'image of {width} x {height} pixels: both must be at least 1')
-    channels = CHANNELS[encoding]
-    row = width * channels
+    row = width * size
     if step < row:
-        raise ImageError(f'step {step}: a row of {width} pixels {encoding} has {row} bytes; set step to {row}, '
+        raise ImageError(f'step {step}: a row of {width} pixels {message.encoding} has {row} bytes; set step to {row}, '
                          f'or more where rows are padded')
     expected = step * height
     if len(message.data) not in (expected, expected - (step - row)):  # the last row's padding may be left out
         raise ImageError(f'{len(message.data)} bytes of data: height {height} times step {step} makes {expected}; '
                          f'send the whole image')
     flat = np.frombuffer(message.data, np.uint8)
-    shape, strides = ((height, width, channels), (step, channels, 1)) if channels > 1 else ((height, width), (step, 1))
-    pixels = np.lib.stride_tricks.as_strided(flat, shape, strides)
+    pixels = np.lib.stride_tricks.as_strided(flat, (height, width, size), (step, size, 1))
     return np.ascontiguousarray(pixels)
 
 

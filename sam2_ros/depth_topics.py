@@ -1,0 +1,96 @@
+"""The subscriptions to depth and camera_info: through message_filters where it is installed, as ROS 2 brings it."""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.subscription import Subscription
+from sensor_msgs.msg import CameraInfo, Image
+
+from sam2_ros.conversions import to_nanoseconds
+from sam2_ros.depth import DepthMailbox
+
+try:
+    import message_filters
+except ImportError:  # the wheels do not have it
+    message_filters = None
+
+UNPAIRED = 10  # messages of each topic that wait for the other of their stamp
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+class DepthTopics:
+    """Listens to depth and camera_info between construction and ``destroy``."""
+
+    def __init__(self, node: Node, mailbox: DepthMailbox, prefix: str = '', pairing: str = '') -> None:
+        """prefix: of the topics, empty or ``NAME/``; pairing: one of PAIRINGS, by default the first."""
+        self._node = node
+        info_topic = f'{prefix}camera_info'
+        subscribe = PAIRINGS[pairing or next(iter(PAIRINGS))]
+        self._subscriptions = subscribe(node, mailbox, f'{prefix}depth', info_topic)
+        # what was latched before we came; without handlers, which would warn of every driver that does not latch
+        self._subscriptions.append(node.create_subscription(
+            CameraInfo, info_topic, mailbox.put_info, LATCHED,
+            event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False)))
+
+    def destroy(self) -> None:
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._subscriptions = []
+
+
+def _filtered(node: Node, mailbox: DepthMailbox, depth_topic: str, info_topic: str) -> list[Subscription]:
+    depth = message_filters.Subscriber(node, Image, depth_topic, **_options())
+    info = message_filters.Subscriber(node, CameraInfo, info_topic, **_options())
+    depth.registerCallback(mailbox.put_depth)
+    info.registerCallback(mailbox.put_info)
+    message_filters.TimeSynchronizer([depth, info], UNPAIRED).registerCallback(mailbox.put_pair)
+    return [depth.sub, info.sub]
+
+
+def _paired(node: Node, mailbox: DepthMailbox, depth_topic: str, info_topic: str) -> list[Subscription]:
+    pairs = _Pairs(mailbox.put_pair)
+
+    def on_depth(message: Image) -> None:
+        mailbox.put_depth(message)
+        pairs.add_depth(message)
+
+    def on_info(message: CameraInfo) -> None:
+        mailbox.put_info(message)
+        pairs.add_info(message)
+    return [node.create_subscription(Image, depth_topic, on_depth, **_options()),
+            node.create_subscription(CameraInfo, info_topic, on_info, **_options())]
+
+
+def _options() -> dict:
+    return {'qos_profile': qos_profile_sensor_data,
+            'qos_overriding_options': QoSOverridingOptions.with_default_policies()}
+
+
+PAIRINGS = {**({'message_filters': _filtered} if message_filters else {}), 'by stamp': _paired}
+
+
+class _Pairs:
+    """Hands on two messages of one stamp, whichever comes first."""
+
+    def __init__(self, found: Callable[[Image, CameraInfo], None]) -> None:
+        self._found = found
+        self._depths: dict[int, Image] = {}
+        self._infos: dict[int, CameraInfo] = {}
+
+    def add_depth(self, message: Image) -> None:
+        self._add(message, self._depths)
+
+    def add_info(self, message: CameraInfo) -> None:
+        self._add(message, self._infos)
+
+    def _add(self, message: Image | CameraInfo, messages: dict) -> None:
+        stamp = to_nanoseconds(message.header.stamp)
+        messages[stamp] = message
+        if stamp in self._depths and stamp in self._infos:
+            self._found(self._depths.pop(stamp), self._infos.pop(stamp))
+        elif len(messages) > UNPAIRED:
+            del messages[next(iter(messages))]
