@@ -1,0 +1,125 @@
+"""Preflight: is everything there that the node sam2 needs? One line for each thing looked at, with the cure."""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import rclpy
+from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
+from rclpy.executors import ExternalShutdownException
+from rclpy.node import Node
+from rclpy.utilities import get_rmw_implementation_identifier, remove_ros_args
+from rich.console import Console
+from rich.text import Text
+
+from sam2_ros.check_listener import CameraTopics, Listener
+from sam2_ros.check_machine import check_machine
+from sam2_ros.dds import use_image_profile
+from sam2_ros.findings import Finding, Verdict
+from sam2_ros.parameters import Parameters
+
+MARKS = {Verdict.GOOD: ('ok', 'green'), Verdict.DOUBTFUL: ('warn', 'yellow'), Verdict.BAD: ('FAIL', 'bold red')}
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog='sam2_check', description=__doc__,
+        epilog='ROS arguments as for the node: --ros-args --params-file FILE, -r image:=TOPIC, -p use_sim_time:=true. '
+               'Exit code 1 when something has failed.')
+    parser.add_argument('--image-topic', action='append', metavar='TOPIC',
+                        help='of a camera (default: image); again for each further camera')
+    parser.add_argument('--depth-topic', action='append', metavar='TOPIC',
+                        help='of the depth that belongs to it (default: depth); as often as --image-topic')
+    parser.add_argument('--camera-info-topic', action='append', metavar='TOPIC',
+                        help='of its calibration (default: camera_info); as often as --image-topic')
+    parser.add_argument('--cameras', nargs='+', metavar='NAME',
+                        help='names of cameras as in the parameter cameras: NAME/image, NAME/depth, NAME/camera_info')
+    parser.add_argument('--image-transport', choices=('raw', 'compressed'))
+    parser.add_argument('--model', help='variant to look for')
+    parser.add_argument('--checkpoint', help='file with weights')
+    parser.add_argument('--device', help='cpu, cuda or cuda:N')
+    parser.add_argument('--node', default='sam2', help='name of the node (default: sam2)')
+    parser.add_argument('--seconds', type=float, default=3.0, help='how long to listen (default: 3)')
+    parser.add_argument('--json', action='store_true', help='for machines: a list of what, verdict and text')
+    options = parser.parse_args(arguments)
+    for name in ('depth_topic', 'camera_info_topic'):
+        given = getattr(options, name)
+        if given and len(given) != len(options.image_topic or ['image']):
+            parser.error(f'--{name.replace("_", "-")} is given {len(given)} times: must be as often as --image-topic')
+    if options.cameras and options.image_topic:
+        parser.error('--cameras and --image-topic: give one of them')
+    if not 0 < options.seconds <= 600:
+        parser.error(f'--seconds {options.seconds:g}: must lie between 0 and 600')
+    return options
+
+
+def cameras_of(options: argparse.Namespace, parameters: Parameters) -> list[CameraTopics]:
+    """Those named on the command line, else those of the parameter ``cameras``, else the one."""
+    names = options.cameras or (() if options.image_topic else parameters.cameras)
+    if names:
+        return [CameraTopics(name, f'{name}/image', f'{name}/depth', f'{name}/camera_info') for name in names]
+    images = options.image_topic or ['image']
+    depths = options.depth_topic or ['depth'] * len(images)
+    infos = options.camera_info_topic or ['camera_info'] * len(images)
+    return [CameraTopics(image if len(images) > 1 else '', image, depth, info, bool(options.depth_topic))
+            for image, depth, info in zip(images, depths, infos, strict=True)]
+
+
+def check(options: argparse.Namespace, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Look at everything; needs ``rclpy.init``. ``environment``: of the user's shell.
+
+    Raises rclpy's exceptions for ROS parameters out of range.
+    """
+    node = Node('sam2_check')
+    try:
+        Parameters.declare(node)
+        chosen = {name: value for name in ('model', 'checkpoint', 'device', 'image_transport')
+                  if (value := getattr(options, name)) is not None}
+        parameters = replace(Parameters.read(node), **chosen)
+        yield from check_machine(parameters, get_rmw_implementation_identifier(), environment)
+        sam2 = options.node if options.node.startswith('/') else f'{node.get_namespace().rstrip("/")}/{options.node}'
+        listener = Listener(node, sam2, parameters, cameras_of(options, parameters))
+        listener.listen(options.seconds)
+        yield from listener.findings()
+        listener.close()
+    finally:
+        node.destroy_node()
+
+
+def main(args: list[str] | None = None) -> int:
+    """Look at everything and print it. Returns the exit code: 1 when something has failed."""
+    options = parse(remove_ros_args(sys.argv if args is None else ['', *args])[1:])
+    console = Console(highlight=False, soft_wrap=True)
+    found = []
+    environment = dict(os.environ)  # as the user has it
+    use_image_profile()
+    rclpy.init(args=args)
+    try:
+        for finding in check(options, environment):
+            found.append(finding)
+            if not options.json:
+                console.print(_line(finding))
+    except (InvalidParameterTypeException, InvalidParameterValueException) as error:
+        print(f'sam2_check: {error}', file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, ExternalShutdownException):
+        return 1
+    finally:
+        rclpy.try_shutdown()
+    if options.json:
+        print(json.dumps([{'what': finding.what, 'verdict': finding.verdict.value, 'text': finding.text}
+                          for finding in found], indent=1))
+    return int(any(finding.verdict is Verdict.BAD for finding in found))
+
+
+def _line(finding: Finding) -> Text:
+    mark, style = MARKS[finding.verdict]
+    return Text.assemble((f'{mark:5}', style), (f'{finding.what:<14} ', 'bold'), finding.text)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""What sam2_check makes of one camera's topics: judgements of what has been listened to, without ROS at work."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from rclpy.qos import QoSCompatibility, qos_check_compatible
+from rclpy.topic_endpoint_info import TopicEndpointInfo
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from sam2_ros.conversions import ImageError, to_rgb
+from sam2_ros.findings import Finding, bad, doubtful, good
+from sam2_ros.parameters import Parameters
+
+DEPTH_TYPES = {'16UC1': np.uint16, '32FC1': np.float32}
+OLD = 1.0  # seconds
+AHEAD = 0.005
+LOSS_TOLERATED, LOSS_BAD = 0.01, 0.1
+REGULAR = 0.9  # share of the gaps between stamps that have to be multiples of the period
+LITTLE_DEPTH = 0.2  # share of valid pixels
+PROFILE_CURE = 'give the camera driver the image profile, see transport'
+
+
+@dataclass
+class Topic:
+    """A topic and what came on it while sam2_check listened."""
+
+    name: str  # in full
+    type: str  # as expected, 'sensor_msgs/msg/Image'
+    publishers: Sequence[TopicEndpointInfo] = ()
+    listeners: Sequence[TopicEndpointInfo] = ()  # of the node sam2; of sam2_check while that does not run
+    seconds: float = 0.0  # listened
+    stamps: list[int] = field(default_factory=list)  # ns, of each message
+    ages: list[float] = field(default_factory=list)  # seconds, at arrival
+    last: Image | CompressedImage | CameraInfo | None = None
+    elsewhere: Sequence[str] = ()  # other topics of this type
+
+
+def check_image(image: Topic, parameters: Parameters) -> Iterator[Finding]:
+    problem = check_connection(image)
+    if problem:
+        yield problem
+        return
+    yield check_rate(image)
+    try:
+        picture = to_rgb(image.last)
+    except ImageError as error:
+        yield bad('image', f'{image.name}: {error}')
+    else:
+        height, width = picture.shape[:2]
+        kind = image.last.format if isinstance(image.last, CompressedImage) else image.last.encoding
+        yield good('image', f'{width} x {height} pixels, {kind}')
+    yield check_stamps(image)
+    if image.last.header.frame_id:
+        yield good('frame', image.last.header.frame_id)
+    else:
+        yield bad('frame', f'{image.name} has an empty frame_id: set it in the camera driver, TF needs it')
+
+
+def check_connection(topic: Topic) -> Finding | None:
+    """Why nothing can come, or came, on a topic; None when something did."""
+    if not topic.publishers:
+        others = f'; {topic.type} is on {", ".join(topic.elsewhere)}: remap it' if topic.elsewhere else ''
+        return bad('publisher', f'nobody publishes {topic.name}: is the camera running, in this ROS_DOMAIN_ID?{others}')
+    types = {publisher.topic_type for publisher in topic.publishers}
+    if topic.type not in types:
+        return bad('type', f'{topic.name} is {" and ".join(sorted(types))}, expected {topic.type}: choose another '
+                           f'topic, or image_transport raw or compressed')
+    for publisher in topic.publishers:
+        for listener in topic.listeners:
+            verdict, reason = qos_check_compatible(publisher.qos_profile, listener.qos_profile)
+            if verdict == QoSCompatibility.ERROR:
+                return bad('QoS', f'{topic.name}: {full_name(publisher)} and {full_name(listener)} do not fit: '
+                                  f'{reason.replace("ERROR: ", "").strip(" ;").lower()}; ask for less with the '
+                                  f'parameters qos_overrides.{topic.name}.subscription.*')
+    if topic.last is None:
+        names = ', '.join(full_name(publisher) for publisher in topic.publishers)
+        return bad('rate', f'{topic.name}: {names} sends nothing that arrives in {topic.seconds:.0f} s: is it '
+                           f'streaming? If it is, {PROFILE_CURE}')
+    return None
+
+
+def check_rate(topic: Topic) -> Finding:
+    """How many arrive, and how many seem to be lost on the way."""
+    text = f'{len(topic.stamps) / topic.seconds:.1f} images/s'
+    lost = loss(topic.stamps)
+    if lost is None:
+        return good('rate', f'{text}; the stamps are not regular enough to tell whether any are lost')
+    text = f'{text}, {lost:.0%} lost'
+    if lost > LOSS_TOLERATED:
+        make = bad if lost > LOSS_BAD else doubtful
+        return make('rate', f'{text} on the way, or skipped by the camera: {PROFILE_CURE}')
+    return good('rate', text)
+
+
+def loss(stamps: Sequence[int]) -> float | None:
+    """Share of the images that are missing between the first and the last; None where stamps are not regular.
+
+    The period is that of the shorter gaps; a gap of n periods misses n - 1 images.
+    """
+    gaps = np.diff(np.sort(np.asarray(stamps, np.float64)))
+    gaps = gaps[gaps > 0]
+    if len(gaps) < 5:
+        return None
+    periods = gaps / np.percentile(gaps, 10)
+    periods /= np.median(periods[periods < 1.5])  # the jitter of one gap is no measure
+    if np.mean(np.abs(periods - np.round(periods)) < 0.25) < REGULAR:
+        return None
+    steps = np.maximum(np.round(periods), 1)
+    return float(1 - (len(steps) + 1) / (steps.sum() + 1))
+
+
+def check_stamps(topic: Topic) -> Finding:
+    """Against the clock that the node would have."""
+    if not all(topic.stamps):
+        return bad('stamps', f'{topic.name} has messages with stamp 0: have the camera stamp them; late prompts, depth '
+                             f'and TF go by it')
+    backwards = sum(later < earlier for earlier, later in zip(topic.stamps, topic.stamps[1:], strict=False))
+    age = float(np.median(topic.ages))
+    if age < -AHEAD:
+        return bad('stamps', f'{-age:.3f} s ahead of the clock: synchronise the clocks (chrony, PTP), or set '
+                             f'use_sim_time when a bag is played')
+    if age > OLD:
+        return bad('stamps', f'{age:.1f} s old at arrival: set use_sim_time when a bag is played, synchronise the '
+                             f'clocks (chrony, PTP), or find what delays the images')
+    if backwards:
+        return doubtful('stamps', f'{backwards} of {len(topic.stamps)} go back in time: are there two cameras on '
+                                  f'{topic.name}?')
+    return good('stamps', f'{1000 * age:.0f} ms old at arrival')
+
+
+def check_depth(depth: Topic, info: Topic, image: Topic, parameters: Parameters, wanted: bool) -> Iterator[Finding]:
+    """``wanted``: named by the user; otherwise having none is all right."""
+    if not depth.publishers and not wanted:
+        yield good('depth', f'none, nobody publishes {depth.name}: results are in pixels, without metres')
+        return
+    problem = check_connection(depth)
+    if problem:
+        yield _named('depth', problem)
+    elif depth.last.encoding not in DEPTH_TYPES:
+        yield bad('depth', f'encoding {depth.last.encoding!r}: must be 16UC1 (millimetres) or 32FC1 (metres)')
+    else:
+        yield from _check_depth_image(depth, image, parameters)
+    problem = check_connection(info)
+    if problem:
+        yield _named('camera_info', problem)
+    else:
+        yield check_camera_info(info.last, image)
+
+
+def _named(what: str, finding: Finding) -> Finding:
+    return Finding(f'{what} {finding.what}', finding.verdict, finding.text)
+
+
+def _check_depth_image(depth: Topic, image: Topic, parameters: Parameters) -> Iterator[Finding]:
+    size = _size(image.last) if image.last is not None else None
+    text = f'{depth.last.width} x {depth.last.height} pixels'
+    if size and size != (depth.last.width, depth.last.height):
+        yield bad('depth size', f'{text}: must be {size[0]} x {size[1]}, as the image; use the depth that is aligned '
+                                f'to the colour image (RealSense: align_depth.enable:=true)')
+    elif size:
+        yield good('depth size', f'{text}, as the image, {depth.last.encoding}')
+    yield check_pairs(image.stamps, depth.stamps, parameters.depth_tolerance)
+    yield check_valid(depth.last, parameters)
+
+
+def _size(message: Image | CompressedImage) -> tuple[int, int] | None:
+    """(width, height) in pixels; None when it cannot be told."""
+    if isinstance(message, Image):
+        return message.width, message.height
+    try:
+        height, width = to_rgb(message).shape[:2]
+    except ImageError:
+        return None
+    return width, height
+
+
+def check_pairs(images: Sequence[int], depths: Sequence[int], tolerance: float) -> Finding:
+    """Whether each image has a depth of its time. Stamps: ns; tolerance: seconds."""
+    first, last = min(depths), max(depths)
+    # those outside had theirs before or after sam2_check listened
+    inside = [stamp for stamp in images if first - tolerance * 1e9 <= stamp <= last + tolerance * 1e9]
+    if not inside:
+        distance = min(abs(image - depth) for image in images for depth in (first, last)) / 1e9 if images else 0.0
+        return bad('depth stamps', f'no image has a depth of its time, the nearest is {distance:.3f} s away: have the '
+                                   f'camera stamp both with the moment of exposure, by one clock')
+    distances = [min(abs(stamp - depth) for depth in depths) / 1e9 for stamp in inside]
+    matched = sum(distance <= tolerance for distance in distances) / len(distances)
+    text = f'{matched:.0%} of the images have depth within {tolerance:g} s'
+    if matched >= 0.95:
+        return good('depth stamps', text)
+    make = doubtful if matched >= 0.5 else bad
+    return make('depth stamps', f'{text} (depth_tolerance), the others are {np.median(distances):.3f} s away (median): '
+                                f'raise it for what does not move, or have the camera synchronise colour and depth')
+
+
+def check_valid(message: Image, parameters: Parameters) -> Finding:
+    """How much of a depth image says something."""
+    kind = np.dtype(DEPTH_TYPES[message.encoding]).newbyteorder('>' if message.is_bigendian else '<')
+    row = message.width * kind.itemsize
+    if not message.height or message.step < row or len(message.data) < message.step * (message.height - 1) + row:
+        return bad('depth values', f'{len(message.data)} bytes of data for {message.width} x {message.height} pixels '
+                                   f'with step {message.step}: send the whole image')
+    values = np.ndarray((message.height, message.width), kind, message.data, strides=(message.step, kind.itemsize))
+    metres = values / 1000 if message.encoding == '16UC1' else values
+    with np.errstate(invalid='ignore'):
+        valid = (metres >= parameters.depth_min) & (metres <= parameters.depth_max)
+    share = float(valid.mean())
+    text = f'{share:.0%} of the pixels between {parameters.depth_min:g} and {parameters.depth_max:g} m'
+    if share == 0 and np.nanmax(metres) > parameters.depth_max:
+        return bad('depth values', f'{text}, the largest is {np.nanmax(metres):g} m: are they in another unit? 16UC1 '
+                                   f'are millimetres, 32FC1 metres')
+    if share < LITTLE_DEPTH:
+        return doubtful('depth values', f'{text}: is the lens covered, the scene too near, the range (depth_min, '
+                                        f'depth_max) right?')
+    return good('depth values', text)
+
+
+def check_camera_info(info: CameraInfo, image: Topic) -> Finding:
+    if info.k[0] <= 0 or info.k[4] <= 0:
+        return bad('camera_info', f'focal length {info.k[0]:g}, {info.k[4]:g}: the camera is not calibrated; calibrate '
+                                  f'it (camera_calibration) and give the file to its driver')
+    size = _size(image.last) if image.last is not None else None
+    if size and size != (info.width, info.height):
+        return bad('camera_info', f'for {info.width} x {info.height} pixels: must be {size[0]} x {size[1]}, as the '
+                                  f'image; take the camera_info of the same camera and resolution')
+    if image.last is not None and info.header.frame_id != image.last.header.frame_id:
+        return doubtful('camera_info', f'frame {info.header.frame_id!r}, the image has '
+                                       f'{image.last.header.frame_id!r}: take the camera_info of the same camera')
+    return good('camera_info', f'focal length {info.k[0]:.0f}, {info.k[4]:.0f} pixels')
+
+
+def full_name(endpoint: TopicEndpointInfo) -> str:
+    return f'{endpoint.node_namespace.rstrip("/")}/{endpoint.node_name}'

@@ -1,0 +1,157 @@
+"""How sam2_check listens: to the topics of cameras, as the node would, and to the node itself."""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from lifecycle_msgs.srv import GetState
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, qos_profile_sensor_data
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.topic_endpoint_info import TopicEndpointInfo
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from sam2_ros.check_camera import Topic, check_depth, check_image, full_name
+from sam2_ros.conversions import to_nanoseconds
+from sam2_ros.findings import Finding, Verdict, bad, doubtful, good
+from sam2_ros.parameters import Parameters
+
+DISCOVERY = 5.0  # seconds until what is there has been heard of; it takes 0.2 to 3
+ANSWER = 2.0  # seconds for the node to tell its state
+ELSEWHERE = 8  # other topics that are named where one is missing
+TYPES = {Image: 'sensor_msgs/msg/Image', CompressedImage: 'sensor_msgs/msg/CompressedImage',
+         CameraInfo: 'sensor_msgs/msg/CameraInfo'}
+
+
+@dataclass(frozen=True)
+class CameraTopics:
+    """What one camera is looked for on, names as given by the user. depth and camera_info None: the node's default."""
+
+    name: str  # empty: the only one
+    image: str
+    depth: str
+    camera_info: str
+    depth_wanted: bool = False
+
+
+class Listener:
+    """Subscribes to the topics of cameras and keeps what is needed to judge them."""
+
+    def __init__(self, node: Node, sam2: str, parameters: Parameters, cameras: list[CameraTopics]) -> None:
+        """``sam2``: the full name of the node that is to use the cameras."""
+        self._node, self._sam2, self._parameters = node, sam2, parameters
+        self._executor = SingleThreadedExecutor(context=node.context)
+        self._executor.add_node(node)
+        compressed = parameters.image_transport == 'compressed'
+        self._cameras = []
+        for camera in cameras:
+            name = node.resolve_topic_name(camera.image)
+            image = (CompressedImage, f'{name}/compressed') if compressed else (Image, name)
+            topics = [self._listen(*image)]
+            if parameters.use_depth:
+                topics += [self._listen(Image, node.resolve_topic_name(camera.depth)),
+                           self._listen(CameraInfo, node.resolve_topic_name(camera.camera_info))]
+            self._cameras.append((camera, topics))
+        self._statuses: dict[str, DiagnosticStatus] = {}
+        node.create_subscription(DiagnosticArray, '/diagnostics', self._on_diagnostics, QoSProfile(depth=10))
+        self._get_state = node.create_client(GetState, f'{sam2}/get_state')
+
+    def _listen(self, kind: type, name: str) -> Topic:
+        topic = Topic(name, TYPES[kind])
+
+        def keep(message: Image | CompressedImage | CameraInfo) -> None:
+            stamp = to_nanoseconds(message.header.stamp)
+            topic.stamps.append(stamp)
+            topic.ages.append((self._node.get_clock().now().nanoseconds - stamp) / 1e9)
+            topic.last = message
+        self._node.create_subscription(kind, name, keep, qos_profile_sensor_data,
+                                       qos_overriding_options=QoSOverridingOptions.with_default_policies())
+        return topic
+
+    def _on_diagnostics(self, array: DiagnosticArray) -> None:
+        for status in array.status:
+            if status.name.startswith(f'{self._sam2.lstrip("/")}: '):
+                self._statuses[status.name] = status
+
+    def listen(self, seconds: float) -> None:
+        """Listen so long, from when the cameras have been found."""
+        topics = [topic for _, found in self._cameras for topic in found]
+        self._spin(DISCOVERY, lambda: all(topic.last is not None for topic in topics))
+        for topic in topics:
+            topic.stamps.clear()
+            topic.ages.clear()
+            topic.seconds = seconds
+        self._spin(seconds, lambda: False)
+        known = self._node.get_topic_names_and_types()
+        for topic in topics:
+            if not topic.stamps:
+                topic.last = None
+            topic.publishers = self._node.get_publishers_info_by_topic(topic.name)
+            listeners = self._node.get_subscriptions_info_by_topic(topic.name)
+            topic.listeners = (self._of(self._sam2, listeners)
+                               or self._of(self._node.get_fully_qualified_name(), listeners))
+            topic.elsewhere = [name for name, types in known if topic.type in types
+                               and self._node.count_publishers(name)
+                               and not name.startswith(f'{self._sam2}/')][:ELSEWHERE]
+
+    def _of(self, node: str, endpoints: list[TopicEndpointInfo]) -> list[TopicEndpointInfo]:
+        return [endpoint for endpoint in endpoints if full_name(endpoint) == node]
+
+    def _spin(self, seconds: float, done: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0 and not done():
+            self._executor.spin_once(timeout_sec=min(left, 0.1))
+
+    def findings(self) -> Iterator[Finding]:
+        """About each camera, the clock and the node, after ``listen``."""
+        for camera, (image, *depth) in self._cameras:
+            found = [*check_image(image, self._parameters)]
+            if depth:
+                found += check_depth(*depth, image, self._parameters, camera.depth_wanted)
+            for finding in found:
+                yield replace(finding, what=f'{camera.name} {finding.what}') if camera.name else finding
+        yield from self._check_clock()
+        yield from self._check_node([topics[0] for _, topics in self._cameras])
+
+    def _check_clock(self) -> Iterator[Finding]:
+        simulated = self._node.get_parameter('use_sim_time').value
+        published = self._node.count_publishers('/clock')
+        if published and not simulated:
+            yield doubtful('clock', 'somebody publishes /clock, a bag or a simulator: set use_sim_time if the images '
+                                    'come from there (--ros-args -p use_sim_time:=true)')
+        elif simulated and not published:
+            yield bad('clock', 'use_sim_time is set and nobody publishes /clock: play the bag with --clock, or set '
+                               'use_sim_time to false')
+
+    def _check_node(self, images: list[Topic]) -> Iterator[Finding]:
+        if not self._get_state.service_is_ready():
+            yield doubtful('node', f'{self._sam2} does not run: ros2 launch sam2_ros sam2.launch.py')
+            return
+        future = self._get_state.call_async(GetState.Request())
+        self._spin(ANSWER, future.done)
+        if not future.done():
+            yield bad('node', f'{self._sam2} does not tell its state within {ANSWER:g} s: see its log, start it again')
+            return
+        state = future.result().current_state.label
+        steps = {'unconfigured': 'configure', 'inactive': 'activate'}
+        if state != 'active':
+            yield doubtful('node', f'{self._sam2} is {state}' + (
+                f': ros2 lifecycle set {self._sam2} {steps[state]}' if state in steps else ''))
+        else:
+            deaf = [image.name for image in images
+                    if not self._of(self._sam2, self._node.get_subscriptions_info_by_topic(image.name))]
+            if deaf:
+                yield bad('node', f'{self._sam2} is active, but does not listen to {", ".join(deaf)}: remap its topic '
+                                  f'image (image_topic:=... of the launch file)')
+            else:
+                yield good('node', f'{self._sam2} is active')
+        verdicts = {DiagnosticStatus.WARN: Verdict.DOUBTFUL, DiagnosticStatus.ERROR: Verdict.BAD}
+        for name, status in sorted(self._statuses.items()):
+            if status.level in verdicts:
+                yield Finding('node says', verdicts[status.level], f'{name.partition(": ")[2]}: {status.message}')
+
+    def close(self) -> None:
+        self._executor.shutdown()

@@ -1,0 +1,150 @@
+"""What sam2_check finds out without listening: Python packages, device, weights, how images travel."""
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from sam2_ros.dds import PROFILE_VARIABLES, TRANSPORT_VARIABLE, image_profile
+from sam2_ros.findings import Finding, Verdict, bad, doubtful, good
+from sam2_ros.parameters import Parameters
+
+PACKAGES = {  # module: how to get it
+    'torch': 'pip install torch, built for the CUDA of this machine (docs/install.md)',
+    'numpy': 'apt install python3-numpy', 'cv2': 'apt install python3-opencv',
+    'safetensors': 'pip install safetensors', 'sam2_core': 'build the package and source its setup file',
+    'sam2_ros.msg': 'build the package and source its setup file'}
+OPTIONAL = {'huggingface_hub': 'official weights cannot be fetched', 'vision_msgs': 'no detections in and out'}
+SEGMENT = 64 * 2**20  # bytes of shared memory for each process, as in config/fastdds_images.xml
+LITTLE_GPU_MEMORY = 2 * 2**30
+RECEIVE_BUFFER = 10 * 2**20  # bytes; an image is many UDP packets at once
+
+
+def check_machine(parameters: Parameters, middleware: str, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """``middleware``: the name of the RMW implementation in use; ``environment``: of the user's shell."""
+    packages = list(check_packages())
+    yield from packages
+    if any(finding.verdict is Verdict.BAD for finding in packages):
+        return  # the rest needs them
+    yield check_device(parameters.device)
+    yield check_weights(parameters.model, parameters.checkpoint)
+    yield check_transport(middleware, environment)
+    if 'fastrtps' in middleware:
+        yield check_shared_memory(Path('/dev/shm'))
+
+
+def check_packages(required: Mapping[str, str] = PACKAGES, optional: Mapping[str, str] = OPTIONAL) -> Iterator[Finding]:
+    """``required``: modules and how to get them; ``optional``: modules and what is not there without them."""
+    found = [f'Python {platform.python_version()}']
+    for name in [*required, *optional]:
+        try:
+            module = importlib.import_module(name)
+        except ImportError as error:
+            if name in required:
+                yield bad('packages', f'{name} cannot be imported ({error}): {required[name]}')
+            else:
+                found.append(f'no {name} ({optional[name]})')
+        else:
+            found.append(f'{name} {_version(name, module)}'.rstrip())
+    yield good('packages', ', '.join(found))
+
+
+def _version(name: str, module) -> str:
+    if version := getattr(module, '__version__', ''):
+        return version
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # as from apt
+        return ''
+
+
+def check_device(device: str) -> Finding:
+    """``device``: as the parameter."""
+    import torch
+    chosen = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    if not chosen.startswith('cuda'):
+        return doubtful('device', f'{chosen} with {os.cpu_count()} cores, no GPU: nano takes about a tenth of a second '
+                                  f'for an image, sam2.1_hiera_tiny seconds; use a machine with a GPU for those')
+    if not torch.cuda.is_available():
+        return bad('device', f'{chosen}: PyTorch {torch.__version__} sees no GPU; install its CUDA build and the '
+                             f'driver, or set device:=cpu')
+    index = int(chosen.partition(':')[2] or 0)
+    if index >= torch.cuda.device_count():
+        return bad('device', f'{chosen}: this machine has {torch.cuda.device_count()} GPUs, counted from 0')
+    free, total = torch.cuda.mem_get_info(index)
+    text = f'{chosen}: {torch.cuda.get_device_name(index)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free'
+    if free < LITTLE_GPU_MEMORY:
+        return doubtful('device', f'{text}: end what else runs on it, or take a smaller model')
+    return good('device', text)
+
+
+def check_weights(model: str, checkpoint: str) -> Finding:
+    """``model`` and ``checkpoint``: as the parameters. Nothing is fetched."""
+    from sam2_core.checkpoint import OFFICIAL, find_weights, read_weights, recognise, verify
+    from sam2_core.config import VARIANTS
+    try:
+        if checkpoint:
+            name = recognise(read_weights(Path(checkpoint)), checkpoint)
+            if model and name != model:
+                return bad('weights', f'{checkpoint} is a {name}, the parameter model is {model!r}: set model:={name}, '
+                                      f"or model:='' to go by the checkpoint")
+            return good('weights', f'{name}, from {checkpoint}')
+        if model not in VARIANTS:
+            return bad('weights', f'model {model!r}: must be one of {", ".join(VARIANTS)}')
+        if model not in OFFICIAL:
+            read_weights(find_weights(model))
+            return good('weights', f'{model}, packaged')
+        official = OFFICIAL[model]
+        from huggingface_hub import try_to_load_from_cache
+        cached = try_to_load_from_cache(official.repository, official.filename)
+        if not isinstance(cached, str):
+            size = f' ({official.size / 1e6:.0f} MB)' if official.size else ''
+            return doubtful('weights', f'{model} is not here yet, configure fetches it{size} from huggingface.co: '
+                                       f'where there is no connection then, give a file as checkpoint')
+        verify(Path(cached), official)
+    except (ImportError, OSError, ValueError) as error:
+        return bad('weights', f'{error}')
+    return good('weights', f'{model}, cached, sha256 as published')
+
+
+def check_transport(middleware: str, environment: Mapping[str, str]) -> Finding:
+    """Whether whole images get through, as far as this shell decides it."""
+    domain = f'{middleware}, domain {environment.get("ROS_DOMAIN_ID") or 0}'
+    if 'fastrtps' not in middleware:
+        limit = int(Path('/proc/sys/net/core/rmem_max').read_text())
+        if limit < RECEIVE_BUFFER:
+            return doubtful('transport', f'{domain}: net.core.rmem_max is {limit} bytes, images of more are lost: '
+                                         f'sudo sysctl -w net.core.rmem_max={2**31 - 1}')
+        return good('transport', domain)
+    if environment.get(TRANSPORT_VARIABLE):
+        return doubtful('transport', f'{domain}: {TRANSPORT_VARIABLE} is set, the image profile is not used: unset it '
+                                     f'if images are lost')
+    chosen = {name: environment.get(name, '') for name in PROFILE_VARIABLES}
+    exports = ' '.join(f'{name}={image_profile()}' for name in PROFILE_VARIABLES)
+    for name, path in chosen.items():
+        if path and not Path(path).is_file():
+            return bad('transport', f'{domain}: {name}={path}: no such file; export {exports}')
+    if not any(chosen.values()):
+        return doubtful('transport', f'{domain}: sam2_node takes the image profile by itself, the camera driver does '
+                                     f'not: export {exports} where it is started')
+    if not all(chosen.values()) or len({*chosen.values()}) > 1:
+        return doubtful('transport', f'{domain}: Fast DDS reads one of {" and ".join(PROFILE_VARIABLES)}, depending on '
+                                     f'its version, and they differ: export {exports}')
+    return good('transport', f'{domain}, image profile {chosen[PROFILE_VARIABLES[0]]}')
+
+
+def check_shared_memory(folder: Path) -> Finding:
+    """Room for the segments of a camera and the node."""
+    try:
+        room = os.statvfs(folder)
+    except OSError as error:
+        return bad('shared memory', f'{folder} cannot be used ({error.strerror}): mount a tmpfs there')
+    free = room.f_bavail * room.f_frsize
+    text = f'{free / 2**20:.0f} MiB free in {folder}'
+    if free < 2 * SEGMENT:
+        return bad('shared memory', f'{text}, camera and node need {2 * SEGMENT / 2**20:.0f}: in a container, '
+                                    f'docker run --shm-size=1g, or --ipc=host')
+    return good('shared memory', text)

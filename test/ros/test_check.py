@@ -1,0 +1,347 @@
+"""What sam2_check says about a machine and about what came on a camera's topics: no process, no DDS."""
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builtin_interfaces.msg import Time
+from hypothesis import given
+from hypothesis import strategies as st
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.topic_endpoint_info import TopicEndpointInfo
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Header
+
+from sam2_core.checkpoint import OFFICIAL
+from sam2_ros.check import cameras_of, main, parse
+from sam2_ros.check_camera import (
+    Topic,
+    check_camera_info,
+    check_connection,
+    check_depth,
+    check_image,
+    check_pairs,
+    check_rate,
+    check_stamps,
+    check_valid,
+    loss,
+)
+from sam2_ros.check_machine import check_device, check_packages, check_shared_memory, check_transport, check_weights
+from sam2_ros.conversions import from_pixels
+from sam2_ros.dds import PROFILE_VARIABLES, image_profile
+from sam2_ros.findings import Verdict
+from sam2_ros.parameters import Parameters
+
+GOOD, DOUBTFUL, BAD = Verdict
+PERIOD = 33_333_333  # ns
+START = 1_700_000_000_000_000_000
+HEADER = Header(stamp=Time(sec=1_700_000_000), frame_id='camera')
+BEST_EFFORT = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
+RELIABLE = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
+
+
+def endpoint(node: str, qos: QoSProfile = BEST_EFFORT, kind: str = 'sensor_msgs/msg/Image') -> TopicEndpointInfo:
+    return TopicEndpointInfo(node_name=node, node_namespace='/', topic_type=kind, qos_profile=qos)
+
+
+def image_topic(message=None, **changes) -> Topic:
+    """A camera of 640 x 480 pixels and 30 images per second that does everything right."""
+    if message is None:
+        message = from_pixels(np.zeros((480, 640, 3), np.uint8), 'rgb8', HEADER)
+    return Topic(**{'name': '/camera/image', 'type': 'sensor_msgs/msg/Image', 'publishers': [endpoint('driver')],
+                    'listeners': [endpoint('sam2')], 'seconds': 3.0, 'last': message, 'ages': [0.01] * 90,
+                    'stamps': [START + number * PERIOD for number in range(90)]} | changes)
+
+
+def depth_topic(values: np.ndarray, encoding: str = '16UC1', **changes) -> Topic:
+    return image_topic(from_pixels(values, encoding, HEADER), **{'name': '/camera/depth'} | changes)
+
+
+def info_topic(**changes) -> Topic:
+    return image_topic(camera_info(), name='/camera/camera_info', type='sensor_msgs/msg/CameraInfo',
+                       publishers=[endpoint('driver', kind='sensor_msgs/msg/CameraInfo')], **changes)
+
+
+def camera_info(width: int = 640, height: int = 480, focal: float = 500.0, frame: str = 'camera') -> CameraInfo:
+    return CameraInfo(header=Header(frame_id=frame), width=width, height=height,
+                      k=[focal, 0.0, width / 2, 0.0, focal, height / 2, 0.0, 0.0, 1.0])
+
+
+def metre(height: int = 480, width: int = 640) -> np.ndarray:
+    return np.full((height, width), 1000, np.uint16)
+
+
+def worst(findings) -> Verdict:
+    return max((finding.verdict for finding in findings), key=list(Verdict).index)
+
+
+# --- the image
+
+def test_a_good_camera_is_good_in_everything():
+    found = [*check_image(image_topic(), Parameters()),
+             *check_depth(depth_topic(metre()), info_topic(), image_topic(), Parameters(), wanted=True)]
+    assert worst(found) is GOOD, found
+    assert [finding.what for finding in found] == [
+        'rate', 'image', 'stamps', 'frame', 'depth size', 'depth stamps', 'depth values', 'camera_info']
+    assert found[0].text == '30.0 images/s, 0% lost'
+    assert found[1].text == '640 x 480 pixels, rgb8'
+
+
+@pytest.mark.parametrize(('changes', 'what', 'text'), [
+    ({'publishers': []}, 'publisher', 'nobody publishes /camera/image: is the camera running, in this ROS_DOMAIN_ID?'),
+    ({'publishers': [], 'elsewhere': ['/usb_cam/image_raw']}, 'publisher', 'is on /usb_cam/image_raw: remap it'),
+    ({'publishers': [endpoint('driver', kind='sensor_msgs/msg/PointCloud2')]}, 'type',
+     '/camera/image is sensor_msgs/msg/PointCloud2, expected sensor_msgs/msg/Image'),
+    ({'listeners': [endpoint('sam2', RELIABLE)]}, 'QoS',
+     '/driver and /sam2 do not fit: best effort publisher and reliable subscription; ask for less'),
+    ({'listeners': [endpoint('sam2', QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT,
+                                                durability=DurabilityPolicy.TRANSIENT_LOCAL))]}, 'QoS',
+     'volatile publisher and transient local subscription'),
+    ({'last': None, 'stamps': []}, 'rate', '/driver sends nothing that arrives in 3 s'),
+])
+def test_what_keeps_images_from_coming_is_named(changes, what, text):
+    finding, = check_image(image_topic(**changes), Parameters())
+    assert (finding.what, finding.verdict) == (what, BAD)
+    assert text in finding.text
+
+
+def test_a_reliable_camera_serves_a_listener_that_asks_for_less():
+    assert check_connection(image_topic(publishers=[endpoint('driver', RELIABLE)])) is None
+
+
+def test_an_encoding_that_is_not_supported_is_named():
+    bayer = Image(header=HEADER, height=480, width=640, encoding='bayer_rggb8', step=640)
+    finding = [*check_image(image_topic(bayer), Parameters())][1]
+    assert (finding.what, finding.verdict) == ('image', BAD)
+    assert "'bayer_rggb8': not supported; publish one of rgb8" in finding.text
+
+
+def test_an_image_without_frame_is_named():
+    message = from_pixels(np.zeros((8, 8, 3), np.uint8), 'rgb8', Header(stamp=HEADER.stamp))
+    assert 'empty frame_id: set it' in [*check_image(image_topic(message), Parameters())][-1].text
+
+
+# --- rate
+
+@given(lost=st.floats(0, 0.85), jitter=st.floats(0, 0.08), period=st.floats(0.005, 1.0), seed=st.integers(0, 1000))
+def test_lost_images_are_counted_by_the_gaps_they_leave(lost, jitter, period, seed):
+    """Within what so few images can tell; that nothing is lost is said exactly."""
+    rng = np.random.default_rng(seed)
+    kept = rng.random(400) >= lost
+    stamps = (np.arange(400) + rng.uniform(-jitter, jitter, 400)) * period * 1e9 + START
+    seen = stamps[kept]
+    first, last = np.flatnonzero(kept)[[0, -1]]
+    assert loss([int(stamp) for stamp in seen]) == pytest.approx(1 - kept[first:last + 1].mean(), abs=1e-6)
+
+
+def test_no_loss_is_claimed_where_stamps_are_irregular():
+    rng = np.random.default_rng(0)
+    assert loss([int(START + stamp * 1e9) for stamp in np.cumsum(rng.exponential(0.1, 100))]) is None
+    assert loss([START, START + PERIOD]) is None
+    assert check_rate(image_topic(stamps=[START])).verdict is GOOD
+
+
+@pytest.mark.parametrize(('missing', 'verdict'), [(0, GOOD), (4, DOUBTFUL), (60, BAD)])
+def test_the_more_is_lost_the_worse_it_is(missing, verdict):
+    stamps = [stamp for number, stamp in enumerate(image_topic().stamps) if not 10 < number <= 10 + missing]
+    finding = check_rate(image_topic(stamps=stamps))
+    assert finding.verdict is verdict
+    assert ('image profile' in finding.text) == (verdict is not GOOD)
+
+
+# --- stamps
+
+@pytest.mark.parametrize(('changes', 'verdict', 'text'), [
+    ({'ages': [0.05] * 9}, GOOD, '50 ms old'),
+    ({'stamps': [0] * 9}, BAD, 'have the camera stamp them'),
+    ({'ages': [-0.4] * 9}, BAD, '0.400 s ahead of the clock: synchronise the clocks'),
+    ({'ages': [86400.0] * 9}, BAD, '86400.0 s old at arrival: set use_sim_time'),
+    ({'stamps': [START, START + PERIOD, START - PERIOD]}, DOUBTFUL, 'are there two cameras on /camera/image?'),
+])
+def test_stamps_are_held_against_the_clock(changes, verdict, text):
+    finding = check_stamps(image_topic(**changes))
+    assert finding.verdict is verdict and text in finding.text
+
+
+# --- depth and camera_info
+
+def test_no_depth_is_all_right_unless_it_was_asked_for():
+    nothing = depth_topic(metre(), publishers=[], last=None, stamps=[])
+    finding, = check_depth(nothing, info_topic(), image_topic(), Parameters(), wanted=False)
+    assert finding.verdict is GOOD and 'without metres' in finding.text
+    found = [*check_depth(nothing, info_topic(), image_topic(), Parameters(), wanted=True)]
+    assert (found[0].what, found[0].verdict) == ('depth publisher', BAD)
+
+
+def test_depth_of_another_size_is_named_with_the_cure():
+    found = [*check_depth(depth_topic(metre(240, 320)), info_topic(), image_topic(), Parameters(), wanted=True)]
+    assert found[0].verdict is BAD
+    assert found[0].text.startswith('320 x 240 pixels: must be 640 x 480, as the image; use the depth that is aligned')
+
+
+def test_depth_is_compared_with_the_size_of_a_compressed_image():
+    import cv2
+    data = cv2.imencode('.png', np.zeros((480, 640, 3), np.uint8))[1].tobytes()
+    image = image_topic(CompressedImage(header=HEADER, format='png', data=data))
+    good, small = (next(check_depth(depth_topic(values), info_topic(), image, Parameters(), wanted=True))
+                   for values in (metre(), metre(240, 320)))
+    assert (good.verdict, small.verdict) == (GOOD, BAD)
+
+
+def test_depth_in_a_strange_encoding_is_named():
+    depth = depth_topic(np.zeros((480, 640), np.uint8), 'mono8')
+    found = [*check_depth(depth, info_topic(), image_topic(), Parameters(), wanted=True)]
+    assert found[0].verdict is BAD and 'must be 16UC1 (millimetres) or 32FC1 (metres)' in found[0].text
+
+
+@pytest.mark.parametrize(('offset', 'every', 'verdict', 'text'), [
+    (0, 1, GOOD, '100% of the images have depth'), (0.005, 1, GOOD, '100%'),
+    (0, 2, DOUBTFUL, 'within 0.01 s (depth_tolerance), the others are 0.'),
+    (0, 10, BAD, 'depth_tolerance'), (5.0, 1, BAD, 'no image has a depth of its time, the nearest is 2.033 s away')])
+def test_depth_has_to_be_of_the_time_of_the_image(offset, every, verdict, text):
+    images = image_topic().stamps
+    depths = [stamp + int(offset * 1e9) for stamp in images[::every]]
+    finding = check_pairs(images, depths, 0.01)
+    assert finding.verdict is verdict, finding
+    assert text in finding.text
+
+
+@pytest.mark.parametrize('encoding', ['16UC1', '32FC1'])
+@pytest.mark.parametrize(('share', 'verdict'), [(1.0, GOOD), (0.5, GOOD), (0.1, DOUBTFUL)])
+def test_the_share_of_valid_depth_is_told(encoding, share, verdict):
+    metres = np.zeros((100, 100))
+    metres[:int(100 * share)] = 1.5
+    values = (metres * 1000).astype(np.uint16) if encoding == '16UC1' else metres.astype(np.float32)
+    if encoding == '32FC1':
+        values[values == 0] = np.nan
+    finding = check_valid(from_pixels(values, encoding, HEADER), Parameters())
+    assert finding.verdict is verdict
+    assert finding.text.startswith(f'{share:.0%} of the pixels between 0.1 and 10 m')
+
+
+def test_depth_in_another_unit_is_named():
+    finding = check_valid(from_pixels(np.full((9, 9), 1500, np.float32), '32FC1', HEADER), Parameters())
+    assert finding.verdict is BAD and 'the largest is 1500 m: are they in another unit?' in finding.text
+
+
+def test_depth_that_is_cut_off_is_named():
+    message = from_pixels(metre(), '16UC1', HEADER)
+    message.data = message.data[:1000]
+    assert '1000 bytes of data for 640 x 480 pixels' in check_valid(message, Parameters()).text
+
+
+@pytest.mark.parametrize(('info', 'verdict', 'text'), [
+    (camera_info(), GOOD, 'focal length 500, 500 pixels'),
+    (camera_info(focal=0.0), BAD, 'the camera is not calibrated; calibrate it'),
+    (camera_info(1280, 720), BAD, 'for 1280 x 720 pixels: must be 640 x 480, as the image'),
+    (camera_info(frame='other'), DOUBTFUL, "frame 'other', the image has 'camera'")])
+def test_calibration_has_to_be_that_of_the_image(info, verdict, text):
+    finding = check_camera_info(info, image_topic())
+    assert finding.verdict is verdict and text in finding.text
+
+
+# --- the machine
+
+def test_missing_packages_are_named_with_the_cure():
+    found = [*check_packages({'json': '', 'no_such_module': 'pip install it'}, {'no_such_extra': 'no sauce'})]
+    assert [finding.verdict for finding in found] == [BAD, GOOD]
+    assert found[0].text.endswith(': pip install it')
+    assert 'no no_such_extra (no sauce)' in found[1].text
+    assert json.__version__ in found[1].text
+
+
+def test_a_gpu_that_is_not_there_is_named():
+    import torch
+    assert check_device('cpu').verdict is DOUBTFUL
+    if torch.cuda.is_available():
+        pytest.skip('there is a GPU')
+    assert check_device('').verdict is DOUBTFUL
+    finding = check_device('cuda:1')
+    assert finding.verdict is BAD and 'sees no GPU' in finding.text
+
+
+@pytest.fixture
+def empty_cache(monkeypatch, tmp_path):
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path))
+    return tmp_path
+
+
+def cached(folder: Path, model: str, content: bytes) -> None:
+    """Put a file into a Hugging Face cache as its published weights."""
+    official = OFFICIAL[model]
+    repository = folder / f'models--{official.repository.replace("/", "--")}'
+    snapshot = repository / 'snapshots' / 'abc'
+    snapshot.mkdir(parents=True)
+    (repository / 'refs').mkdir()
+    (repository / 'refs' / 'main').write_text('abc')
+    (snapshot / official.filename).write_bytes(content)
+
+
+def test_weights_that_are_not_here_are_no_failure_and_not_fetched(empty_cache):
+    finding = check_weights('sam2.1_hiera_tiny', '')
+    assert finding.verdict is DOUBTFUL
+    assert 'configure fetches it (156 MB)' in finding.text
+    assert not [*empty_cache.iterdir()]
+
+
+def test_weights_that_were_cut_off_are_named(empty_cache):
+    cached(empty_cache, 'sam2.1_hiera_tiny', b'half of it')
+    finding = check_weights('sam2.1_hiera_tiny', '')
+    assert finding.verdict is BAD
+    assert '10 bytes, the published file has 156008466: delete it' in finding.text
+
+
+@pytest.mark.parametrize(('model', 'checkpoint', 'verdict', 'text'), [
+    ('nano', '', GOOD, 'nano, packaged'),
+    ('sam3', '', BAD, "model 'sam3': must be one of nano"),
+    ('', '', BAD, "model '': must be one of nano"),
+    ('nano', '/no/such.pt', BAD, 'checkpoint /no/such.pt: no such file'),
+    ('nano', 'NANO', GOOD, 'nano, from '), ('', 'NANO', GOOD, 'nano, from '),
+    ('sam2.1_hiera_tiny', 'NANO', BAD, "is a nano, the parameter model is 'sam2.1_hiera_tiny': set model:=nano")])
+def test_weights_are_looked_for_as_the_node_would(model, checkpoint, verdict, text):
+    nano = Path(check_weights.__code__.co_filename).parents[1] / 'sam2_core' / 'weights' / 'nano.safetensors'
+    finding = check_weights(model, str(nano) if checkpoint == 'NANO' else checkpoint)
+    assert finding.verdict is verdict, finding
+    assert text in finding.text
+
+
+@pytest.mark.parametrize(('environment', 'verdict', 'text'), [
+    ({}, DOUBTFUL, 'the camera driver does not: export FASTRTPS_DEFAULT_PROFILES_FILE='),
+    (dict.fromkeys(PROFILE_VARIABLES, str(image_profile())), GOOD, 'image profile'),
+    ({PROFILE_VARIABLES[0]: str(image_profile())}, DOUBTFUL, 'depending on its version'),
+    (dict.fromkeys(PROFILE_VARIABLES, '/no/such.xml'), BAD, '/no/such.xml: no such file'),
+    ({'FASTDDS_BUILTIN_TRANSPORTS': 'UDPv4'}, DOUBTFUL, 'FASTDDS_BUILTIN_TRANSPORTS is set')])
+def test_the_image_profile_has_to_be_in_the_environment(environment, verdict, text):
+    finding = check_transport('rmw_fastrtps_cpp', {**environment, 'ROS_DOMAIN_ID': '7'})
+    assert finding.verdict is verdict
+    assert text in finding.text and 'rmw_fastrtps_cpp, domain 7' in finding.text
+
+
+def test_shared_memory_has_to_be_there():
+    assert 'mount a tmpfs' in check_shared_memory(Path('/no/such/folder')).text
+    assert check_shared_memory(Path('/proc')).verdict is BAD  # a file system without any room
+
+
+# --- the command line
+
+def names(arguments: list[str], **parameters) -> list[tuple]:
+    cameras = cameras_of(parse(arguments), Parameters(**parameters))
+    return [(camera.name, camera.image, camera.depth, camera.camera_info) for camera in cameras]
+
+
+def test_cameras_are_those_of_the_node_unless_others_are_named():
+    assert names([]) == [('', 'image', 'depth', 'camera_info')]
+    assert names([], cameras=('front',)) == [('front', 'front/image', 'front/depth', 'front/camera_info')]
+    assert names(['--cameras', 'left', 'right'], cameras=('front',))[1][1] == 'right/image'
+    assert names(['--image-topic', '/a', '--image-topic', '/b', '--depth-topic', '/da', '--depth-topic', '/db']) == [
+        ('/a', '/a', '/da', 'camera_info'), ('/b', '/b', '/db', 'camera_info')]
+
+
+@pytest.mark.parametrize(('arguments', 'text'), [
+    (['--image-topic', '/a', '--depth-topic', '/b', '--depth-topic', '/c'], '--depth-topic is given 2 times'),
+    (['--cameras', 'a', '--image-topic', '/b'], 'give one of them'), (['--seconds', '0'], '--seconds 0: must lie')])
+def test_arguments_that_do_not_fit_are_named(arguments, text, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert text in capsys.readouterr().err

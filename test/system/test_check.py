@@ -1,0 +1,178 @@
+"""sam2_check as a process, beside real cameras: the demo's, and broken ones that the test plays."""
+import contextlib
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from domain_coordinator import domain_id
+from harness import PATIENCE, NodeProcess, Peer, image_message, running_node
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import CameraInfo, Image
+
+from sam2_ros.conversions import from_pixels
+from sam2_ros.dds import PROFILE_VARIABLES, TRANSPORT_VARIABLE
+
+CAMERA = (sys.executable, '-m', 'sam2_ros.demo')
+
+
+class Check:
+    """A run of sam2_check, started at once."""
+
+    def __init__(self, domain: int, *arguments: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, '-m', 'sam2_ros.check', '--seconds', '2', '--device', 'cpu', *arguments],
+            env={**os.environ, 'ROS_DOMAIN_ID': str(domain)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def result(self) -> tuple[int, str]:
+        """Exit code and output."""
+        output, errors = self._process.communicate(timeout=2 * PATIENCE)
+        assert 'Traceback' not in errors, errors
+        return self._process.returncode, output
+
+    def findings(self) -> tuple[int, dict[str, tuple[str, str]]]:
+        """Exit code, and verdict and text of each thing; with --json."""
+        code, output = self.result()
+        return code, {item['what']: (item['verdict'], item['text']) for item in json.loads(output)}
+
+
+@contextlib.contextmanager
+def demo_camera(folder, domain, **parameters):
+    process = NodeProcess(domain, folder / 'camera.log', {'rate': 10.0, 'width': 320, 'height': 240, **parameters},
+                          command=CAMERA)
+    try:
+        yield process
+    finally:
+        process.kill()
+
+
+class Rig:
+    """A camera with depth that does what the test wants, in the process of the peer."""
+
+    def __init__(self, peer: Peer, image_qos=qos_profile_sensor_data) -> None:
+        self._peer = peer
+        self._images = peer.node.create_publisher(Image, '/rig/image', image_qos)
+        self._depths = peer.node.create_publisher(Image, '/rig/depth', qos_profile_sensor_data)
+        self._infos = peer.node.create_publisher(CameraInfo, '/rig/camera_info', qos_profile_sensor_data)
+
+    def stream_while(self, check: Check, depth_size=(120, 160), frame_id='rig', step=lambda header: None) -> None:
+        while check.running:
+            header = self._peer.header()
+            header.frame_id = frame_id
+            step(header)
+            self._images.publish(image_message(np.full((120, 160, 3), 90, np.uint8), header))
+            self._depths.publish(from_pixels(np.full(depth_size, 900, np.uint16), '16UC1', header))
+            self._infos.publish(CameraInfo(header=header, width=160, height=120,
+                                           k=[150.0, 0.0, 80.0, 0.0, 150.0, 60.0, 0.0, 0.0, 1.0]))
+            self._peer.spin(0.05)
+
+
+RIG = ('--json', '--image-topic', '/rig/image', '--depth-topic', '/rig/depth',
+       '--camera-info-topic', '/rig/camera_info')
+
+
+@pytest.mark.parametrize('transport', ['raw', 'compressed'])
+def test_a_camera_that_works_gets_a_green_line_for_everything(tmp_path, transport):
+    with domain_id() as domain, demo_camera(tmp_path, domain, image_transport=transport):
+        code, output = Check(domain, '--image-transport', transport).result()
+    assert code == 0, output
+    lines = output.splitlines()
+    assert all(line.split()[0] in ('ok', 'warn') for line in lines), output
+    checked = {line.split()[1]: line for line in lines}
+    assert '320 x 240 pixels' in checked['image']
+    assert 'images/s' in checked['rate']
+    assert checked['stamps'].startswith('ok')
+    assert checked['frame'].split()[-1] == 'camera_optical_frame'
+
+
+def test_nobody_there_fails_and_names_what_is_there_instead(tmp_path):
+    with domain_id() as domain, demo_camera(tmp_path, domain):
+        code, found = Check(domain, '--json', '--image-topic', '/front/image').findings()
+    assert code == 1
+    verdict, text = found['publisher']
+    assert verdict == 'bad'
+    assert 'nobody publishes /front/image' in text
+    assert '/image' in text.partition('; sensor_msgs/msg/Image is on ')[2].removesuffix(': remap it').split(', ')
+    assert found['node'] == ('doubtful', '/sam2 does not run: ros2 launch sam2_ros sam2.launch.py')
+
+
+def test_a_camera_with_depth_is_checked_against_its_node(tmp_path):
+    with running_node(tmp_path, arguments=('-r', 'image:=/rig/image'), image_topic='rig/image') as peer:
+        rig = Rig(peer)
+        check = Check(peer.node.context.get_domain_id(), *RIG)
+        rig.stream_while(check)
+        code, found = check.findings()
+    assert code == 0, found
+    for what in ('rate', 'image', 'stamps', 'frame', 'depth size', 'depth stamps', 'depth values', 'camera_info',
+                 'node'):
+        assert found[what][0] == 'good', found[what]
+    assert found['depth size'][1] == '160 x 120 pixels, as the image, 16UC1'
+
+
+def test_a_camera_with_everything_wrong_is_told_so(tmp_path):
+    def spoil(header):
+        header.stamp.sec -= 86400
+
+    with running_node(tmp_path, arguments=('-r', 'image:=/another/image'), active=False) as peer:
+        rig = Rig(peer)
+        peer.wait_for(lambda: peer.state() == 'active', 'the node to be active')
+        check = Check(peer.node.context.get_domain_id(), *RIG)
+        rig.stream_while(check, depth_size=(60, 80), frame_id='', step=spoil)
+        code, found = check.findings()
+    assert code == 1
+    assert found['depth size'] == ('bad', '80 x 60 pixels: must be 160 x 120, as the image; use the depth that is '
+                                          'aligned to the colour image (RealSense: align_depth.enable:=true)')
+    assert found['stamps'][0] == 'bad' and 'set use_sim_time' in found['stamps'][1]
+    assert found['frame'][0] == 'bad'
+    assert found['node'] == ('bad', '/sam2 is active, but does not listen to /rig/image: remap its topic image '
+                                    '(image_topic:=... of the launch file)')
+
+
+def test_a_node_that_asks_for_more_than_the_camera_gives_is_named(tmp_path):
+    override = ('-r', 'image:=/rig/image', '-p', 'qos_overrides./rig/image.subscription.reliability:=reliable')
+    with running_node(tmp_path, arguments=override, active=False) as peer:
+        rig = Rig(peer)  # best effort
+        peer.wait_for(lambda: peer.state() == 'active', 'the node to be active')
+        check = Check(peer.node.context.get_domain_id(), *RIG)
+        rig.stream_while(check)
+        code, found = check.findings()
+    assert code == 1
+    assert found['QoS'] == ('bad', '/rig/image: /peer and /sam2 do not fit: best effort publisher and reliable '
+                                   'subscription; ask for less with the parameters '
+                                   'qos_overrides./rig/image.subscription.*')
+
+
+def test_what_keeps_the_node_from_its_model_is_in_the_check(tmp_path):
+    with running_node(tmp_path, {'checkpoint': '/no/such.pt'}, active=False) as peer:
+        peer.wait_for(lambda: 'cannot be loaded' in peer.process.log, 'the node to give up')
+        check = Check(peer.node.context.get_domain_id(), '--json', '--checkpoint', '/no/such.pt')
+        code, found = check.findings()
+    assert code == 1
+    assert found['weights'] == ('bad', 'checkpoint /no/such.pt: no such file')
+    assert found['node'] == ('doubtful', '/sam2 is unconfigured: ros2 lifecycle set /sam2 configure')
+    assert found['node says'][0] == 'bad' and 'checkpoint /no/such.pt: no such file' in found['node says'][1]
+
+
+def test_the_check_reads_the_parameters_file_of_the_node(tmp_path):
+    parameters = tmp_path / 'robot.yaml'
+    parameters.write_text('/**:\n  ros__parameters:\n    model: sam3\n    cameras: [front]\n')
+    with domain_id() as domain:
+        code, found = Check(domain, '--json', '--ros-args', '--params-file', str(parameters)).findings()
+    assert code == 1
+    assert found['weights'][1].startswith("model 'sam3': must be one of")
+    assert 'nobody publishes /front/image' in found['front publisher'][1]
+
+
+def test_the_profile_is_that_of_the_shell(monkeypatch):
+    for name in (*PROFILE_VARIABLES, TRANSPORT_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    with domain_id() as domain:
+        _, found = Check(domain, '--json').findings()
+    assert found['transport'][0] == 'doubtful'
+    assert f'export {PROFILE_VARIABLES[0]}=' in found['transport'][1]
