@@ -96,12 +96,10 @@ class Outputs:
         return [
             View('overlay', Image, RELIABLE, lambda frame, parameters: from_pixels(
                 draw_overlay(frame.image, frame.objects, parameters.overlay_opacity), 'rgb8', frame.header)),
-            View('points', PointCloud2, RELIABLE, lambda frame, parameters: points_message(
-                frame, parameters.cloud_stride)),
-            View('markers', MarkerArray, RELIABLE, lambda frame, parameters: self._markers.message(frame)),
-            View('background_depth', Image, RELIABLE, lambda frame, parameters: background_depth_message(frame)),
-            View('background_points', PointCloud2, RELIABLE, lambda frame, parameters: background_points_message(
-                frame, parameters.cloud_stride))]
+            View('points', PointCloud2, RELIABLE, points_message),
+            View('markers', MarkerArray, RELIABLE, self._markers.message),
+            View('background_depth', Image, RELIABLE, background_depth_message),
+            View('background_points', PointCloud2, RELIABLE, background_points_message)]
 
     def _age(self, stamp: Time) -> int:
         """Nanoseconds; 0 where a camera does not stamp its images: nothing can be said."""
