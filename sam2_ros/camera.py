@@ -15,6 +15,8 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import Trigger
 
 from sam2_core import EncodedImage, PromptError, Sam2Model, StreamTracker
+from sam2_ros.depth import DepthMailbox
+from sam2_ros.depth_topics import DepthTopics
 from sam2_ros.detections import DetectionGate
 from sam2_ros.diagnostics import WatchedCamera
 from sam2_ros.frame import Frame
@@ -45,6 +47,7 @@ class Camera:
         self._private = f'~/{name}' if name else '~'
         self._public = f'{name}/' if name else ''
         self._subscriptions: list = []
+        self._depth_topics: DepthTopics | None = None
         self._points = PointPrompts(node)
         # answers come from the worker: a call that waits for its own must not hold up any other callback
         waiting = ReentrantCallbackGroup()
@@ -57,8 +60,11 @@ class Camera:
     # --- lifecycle
 
     def configure(self, model: Sam2Model, parameters: Parameters, changed: threading.Condition) -> None:
+        depth = None
+        if parameters.use_depth:
+            depth = DepthMailbox(changed, self._node.resolve_topic_name(f'{self._public}depth'))
         self.stream = Stream(StreamTracker(model), parameters, changed, self._image_topic(parameters),
-                             self._node.get_logger())
+                             self._node.get_logger(), depth)
         self._outputs = Outputs(self._node, self._private)
         self._gate = DetectionGate()
         self.shedder = LoadShedder()
@@ -77,6 +83,8 @@ class Camera:
             self._node.create_subscription(PromptMessage, prompts, self._on_prompt, QoSProfile(depth=100)),
             self._node.create_subscription(PointStamped, f'{self._private}/prompt_point', self._on_prompt_point,
                                            QoSProfile(depth=10))]
+        if self.stream.depth is not None:
+            self._depth_topics = DepthTopics(self._node, self.stream.depth, self._public)
         if chosen.detections_topic:
             self._subscriptions.append(self._node.create_subscription(
                 vision_msgs.Detection2DArray, f'{self._public}{chosen.detections_topic}', self._on_detections,
@@ -88,6 +96,9 @@ class Camera:
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         self._subscriptions = []
+        if self._depth_topics is not None:
+            self._depth_topics.destroy()
+            self._depth_topics = None
 
     def deactivate(self, reason: str) -> None:
         """Refuse what still waits, when the worker has ended."""
@@ -120,7 +131,8 @@ class Camera:
 
     def _on_prompt_point(self, message: PointStamped) -> None:
         try:
-            prompt = self._points.prompt(message, self._camera_info(), self.stream.newest)
+            info = None if self.stream.depth is None else self.stream.depth.info
+            prompt = self._points.prompt(message, info, self.stream.newest)
         except PromptError as error:
             request = PromptRequest(PromptMessage(header=message.header), time.monotonic())
             self._outputs.answer(refuse(request, str(error)))

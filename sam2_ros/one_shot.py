@@ -5,7 +5,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from sensor_msgs.msg import CompressedImage, Image
@@ -17,11 +16,9 @@ from sam2_ros.conversions import ImageError, to_nanoseconds, to_rgb
 from sam2_ros.frame import TrackedObject, sighting
 from sam2_ros.history import History, NotKept
 from sam2_ros.prompting import to_prompt
+from sam2_ros.spatial import DepthFrame, measure
 from sam2_ros.srv import SegmentAll, SegmentImage
 from sam2_ros.states import probability, unit
-
-if TYPE_CHECKING:
-    from sam2_ros.spatial import DepthFrame
 
 PROMPTS_PER_SLICE = 4
 CLICKS_PER_SLICE = 16
@@ -189,7 +186,7 @@ class OneShots:
         """Whether there is something to work on."""
         return bool(self._open)
 
-    def advance(self) -> None:
+    def advance(self, edge_erosion: int) -> None:
         """A slice of work for the question whose turn it is. What the model raises is raised, and told to who asks."""
         call, picture = self._open.popleft()
         try:
@@ -203,7 +200,7 @@ class OneShots:
             if found is None:
                 self._open.append((call, picture))
             else:
-                call.reply(found)
+                call.reply(_placed(found, edge_erosion))
 
     def refuse(self, reason: str) -> None:
         """Give up all of them."""
@@ -211,3 +208,13 @@ class OneShots:
             call.reply(reason)
         self._waiting.clear()
         self._open.clear()
+
+
+def _placed(found: Found, edge_erosion: int) -> Found:
+    """With where the objects are, when the depth of the picture is known."""
+    depth = found.picture.depth
+    if depth is None:
+        return found
+    return replace(found, objects=[
+        item if item.box is None else replace(item, shape=measure(depth, item.mask, item.box, edge_erosion, None))
+        for item in found.objects])

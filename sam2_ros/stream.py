@@ -7,7 +7,6 @@ import traceback
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from builtin_interfaces.msg import Time
@@ -17,6 +16,7 @@ from std_msgs.msg import Header
 from sam2_core import EncodedImage, FrameResult, ImageSegmenter, StreamTracker
 from sam2_ros.catch_up import CatchUp, Late
 from sam2_ros.conversions import ImageError, to_nanoseconds, to_rgb
+from sam2_ros.depth import DepthMailbox
 from sam2_ros.frame import Frame, TrackedObject, sighting
 from sam2_ros.history import TIME_JUMP, History, Past
 from sam2_ros.mailbox import Mailbox
@@ -26,10 +26,7 @@ from sam2_ros.parameters import Parameters
 from sam2_ros.prompt_reader import PromptReader, Reading
 from sam2_ros.prompting import NEEDS_IMAGE, PromptAnswer, PromptRequest, refuse
 from sam2_ros.spatial import OrientedBox, measure
-from sam2_ros.states import ObjectStates, probability, unit
-
-if TYPE_CHECKING:
-    from sam2_ros.depth import DepthMailbox
+from sam2_ros.states import ObjectStates, probability, score_correction, unit
 
 WARN_EVERY = 5.0  # seconds
 STEPS_KNOWN = 64  # stamps of past steps that are kept: more than any object remembers
@@ -56,7 +53,7 @@ class Stream:
         self.topic = topic
         self._segmenter = ImageSegmenter(tracker.model)
         self._logger = logger
-        self._states = ObjectStates()
+        self._states = ObjectStates(score_correction(parameters))
         self._late = CatchUp()
         self._reader = PromptReader(self.history, self._late, topic)
         self._steps: deque[int] = deque(maxlen=STEPS_KNOWN)  # stamps of the tracker's steps, ns
@@ -117,6 +114,8 @@ class Stream:
             return False
         try:
             self._taken = Picture(message.header, to_rgb(message))
+            if self.depth is not None:
+                self.depth.expect(message.header)
         except ImageError as error:
             self.mailbox.count_dropped()
             self.meter.skipped(time.monotonic(), str(error))
@@ -203,8 +202,13 @@ class Stream:
 
     def _measure(self, picture: Picture, items: list[TrackedObject]) -> list[TrackedObject]:
         """The objects with where they are, if the depth of the image has come."""
-        if self.depth is not None and picture.depth is None:
-            picture.depth = self.depth.depth_for(picture.header, picture.image.shape[:2], self.parameters)
+        if self.depth is None:
+            return items
+        before = self.depth.report
+        picture.depth = self.depth.depth_for(picture.header, picture.image.shape[:2], self.parameters)
+        report = self.depth.report
+        if report.absent == before.absent:
+            self.meter.depth(time.monotonic(), report.reason)
         if picture.depth is None:
             return items
         measured = []
@@ -278,7 +282,7 @@ class Stream:
             return self._advance_late(*late)
         self._late_is_next = True
         if self._one_shots:
-            self._one_shots.advance()
+            self._one_shots.advance(self.parameters.edge_erosion)
         return []
 
     def _next_late(self) -> tuple[Late, Past] | None:
