@@ -1,0 +1,223 @@
+"""A processed frame as planners take it: label, class and confidence images, vision_msgs detections, object topics."""
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from rclpy.event_handler import PublisherEventCallbacks
+from rclpy.node import Node
+from rclpy.publisher import Publisher
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from sensor_msgs.msg import Image, PointCloud2
+from std_msgs.msg import Header, String
+
+from sam2_ros.clouds import box_pose, object_points_message, size_vector
+from sam2_ros.conversions import from_pixels
+from sam2_ros.frame import Frame, TrackedObject
+from sam2_ros.parameters import Parameters
+from sam2_ros.vision_messages import vision_msgs
+
+RELIABLE = QoSProfile(depth=5)
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+BACKGROUND, UNLABELED = 0, 255  # vision_msgs/LabelInfo: the highest class id means unlabelled
+RESERVED = {'background': BACKGROUND, 'unlabeled': UNLABELED}
+
+
+@dataclass(frozen=True)
+class View:
+    """A topic whose messages are built only while somebody subscribes to it."""
+
+    topic: str  # within the camera's names: instances is ~/instances or ~/NAME/instances
+    type: type
+    qos: QoSProfile
+    build: Callable[[Frame, Parameters], object | None]  # None: nothing can be said about this frame
+
+
+def planner_views(classes: ClassTable) -> list[View]:
+    """The views of one camera; those of vision_msgs only where it is installed."""
+    views = [
+        View('label_image', Image, RELIABLE,
+             lambda frame, parameters: from_pixels(label_image(frame), 'mono16', frame.header)),
+        View('class_image', Image, RELIABLE,
+             lambda frame, parameters: from_pixels(class_image(frame, classes), 'mono8', frame.header)),
+        View('confidence', Image, RELIABLE,
+             lambda frame, parameters: from_pixels(confidence_image(frame), 'mono8', frame.header))]
+    if vision_msgs is not None:
+        views += [
+            View('detections', vision_msgs.Detection2DArray, RELIABLE, lambda frame, parameters: detections_2d(frame)),
+            View('detections_3d', vision_msgs.Detection3DArray, RELIABLE,
+                 lambda frame, parameters: detections_3d(frame))]
+    return views
+
+
+# --- images
+
+def label_image(frame: Frame) -> np.ndarray:
+    """uint16 (H, W): the id of the object a pixel belongs to, 0: none. Where masks overlap, the higher score wins."""
+    return _painted(frame, np.uint16, lambda item: item.id)
+
+
+def class_image(frame: Frame, classes: ClassTable) -> np.ndarray:
+    """uint8 (H, W): the value of the label of the object that ``label_image`` has there."""
+    return _painted(frame, np.uint8, lambda item: classes.value(item.label))
+
+
+def confidence_image(frame: Frame) -> np.ndarray:
+    """uint8 (H, W): 255 times the score of the object that ``label_image`` has there."""
+    return _painted(frame, np.uint8, lambda item: round(255 * item.score))
+
+
+def _painted(frame: Frame, dtype: type, value: Callable[[TrackedObject], int]) -> np.ndarray:
+    picture = np.zeros(frame.image.shape[:2], dtype)
+    for item in sorted(frame.objects, key=lambda item: item.score):
+        if item.box is not None:
+            x0, y0, x1, y1 = item.box
+            picture[y0:y1, x0:x1][item.mask[y0:y1, x0:x1]] = value(item)
+    return picture
+
+
+class ClassTable:
+    """Which value each label has in the class image.
+
+    The names of the parameter class_names have 1, 2, ... in their order; a label that is not among them takes the next
+    value when it first appears, and keeps it as long as class_names stays. Objects without a label, and labels beyond
+    the 254th value, are UNLABELED.
+    """
+
+    def __init__(self) -> None:
+        self._names: tuple[str, ...] = ()
+        self._values = dict(RESERVED)
+        self._next = BACKGROUND + 1
+
+    def update(self, class_names: tuple[str, ...], labels: Iterable[str]) -> None:
+        """Take in the labels of a frame's objects."""
+        if class_names != self._names:
+            labels = [*self._values, *labels]
+            self._names = class_names
+            self._values = dict(RESERVED)
+            for value, name in enumerate(class_names[:UNLABELED - 1], BACKGROUND + 1):
+                self._values.setdefault(name, value)
+            self._next = len(class_names) + 1
+        for label in labels:
+            if label and label not in self._values and self._next < UNLABELED:
+                self._values[label] = self._next
+                self._next += 1
+
+    def value(self, label: str) -> int:
+        return self._values.get(label, UNLABELED)
+
+    @property
+    def names(self) -> dict[int, str]:
+        """The label of each value that has one, in the order of the values."""
+        return {value: name for name, value in sorted(self._values.items(), key=lambda item: item[1])}
+
+
+class LabelLists:
+    """What the values of the class image mean, for whoever subscribes, however late; said again when it changes."""
+
+    def __init__(self, node: Node, prefix: str) -> None:
+        self._node = node
+        self._said: dict[int, str] = {}
+        self._json = node.create_publisher(String, f'{prefix}/labels', LATCHED)
+        self._label_info = None
+        if vision_msgs is not None:
+            self._label_info = node.create_publisher(vision_msgs.LabelInfo, f'{prefix}/label_info', LATCHED)
+
+    def publish(self, names: dict[int, str], header: Header) -> None:
+        if names == self._said:
+            return
+        self._said = names
+        self._json.publish(String(data=json.dumps(names, ensure_ascii=False)))
+        if self._label_info is not None:
+            self._label_info.publish(label_info(names, header))
+
+    def destroy(self) -> None:
+        for publisher in filter(None, (self._json, self._label_info)):
+            self._node.destroy_publisher(publisher)
+
+
+# --- vision_msgs
+
+def label_info(names: dict[int, str], header: Header) -> vision_msgs.LabelInfo:
+    return vision_msgs.LabelInfo(header=header, class_map=[
+        vision_msgs.VisionClass(class_id=value, class_name=name) for value, name in names.items()])
+
+
+def detections_2d(frame: Frame) -> vision_msgs.Detection2DArray:
+    """The objects that are visible, with the boxes of their masks."""
+    found = []
+    for item in frame.objects:
+        if item.box is not None:
+            x0, y0, x1, y1 = item.box
+            detection = vision_msgs.Detection2D(header=frame.header, id=str(item.id), results=[_hypothesis(item)])
+            detection.bbox.center.position.x, detection.bbox.center.position.y = (x0 + x1) / 2, (y0 + y1) / 2
+            detection.bbox.size_x, detection.bbox.size_y = float(x1 - x0), float(y1 - y0)
+            found.append(detection)
+    return vision_msgs.Detection2DArray(header=frame.header, detections=found)
+
+
+def detections_3d(frame: Frame) -> vision_msgs.Detection3DArray | None:
+    """The objects whose place is known, with their oriented boxes; None without depth: nothing is known then."""
+    if frame.depth is None:
+        return None
+    found = []
+    for item in frame.objects:
+        if item.shape is not None:
+            hypothesis = _hypothesis(item)
+            hypothesis.pose.pose = box_pose(item.shape)
+            box = vision_msgs.BoundingBox3D(center=hypothesis.pose.pose, size=size_vector(item.shape))
+            found.append(vision_msgs.Detection3D(header=frame.header, id=str(item.id), results=[hypothesis], bbox=box))
+    return vision_msgs.Detection3DArray(header=frame.header, detections=found)
+
+
+def _hypothesis(item: TrackedObject) -> vision_msgs.ObjectHypothesisWithPose:
+    return vision_msgs.ObjectHypothesisWithPose(
+        hypothesis=vision_msgs.ObjectHypothesis(class_id=item.label, score=item.score))
+
+
+# --- one object each
+
+class ObjectTopics:
+    """``objects/id_N/points`` and ``objects/id_N/mask`` of each known object, while it is known.
+
+    The mask is mono8, 0 or 255, of the size of the image and with its header. Both are published for images that the
+    object is visible in, so nothing empty is ever taken for it.
+    """
+
+    def __init__(self, node: Node, prefix: str) -> None:
+        self._node = node
+        self._prefix = prefix
+        self._publishers: dict[int, tuple[Publisher, Publisher]] = {}
+
+    def publish(self, frame: Frame, parameters: Parameters) -> None:
+        for object_id in self._publishers.keys() - {item.id for item in frame.objects}:
+            self._destroy(object_id)
+        for item in frame.objects:
+            if item.id not in self._publishers:
+                self._publishers[item.id] = self._create(item.id, 'points', PointCloud2), self._create(
+                    item.id, 'mask', Image)
+            if item.mask is None:
+                continue
+            points, mask = self._publishers[item.id]
+            if mask.get_subscription_count():
+                mask.publish(from_pixels(item.mask.astype(np.uint8) * 255, 'mono8', frame.header))
+            if frame.depth is not None and points.get_subscription_count():
+                cloud = object_points_message(frame, item, parameters)
+                if cloud.width:
+                    points.publish(cloud)
+
+    def destroy(self) -> None:
+        for object_id in tuple(self._publishers):
+            self._destroy(object_id)
+
+    def _create(self, object_id: int, name: str, kind: type) -> Publisher:
+        # without handlers of events: the executor, in another thread, would have to know of them
+        return self._node.create_publisher(kind, f'{self._prefix}/objects/id_{object_id}/{name}', RELIABLE,
+                                           event_callbacks=PublisherEventCallbacks(use_default_callbacks=False))
+
+    def _destroy(self, object_id: int) -> None:
+        for publisher in self._publishers.pop(object_id):
+            self._node.destroy_publisher(publisher)
