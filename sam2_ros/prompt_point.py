@@ -1,7 +1,6 @@
 """A point in metres, as RViz's tool "Publish Point" gives it, as a prompt: a click on the pixel where it is seen."""
 from __future__ import annotations
 
-import cv2
 import numpy as np
 from geometry_msgs.msg import PointStamped, Transform
 from rclpy.node import Node
@@ -10,8 +9,10 @@ from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
 from sam2_core.prompts import PromptError
+from sam2_ros.depth import DepthError, to_camera
 from sam2_ros.msg import ImagePoint, Prompt
 
+OUTSIDE = 2  # pixels beyond the edge from which a point is outside the image
 MAX_TRANSFORM_AGE = 0.1  # seconds between an image and the newest transform, where /tf does not cover the image
 
 
@@ -25,36 +26,22 @@ def point_prompt(point: np.ndarray, info: CameraInfo, image: Header) -> Prompt:
 
 
 def project(point: np.ndarray, info: CameraInfo) -> tuple[float, float]:
-    """The pixel (x, y) of a point (3,) in the optical frame, metres. PromptError when it is not in the image."""
+    """The pixel (x, y) that sees a point (3,) in the optical frame, metres. PromptError when none does."""
     where = f'point ({", ".join(f"{value:.3f}" for value in point)}) m in the frame of the camera'
     if not np.isfinite(point).all():
         raise PromptError(f'{where}: must be finite')
     if point[2] <= 0:
         raise PromptError(f'{where}: behind the camera')
-    matrix, distortion = np.reshape(info.k, (3, 3)), np.array(info.d)
-    if not (matrix[0, 0] > 0 and matrix[1, 1] > 0):
-        raise PromptError(f'camera_info with focal lengths {matrix[0, 0]:g} and {matrix[1, 1]:g}: the camera is not '
-                          f'calibrated; give its driver a calibration')
-    size = np.array([info.width, info.height])
-    straight = (matrix @ point)[:2] / point[2]
-    # far outside the image the distortion's polynomial folds back into it
-    pixel = straight if not distortion.any() or (np.abs(straight - size / 2) > 1.5 * size).any() else _distorted(
-        point, matrix, distortion, info.distortion_model)
-    if (pixel < -0.5).any() or (pixel > size - 0.5).any():
-        raise PromptError(f'{where} is at pixel ({pixel[0]:.1f}, {pixel[1]:.1f}): outside the image of '
-                          f'{info.width} x {info.height} pixels')
-    x, y = pixel.clip(0, size - 1).tolist()
-    return x, y
-
-
-def _distorted(point: np.ndarray, matrix: np.ndarray, distortion: np.ndarray, model: str) -> np.ndarray:
-    points, nothing = np.reshape(point, (1, 1, 3)).astype(float), np.zeros(3)
-    if model == 'equidistant':
-        return cv2.fisheye.projectPoints(points, nothing, nothing, matrix, distortion)[0].ravel()
-    if model in ('plumb_bob', 'rational_polynomial'):
-        return cv2.projectPoints(points, nothing, nothing, matrix, distortion)[0].ravel()
-    raise PromptError(f'camera_info with distortion_model {model!r}: must be plumb_bob, rational_polynomial or '
-                      f'equidistant; or give the rectified image, without distortion')
+    try:
+        camera = to_camera(info)
+    except DepthError as error:
+        raise PromptError(str(error)) from None
+    # the pixel whose ray is nearest, for any lens; a lens model turned the other way may fold back what is far outside
+    apart = np.hypot(camera.x - point[0] / point[2], camera.y - point[1] / point[2])
+    y, x = divmod(int(apart.argmin()), apart.shape[1])
+    if not apart[y, x] <= OUTSIDE / camera.focal:
+        raise PromptError(f'{where}: outside the image of {apart.shape[1]} x {apart.shape[0]} pixels')
+    return float(x), float(y)
 
 
 def transformed(point: np.ndarray, transform: Transform) -> np.ndarray:

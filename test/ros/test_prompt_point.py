@@ -37,9 +37,9 @@ def prompt(message, camera_info=None, image=IMAGE, node=None) -> Prompt:
 
 
 def test_a_point_becomes_a_click_on_its_pixel_in_the_newest_image():
-    found = prompt(clicked(0.1, -0.05, 1.0))
+    found = prompt(clicked(0.1, -0.1, 1.0))
     assert (found.header, found.action, found.id) == (IMAGE, Prompt.SET, 0)
-    assert found.points == [ImagePoint(x=320 + 60.0, y=240 - 30.5, label=ImagePoint.FOREGROUND)]
+    assert found.points == [ImagePoint(x=320 + 60.0, y=240 - 61.0, label=ImagePoint.FOREGROUND)]
 
 
 @given(x=st.floats(-0.5, 0.5), y=st.floats(-0.35, 0.35), z=st.floats(0.1, 10),
@@ -53,19 +53,19 @@ def test_the_pixel_is_that_of_the_lens_model(x, y, z, lens):
     expected = (320 + 600 * (x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x)),
                 240 + 610 * (y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y))
     found = project(np.array([x, y, 1]) * z, info(lens, 'rational_polynomial' if len(lens) > 5 else 'plumb_bob'))
-    assert found == pytest.approx(expected, abs=1e-6)
+    assert found == pytest.approx(expected, abs=0.75)  # whole pixels
 
 
 def test_a_fisheye_lens_is_understood():
     angle = 0.5
     x, y = project(np.array([math.tan(angle), 0, 1]), info([0.1, 0, 0, 0], 'equidistant'))
-    assert (x, y) == pytest.approx((320 + 600 * (angle + 0.1 * angle**3), 240))
+    assert (x, y) == pytest.approx((320 + 600 * (angle + 0.1 * angle**3), 240), abs=0.75)
 
 
 @pytest.mark.parametrize(('point', 'reason'), [
     ((0.0, 0.0, -1.0), r'point \(0.000, 0.000, -1.000\) m in the frame of the camera: behind the camera'),
     ((0.0, 0.0, 0.0), 'behind the camera'),
-    ((1.0, 0.0, 1.0), r'is at pixel \(920.0, 240.0\): outside the image of 640 x 480 pixels'),
+    ((1.0, 0.0, 1.0), 'outside the image of 640 x 480 pixels'),
     ((0.0, -1.0, 1.0), 'outside the image'),
     ((math.nan, 0.0, 1.0), 'must be finite'),
     ((0.0, 0.0, math.inf), 'must be finite'),
@@ -82,7 +82,7 @@ def test_a_lens_does_not_fold_what_is_far_outside_into_the_image(x):
 
 
 def test_a_camera_that_is_not_calibrated_is_refused():
-    with pytest.raises(PromptError, match='focal lengths 0 and 0: the camera is not calibrated'):
+    with pytest.raises(PromptError, match='camera_info not calibrated: fx 0 and fy 0'):
         prompt(clicked(0.0, 0.0, 1.0), CameraInfo(width=640, height=480))
 
 
@@ -151,7 +151,7 @@ def test_a_point_in_another_frame_is_seen_from_where_the_camera_was_at_its_image
 
 def test_tf_a_little_behind_the_image_will_do_and_far_behind_will_not(monkeypatch):
     Tf(monkeypatch, (4.0, 4.95))
-    assert prompt(clicked(0.1, 0.0, 0.0, 'map')).points[0].x == pytest.approx(320 + 600 * 0.1 / (2.0 - 0.495))
+    assert prompt(clicked(0.1, 0.0, 0.0, 'map')).points[0].x == pytest.approx(320 + 600 * 0.1 / (2.0 - 0.495), abs=0.75)
     Tf(monkeypatch, (3.0, 4.0))
     with pytest.raises(PromptError, match="frame 'map', .*: the nearest transform is 1.00 s before the image"):
         prompt(clicked(0.1, 0.0, 0.0, 'map'))
