@@ -48,7 +48,7 @@ def test_parameters_file_explains_every_parameter():
 def test_package_xml_names_every_package_that_is_imported():
     keys = {'cv2': 'python3-opencv', 'numpy': 'python3-numpy', 'rich': 'python3-rich'}
     from_pip = {'torch', 'safetensors', 'huggingface_hub', 'rosbags'}
-    optional = {'vision_msgs', 'tf2_ros'}  # rosdep has no such thing: docs/install.md names them
+    optional = {'vision_msgs', 'tf2_ros'}  # package.xml has no tag for it: docs/install.md
     imported = set()
     for path in [path for folder in ('sam2_core', 'sam2_ros', 'launch') for path in (ROOT / folder).rglob('*.py')]:
         for statement in ast.walk(ast.parse(path.read_text())):
