@@ -158,6 +158,14 @@ def test_limit_of_objects_is_kept(nano, scene):
     assert tracker.object_ids == (1,)
 
 
+def test_objects_there_are_stay_when_the_limit_is_lowered(nano, scene):
+    tracker = StreamTracker(nano)
+    tracker.step(scene.image(0), [box_prompt(scene, 1), box_prompt(scene, 2)])
+    tracker.max_objects = 1
+    corrected = tracker.step(scene.image(1), [box_prompt(scene, 2, 1)])
+    assert list(corrected.objects) == [1, 2]
+
+
 @pytest.mark.parametrize(('image', 'error', 'text'), [
     (np.zeros((4, 4), np.uint8), ValueError, r'image of shape \(4, 4\)'),
     (np.zeros((4, 4, 4), np.uint8), ValueError, r'shape \(4, 4, 4\)'),
