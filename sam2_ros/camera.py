@@ -88,7 +88,7 @@ class Camera:
         if chosen.detections_topic:
             self._subscriptions.append(self._node.create_subscription(
                 vision_msgs.Detection2DArray, f'{self._public}{chosen.detections_topic}', self._on_detections,
-                QoSProfile(depth=5)))
+                qos_profile_sensor_data))  # some detectors publish best effort, which a reliable one would not hear
         self._node.get_logger().info(f'active: images from {topic}, prompts from '
                                      f'{self._node.resolve_topic_name(prompts)}')
 
