@@ -10,10 +10,10 @@ from rclpy.topic_endpoint_info import TopicEndpointInfo
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from sam2_ros.conversions import ImageError, to_rgb
+from sam2_ros.depth import MILLIMETRES, DepthError, to_camera, to_metres
 from sam2_ros.findings import Finding, bad, doubtful, good
 from sam2_ros.parameters import Parameters
 
-DEPTH_TYPES = {'16UC1': np.uint16, '32FC1': np.float32}
 OLD = 1.0  # seconds
 AHEAD = 0.005
 LOSS_TOLERATED, LOSS_BAD = 0.01, 0.1
@@ -68,12 +68,13 @@ def check_connection(topic: Topic) -> Finding | None:
         return bad('type', f'{topic.name} is {" and ".join(sorted(types))}, expected {topic.type}: choose another '
                            f'topic, or image_transport raw or compressed')
     for publisher in topic.publishers:
-        for listener in topic.listeners:
-            verdict, reason = qos_check_compatible(publisher.qos_profile, listener.qos_profile)
-            if verdict == QoSCompatibility.ERROR:
-                return bad('QoS', f'{topic.name}: {full_name(publisher)} and {full_name(listener)} do not fit: '
-                                  f'{reason.replace("ERROR: ", "").strip(" ;").lower()}; ask for less with the '
-                                  f'parameters qos_overrides.{topic.name}.subscription.*')
+        results = [(qos_check_compatible(publisher.qos_profile, listener.qos_profile), listener)
+                   for listener in topic.listeners]
+        if results and all(verdict == QoSCompatibility.ERROR for (verdict, _), _ in results):
+            (_, reason), listener = results[0]
+            return bad('QoS', f'{topic.name}: {full_name(publisher)} and {full_name(listener)} do not fit: '
+                              f'{reason.replace("ERROR: ", "").strip(" ;").lower()}; ask for less with the parameters '
+                              f'qos_overrides.{topic.name}.subscription.*')
     if topic.last is None:
         names = ', '.join(full_name(publisher) for publisher in topic.publishers)
         return bad('rate', f'{topic.name}: {names} sends nothing that arrives in {topic.seconds:.0f} s: is it '
@@ -138,8 +139,6 @@ def check_depth(depth: Topic, info: Topic, image: Topic, parameters: Parameters,
     problem = check_connection(depth)
     if problem:
         yield _named('depth', problem)
-    elif depth.last.encoding not in DEPTH_TYPES:
-        yield bad('depth', f'encoding {depth.last.encoding!r}: must be 16UC1 (millimetres) or 32FC1 (metres)')
     else:
         yield from _check_depth_image(depth, image, parameters)
     problem = check_connection(info)
@@ -197,20 +196,16 @@ def check_pairs(images: Sequence[int], depths: Sequence[int], tolerance: float) 
 
 def check_valid(message: Image, parameters: Parameters) -> Finding:
     """How much of a depth image says something."""
-    kind = np.dtype(DEPTH_TYPES[message.encoding]).newbyteorder('>' if message.is_bigendian else '<')
-    row = message.width * kind.itemsize
-    if not message.height or message.step < row or len(message.data) < message.step * (message.height - 1) + row:
-        return bad('depth values', f'{len(message.data)} bytes of data for {message.width} x {message.height} pixels '
-                                   f'with step {message.step}: send the whole image')
-    values = np.ndarray((message.height, message.width), kind, message.data, strides=(message.step, kind.itemsize))
-    metres = values / 1000 if message.encoding == '16UC1' else values
-    with np.errstate(invalid='ignore'):
-        valid = (metres >= parameters.depth_min) & (metres <= parameters.depth_max)
-    share = float(valid.mean())
+    try:
+        metres, raw = to_metres(message, parameters.depth_min, parameters.depth_max)
+    except ImageError as error:
+        return bad('depth values', f'{error}')
+    share = float(np.isfinite(metres).mean())
     text = f'{share:.0%} of the pixels between {parameters.depth_min:g} and {parameters.depth_max:g} m'
-    if share == 0 and np.nanmax(metres) > parameters.depth_max:
-        return bad('depth values', f'{text}, the largest is {np.nanmax(metres):g} m: are they in another unit? 16UC1 '
-                                   f'are millimetres, 32FC1 metres')
+    largest = np.nanmax(raw, initial=0) / (1000 if message.encoding in MILLIMETRES else 1)
+    if share == 0 and largest > parameters.depth_max:
+        return bad('depth values', f'{text}, the largest is {largest:g} m: are they in another unit? 16UC1 are '
+                                   f'millimetres, 32FC1 metres')
     if share < LITTLE_DEPTH:
         return doubtful('depth values', f'{text}: is the lens covered, the scene too near, the range (depth_min, '
                                         f'depth_max) right?')
@@ -218,17 +213,19 @@ def check_valid(message: Image, parameters: Parameters) -> Finding:
 
 
 def check_camera_info(info: CameraInfo, image: Topic) -> Finding:
-    if info.k[0] <= 0 or info.k[4] <= 0:
-        return bad('camera_info', f'focal length {info.k[0]:g}, {info.k[4]:g}: the camera is not calibrated; calibrate '
-                                  f'it (camera_calibration) and give the file to its driver')
+    try:
+        camera = to_camera(info)
+    except DepthError as error:
+        return bad('camera_info', f'{error}')
+    height, width = camera.x.shape
     size = _size(image.last) if image.last is not None else None
-    if size and size != (info.width, info.height):
-        return bad('camera_info', f'for {info.width} x {info.height} pixels: must be {size[0]} x {size[1]}, as the '
-                                  f'image; take the camera_info of the same camera and resolution')
+    if size and size != (width, height):
+        return bad('camera_info', f'for {width} x {height} pixels: must be {size[0]} x {size[1]}, as the image; take '
+                                  f'the camera_info of the same camera and resolution')
     if image.last is not None and info.header.frame_id != image.last.header.frame_id:
-        return doubtful('camera_info', f'frame {info.header.frame_id!r}, the image has '
-                                       f'{image.last.header.frame_id!r}: take the camera_info of the same camera')
-    return good('camera_info', f'focal length {info.k[0]:.0f}, {info.k[4]:.0f} pixels')
+        return bad('camera_info', f'frame {info.header.frame_id!r}, the image has {image.last.header.frame_id!r}: '
+                                  f'take the camera_info of the same camera')
+    return good('camera_info', f'focal length {camera.focal:.0f} pixels')
 
 
 def full_name(endpoint: TopicEndpointInfo) -> str:

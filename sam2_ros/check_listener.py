@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.srv import GetState
+from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
@@ -16,6 +17,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from sam2_ros.check_camera import Topic, check_depth, check_image, full_name
 from sam2_ros.conversions import to_nanoseconds
+from sam2_ros.depth_topics import LATCHED
 from sam2_ros.findings import Finding, Verdict, bad, doubtful, good
 from sam2_ros.parameters import Parameters
 
@@ -69,6 +71,9 @@ class Listener:
             topic.last = message
         self._node.create_subscription(kind, name, keep, qos_profile_sensor_data,
                                        qos_overriding_options=QoSOverridingOptions.with_default_policies())
+        if kind is CameraInfo:  # where it does not change, some publish it once, latched
+            self._node.create_subscription(kind, name, keep, LATCHED,
+                                           event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False))
         return topic
 
     def _on_diagnostics(self, array: DiagnosticArray) -> None:
@@ -87,8 +92,8 @@ class Listener:
         self._spin(seconds, lambda: False)
         known = self._node.get_topic_names_and_types()
         for topic in topics:
-            if not topic.stamps:
-                topic.last = None
+            if not topic.stamps and topic.type != TYPES[CameraInfo]:
+                topic.last = None  # it has stopped since it was found
             topic.publishers = self._node.get_publishers_info_by_topic(topic.name)
             listeners = self._node.get_subscriptions_info_by_topic(topic.name)
             topic.listeners = (self._of(self._sam2, listeners)
