@@ -16,7 +16,7 @@ from sam2_ros.parameters import Parameters
 
 def unit(value: float) -> float:
     """The value cut to 0..1, NaN as 0: the IoU head of some checkpoints is not bounded."""
-    return min(1.0, max(0.0, value))
+    return min(1.0, max(0.0, float(value)))
 
 
 def probability(logit: float) -> float:

@@ -95,7 +95,8 @@ class Peer:
     """All that the node talks with: publishes images and prompts, calls its services, keeps what it publishes."""
 
     def __init__(self, domain: int, process: NodeProcess, *, compressed: bool = False, namespace: str = '',
-                 image_topic: str = 'image') -> None:
+                 image_topic: str = '', camera: str = '') -> None:
+        """camera: the name of one of several."""
         self.process = process
         self._context = rclpy.Context()
         rclpy.init(context=self._context, domain_id=domain)
@@ -103,16 +104,18 @@ class Peer:
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
         self.name = f'{namespace}/sam2'
+        self.private = f'{self.name}/{camera}' if camera else self.name
+        self.public = f'{namespace}/{camera}' if camera else namespace
         self.instances: list[InstanceArray] = []
         self.statuses: list[PromptStatus] = []
         self._last_stamp = 0
-        topic = f'{namespace}/{image_topic}'
+        topic = f'{self.public}/{image_topic or "image"}'
         self._compressed = compressed
         self._image_topic = (CompressedImage, f'{topic}/compressed') if compressed else (Image, topic)
         self._camera = self.node.create_publisher(*self._image_topic, 5)
-        self._prompts = self.node.create_publisher(Prompt, f'{self.name}/prompt', QoSProfile(depth=100))
-        self.node.create_subscription(InstanceArray, f'{self.name}/instances', self.instances.append, 100)
-        self.node.create_subscription(PromptStatus, f'{self.name}/prompt_status', self.statuses.append, 100)
+        self._prompts = self.node.create_publisher(Prompt, f'{self.private}/prompt', QoSProfile(depth=100))
+        self.node.create_subscription(InstanceArray, f'{self.private}/instances', self.instances.append, 100)
+        self.node.create_subscription(PromptStatus, f'{self.private}/prompt_status', self.statuses.append, 100)
         self._clients = {}
 
     def close(self) -> None:
@@ -158,9 +161,8 @@ class Peer:
         image = np.full((48, 64, 3), 100, np.uint8) if image is None else image
 
         def seen() -> bool:
-            header = self.header()
-            self.send(compressed_message(image, header, 'png') if self._compressed else image_message(image, header))
-            return self._soon(lambda: self.instances_at(header.stamp))
+            self.send(message := self.message(image))
+            return self._soon(lambda: self.instances_at(message.header.stamp))
         self.wait_for(seen, 'the node to see images')
 
     def _soon(self, condition: Callable[[], object]) -> bool:
@@ -176,9 +178,13 @@ class Peer:
 
     def subscribe_pictures(self, name: str) -> list[Image]:
         """What arrives on ~/name from now on."""
-        arrived: list[Image] = []
-        self.node.create_subscription(Image, f'{self.name}/{name}', arrived.append, 10)
-        self.wait_for(lambda: self.node.count_publishers(f'{self.name}/{name}'), name)
+        return self.subscribe(Image, name)
+
+    def subscribe(self, kind: type, name: str, qos: QoSProfile | int = 10) -> list:
+        """The messages of a type that arrive on ~/name from now on."""
+        arrived: list = []
+        self.node.create_subscription(kind, f'{self.private}/{name}', arrived.append, qos)
+        self.wait_for(lambda: self.node.count_publishers(f'{self.private}/{name}'), name)
         return arrived
 
     # --- the camera
@@ -188,6 +194,11 @@ class Peer:
         self._last_stamp = max(time.time_ns(), self._last_stamp + 1)
         seconds, nanoseconds = divmod(self._last_stamp, 10**9)
         return Header(stamp=Time(sec=seconds, nanosec=nanoseconds), frame_id=FRAME_ID)
+
+    def message(self, image: np.ndarray, header: Header | None = None) -> Image | CompressedImage:
+        """As this camera sends it; by default an image of this moment."""
+        header = header or self.header()
+        return compressed_message(image, header, 'png') if self._compressed else image_message(image, header)
 
     def restart_camera(self, image: np.ndarray) -> None:
         """As when its driver is stopped and started again."""
@@ -200,7 +211,7 @@ class Peer:
 
     def process_image(self, image: np.ndarray | Image | CompressedImage) -> InstanceArray:
         """Show one image and wait for what the node says about it."""
-        message = image_message(image, self.header()) if isinstance(image, np.ndarray) else image
+        message = self.message(image) if isinstance(image, np.ndarray) else image
         self.send(message)
         return self.wait_for(lambda: self.instances_at(message.header.stamp), 'the instances of an image')
 
@@ -237,7 +248,8 @@ class Peer:
     def call(self, kind, name: str, request):
         """The future of a service's answer."""
         if name not in self._clients:
-            self._clients[name] = self.node.create_client(kind, f'{self.name}/{name}')
+            own = kind.__module__.startswith('sam2_ros') or kind is Trigger  # of the camera, not of the node
+            self._clients[name] = self.node.create_client(kind, f'{self.private if own else self.name}/{name}')
         client = self._clients[name]
         self.wait_for(client.service_is_ready, f'service {name}')
         return client.call_async(request)
