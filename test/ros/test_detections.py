@@ -324,4 +324,13 @@ def test_a_bag_that_starts_again_is_compared_with_its_own_images():
     camera.objects[1] = 'cup', (300, 100, 340, 140)
     camera.show(50.0)
     assert camera.detect(50.0, ((300, 100, 340, 140), 'cup')) == []
-    assert len(camera.detect(50.0, ((0, 100, 40, 140), 'dog'))) == 1
+    assert len(camera.detect(100.0, ((0, 100, 40, 140), 'dog'))) == 1  # where it was before the jump
+
+
+def test_between_two_images_an_object_is_in_sight_as_in_the_nearer_one():
+    camera = Camera()
+    camera.follow(1.0, ((0, 100, 40, 140), 'cup'))
+    camera.objects[1] = 'cup', None
+    camera.show(1.2)
+    assert camera.detect(1.05, ((0, 100, 40, 140), 'cup')) == []
+    assert [prompt.action for prompt in camera.detect(1.15, ((0, 100, 40, 140), 'cup'))] == [Prompt.REFINE]

@@ -80,7 +80,7 @@ def test_the_label_image_holds_ids_and_the_higher_score_wins():
 
 
 def test_class_and_confidence_are_those_of_the_object_in_the_label_image():
-    shown = frame(tracked(1, (0, 0, 20, 20), 0.4, 'dog'), tracked(2, (10, 10, 40, 40), 0.8, 'cup'),
+    shown = frame(tracked(1, (0, 0, 20, 20), 0.399, 'dog'), tracked(2, (10, 10, 40, 40), 0.8, 'cup'),
                   tracked(3, (15, 15, 30, 30), 0.6, 'dog'))
     ids, classes, confidence = label_image(shown), class_image(shown, table('cup', 'dog')), confidence_image(shown)
     assert classes.dtype == confidence.dtype == np.uint8
@@ -139,6 +139,7 @@ def test_labels_beyond_the_last_value_are_unlabeled():
     classes = table('first', labels=[f'label {number}' for number in range(400)])
     assert classes.value('label 252') == 254
     assert classes.value('label 253') == classes.value('label 399') == UNLABELED
+    assert classes.names[UNLABELED] == 'unlabeled'
     assert table(*(f'name {number}' for number in range(300))).value('name 280') == UNLABELED
 
 
