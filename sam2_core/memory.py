@@ -113,7 +113,7 @@ class MemoryBank:
 def stack_memories(banks: Sequence[MemoryBank], recent_frames: int | None = None) -> Memory:
     """The memories of several objects, equally long, as one batch; at most so many recent frames of each.
 
-    Pointers are never left out: one is 4 tokens, a frame is (S / 16)^2.
+    Pointers are never left out: one is 3 or 4 tokens, a frame is (S / 16)^2.
     """
     frames = [bank._attended(recent_frames) for bank in banks]
     pointers = [bank._pointers.kept(bank._now) for bank in banks]
