@@ -1,4 +1,4 @@
-"""The launch file, and the node as the launch file starts it."""
+"""The launch files, and the node as they start it."""
 import contextlib
 import importlib.util
 import os
@@ -32,9 +32,9 @@ CONFIG = ROOT / 'config' / 'sam2.yaml'
 
 
 @contextlib.contextmanager
-def launched(folder, *arguments, environment=None, **peer):
+def launched(folder, *arguments, file='sam2.launch.py', environment=None, **peer):
     """The launch file with these arguments, and a peer of its node."""
-    command = (sys.executable, '-c', LAUNCH, str(ROOT / 'launch' / 'sam2.launch.py'), *arguments)
+    command = (sys.executable, '-c', LAUNCH, str(ROOT / 'launch' / file), *arguments)
     with running_node(folder, command=command, environment=environment, **peer) as other:
         try:
             yield other
@@ -43,9 +43,21 @@ def launched(folder, *arguments, environment=None, **peer):
                 other.process.stop()
 
 
+def node_pids(log):
+    return [int(pid) for pid in re.findall(r'process started with pid \[(\d+)\]', log)]
+
+
 def node_environment(log):
-    pid = re.search(r'process started with pid \[(\d+)\]', log).group(1)
+    pid = node_pids(log)[0]
     return dict(item.split('=', 1) for item in Path(f'/proc/{pid}/environ').read_text().split('\0') if item)
+
+
+def wait_until_heard(peer, *topics):
+    """Until the node listens to all of these."""
+    def heard(topic):
+        return any(info.node_name == 'sam2' for info in peer.node.get_subscriptions_info_by_topic(topic))
+    for topic in topics:
+        peer.wait_for(lambda topic=topic: heard(topic), f'a listener of {topic}')
 
 
 def test_node_answers_under_the_names_that_the_launch_file_gives_it(tmp_path):
@@ -108,3 +120,108 @@ def test_image_profile_is_set_unless_the_user_has_one(tmp_path, chosen):
         assert [seen.get(name) for name in PROFILE_VARIABLES] == [chosen, None]
     else:
         assert [Path(seen[name]).name for name in PROFILE_VARIABLES] == ['fastdds_images.xml'] * 2
+
+
+@needs_launch
+def test_depth_and_calibration_are_looked_for_beside_the_image(tmp_path):
+    with launched(tmp_path, 'image_topic:=/wrist/color/image_raw', active=False) as peer:
+        wait_until_heard(peer, '/wrist/color/image_raw', '/wrist/color/depth', '/wrist/color/camera_info')
+
+
+@needs_launch
+def test_depth_and_calibration_can_be_named(tmp_path):
+    with launched(tmp_path, 'image_topic:=wrist/image', 'depth_topic:=wrist/aligned', 'camera_info_topic:=/info',
+                  'namespace:=robot1', active=False) as peer:
+        wait_until_heard(peer, '/robot1/wrist/image', '/robot1/wrist/aligned', '/info')
+
+
+@needs_launch
+def test_node_that_ends_is_started_again_when_asked_for(tmp_path):
+    with launched(tmp_path, 'respawn:=true', 'autostart:=false', active=False) as peer:
+        assert peer.state() == 'unconfigured'
+        os.kill(node_pids(peer.process.log)[0], signal.SIGKILL)
+        peer.wait_for(lambda: len(node_pids(peer.process.log)) == 2, 'another node')
+        peer.wait_for(lambda: peer.node.count_publishers('/diagnostics'), 'it to be there')
+
+
+@needs_launch
+def test_cameras_get_their_topics_and_share_the_node(tmp_path):
+    with launched(tmp_path, 'cameras:=front=/front/color/image_raw,wrist', 'depth_topics:=front=/front/aligned',
+                  file='multi_camera.launch.py', active=False) as peer:
+        wait_until_heard(peer, '/front/color/image_raw', '/front/aligned', '/front/color/camera_info',
+                         '/wrist/image', '/wrist/depth', '/wrist/camera_info')
+        assert peer.parameter('cameras') == ['front', 'wrist']
+        for name in ('front', 'wrist'):
+            peer.wait_for(lambda name=name: peer.node.count_publishers(f'/sam2/{name}/instances'), name)
+
+
+@needs_launch
+@pytest.mark.parametrize(('arguments', 'reason'), [
+    (('cameras:=front,front=/b',), 'front is named twice'),
+    (('cameras:=front', 'depth_topics:=rear=/d'), 'rear: not among the cameras (front)'),
+    (('cameras:=',), 'name at least one')])
+def test_cameras_that_do_not_fit_end_the_launch(tmp_path, arguments, reason):
+    with launched(tmp_path, *arguments, file='multi_camera.launch.py', active=False) as peer:
+        assert peer.process.wait() != 0
+        assert reason in peer.process.log
+
+
+@needs_launch
+def test_realsense_is_heard_under_the_names_of_its_driver(tmp_path):
+    with launched(tmp_path, 'camera_name:=d435', file='realsense.launch.py', active=False) as peer:
+        wait_until_heard(peer, '/camera/d435/color/image_raw', '/camera/d435/aligned_depth_to_color/image_raw',
+                         '/camera/d435/color/camera_info')
+
+
+@needs_launch
+@pytest.mark.skipif(Path(sys.prefix, 'share', 'realsense2_camera').exists(), reason='the driver is installed')
+def test_realsense_driver_that_is_not_installed_is_named(tmp_path):
+    with launched(tmp_path, 'driver:=true', file='realsense.launch.py', active=False) as peer:
+        assert peer.process.wait() != 0
+        assert 'realsense2_camera is not installed; apt install' in peer.process.log
+
+
+@needs_launch
+def test_realsense_driver_is_started_with_aligned_depth(tmp_path):
+    """The driver itself is a stand-in: its launch file says what it was given."""
+    share = tmp_path / 'share'
+    for path, content in ((share / 'ament_index/resource_index/packages/realsense2_camera', ''),
+                          (share / 'realsense2_camera/launch/rs_launch.py', '''
+from launch import LaunchDescription
+from launch.actions import OpaqueFunction
+def generate_launch_description():
+    return LaunchDescription([OpaqueFunction(function=lambda context: print('given', context.launch_configurations))])
+''')):
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+    environment = {**os.environ, 'AMENT_PREFIX_PATH': f'{tmp_path}{os.pathsep}{os.environ.get("AMENT_PREFIX_PATH", "")}'}
+    with launched(tmp_path, 'driver:=true', 'serial_no:=123', 'autostart:=false', file='realsense.launch.py',
+                  environment=environment, active=False) as peer:
+        peer.state()
+        given = re.search('given (.*)', peer.process.log).group(1)
+    for setting in ("'align_depth.enable': 'true'", "'camera_name': 'camera'", """'serial_no': "'123'\""""):
+        assert setting in given
+
+
+@needs_launch
+def test_bag_starts_when_the_node_is_ready_and_leads_its_clock(tmp_path):
+    """The player is a stand-in for `ros2 bag`: it writes down how it was called, and then waits to be ended."""
+    player = tmp_path / 'ros2'
+    player.write_text('#!/bin/sh\necho "played: $@"\nexec sleep 1000\n')
+    player.chmod(0o755)
+    environment = {**os.environ, 'PATH': f'{tmp_path}{os.pathsep}{os.environ["PATH"]}'}
+    with launched(tmp_path, 'bag:=/data/run1', 'rate:=0.5', 'loop:=true', 'image_topic:=/cam/image',
+                  file='bag.launch.py', environment=environment, active=False) as peer:
+        peer.wait_for(lambda: 'played:' in peer.process.log, 'the bag to be played')
+        assert 'played: bag play /data/run1 --clock 100 --rate 0.5 --loop' in peer.process.log
+        assert peer.state() == 'active'
+        assert peer.parameter('use_sim_time') is True
+        assert peer.parameter('on_time_jump') == 'reset'
+        wait_until_heard(peer, '/cam/image', '/cam/depth')
+
+
+@needs_launch
+def test_without_a_bag_the_node_waits_for_one_that_is_played_elsewhere(tmp_path):
+    with launched(tmp_path, 'image_topic:=/cam/image', file='bag.launch.py', active=False) as peer:
+        wait_until_heard(peer, '/cam/image')
+        assert peer.state() == 'active'

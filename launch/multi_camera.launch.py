@@ -1,0 +1,47 @@
+"""Start the node for several cameras that share one model:
+
+ros2 launch sam2_ros multi_camera.launch.py cameras:=front=/front/color/image_raw,wrist=/wrist/color/image_raw
+"""
+from launch import LaunchDescription
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.substitutions import LaunchConfiguration
+
+from sam2_ros.launching import node_arguments, remappings, sam2_node
+
+
+def generate_launch_description():
+    return LaunchDescription([
+        DeclareLaunchArgument('cameras', description=(
+            'NAME=IMAGE_TOPIC,NAME=IMAGE_TOPIC,... The outputs of a camera are on ~/NAME/... NAME alone: its topics '
+            'are NAME/image, NAME/depth and NAME/camera_info.')),
+        DeclareLaunchArgument('depth_topics', default_value='', description=(
+            'NAME=TOPIC,... Depth that is registered to the image. Not named: the topic depth beside the image.')),
+        DeclareLaunchArgument('camera_info_topics', default_value='', description=(
+            'NAME=TOPIC,... Not named: the topic camera_info beside the image.')),
+        *node_arguments(),
+        OpaqueFunction(function=start_node),
+    ])
+
+
+def start_node(context):
+    images, depths, infos = (pairs(name, LaunchConfiguration(name).perform(context))
+                             for name in ('cameras', 'depth_topics', 'camera_info_topics'))
+    if not images:
+        raise ValueError("cameras '': name at least one, NAME=IMAGE_TOPIC,...")
+    unknown = (depths.keys() | infos.keys()) - images.keys()
+    if unknown:
+        raise ValueError(f'depth_topics or camera_info_topics of {", ".join(sorted(unknown))}: not among the cameras '
+                         f'({", ".join(images)})')
+    topics = [pair for name, image in images.items()
+              for pair in remappings(name, image or f'{name}/image', depths.get(name, ''), infos.get(name, ''))]
+    return [sam2_node(context, topics, cameras=list(images))]
+
+
+def pairs(argument, text):
+    """NAME=TOPIC,... as a dictionary; no topic: an empty one."""
+    items = [item.strip().partition('=') for item in text.split(',') if item.strip()]
+    names = [name for name, _, _ in items]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(f'{argument} {text!r}: {", ".join(sorted(twice))} is named twice')
+    return {name: topic for name, _, topic in items}
