@@ -4,8 +4,9 @@
     python benchmarks/node_overhead.py --encoding bgr8 --size 1920 1080 --objects 4 --rate 20
 
 The node runs in a process of its own, with a camera at its real rate and a subscriber: to the instances alone first,
-then to the label image and the overlay as well. Medians for each processed image: by the clock, and the processor time
-of the thread at work in brackets (camera and subscriber share the machine).
+then to the label image and the cloud of the objects too, with depth that comes beside the images, then to the overlay
+as well. Medians for each processed image: by the clock, and the processor time of the thread at work in brackets
+(camera and subscriber share the machine).
 """
 from __future__ import annotations
 
@@ -28,8 +29,9 @@ WARM_UP = 5  # images
 STAGES = {
     'take': 'receive: DDS to a Python message',
     'convert': 'convert: message to RGB',
-    'other': 'prompts, states, bookkeeping',
-    'publish': 'publish: messages, pictures, DDS',
+    'depth': 'depth: message to metres (waiting for it left out), boxes of the objects',
+    'other': 'prompts, states, history, bookkeeping',
+    'publish': 'publish: messages, pictures, clouds, DDS',
 }
 
 
@@ -40,8 +42,8 @@ def run_node(records: Path) -> int:
     from rclpy.executors import SingleThreadedExecutor
     from sensor_msgs.msg import Image
 
-    from sam2_core import StreamTracker
-    from sam2_ros import node, outputs, stream
+    from sam2_core import ImageSegmenter, StreamTracker
+    from sam2_ros import camera, depth, node, outputs, stream
 
     measured: dict[str, list[tuple[float, float, float]]] = {}
 
@@ -50,9 +52,9 @@ def run_node(records: Path) -> int:
         entries = measured.setdefault(name, [])
 
         @functools.wraps(original)
-        def run(*arguments):
+        def run(*arguments, **options):
             start, cpu = time.monotonic(), time.thread_time()
-            result = original(*arguments)
+            result = original(*arguments, **options)
             if counts(*arguments):
                 entries.append((start, time.monotonic() - start, time.thread_time() - cpu))
             return result
@@ -60,9 +62,12 @@ def run_node(records: Path) -> int:
 
     timed(SingleThreadedExecutor, '_take_subscription', 'take', lambda _, subscription: subscription.msg_type is Image)
     timed(stream, 'to_rgb', 'convert')
+    timed(ImageSegmenter, 'encode', 'encode')
     timed(StreamTracker, 'step', 'step')
-    timed(stream.Stream, 'work', 'work')
-    timed(outputs.Outputs, 'publish', 'publish', lambda _, frame, __: frame is not None)
+    timed(stream.Stream, '_measure', 'measure')
+    timed(depth.DepthMailbox, '_wait_for', 'wait')
+    timed(outputs.Outputs, 'publish', 'publish', lambda _, frame, *__: frame is not None)
+    timed(camera.Camera, 'work', 'work')
     try:
         return node.main()
     finally:
@@ -71,22 +76,44 @@ def run_node(records: Path) -> int:
 
 # --- the other side
 
-def show(peer, messages, count: int, rate: float) -> tuple[float, float]:
-    """Show so many images at this rate; from when till when (time.monotonic)."""
-    for number in range(WARM_UP):
-        peer.process_image(stamped(messages[number % len(messages)], peer))
-    start = time.monotonic()
-    for number in range(count):
-        peer.send(message := stamped(messages[number % len(messages)], peer))
-        while time.monotonic() < start + (number + 1) / rate:
-            peer.spin(max(0.0, start + (number + 1) / rate - time.monotonic()))
-    peer.wait_for(lambda: peer.instances_at(message.header.stamp), 'the last image')
-    return start, time.monotonic()
+class Show:
+    """A camera, with depth beside its images once it is wanted."""
 
+    def __init__(self, peer, images: list[np.ndarray], encoding: str) -> None:
+        from harness import image_message
+        from sensor_msgs.msg import CameraInfo, Image
+        self._peer = peer
+        self._messages = [image_message(image, peer.header(), encoding) for image in images]
+        height, width = images[0].shape[:2]
+        rows, columns = np.mgrid[:height, :width]
+        self._depth = image_message((900 + rows // 2 + columns // 8).astype(np.uint16), peer.header(), '16UC1')
+        self._info = CameraInfo(width=width, height=height, k=[width, 0.0, width / 2, 0.0, width, height / 2, 0.0, 0.0,
+                                                               1.0])
+        self._info.k = np.array(self._info.k, float)
+        self._depths = peer.node.create_publisher(Image, 'depth', 5)
+        self._infos = peer.node.create_publisher(CameraInfo, 'camera_info', 5)
+        self.with_depth = False
 
-def stamped(message, peer):
-    message.header = peer.header()
-    return message
+    def run(self, count: int, rate: float) -> tuple[float, float]:
+        """Show so many images at this rate; from when till when (time.monotonic)."""
+        for number in range(WARM_UP):
+            self._peer.process_image(self._next(number))
+        start = time.monotonic()
+        for number in range(count):
+            self._peer.send(message := self._next(number))
+            while time.monotonic() < start + (number + 1) / rate:
+                self._peer.spin(max(0.0, start + (number + 1) / rate - time.monotonic()))
+        self._peer.wait_for(lambda: self._peer.instances_at(message.header.stamp), 'the last image')
+        return start, time.monotonic()
+
+    def _next(self, number: int):
+        message = self._messages[number % len(self._messages)]
+        message.header = self._peer.header()
+        if self.with_depth:
+            self._depth.header = self._info.header = message.header
+            self._infos.publish(self._info)
+            self._depths.publish(self._depth)
+        return message
 
 
 def summary(measured: dict, window: tuple[float, float]) -> dict:
@@ -94,12 +121,18 @@ def summary(measured: dict, window: tuple[float, float]) -> dict:
     def entries(name: str, column: int) -> np.ndarray:
         return np.array([entry[column] for entry in measured[name] if window[0] <= entry[0] <= window[1]]) * 1e3
 
-    figures = {'images': len(entries('step', 1))}
+    count = len(entries('publish', 1))
+    figures = {'images': count}
     for kind, column in (('wall', 1), ('cpu', 2)):
-        stages = {name: statistics.median(entries(name, column)) for name in ('take', 'convert', 'step', 'publish')}
-        stages['other'] = statistics.median(entries('work', column)[:figures['images']]
-                                            - entries('convert', column)[:figures['images']]
-                                            - entries('step', column))
+        sums = {name: entries(name, column)[:count] for name in ('convert', 'encode', 'step', 'measure', 'publish')}
+        waits = entries('wait', column)[:count]
+        sums['measure'] = sums['measure'] - (waits if len(waits) == count else 0)
+        work = entries('work', column)[:count] - (waits if len(waits) == count else 0)
+        stages = {name: statistics.median(values) for name, values in sums.items()}
+        stages['take'] = statistics.median(entries('take', column))
+        stages['depth'] = stages.pop('measure')
+        stages['other'] = statistics.median(work - sum(values for name, values in sums.items() if name != 'convert'))
+        stages['model'] = stages.pop('encode') + stages.pop('step')
         stages['total'] = sum(stages[name] for name in STAGES)
         figures[kind] = stages
     return figures
@@ -111,27 +144,30 @@ def main() -> None:
     parser.add_argument('--encoding', default='rgb8', choices=['rgb8', 'bgr8'])
     parser.add_argument('--objects', type=int, default=2, choices=[1, 2])
     parser.add_argument('--rate', type=float, default=8.0, help='images per second')
-    parser.add_argument('--images', type=int, default=60, help='for each of the two rows')
+    parser.add_argument('--images', type=int, default=60, help='for each of the rows')
     parser.add_argument('--json', type=Path, help='write the figures here too')
     parser.add_argument('--node', type=Path, help=argparse.SUPPRESS)
     arguments, _ = parser.parse_known_args()
     if arguments.node:
         sys.exit(run_node(arguments.node))
 
-    from harness import Scene, image_message, running_node
+    from harness import Scene, running_node
+    from sensor_msgs.msg import PointCloud2
     scene = Scene(*arguments.size)
     with tempfile.TemporaryDirectory() as folder:
         records = Path(folder) / 'records.json'
         with running_node(Path(folder), command=(sys.executable, __file__, '--node', str(records))) as peer:
             order = slice(None, None, 1 if arguments.encoding == 'rgb8' else -1)
-            messages = [image_message(scene.image(number)[..., order], peer.header(), arguments.encoding)
-                        for number in range(10)]
+            show = Show(peer, [scene.image(number)[..., order] for number in range(10)], arguments.encoding)
             for object_id in range(1, arguments.objects + 1):
                 peer.start_object(object_id, scene.box(0, object_id), scene.image(0))
-            windows = {'instances': show(peer, messages, arguments.images, arguments.rate)}
-            for name in ('label_image', 'overlay'):
-                peer.subscribe_pictures(name)
-            windows['instances, label image, overlay'] = show(peer, messages, arguments.images, arguments.rate)
+            windows = {'instances': show.run(arguments.images, arguments.rate)}
+            show.with_depth = True
+            peer.subscribe(PointCloud2, 'points')
+            peer.subscribe_pictures('label_image')
+            windows['with depth: + label image, points'] = show.run(arguments.images, arguments.rate)
+            peer.subscribe_pictures('overlay')
+            windows['+ overlay'] = show.run(arguments.images, arguments.rate)
             peer.process.stop()
         measured = json.loads(records.read_text())
     rows = {name: summary(measured, window) for name, window in windows.items()}
@@ -149,8 +185,8 @@ def main() -> None:
         line(title, stage)
     table.add_section()
     line('added by the node', 'total')
-    line('the model, nano', 'step')
-    Console(width=110).print(table)
+    line('the model, nano', 'model')
+    Console(width=130).print(table)
     if arguments.json:
         arguments.json.write_text(json.dumps({'size': arguments.size, 'encoding': arguments.encoding,
                                               'objects': arguments.objects, 'rows': rows}, indent=2))

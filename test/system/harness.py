@@ -100,7 +100,7 @@ class Peer:
         self.process = process
         self._context = rclpy.Context()
         rclpy.init(context=self._context, domain_id=domain)
-        self.node = rclpy.create_node('peer', context=self._context)
+        self.node = rclpy.create_node(f'peer_{camera}' if camera else 'peer', context=self._context)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
         self.name = f'{namespace}/sam2'
