@@ -7,15 +7,18 @@ from itertools import permutations, product
 import numpy as np
 
 MIN_POINTS = 30
-SEARCHED = 200       # points that orientations are compared with
+SEARCHED = 160       # points that orientations are compared with
 VOTES = 150          # normals that are asked for the faces
+FACE = 15.0          # degrees between normals of one face
 TRIM = 0.005         # share of the points beyond each face: noise must not decide how large a thing is
 THINNEST = 0.05      # of the largest side: what is thinner counts as this thin when orientations are compared
 CLOSENESS = 2.0      # weight of the distance to the nearest face, beside the volume
-COARSE, FINE = (45.0, 30.0, 15.0), (7.5, 3.75, 1.9, 0.95)  # degrees
-FACE = 15.0          # degrees between normals of one face
-BETTER = 0.05        # of the cost: by so much another orientation must fit better to give up the previous one
-STEADY = 0.002       # and by so much a small turn
+GRID = (-36, -18, 0, 18, 36)  # degrees about each axis: with the symmetry of a box, every orientation is near one
+REFINED = 4          # of the orientations that suit best
+FINE = (9.0, 9.0, 4.5, 4.5, 2.2, 2.2, 1.1, 0.5)  # degrees
+FOLLOWED = (4.0, 2.0, 2.0, 1.0)  # degrees from image to image
+BETTER = 0.1         # of the cost: by so much another orientation must fit better than the principal or previous one
+STEADY = 0.015       # and by so much a small turn
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,16 +62,15 @@ def oriented_box(points: np.ndarray, previous: OrientedBox | None = None,
     points = np.asarray(points, np.float64)
     middle = points.mean(0)
     centred = points - middle
-    searched = centred[::-(-len(points) // SEARCHED)]
-    _, principal = np.linalg.eigh(centred.T @ centred)
-    cost = _Cost(searched)
-    starts = _starts(_right_handed(principal), normals)
+    cost = _Cost(centred[::-(-len(centred) // SEARCHED)])
+    starts = _starts(centred, normals)
     if previous is None:
-        axes = _search(cost, starts)
+        axes, value = starts[0], cost(starts[:1])[0]
     else:
-        axes, value = _descend(cost, previous.axes, FINE[2:], STEADY)
-        if cost(starts[:2]).min() < value - BETTER:
-            axes = _search(cost, starts)
+        (axes,), (value,) = _descend(cost, previous.axes[None], FOLLOWED, STEADY)
+    if previous is None or cost(starts).min() < value - BETTER:
+        found, found_value = _search(cost, starts)
+        axes = found if found_value < value - BETTER else axes
     low, high = _extent((centred @ axes).T)
     axes, size, offset = _arrange(axes, high - low, axes @ (low + high) / 2, middle, previous)
     return OrientedBox(middle + offset, axes, size)
@@ -87,61 +89,63 @@ class _Cost:
         low, high = along.min(-1), along.max(-1)
         size = high - low
         size = np.maximum(size, THINNEST * size.max(1, keepdims=True)) + 1e-9
-        along -= ((low + high) / 2)[..., None]
-        inside = ((high - low) / 2)[..., None] - np.abs(along)
-        closeness = np.abs(inside).min(1).mean(1) / self._scale
+        inside = ((high - low) / 2)[..., None] - np.abs(along - ((low + high) / 2)[..., None])
+        closeness = inside.min(1).mean(1) / self._scale
         return np.log(size).mean(1) + CLOSENESS * closeness
 
 
-def _starts(principal: np.ndarray, normals: np.ndarray | None) -> np.ndarray:
-    """Orientations to begin with (K, 3, 3): along the principal axes, along the flat faces, and turned from these."""
-    starts = [principal[None]]
-    if normals is not None and len(normals):
-        normals = normals[::-(-len(normals) // VOTES)]
-        alike = np.abs(normals @ normals.T) > np.cos(np.radians(FACE))
-        first = normals[np.argmax(alike.sum(1))]
-        upright = np.abs(normals @ first) < np.sin(np.radians(FACE))
-        second = normals[np.argmax((alike & upright).sum(1) * upright)] if upright.any() else principal[:, 2]
-        second = second - first * (first @ second)
-        if np.linalg.norm(second) < 0.1:
-            second = np.cross(first, principal[:, 1])
-        second /= np.linalg.norm(second)
-        faces = np.column_stack([first, second, np.cross(first, second)])
-        starts += [faces[None], faces @ _TURNS[COARSE][:6]]
-    return np.concatenate([*starts, principal @ _TURNS[COARSE]])
+def _starts(centred: np.ndarray, normals: np.ndarray | None) -> np.ndarray:
+    """Orientations to begin with (K, 3, 3): the principal one and, where normals tell, that of the flat faces."""
+    _, principal = np.linalg.eigh(centred.T @ centred)
+    principal = principal * [1, 1, np.sign(np.linalg.det(principal))]
+    if normals is None or not len(normals):
+        return principal[None]
+    normals = normals[::-(-len(normals) // VOTES)]
+    cosines = np.abs(normals @ normals.T)
+    votes = (cosines > np.cos(np.radians(FACE))).sum(1)
+    most = np.argmax(votes)
+    upright = cosines[most] < np.sin(np.radians(FACE))
+    first = normals[most]
+    # where only one face is seen the points say how it is turned
+    second = normals[np.argmax(votes * upright)] if upright.any() else principal[:, np.abs(first @ principal).argmin()]
+    second = second - first * (first @ second)
+    second /= np.linalg.norm(second)
+    return np.stack([principal, np.column_stack([first, second, np.cross(first, second)])])
 
 
-def _search(cost: _Cost, starts: np.ndarray) -> np.ndarray:
-    best = starts[np.argmin(cost(starts))]
-    return _descend(cost, best, FINE, 0.0)[0]
+def _search(cost: _Cost, starts: np.ndarray) -> tuple[np.ndarray, float]:
+    everywhere = np.concatenate([starts, starts[0] @ _GRID])
+    best = np.argpartition(cost(everywhere), REFINED)[:REFINED]
+    found, values = _descend(cost, everywhere[best], FINE, 0.0)
+    return found[np.argmin(values)], values.min()
 
 
-def _descend(cost: _Cost, axes: np.ndarray, degrees, least: float) -> tuple[np.ndarray, float]:
-    """Turn the axes about one of themselves at a time as long as that helps, in ever smaller steps."""
-    value = float(cost(axes[None])[0])
+def _descend(cost: _Cost, axes: np.ndarray, degrees: tuple, least: float) -> tuple[np.ndarray, np.ndarray]:
+    """Turn orientations (K, 3, 3) about one of their axes at a time where that lowers the cost by more than ``least``;
+    they and their costs (K,)."""
+    values = cost(axes)
     for step in degrees:
-        turned = axes @ _TURNS[step]
-        values = cost(turned)
-        best = int(np.argmin(values))
-        if values[best] < value - least:
-            axes, value = turned[best], float(values[best])
-    return axes, value
+        turned = axes[:, None] @ _TURNS[step]
+        costs = cost(turned.reshape(-1, 3, 3)).reshape(len(axes), -1)
+        best = costs.argmin(1)
+        lower = costs.min(1)
+        better = lower < values - least
+        axes = np.where(better[:, None, None], turned[np.arange(len(axes)), best], axes)
+        values = np.where(better, lower, values)
+    return axes, values
 
 
-def _turns(degrees) -> np.ndarray:
-    """Rotations (K, 3, 3) about each of the three axes, both ways."""
-    turns = []
-    for axis, angle, sign in product(range(3), np.atleast_1d(degrees), (-1, 1)):
-        c, s = np.cos(np.radians(angle)), sign * np.sin(np.radians(angle))
-        turn = np.eye(3)
-        i, j = (axis + 1) % 3, (axis + 2) % 3
-        turn[i, i] = turn[j, j] = c
-        turn[i, j], turn[j, i] = -s, s
-        turns.append(turn)
-    return np.array(turns)
+def _turn(axis: int, degrees: float) -> np.ndarray:
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    i, j = (axis + 1) % 3, (axis + 2) % 3
+    turn = np.eye(3)
+    turn[i, i], turn[i, j], turn[j, i], turn[j, j] = c, -s, s, c
+    return turn
 
 
-_TURNS = {step: _turns(step) for step in (COARSE, *FINE)}
+_TURNS = {step: np.stack([_turn(axis, sign * step) for axis in range(3) for sign in (-1, 1)])
+          for step in {*FINE, *FOLLOWED}}
+_GRID = np.stack([_turn(0, x) @ _turn(1, y) @ _turn(2, z) for x, y, z in product(GRID, repeat=3)])
 # the 24 ways to name the axes of a box that leave them right-handed
 _NAMINGS = np.array([matrix for order in permutations(range(3)) for signs in product((-1, 1), repeat=3)
                      if np.linalg.det(matrix := np.eye(3)[:, order] * signs) > 0])
@@ -152,10 +156,6 @@ def _extent(along: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     beyond = int(TRIM * along.shape[-1])
     ranked = np.partition(along, (beyond, along.shape[-1] - 1 - beyond), axis=-1)
     return ranked[..., beyond], ranked[..., -1 - beyond]
-
-
-def _right_handed(axes: np.ndarray) -> np.ndarray:
-    return axes * [1, 1, np.sign(np.linalg.det(axes))]
 
 
 def _arrange(axes, size, offset, middle, previous):
