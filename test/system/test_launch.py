@@ -194,7 +194,8 @@ def generate_launch_description():
 ''')):
         path.parent.mkdir(parents=True)
         path.write_text(content)
-    environment = {**os.environ, 'AMENT_PREFIX_PATH': f'{tmp_path}{os.pathsep}{os.environ.get("AMENT_PREFIX_PATH", "")}'}
+    prefixes = [str(tmp_path), os.environ.get('AMENT_PREFIX_PATH', '')]
+    environment = {**os.environ, 'AMENT_PREFIX_PATH': os.pathsep.join(prefixes)}
     with launched(tmp_path, 'driver:=true', 'serial_no:=123', 'autostart:=false', file='realsense.launch.py',
                   environment=environment, active=False) as peer:
         peer.state()
