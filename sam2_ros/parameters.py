@@ -88,7 +88,7 @@ class Parameters:
         0.5, 'A detection that overlaps a known object by so much (IoU of the boxes) is that object.',
         limits=(0.0, 1.0))
     segment_all_seconds: float = _parameter(
-        5.0, 'Seconds of work that ~/segment_all has when the call does not say.', limits=(0.01, 600.0))
+        5.0, 'Seconds that ~/segment_all works at most, when the call does not say.', limits=(0.01, 600.0))
     latency_target: float = _parameter(
         0.0, 'Seconds from the stamp of an image to its result that the node is to hold. 0: none.',
         limits=(0.0, 60.0))
