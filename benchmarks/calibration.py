@@ -8,7 +8,7 @@ to show the object. Where an object is told as tracked, `score` ought to be the 
 calibration error (ECE) is the mean distance from that, over ten bins, weighted by their content.
 
 `--fit` tracks as many clips of another seed as well, and prints the corrections (scale and offset of the logit) that
-follow from those alone. The one for the score is kept in sam2_ros/states.py.
+follow from those alone, and what they would change. The one for the score is kept in sam2_ros/states.py.
 """
 from __future__ import annotations
 
@@ -167,13 +167,17 @@ def main() -> int:
     model = load_model(options.model, checkpoint=options.checkpoint or None, device=options.device)
     correction = score_correction(Parameters(model=options.model, checkpoint=options.checkpoint))
     figures: dict = {'model': options.model, 'checkpoint': options.checkpoint, 'clips': options.clips}
+    fitted: dict[str, Platt] = {}
     if options.fit:
         numbers = judge(measure(model, FIT_SEED, options.clips, console), None)
-        for name in ('visibility, tracked', 'score, tracked, as predicted'):
-            figures[f'fit: {name}'] = fit(*numbers[name])
-            console.print(f'{name}: scale {figures[f"fit: {name}"].scale:.3f}, '
-                          f'offset {figures[f"fit: {name}"].offset:.3f}, from seed {FIT_SEED} alone')
+        fitted = {name: fit(*numbers[name]) for name in ('visibility, tracked', 'score, tracked, as predicted')}
     numbers = judge(measure(model, SEED, options.clips, console), correction)
+    drawn = tuple(numbers)
+    for name, platt in fitted.items():
+        console.print(f'{name}: scale {platt.scale:.3f}, offset {platt.offset:.3f}, from seed {FIT_SEED} alone')
+        told, true = numbers[name]
+        numbers[f'{name}: fitted'] = np.array([platt(value) for value in told]), true
+        figures[f'fit: {name}'] = platt._asdict()
     curves = {name: reliability(*pair) for name, pair in numbers.items()}
     console.print(table(numbers, curves))
     for name, curve in curves.items():
@@ -184,7 +188,7 @@ def main() -> int:
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1))
     if options.picture:
-        draw(curves, options.picture)
+        draw({name: curves[name] for name in drawn}, options.picture)
     return 0
 
 
