@@ -10,7 +10,14 @@ import rclpy
 import yaml
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import DurabilityPolicy, QoSCompatibility, QoSProfile, ReliabilityPolicy, qos_check_compatible
+from rclpy.qos import (
+    DurabilityPolicy,
+    LivelinessPolicy,
+    QoSCompatibility,
+    QoSProfile,
+    ReliabilityPolicy,
+    qos_check_compatible,
+)
 
 from sam2_ros.node import Sam2Node
 
@@ -65,7 +72,8 @@ def test_rviz_shows_topics_of_the_node_with_a_qos_that_fits(node):
         topic = item['Topic']
         assert known[topic['Value']] == RVIZ_TYPES[item['Class'].partition('/')[2]]
         wanted = QoSProfile(depth=topic['Depth'], reliability=policy(ReliabilityPolicy, topic['Reliability Policy']),
-                            durability=policy(DurabilityPolicy, topic['Durability Policy']))
+                            durability=policy(DurabilityPolicy, topic['Durability Policy']),
+                            liveliness=LivelinessPolicy.AUTOMATIC)
         if 'PublishPoint' in item['Class']:
             listener, = node.get_subscriptions_info_by_topic(topic['Value'])
             given, asked = wanted, listener.qos_profile
