@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
-from geometry_msgs.msg import Point, PointStamped
+from geometry_msgs.msg import Point, PointStamped, Quaternion, Transform, TransformStamped, Vector3
 from harness import FRAME_ID, Scene, ids, image_message, instance_of, roi, running_node, whole_mask
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
@@ -171,6 +171,25 @@ def test_a_point_that_the_camera_does_not_see_is_refused_with_the_reason(robot, 
     status = robot.click(*click)
     assert not status.accepted and reason in status.reason
     assert status.header.stamp == Time(sec=1)  # that of the click
+
+
+def test_a_point_clicked_in_another_frame_is_found_by_tf(robot):
+    pytest.importorskip('tf2_ros', reason='needs tf2_ros (docs/development.md)')
+    from tf2_msgs.msg import TFMessage
+    tf = robot.peer.node.create_publisher(TFMessage, '/tf_static', LATCHED)
+    tf.publish(TFMessage(transforms=[TransformStamped(  # the camera looks down on the table, 1 m above it
+        header=Header(frame_id='table'), child_frame_id=FRAME_ID,
+        transform=Transform(translation=Vector3(z=1.0), rotation=Quaternion(x=1.0, w=0.0)))]))
+    robot.show()
+    x, y = (np.array(SCENE.centre(0, 2)) - (SCENE.width / 2, SCENE.height / 2)) / FOCAL * DISC_DEPTH
+    clicks = []
+
+    def accepted():
+        clicks.append(robot.click(x, -y, 1.0 - DISC_DEPTH, 'table'))
+        return clicks[-1].accepted
+    robot.show_until(accepted)
+    assert covers(robot.show(), clicks[-1].id, 0, 2)
+    assert all('click again' in refused.reason for refused in clicks[:-1])
 
 
 @needs_vision_msgs

@@ -1,0 +1,44 @@
+#!/usr/bin/env python3
+"""Build other ROS packages against the ROS 2 wheels of this virtual environment: INTO SOURCE...
+
+For what is not on PyPI: vision_msgs, tf2 (docs/development.md). SOURCE is the folder of a package (CMake or Python),
+INTO where it is to be installed; each may use those before it. Run with the venv's python.
+"""
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from ros_wheels import CMAKE_ARGUMENTS, SITE_PACKAGES, build_environment
+
+
+def main():
+    if len(sys.argv) < 3:
+        sys.exit(f'usage: {sys.argv[0]} INTO SOURCE...')
+    prefix, *sources = (Path(argument).resolve() for argument in sys.argv[1:])
+    for source in sources:
+        if not (source / 'package.xml').is_file():
+            sys.exit(f'{source} has no package.xml: name the folder of one package')
+    environment = build_environment()
+    for name in ('CMAKE_PREFIX_PATH', 'AMENT_PREFIX_PATH'):
+        environment[name] = f'{prefix}{os.pathsep}{environment[name]}'
+    for source in sources:
+        with tempfile.TemporaryDirectory() as build:
+            for command in _commands(source, build, prefix):
+                subprocess.run([str(part) for part in command], check=True, env=environment, cwd=build)
+    print(f'\nto use it:\nexport PYTHONPATH={prefix / SITE_PACKAGES} LD_LIBRARY_PATH={prefix / "lib"} '
+          f'AMENT_PREFIX_PATH={prefix}:{sys.prefix}')
+
+
+def _commands(source, build, prefix):
+    if (source / 'CMakeLists.txt').is_file():
+        return (['cmake', '-S', source, '-B', build, '-G', 'Ninja', f'-DCMAKE_INSTALL_PREFIX={prefix}',
+                 *CMAKE_ARGUMENTS],
+                ['cmake', '--build', build], ['cmake', '--install', build])
+    return ([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-build-isolation', '--upgrade',
+             '--target', prefix / SITE_PACKAGES, source],)
+
+
+if __name__ == '__main__':
+    main()
