@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -16,12 +17,13 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rclpy.utilities import remove_ros_args
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
 from sam2_ros.conversions import from_pixels
 from sam2_ros.dds import use_image_profile
+from sam2_ros.demo_depth import to_camera_info, worsen
 from sam2_ros.demo_scene import TabletopScene
 
 FRAME_ID = 'camera_optical_frame'
@@ -36,9 +38,20 @@ PARAMETERS = {
     'seed': (0, 'Which tabletop.'),
     'seconds': (0.0, 'End after this much streaming. 0: at the end of the clip, never for the tabletop.'),
     'image_transport': ('raw', 'raw: sensor_msgs/Image on image. compressed: JPEG on image/compressed.'),
+    'depth': ('', 'Encoding of depth, 16UC1 or 32FC1, registered to the image; tabletop only. Empty: no depth.'),
+    'depth_noise': (False, 'Depth as imperfect as a real camera\'s. false: exact.'),
+    'distance': (0.82, 'Metres from the camera to the middle of the table, give or take 3 %; tabletop only.'),
     'subscribers': (0, 'Wait for so many subscribers of the image before the first one is sent.'),
     'hold': (False, 'Repeat the first image, with new stamps, until the service ~/start is called.'),
 }
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One frame of a source."""
+    rgb: np.ndarray  # uint8 (H, W, 3)
+    truth: np.ndarray | None = None  # uint16 (H, W): the object a pixel shows, 0: none; None: not known
+    depth: np.ndarray | None = None  # float32 (H, W), metres; None: not asked for
 
 
 class SettingError(ValueError):
@@ -48,15 +61,23 @@ class SettingError(ValueError):
 class TabletopSource:
     """Frames of the synthetic scene, one after the other."""
 
-    def __init__(self, seed: int, width: int, height: int, rate: float) -> None:
+    def __init__(self, seed: int, width: int, height: int, rate: float, distance: float = 0.82,
+                 noise: bool = False) -> None:
+        """noise: of depth."""
         self.rate = rate or 15.0
-        self._scene = TabletopScene(seed, width, height, self.rate)
+        self.scene = TabletopScene(seed, width, height, self.rate, distance)
+        self._noise = noise
         self._next = 0
 
-    def read(self) -> tuple[np.ndarray, np.ndarray]:
-        """RGB uint8 (H, W, 3) and the label image uint16 (H, W) of its ground truth."""
+    def read(self, with_depth: bool = False) -> Shot:
+        number = self._next
         self._next += 1
-        return self._scene.render(self._next - 1)
+        if not with_depth:
+            return Shot(*self.scene.render(number))
+        rgb, truth, depth = self.scene.render_depth(number)
+        if self._noise:
+            depth = worsen(depth, np.random.default_rng((self.scene.seed, number)))
+        return Shot(rgb, truth, depth)
 
 
 class ClipSource:
@@ -74,17 +95,18 @@ class ClipSource:
         if not self._video.isOpened() or not self.rate > 0 or not self.width or not self.height:
             raise SettingError(f'clip {path!r}: OpenCV cannot read it as a video')
 
-    def read(self) -> tuple[np.ndarray, None] | None:
-        """RGB uint8 (H, W, 3) and None for the ground truth it does not have; None after the last frame."""
+    def read(self, with_depth: bool = False) -> Shot | None:
+        """The next frame; None after the last one. A video has no depth."""
         found, bgr = self._video.read()
         if not found and self._loop:
             self._video = cv2.VideoCapture(self._path)
             found, bgr = self._video.read()
-        return (cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), None) if found else None
+        return Shot(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)) if found else None
 
 
 class DemoCamera(Node):
-    """Publishes ``image``, and ``~/truth`` (mono16: pixel = object id, same stamp) when the source knows it."""
+    """Publishes ``image``, and under its stamp what the source knows besides: ``~/truth`` (mono16: pixel = object id),
+    ``depth`` and ``camera_info``."""
 
     def __init__(self, **options) -> None:
         """``options``: as for rclpy's Node. Raises SettingError, or rclpy's for a parameter of a wrong type."""
@@ -101,7 +123,11 @@ class DemoCamera(Node):
         kind, topic = (CompressedImage, 'image/compressed') if self._compressed else (Image, 'image')
         self._images = self.create_publisher(kind, topic, qos_profile_sensor_data)
         self._truth = self.create_publisher(Image, '~/truth', QoSProfile(depth=10))
-        self._held = self._source.read() if self._value('hold') else None
+        self._encoding = self._depth_encoding()
+        if self._encoding:
+            self._depths = self.create_publisher(Image, 'depth', qos_profile_sensor_data)
+            self._infos = self.create_publisher(CameraInfo, 'camera_info', qos_profile_sensor_data)
+        self._held = self._source.read(bool(self._encoding)) if self._value('hold') else None
         self.create_service(Trigger, '~/start', self._start)
         self.sent = 0  # images published
         self._streamed = 0  # of the source: the held image counts once
@@ -117,9 +143,18 @@ class DemoCamera(Node):
         if self._value('clip'):
             return ClipSource(self._value('clip'), rate, self._value('loop'))
         try:
-            return TabletopSource(self._value('seed'), self._value('width'), self._value('height'), rate)
+            return TabletopSource(self._value('seed'), self._value('width'), self._value('height'), rate,
+                                  self._value('distance'), self._value('depth_noise'))
         except ValueError as error:
             raise SettingError(str(error)) from None
+
+    def _depth_encoding(self) -> str:
+        encoding = self._value('depth')
+        if encoding not in ('', '16UC1', '32FC1'):
+            raise SettingError(f'depth {encoding!r}: must be 16UC1, 32FC1 or empty')
+        if encoding and self._value('clip'):
+            raise SettingError(f'depth {encoding!r} with a clip: a video has none; leave one of the two out')
+        return encoding
 
     def _wait(self) -> None:
         if self._images.get_subscription_count() < self._subscribers:
@@ -136,25 +171,36 @@ class DemoCamera(Node):
 
     def _publish(self) -> None:
         over = self._seconds and self._streamed >= self._seconds * self._source.rate
-        frame = self._held or (None if over else self._source.read())
-        if frame is None:
+        wanted = bool(self._encoding) and self._depths.get_subscription_count() > 0
+        shot = self._held or (None if over else self._source.read(wanted))
+        if shot is None:
             self.get_logger().info(f'end of the stream after {self._streamed} images')
             self.destroy_timer(self._timer)
             self._timer = self.create_timer(LINGER, self._end)
             return
-        rgb, truth = frame
         # the moment of exposure: how long drawing the picture took is none of the robot's time
         header = Header(stamp=self.get_clock().now().to_msg(), frame_id=FRAME_ID)
         if self._compressed:
-            bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+            bgr = cv2.cvtColor(shot.rgb, cv2.COLOR_RGB2BGR)
             data = cv2.imencode('.jpg', bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
             self._images.publish(CompressedImage(header=header, format='rgb8; jpeg compressed bgr8', data=data))
         else:
-            self._images.publish(from_pixels(rgb, 'rgb8', header))
-        if truth is not None and self._truth.get_subscription_count():
-            self._truth.publish(from_pixels(truth, 'mono16', header))
+            self._images.publish(from_pixels(shot.rgb, 'rgb8', header))
+        if self._encoding:
+            self._publish_depth(shot.depth, header)
+        if shot.truth is not None and self._truth.get_subscription_count():
+            self._truth.publish(from_pixels(shot.truth, 'mono16', header))
         self.sent += 1
         self._streamed += self._held is None
+
+    def _publish_depth(self, metres: np.ndarray | None, header: Header) -> None:
+        scene = self._source.scene
+        self._infos.publish(to_camera_info(scene.intrinsics, scene.width, scene.height, header))
+        if metres is None:  # nobody listened when the image was made
+            return
+        if self._encoding == '16UC1':
+            metres = np.where(metres < 65.535, metres * 1000, 0).round().astype(np.uint16)
+        self._depths.publish(from_pixels(metres, self._encoding, header))
 
     def _end(self) -> None:
         raise ExternalShutdownException

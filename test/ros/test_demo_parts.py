@@ -9,12 +9,13 @@ from builtin_interfaces.msg import Time
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from rclpy.qos import qos_profile_sensor_data
-from sensor_msgs.msg import CompressedImage, Image, RegionOfInterest
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, RegionOfInterest
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
 from sam2_ros.conversions import from_pixels, to_nanoseconds, to_rgb
 from sam2_ros.demo import ClipSource, DemoCamera, SettingError
+from sam2_ros.demo_depth import worsen
 from sam2_ros.demo_pictures import contact_sheet, longest_absence, moments, write_video
 from sam2_ros.demo_prompter import correction
 from sam2_ros.demo_recording import PICTURE_WIDTH, Recording, full_mask, scores, to_labels
@@ -108,12 +109,23 @@ def test_a_clip_is_streamed_to_its_end_at_its_own_rate(listen, clip):
     assert not listener.truths
 
 
+def test_a_clip_has_no_depth_to_give(ros_domain, clip):
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=ros_domain)
+    try:
+        with pytest.raises(SettingError, match="depth '16UC1' with a clip: a video has none"):
+            DemoCamera(context=context, parameter_overrides=[Parameter('clip', value=clip),
+                                                             Parameter('depth', value='16UC1')])
+    finally:
+        rclpy.shutdown(context=context)
+
+
 def test_a_clip_can_be_cut_short_or_looped(listen, clip):
     listener = listen(clip=clip, seconds=0.25, rate=40.0)
     listener.run_to_the_end()
     assert listener.camera.sent == 10
     source = ClipSource(clip, loop=True)
-    levels = [source.read()[0].mean() for _ in range(25)]
+    levels = [source.read().rgb.mean() for _ in range(25)]
     assert levels[0] == levels[12] == levels[24] < levels[11]
 
 
@@ -139,7 +151,50 @@ def test_compressed_images(listen):
     assert difference.mean() < 8, 'what JPEG loses'
 
 
+@pytest.mark.parametrize(('encoding', 'dtype', 'metre'), [('16UC1', np.uint16, 1000), ('32FC1', np.float32, 1)])
+def test_depth_and_calibration_come_under_the_stamp_of_the_image(listen, encoding, dtype, metre):
+    listener = listen(width=160, height=120, seed=3, rate=30.0, depth=encoding, distance=1.1)
+    depths, infos = [], []
+    listener.node.create_subscription(Image, 'depth', depths.append, qos_profile_sensor_data)
+    listener.node.create_subscription(CameraInfo, 'camera_info', infos.append, qos_profile_sensor_data)
+    listener.wait_for(lambda: len(depths) >= 3 and len(infos) >= 3)
+    stamps = {to_nanoseconds(message.header.stamp) for message in listener.images}
+    scene = TabletopScene(3, 160, 120, 30.0, distance=1.1)
+    known = [scene.render_depth(number)[2] for number in range(40)]
+    for message in depths[:3]:
+        assert to_nanoseconds(message.header.stamp) in stamps and message.encoding == encoding
+        metres = np.frombuffer(message.data, dtype).reshape(120, 160) / metre
+        assert any(np.abs(metres - depth).max() < 0.0006 for depth in known), 'exact, but for the millimetre'
+    assert {to_nanoseconds(info.header.stamp) for info in infos} & stamps
+    np.testing.assert_allclose(np.reshape(infos[0].k, (3, 3)), scene.intrinsics)
+    assert (infos[0].width, infos[0].height, infos[0].header.frame_id) == (160, 120, listener.images[0].header.frame_id)
+
+
+def test_depth_is_offered_only_when_asked_for(listen):
+    listener = listen(width=160, height=120)
+    listener.wait_for(lambda: len(listener.images) >= 2)
+    assert not {'depth', 'camera_info'} & {name.strip('/') for name, _ in
+                                           listener.camera.get_publisher_names_and_types_by_node('camera', '/')}
+
+
+def test_a_real_cameras_depth_is_noisy_with_the_square_of_distance_and_flies_at_edges():
+    random = np.random.default_rng(0)
+    for metres, sigma in ((0.4, 0.0012), (1.4, 0.0031)):
+        flat = worsen(np.full((240, 320), metres, np.float32), random)
+        assert (flat[flat > 0] - metres).std() == pytest.approx(sigma, rel=0.05)
+        assert 0 < (flat == 0).mean() < 0.01, 'a few holes'
+    step = np.full((240, 320), 1.0, np.float32)
+    step[:, 160:] = 2.0
+    worse = worsen(step, random)
+    between = (worse > 1.1) & (worse < 1.9)
+    assert between[:, 159:161].mean() == pytest.approx(0.4, abs=0.1)
+    assert not between[:, :158].any() and not between[:, 162:].any()
+    assert (worse[:, 159:161] == 0).mean() == pytest.approx(0.2, abs=0.1)
+
+
 @pytest.mark.parametrize(('parameters', 'message'), [
+    ({'depth': '8UC1'}, "depth '8UC1': must be 16UC1, 32FC1 or empty"),
+    ({'distance': -1.0}, 'distance -1.0: must be positive'),
     ({'clip': 'missing.mp4'}, "'missing.mp4': there is no such file"),
     ({'image_transport': 'theora'}, "'theora': must be raw or compressed"),
     ({'width': 10}, 'each side must be at least 64'),

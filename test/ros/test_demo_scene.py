@@ -89,6 +89,52 @@ def test_the_mask_is_what_pose_size_and_camera_say(object_id):
     assert iou(truth[object_id], expected) > 0.97, 'the outlines differ by half a pixel at most'
 
 
+@pytest.mark.parametrize('distance', [0.5, 1.5])
+def test_depth_puts_every_pixel_on_the_surface_it_shows(distance):
+    scene, number = TabletopScene(2, 320, 240, fps=10, distance=distance), 50
+    rgb, ids, depth = scene.render_depth(number)
+    assert np.array_equal(rgb, scene.render(number)[0]) and np.array_equal(ids, scene.render(number)[1])
+    rotation, centre = scene.camera_pose(number)
+    y, x = np.mgrid[:scene.height, :scene.width]
+    rays = np.stack([x, y, np.ones_like(x)], -1) @ np.linalg.inv(scene.intrinsics).T
+    points = rays * depth[..., None] @ rotation.T + centre  # in table coordinates
+    assert np.abs(points[ids == 0][:, 2]).max() < 1e-4, 'the table'
+    assert np.linalg.norm(centre) == pytest.approx(distance, rel=0.15)
+    for key, item in scene.objects.items():
+        own, pose = points[ids == key], scene.pose(key, number)
+        if not len(own):
+            continue
+        if isinstance(item.solid, Ball):
+            radii = np.linalg.norm(own - [pose.x, pose.y, item.solid.radius], axis=1)
+            assert np.abs(radii - item.solid.radius).max() < 1e-4
+        elif isinstance(item.solid, Block):
+            turn = np.array([[np.cos(pose.yaw), -np.sin(pose.yaw)], [np.sin(pose.yaw), np.cos(pose.yaw)]])
+            inside = np.column_stack([(own[:, :2] - [pose.x, pose.y]) @ turn, own[:, 2] - item.solid.height / 2])
+            beyond = np.abs(inside) - np.array(item.solid.size) / 2
+            assert np.abs(beyond.max(1)).max() < 1e-4, 'each on a face'
+        else:
+            reach = np.hypot(own[:, 0] - pose.x, own[:, 1] - pose.y)
+            wall = item.solid.bottom + (item.solid.top - item.solid.bottom) * own[:, 2] / item.solid.height
+            lid = np.abs(own[:, 2] - item.solid.height) < 1e-4
+            assert np.abs((reach - wall)[~lid]).max() < 1e-4 and (reach[lid] <= item.solid.top + 1e-4).all()
+
+
+def test_the_box_of_an_object_is_around_it_in_the_cameras_frame(scenes):
+    scene, number = scenes[0], 60
+    rotation, camera = scene.camera_pose(number)
+    for key, item in scene.objects.items():
+        centre, axes, size = scene.box(key, number)
+        assert np.linalg.det(axes) == pytest.approx(1)
+        if isinstance(item.solid, Ball):
+            continue
+        corners = (outline(item.solid, scene.pose(key, number)) - camera) @ rotation
+        along = (corners - centre) @ axes
+        if isinstance(item.solid, Block):
+            np.testing.assert_allclose([along.min(0), along.max(0)], [-size / 2, size / 2], atol=1e-9)
+        else:
+            np.testing.assert_allclose([along.min(0), along.max(0)], [-size / 2, size / 2], atol=2e-4)
+
+
 @pytest.mark.parametrize('seed', SEEDS)
 def test_things_never_stand_in_one_another(scenes, seed):
     for number in range(0, 200, 3):
@@ -115,7 +161,8 @@ def test_light_and_noise_change_while_the_scene_stands_still(scenes):
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [
-    ({'width': 32}, '32x480'), ({'height': 0}, '640x0'), ({'fps': 0}, 'fps 0'), ({'fps': -5}, 'fps -5')])
+    ({'width': 32}, '32x480'), ({'height': 0}, '640x0'), ({'fps': 0}, 'fps 0'), ({'fps': -5}, 'fps -5'),
+    ({'distance': 0}, 'distance 0')])
 def test_impossible_settings_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         TabletopScene(**arguments)
