@@ -52,7 +52,7 @@ class Robot:
         self._depth.publish(image_message(depth, header, '32FC1'))
         self._info.publish(CameraInfo(header=header, width=SCENE.width, height=SCENE.height,
                                       k=[FOCAL, 0.0, SCENE.width / 2, 0.0, FOCAL, SCENE.height / 2, 0.0, 0.0, 1.0]))
-        return self.peer.process_image(image_message(SCENE.image(time, hidden), header))
+        return self.peer.process_image(self.peer.message(SCENE.image(time, hidden), header))
 
     def show_until(self, condition, time: float = 0):
         """The same image again and again, until the condition is true."""
@@ -82,12 +82,12 @@ class Robot:
         self._detections.publish(message)
 
 
-@pytest.fixture(scope='module')
-def node(tmp_path_factory):
-    parameters = {'class_names': ['disc', 'ball'], 'depth_wait': 1.0}
+@pytest.fixture(scope='module', params=['raw', 'compressed'])
+def node(request, tmp_path_factory):
+    parameters = {'image_transport': request.param, 'class_names': ['disc', 'ball'], 'depth_wait': 1.0}
     if vision_msgs is not None:
         parameters['detections_topic'] = DETECTIONS
-    with running_node(tmp_path_factory.mktemp('views'), parameters) as peer:
+    with running_node(tmp_path_factory.mktemp('views'), parameters, compressed=request.param == 'compressed') as peer:
         yield Robot(peer)
 
 
