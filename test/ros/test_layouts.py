@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import rclpy
 import yaml
+from rclpy.duration import Infinite
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import (
@@ -73,7 +74,8 @@ def test_rviz_shows_topics_of_the_node_with_a_qos_that_fits(node):
         assert known[topic['Value']] == RVIZ_TYPES[item['Class'].partition('/')[2]]
         wanted = QoSProfile(depth=topic['Depth'], reliability=policy(ReliabilityPolicy, topic['Reliability Policy']),
                             durability=policy(DurabilityPolicy, topic['Durability Policy']),
-                            liveliness=LivelinessPolicy.AUTOMATIC)
+                            liveliness=LivelinessPolicy.AUTOMATIC, deadline=Infinite,
+                            liveliness_lease_duration=Infinite)
         if 'PublishPoint' in item['Class']:
             listener, = node.get_subscriptions_info_by_topic(topic['Value'])
             given, asked = wanted, listener.qos_profile
