@@ -1,0 +1,45 @@
+"""What an evaluation needs to know of a recording, whether it is a bag or a folder of images."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from sam2_ros.msg import Prompt
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedPrompt:
+    """A prompt and when it came."""
+
+    arrival: int  # ns, on the clock of the images' arrivals
+    message: Prompt  # its header's stamp is that of the image it was drawn on
+
+
+class Recording(Protocol):
+    """One camera's images in order of their stamps, and what was recorded beside them. Images are read when asked for.
+
+    Errors: ``RecordingError`` (a ValueError) that names the file or topic and the cure.
+    """
+
+    name: str
+    stamps: Sequence[int]  # ns, of the images, increasing
+    arrivals: Sequence[int]  # ns, when each was recorded; the stamps, where that is not known
+    prompts: Sequence[RecordedPrompt]
+    labels: dict[int, str]  # names of the ids in the truth, as far as known
+
+    def image(self, index: int) -> Image | CompressedImage:
+        """The message, with its header."""
+
+    def depth(self, index: int) -> tuple[Image, CameraInfo] | None:
+        """The depth of an image; None: there is none."""
+
+    def truth(self, index: int) -> np.ndarray | None:
+        """uint16 (H, W): the id of the object a pixel belongs to, 0: none; None: the image is not annotated."""
+
+
+class RecordingError(ValueError):
+    """A recording that cannot be used; the text names the value and the cure."""
