@@ -4,10 +4,12 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 from std_msgs.msg import Header
 
 from sam2_ros.conversions import to_nanoseconds, to_roi
@@ -79,11 +81,18 @@ def read(message: Detection2DArray, parameters: Parameters, height: int,
                            f'{width} x {height} pixels; boxes must be in pixels of the image that the node gets')
         else:
             found.append(Detection(box, label, score))
-    kept: list[Detection] = []
-    for item in sorted(found, key=lambda item: -item.score):
-        if all(iou(item.box, other.box) < parameters.detections_iou for other in kept):
-            kept.append(item)
-    return kept, refused
+    return _distinct(found, parameters.detections_iou), refused
+
+
+def _distinct(found: list[Detection], max_iou: float) -> list[Detection]:
+    """From the surest on, those that overlap none before them."""
+    found = sorted(found, key=lambda item: -item.score)
+    boxes = _array(item.box for item in found)
+    kept = np.ones(len(found), bool)
+    for place in range(len(found)):
+        if kept[place]:
+            kept[place + 1:] &= iou(boxes[place], boxes[place + 1:]) < max_iou
+    return [item for item, is_kept in zip(found, kept, strict=True) if is_kept]
 
 
 def propose(detections: Sequence[Detection], known: Sequence[Known], min_iou: float, header: Header) -> list[Prompt]:
@@ -96,13 +105,14 @@ def propose(detections: Sequence[Detection], known: Sequence[Known], min_iou: fl
       itself since: the next detections will find it.
     - Everything else is new: SET.
     """
-    boxes = [box for other in known for box in (other.box, other.detector_box) if box is not None]
-    new = [item for item in detections if all(iou(item.box, box) < min_iou for box in boxes)]
+    boxes = _array(box for other in known for box in (other.box, other.detector_box) if box is not None)
+    new = [item for item in detections if (iou(item.box, boxes) < min_iou).all()]
+    counts = Counter(item.label for item in new)
     prompts = []
     for item in new:
         prompt = Prompt(header=header, action=Prompt.SET, label=item.label, box=to_roi(_pixels(item.box)))
         hidden = [other for other in known if other.box is None and other.label == item.label != '']
-        if len(hidden) == 1 and [other.label for other in new].count(item.label) == 1:
+        if len(hidden) == 1 and counts[item.label] == 1:
             if hidden[0].visible_now:
                 continue
             prompt.action, prompt.id = Prompt.REFINE, hidden[0].id
@@ -192,6 +202,12 @@ class DetectionGate:
                  replace(item, detector_box=_from_units(self._outlines[item.id], item.box))
                  for item in self._whereabouts.at(to_nanoseconds(message.header.stamp))]
         prompts = propose(detections, known, parameters.detections_iou, message.header)
+        new = sum(prompt.action == Prompt.SET for prompt in prompts)
+        surplus = new - max(0, parameters.max_objects - len(known))
+        if surplus > 0:
+            refused.append(f'{surplus} of {new} new things left out: {len(known)} objects are known and max_objects is '
+                           f'{parameters.max_objects}; ask for fewer classes, or raise it')
+            prompts = _without_last_new(prompts, surplus)
         self._pending = [_Pending(prompt, now + parameters.prompt_timeout) for prompt in prompts]
         return Proposal(prompts, refused)
 
@@ -221,6 +237,12 @@ class DetectionGate:
             self._outlines[answer.id] = _to_units(outline, answer.item.box)
 
 
+def _without_last_new(prompts: list[Prompt], count: int) -> list[Prompt]:
+    """The surest come first."""
+    places = {*[place for place, prompt in enumerate(prompts) if prompt.action == Prompt.SET][-count:]}
+    return [prompt for place, prompt in enumerate(prompts) if place not in places]
+
+
 # --- boxes
 
 def upright(box: BoundingBox2D) -> Box:
@@ -232,15 +254,17 @@ def upright(box: BoundingBox2D) -> Box:
     return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
 
-def iou(first: Box, second: Box) -> float:
-    """Intersection over union, 0..1."""
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    height = min(first[3], second[3]) - max(first[1], second[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    shared = width * height
-    areas = sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (first, second))
-    return shared / (areas - shared)
+def iou(box: Box | np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Intersection over union of one box with each of others (N, 4): (N,), 0..1."""
+    x0, y0, x1, y1 = np.transpose(others)
+    shared = (np.minimum(box[2], x1) - np.maximum(box[0], x0)).clip(0) * (
+        np.minimum(box[3], y1) - np.maximum(box[1], y0)).clip(0)
+    return shared / ((box[2] - box[0]) * (box[3] - box[1]) + (x1 - x0) * (y1 - y0) - shared)
+
+
+def _array(boxes: Iterable[Box]) -> np.ndarray:
+    """(N, 4)."""
+    return np.array([*boxes], float).reshape(-1, 4)
 
 
 def _to_units(box: Box, unit: Box) -> Box:

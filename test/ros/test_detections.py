@@ -124,7 +124,8 @@ def test_iou_is_that_of_the_pixels(first, second):
     grids = np.zeros((2, HEIGHT, WIDTH), bool)
     for grid, (x0, y0, x1, y1) in zip(grids, (first, second), strict=True):
         grid[y0:y1, x0:x1] = True
-    assert iou(first, second) == pytest.approx((grids[0] & grids[1]).sum() / (grids[0] | grids[1]).sum())
+    expected = (grids[0] & grids[1]).sum() / (grids[0] | grids[1]).sum()
+    np.testing.assert_allclose(iou(first, np.array([second, first])), (expected, 1))
 
 
 # --- which object it is
@@ -285,6 +286,17 @@ def test_an_object_that_never_turns_up_does_not_hold_up_the_others_for_ever():
     for step in range(1, 100):
         camera.show(1 + step / 100)
     assert len(camera.detect(2.0, ((300, 100, 340, 140), 'dog'))) == 1
+
+
+def test_no_more_is_started_than_there_is_room_for_and_the_surest_first():
+    camera = Camera(Parameters(max_objects=3))
+    camera.follow(1.0, ((0, 100, 40, 140), 'cup'))
+    boxes = [((100 * column, 200, 100 * column + 40, 240), f'cup {column}', 0.6 + 0.1 * column) for column in range(4)]
+    camera.gate.put(array([((0, 100, 40, 140), 'cup', 0.9), *boxes], 1.1))
+    proposal = camera.gate.take(camera.parameters, HEIGHT, WIDTH)
+    assert [prompt.label for prompt in proposal.prompts] == ['cup 3', 'cup 2']
+    (reason,) = proposal.refused
+    assert '2 of 4 new things' in reason and '1 objects are known and max_objects is 3' in reason
 
 
 def test_an_unanswered_prompt_holds_up_the_next_no_longer_than_a_prompt_waits(monkeypatch):
