@@ -56,7 +56,7 @@ class Parameters:
     history_bytes: int = _parameter(
         268435456, 'Most bytes of images kept for each camera; the oldest go first.', limits=(0, 2**40))
     catch_up_images: int = _parameter(
-        8, 'Images between that of a late prompt and the newest that are gone through; one for each live image.',
+        4, 'Images between that of a late prompt and the newest that are gone through; one for each live image.',
         limits=(0, 1000))
     prompt_timeout: float = _parameter(
         5.0, 'Seconds (of the wall clock) a prompt waits for an image before it is refused.', limits=(0.1, 600.0))
