@@ -8,7 +8,7 @@ import numpy as np
 
 MIN_POINTS = 30
 SEARCHED = 160       # points that orientations are compared with
-VOTES = 150          # normals that are asked for the faces
+VOTES = 80           # normals that are asked for the faces
 FACE = 15.0          # degrees between normals of one face
 TRIM = 0.005         # share of the points beyond each face: noise must not decide how large a thing is
 THINNEST = 0.05      # of the largest side: what is thinner counts as this thin when orientations are compared
@@ -16,7 +16,7 @@ CLOSENESS = 2.0      # weight of the distance to the nearest face, beside the vo
 GRID = (-36, -18, 0, 18, 36)  # degrees about each axis: with the symmetry of a box, every orientation is near one
 REFINED = 4          # of the orientations that suit best
 FINE = (9.0, 9.0, 4.5, 4.5, 2.2, 2.2, 1.1, 0.5)  # degrees
-FOLLOWED = (4.0, 2.0, 2.0, 1.0)  # degrees from image to image
+FOLLOWED = (4.0, 2.0, 1.0)  # degrees from image to image
 BETTER = 0.1         # of the cost: by so much another orientation must fit better than the principal or previous one
 STEADY = 0.015       # and by so much a small turn
 
@@ -89,9 +89,9 @@ class _Cost:
         low, high = along.min(-1), along.max(-1)
         size = high - low
         size = np.maximum(size, THINNEST * size.max(1, keepdims=True)) + 1e-9
-        inside = ((high - low) / 2)[..., None] - np.abs(along - ((low + high) / 2)[..., None])
-        closeness = inside.min(1).mean(1) / self._scale
-        return np.log(size).mean(1) + CLOSENESS * closeness
+        inside = np.minimum(along - low[..., None], high[..., None] - along)
+        closeness = np.minimum(np.minimum(inside[:, 0], inside[:, 1]), inside[:, 2]).sum(1)
+        return np.log(size).sum(1) / 3 + CLOSENESS / (self._scale * along.shape[2]) * closeness
 
 
 def _starts(centred: np.ndarray, normals: np.ndarray | None) -> np.ndarray:

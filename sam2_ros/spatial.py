@@ -12,17 +12,17 @@ import numpy as np
 from sam2_ros.box_fit import OrientedBox, oriented_box
 
 MIN_POINTS = 30      # fewer say nothing about a shape
-SAMPLES = 1000       # pixels of an object that its box is fitted to, about
-OUTLINE = 160        # and pixels of its outline, at most
+SAMPLES = 800        # pixels of an object that its box is fitted to, about
+OUTLINE = 120        # and pixels of its outline, at most
 KEPT = 0.25          # share of a mask that erosion has to leave; it goes less deep where it would not
 STEEPEST = 5.0       # depth per breadth of the steepest surface that is believed: 79 degrees
 NOISE = 0.003        # metres at 1 m, growing with the square: differences that say nothing
 MIN_GAP = 0.02       # metres
 GAP = 0.15           # of the breadth of an object: a gap in depth so wide ends it
 SPARSE = 0.003       # share of the points that a slice of depth must have not to be empty
-RING = [(dy, dx) for dy in (-2, 0, 2) for dx in (-2, 0, 2) if (dy, dx) > (0, 0)]  # half: the other is opposite
-NEAR_RING = [(dy // 2, dx // 2) for dy, dx in RING]
-MARGIN = 2           # pixels around a window that the rings reach into
+SUPPORT = 3 / 8      # share of a pixel's neighbours that are on one surface with it; along something thin there are
+THIN_SUPPORT = 2 / 8  # fewer
+MARGIN = 2           # pixels to the farthest neighbours, in rows and in columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,56 +101,55 @@ class _Surface:
 
     def pixels(self, stride: int) -> tuple[np.ndarray, np.ndarray]:
         first_row, first_column = -self._y0 % stride, -self._x0 % stride
-        z, _, believed = self._check(first_row, first_column, stride, (RING,))
-        return self._place(z, believed, first_row, first_column, stride)[:2]
+        steps, z = self._neighbours(first_row, first_column, stride, 2)
+        believed = self._believe(z, self._on_surface(steps, z), first_row, first_column, stride)
+        rows, columns = np.nonzero(believed)
+        return self._y0 + first_row + rows * stride, self._x0 + first_column + columns * stride
 
     def samples(self) -> tuple[np.ndarray, np.ndarray]:
         """About SAMPLES points (N, 3) of the surface, smoothed over their neighbours, and unit normals (M, 3)."""
         stride = max(1, round((self._area / SAMPLES) ** 0.5))
         first = stride // 2
-        z, smooth, believed = self._check(first, first, stride, (RING, NEAR_RING))
-        self._place(z, believed, first, first, stride)
+        steps, z = self._neighbours(first, first, stride, 1)
+        on = self._on_surface(steps, z)
+        believed = self._believe(z, on, first, first, stride)
+        on &= on[::-1]  # opposite neighbours together leave a slope as it is
+        smooth = z + (np.where(on, steps, 0).sum(0) / np.maximum(on.sum(0, np.uint8), 1)).reshape(z.shape)
         y, x = self._y0 + first, self._x0 + first
         height, width = self._mask.shape
         where = np.s_[y:self._y0 + height:stride, x:self._x0 + width:stride]
         grid = np.stack([self._depth.camera.x[where] * smooth, self._depth.camera.y[where] * smooth, smooth], -1)
         return grid[believed], _normals(grid, believed)
 
-    def _check(self, first_row: int, first_column: int, stride: int, rings: tuple):
-        """Of every stride-th pixel: its depth, its depth smoothed, and whether it is inside and on a surface."""
+    def _neighbours(self, first_row: int, first_column: int, stride: int, spacing: int):
+        """The depth from every stride-th pixel to its neighbours, and its own: (neighbours, pixels) with the pixel
+        itself in the middle, and (rows, columns)."""
         height, width = self._mask.shape
+        shape = len(range(first_row, height, stride)), len(range(first_column, width, stride))
+        side = 2 * MARGIN // spacing + 1
+        row, column = self._window.strides
+        around = np.lib.stride_tricks.as_strided(
+            self._window[first_row:, first_column:], (side, side, *shape),
+            (row * spacing, column * spacing, row * stride, column * stride), writeable=False)
+        z = around[side // 2, side // 2]
+        return (around - z).reshape(side * side, -1), z
 
-        def shifted(dy: int, dx: int) -> np.ndarray:
-            top, left = MARGIN + dy + first_row, MARGIN + dx + first_column
-            return self._window[top:MARGIN + dy + height:stride, left:MARGIN + dx + width:stride]
-        z = shifted(0, 0)
-        reach = STEEPEST * 2 / self._depth.camera.focal * z + NOISE * z * z
-        support = np.zeros(z.shape, np.uint8)
-        total, count = np.zeros(z.shape, np.float32), np.ones(z.shape, np.float32)
-        for ring in rings:
-            for dy, dx in ring:
-                one, other = shifted(dy, dx) - z, shifted(-dy, -dx) - z
-                on, off = np.abs(one) < reach, np.abs(other) < reach
-                if ring is RING:
-                    support += on
-                    support += off
-                if len(rings) > 1:
-                    both = on & off  # opposite neighbours together leave a slope as it is
-                    np.add(total, one + other, out=total, where=both)
-                    count += 2 * both
-        needed = 3 if self._erosion else 2  # along something thin there are two
+    def _on_surface(self, steps: np.ndarray, z: np.ndarray) -> np.ndarray:
+        """Whether the steps of depth to the neighbours are those of a surface; bool, as ``steps``."""
+        return np.abs(steps) < (STEEPEST * MARGIN / self._depth.camera.focal * z + NOISE * z * z).ravel()
+
+    def _believe(self, z: np.ndarray, on: np.ndarray, first_row: int, first_column: int, stride: int) -> np.ndarray:
+        """Which of every stride-th pixel is inside, on a surface with its neighbours, and of the object; bool."""
+        support = on.sum(0, np.uint8).reshape(z.shape)
+        share = SUPPORT if self._erosion else THIN_SUPPORT
         inside = self._inner[first_row::stride, first_column::stride].view(bool)
-        return z, z + total / count, inside & (support >= needed)
-
-    def _place(self, z: np.ndarray, believed: np.ndarray, first_row: int, first_column: int, stride: int):
-        """Rows and columns in the image of what is believed and belongs together, and the same as a bool array."""
+        believed = inside & (support > share * (len(on) - 1))  # more: it is its own neighbour
         found = z[believed]
         if len(found):
             breadth = self._area ** 0.5 * float(np.median(found)) / self._depth.camera.focal
             low, high = _main_span(found, max(MIN_GAP, GAP * breadth))
             believed &= (z >= low) & (z <= high)
-        rows, columns = np.nonzero(believed)
-        return self._y0 + first_row + rows * stride, self._x0 + first_column + columns * stride, believed
+        return believed
 
     def outline_points(self, nearest: float, farthest: float) -> np.ndarray:
         """Where the surface reaches the edge of the mask: float32 (N, 3).
@@ -164,8 +163,8 @@ class _Surface:
         inwards = np.stack([along_y, along_x])
         steps = np.arange(inset + 1)[:, None]
         way = np.stack([y + steps * along_y, x + steps * along_x]).round().astype(np.intp)  # (2, steps, N)
-        z_inner = self._median_depth(way[:, -1])
-        z_deep = self._median_depth((way[:, -1] + base * inwards).round().astype(np.intp))
+        deep = (way[:, -1] + base * inwards).round().astype(np.intp)
+        z_inner, z_deep = np.split(self._median_depth(np.concatenate([way[:, -1], deep], 1)), 2)
         slope = np.nan_to_num((1 / z_inner - 1 / z_deep) / base)
         outward = inset + 0.5  # the outline runs through the centres of pixels, whose outer half belongs to the object
         steepest = STEEPEST * outward / focal * z_inner
@@ -193,7 +192,7 @@ class _Surface:
         inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
         rows, columns = np.where(inside, rows, 0), np.where(inside, columns, 0)
         inside &= self._inner[rows, columns] > 0
-        around = np.arange(2 * MARGIN + 1)
+        around = np.arange(0, 2 * MARGIN + 1, 2)
         patches = self._window[(rows[:, None] + around)[:, :, None], (columns[:, None] + around)[:, None]]
         patches = np.sort(patches.reshape(len(rows), len(around) ** 2), axis=1)  # NaN last
         known = np.isfinite(patches).sum(1)
@@ -260,5 +259,6 @@ def _normals(grid: np.ndarray, believed: np.ndarray) -> np.ndarray:
         return np.empty((0, 3))
     known = (believed[4:, 2:-2] & believed[:-4, 2:-2] & believed[2:-2, 4:] & believed[2:-2, :-4])
     down, right = (grid[4:, 2:-2] - grid[:-4, 2:-2])[known], (grid[2:-2, 4:] - grid[2:-2, :-4])[known]
-    normals = np.cross(right, down)
+    (ax, ay, az), (bx, by, bz) = right.T, down.T
+    normals = np.stack([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx], 1)
     return normals / np.linalg.norm(normals, axis=1, keepdims=True)
