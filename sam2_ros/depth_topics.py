@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -18,6 +18,7 @@ try:
 except ImportError:  # the wheels do not have it
     message_filters = None
 
+LOOK_EVERY = 0.5  # seconds
 UNPAIRED = 10  # messages of each topic that wait for the other of their stamp
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
@@ -31,12 +32,27 @@ class DepthTopics:
         info_topic = f'{prefix}camera_info'
         subscribe = PAIRINGS[pairing or next(iter(PAIRINGS))]
         self._subscriptions = subscribe(node, mailbox, f'{prefix}depth', info_topic)
-        # what was latched before we came; without handlers, which would warn of every driver that does not latch
-        self._subscriptions.append(node.create_subscription(
-            CameraInfo, info_topic, mailbox.put_info, LATCHED,
-            event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False)))
+        self._mailbox = mailbox
+        self._info_topic = info_topic
+        self._timer = node.create_timer(LOOK_EVERY, self._look_for_latched, clock=Clock(
+            clock_type=ClockType.STEADY_TIME))
+
+    def _look_for_latched(self) -> None:
+        """A driver that latches camera_info may have sent it once, before we came.
+
+        Asking every driver for it would not do: those that do not latch would warn of us in their logs.
+        """
+        if self._mailbox.info is not None:
+            self._timer.cancel()
+            return
+        publishers = self._node.get_publishers_info_by_topic(self._node.resolve_topic_name(self._info_topic))
+        if any(publisher.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL for publisher in publishers):
+            self._timer.cancel()
+            self._subscriptions.append(self._node.create_subscription(
+                CameraInfo, self._info_topic, self._mailbox.put_info, LATCHED))
 
     def destroy(self) -> None:
+        self._node.destroy_timer(self._timer)
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         self._subscriptions = []

@@ -335,6 +335,17 @@ def test_a_calibration_latched_once_before_we_came_serves_all_depth(robot):
         robot.wait_for(lambda stamp=stamp: focal_of(robot, stamp) == pytest.approx(123.0))
 
 
+def test_a_driver_that_does_not_latch_is_not_asked_to(robot):
+    """It would warn of an incompatible subscription in its log."""
+    infos = robot.driver.create_publisher(CameraInfo, 'camera_info', 10)
+    robot.listen()
+    robot.wait_for(lambda: infos.get_subscription_count())
+    robot.depths.publish(depth(1000))
+    robot.wait_for(lambda: infos.publish(info(1000, focal=111.0)) or focal_of(robot, 1000) == pytest.approx(111.0))
+    found = robot.driver.get_subscriptions_info_by_topic(infos.topic_name)
+    assert found and all(item.qos_profile.durability == DurabilityPolicy.VOLATILE for item in found)
+
+
 def test_a_calibration_without_a_stamp_or_at_another_rate_serves_all_depth(robot):
     infos = robot.driver.create_publisher(CameraInfo, 'camera_info', 10)
     robot.listen()
