@@ -1,0 +1,74 @@
+"""What the node holds: a model and objects after cleanup, however much they were used, are gone from memory."""
+import time
+import weakref
+
+import numpy as np
+import pytest
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from sensor_msgs.msg import Image, RegionOfInterest
+from std_msgs.msg import Header
+
+from sam2_ros.conversions import from_pixels
+from sam2_ros.msg import InstanceArray, Prompt
+from sam2_ros.node import Sam2Node
+
+SUCCESS = TransitionCallbackReturn.SUCCESS
+
+
+class User:
+    """Somebody beside the node, in the same process."""
+
+    def __init__(self, node: Sam2Node, context: rclpy.Context) -> None:
+        self.executor = SingleThreadedExecutor(context=context)
+        self._own = rclpy.create_node('user', context=context)
+        for one in (node, self._own):
+            self.executor.add_node(one)
+        self._images = self._own.create_publisher(Image, 'image', 5)
+        self._prompts = self._own.create_publisher(Prompt, 'sam2/prompt', 5)
+        self._seen: list[InstanceArray] = []
+        self._own.create_subscription(InstanceArray, 'sam2/instances', self._seen.append, 10)
+
+    def track_something(self) -> None:
+        """Prompt an object and wait until it is tracked."""
+        self._seen.clear()
+        picture = np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8)
+        deadline = time.monotonic() + 30
+        while not any(array.instances for array in self._seen):
+            assert time.monotonic() < deadline
+            self._prompts.publish(Prompt(id=1, box=RegionOfInterest(x_offset=20, y_offset=20, width=50, height=40)))
+            stamp = self._own.get_clock().now().to_msg()
+            self._images.publish(from_pixels(picture, 'rgb8', Header(stamp=stamp, frame_id='camera')))
+            self.executor.spin_once(timeout_sec=0.1)
+
+    def close(self) -> None:
+        self.executor.shutdown()
+        self._own.destroy_node()
+
+
+@pytest.fixture
+def context(ros_domain):
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=ros_domain)
+    yield context
+    rclpy.shutdown(context=context)
+
+
+@pytest.mark.parametrize('names', [[], ['front', 'rear']], ids=['one camera', 'two cameras'])
+def test_nothing_of_a_model_outlives_cleanup(context, names):
+    parameters = {'autostart': False, 'device': 'cpu', **({'cameras': names} if names else {})}
+    node = Sam2Node(context=context,
+                    parameter_overrides=[Parameter(name, value=value) for name, value in parameters.items()])
+    user = User(node, context)
+    for _ in range(2):
+        assert node.trigger_configure() == node.trigger_activate() == SUCCESS
+        held = [weakref.ref(node._model), *(weakref.ref(camera.stream.tracker) for camera in node._cameras)]
+        if not names:
+            user.track_something()
+        assert node.trigger_deactivate() == node.trigger_cleanup() == SUCCESS
+        assert [reference() for reference in held] == [None] * len(held)
+    user.close()
+    node.close()
+    node.destroy_node()

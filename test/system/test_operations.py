@@ -1,0 +1,169 @@
+"""The node in operation: what it says on /diagnostics in every state, and how it does less when it is too slow."""
+import contextlib
+
+import pytest
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from harness import Peer, Scene, ids, instance_of, running_node
+from lifecycle_msgs.msg import Transition
+
+from sam2_ros.msg import Instance
+
+OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+SCENE = Scene()
+STEPS = 90.0  # seconds of patience for a few steps of load shedding; one takes three to five
+
+
+class Watch:
+    """What /diagnostics says at the moment."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.names: set[str] = set()
+        self.statuses: dict[str, DiagnosticStatus] = {}
+        peer.node.create_subscription(DiagnosticArray, '/diagnostics', self._take, 10)
+
+    def _take(self, array: DiagnosticArray) -> None:
+        self.statuses = {status.name.partition(': ')[2]: status for status in array.status}
+
+    def wait_for(self, name: str, level: bytes, text: str = '', patience: float = 30.0, image=None) -> DiagnosticStatus:
+        """Until a status is so; ``image`` is what the camera shows again and again meanwhile."""
+        def there() -> DiagnosticStatus | None:
+            if image is not None:
+                self.peer.send(self.peer.message(image))
+            status = self.statuses.get(name)
+            return status if status is not None and status.level == level and text in status.message else None
+        try:
+            return self.peer.wait_for(there, f'{name} at level {level!r} with {text!r}', patience)
+        except AssertionError as error:
+            raise AssertionError(f'{error}\nat the end: {self.statuses.get(name)}') from None
+
+    def values(self, name: str) -> dict[str, str]:
+        return {item.key: item.value for item in self.statuses[name].values}
+
+
+@contextlib.contextmanager
+def watched_node(folder, parameters=None, **more):
+    with running_node(folder, parameters, **more) as peer:
+        yield peer, Watch(peer)
+
+
+def test_a_model_that_cannot_be_loaded_is_named_until_it_can(tmp_path):
+    with watched_node(tmp_path, {'checkpoint': '/no/such.pt'}, active=False) as (peer, watch):
+        status = watch.wait_for('model', ERROR, 'checkpoint /no/such.pt: no such file')
+        assert status.message.startswith('unconfigured, the model cannot be loaded')
+        assert peer.set_parameter('checkpoint', '') == (True, '')
+        assert peer.change_state(Transition.TRANSITION_CONFIGURE)
+        assert watch.wait_for('model', OK, 'inactive: ros2 lifecycle set /sam2 activate').hardware_id == 'cpu'
+        assert peer.change_state(Transition.TRANSITION_ACTIVATE)
+        watch.wait_for('model', OK, 'active: nano on cpu')
+        found = watch.values('model')
+        assert (found['model'], found['device'], found['dtype'], found['image size']) == (
+            'nano', 'cpu', 'float32', '256')
+
+
+@pytest.mark.parametrize('compressed', [False, True], ids=['raw', 'compressed'])
+def test_a_camera_is_told_with_its_figures_and_missed_when_it_stops(tmp_path, compressed):
+    transport = {'image_transport': 'compressed' if compressed else 'raw'}
+    with watched_node(tmp_path, transport, compressed=compressed) as (peer, watch):
+        peer.start_object(3, SCENE.box(0, 1), SCENE.image(0))
+        status = watch.wait_for('camera', OK, '1 objects', image=SCENE.image(0))
+        found = watch.values('camera')
+        assert status.name == 'sam2: camera'
+        assert found['topic'] == ('/image/compressed' if compressed else '/image')
+        assert float(found['input rate (images/s)']) > 0 < float(found['processed rate (images/s)'])
+        assert 0 < float(found['latency p50 (ms)']) <= float(found['latency p95 (ms)']) <= float(
+            found['latency p99 (ms)'])
+        assert (found['objects tracked'], found['objects occluded'], found['objects lost']) == ('1', '0', '0')
+        assert int(found['tracker memory (bytes)']) > 0 < int(found['history (images)'])
+        watch.wait_for('camera', WARN, f'no image on {found["topic"]} for')
+        watch.wait_for('camera', OK, image=SCENE.image(0))
+
+
+def test_images_that_cannot_be_used_are_named_and_forgiven(tmp_path):
+    with watched_node(tmp_path) as (peer, watch):
+        def show_infrared() -> bool:
+            message = peer.message(SCENE.image(0))
+            message.encoding = 'bayer_rggb8'
+            peer.send(message)
+            return 'not supported' in watch.statuses.get('camera', DiagnosticStatus()).message
+        peer.wait_for(show_infrared, 'the warning')
+        assert watch.wait_for('camera', WARN, "encoding 'bayer_rggb8': not supported; publish one of rgb8")
+        watch.wait_for('camera', OK, image=SCENE.image(0))
+
+
+def test_a_clock_that_differs_is_named(tmp_path):
+    with watched_node(tmp_path) as (peer, watch):
+        def show_ahead() -> bool:
+            header = peer.header()
+            header.stamp.sec += 100
+            peer.send(peer.message(SCENE.image(0), header))
+            return 'ahead of the clock' in watch.statuses.get('camera', DiagnosticStatus()).message
+        peer.wait_for(show_ahead, 'the warning')
+        watch.wait_for('camera', WARN, 'synchronise the clocks')
+
+
+def test_a_node_that_is_too_slow_does_less_in_steps_and_comes_back(tmp_path):
+    with watched_node(tmp_path) as (peer, watch):
+        peer.start_object(3, SCENE.box(0, 1), SCENE.image(0))
+        overlays = peer.subscribe_pictures('overlay')
+        peer.wait_for(lambda: peer.send(peer.message(SCENE.image(0))) or overlays, 'an overlay')
+        assert peer.set_parameter('latency_target', 0.001) == (True, '')
+        for level, text in enumerate(('no overlay, clouds and markers', 'half of the memory frames',
+                                      'every second image'), 1):
+            watch.wait_for('camera', WARN, f'load shedding level {level}: {text}', STEPS, SCENE.image(0))
+            assert watch.values('camera')['load shedding level'] == str(level)
+        watch.wait_for('camera', WARN, 'latency_target 0.001 s is not held (p95', STEPS, SCENE.image(0))
+
+        overlays.clear()
+        peer.instances.clear()
+        peer.wait_for(lambda: peer.send(peer.message(SCENE.image(0))) or len(peer.instances) >= 10, 'ten results')
+        assert overlays == []
+        assert all(array.dropped for array in peer.instances[1:])
+        assert instance_of(peer.instances[-1], 3).state == Instance.TRACKED
+
+        assert peer.set_parameter('latency_target', 30.0) == (True, '')
+        watch.wait_for('camera', OK, '1 objects', STEPS, SCENE.image(0))
+        assert watch.values('camera')['load shedding level'] == '0'
+        peer.wait_for(lambda: peer.send(peer.message(SCENE.image(0))) or overlays, 'an overlay again')
+        assert ids(peer.instances[-1]) == [3]
+
+
+def test_a_node_that_may_not_shed_load_only_says_that_it_is_slow(tmp_path):
+    with watched_node(tmp_path, {'latency_target': 0.001, 'shed_load': False}) as (peer, watch):
+        peer.start_object(3, SCENE.box(0, 1), SCENE.image(0))
+        watch.wait_for('camera', WARN, 'latency_target 0.001 s is not held', STEPS, SCENE.image(0))
+        assert watch.values('camera')['load shedding level'] == '0'
+        assert peer.set_parameter('latency_target', 0.0) == (True, '')
+        watch.wait_for('camera', OK, '1 objects', image=SCENE.image(0))
+
+
+def test_parameters_change_what_runs(tmp_path):
+    with watched_node(tmp_path) as (peer, watch):
+        watch.wait_for('camera', OK, image=SCENE.image(0))
+        assert int(watch.values('camera')['history (images)']) > 0
+        assert peer.set_parameter('history_seconds', 0.0) == (True, '')
+        def forgotten() -> bool:
+            peer.send(peer.message(SCENE.image(0)))
+            return watch.values('camera')['history (images)'] == '0'
+        peer.wait_for(forgotten, 'no image to be kept')
+        accepted, reason = peer.set_parameter('history_seconds', 61.0)
+        assert not accepted and '61' in reason
+        accepted, reason = peer.set_parameter('model', 'sam2.1_hiera_tiny')
+        assert not accepted and 'clean it up first' in reason
+
+
+def test_cleanup_forgets_everything_and_configure_starts_anew(tmp_path):
+    with watched_node(tmp_path) as (peer, watch):
+        peer.start_object(3, SCENE.box(0, 1), SCENE.image(0))
+        watch.wait_for('camera', OK, '1 objects', image=SCENE.image(0))
+        for transition in (Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_CLEANUP):
+            assert peer.change_state(transition)
+        watch.wait_for('model', OK, 'unconfigured: ros2 lifecycle set /sam2 configure')
+        assert 'model' not in watch.values('model')
+        assert 'camera' not in watch.statuses
+        assert peer.node.count_publishers('/sam2/instances') == 0
+        for transition in (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE):
+            assert peer.change_state(transition)
+        peer.wait_until_active(SCENE.image(0))
+        assert ids(peer.process_image(SCENE.image(0))) == []
+        watch.wait_for('camera', OK, '0 objects', image=SCENE.image(0))
