@@ -10,6 +10,7 @@ from builtin_interfaces.msg import Time
 from hypothesis import given
 from hypothesis import strategies as st
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Header, String
@@ -19,6 +20,7 @@ from sam2_ros.box_fit import OrientedBox
 from sam2_ros.detections import read
 from sam2_ros.frame import Frame, TrackedObject
 from sam2_ros.msg import Instance
+from sam2_ros.outputs import Outputs
 from sam2_ros.parameters import Parameters
 from sam2_ros.spatial import Camera, DepthFrame
 from sam2_ros.views import (
@@ -169,7 +171,8 @@ class Wire:
 
     def listen(self, kind, topic, qos=10) -> list:
         arrived = []
-        self.listener.create_subscription(kind, f'/sam2/{topic}', arrived.append, qos)
+        topic = topic if topic.startswith('/') else f'/sam2/{topic}'
+        self.listener.create_subscription(kind, topic, arrived.append, qos)
         return arrived
 
     def spin_until(self, condition):
@@ -226,6 +229,36 @@ def test_the_label_info_is_latched_too(wire):
     assert late[0].header == HEADER
     assert [(entry.class_id, entry.class_name) for entry in late[0].class_map] == [
         (0, 'background'), (1, 'cup'), (255, 'unlabeled')]
+
+
+def test_only_what_somebody_subscribes_to_is_built(wire, monkeypatch):
+    built = []
+
+    def watched(views):
+        def watch(view):
+            return replace(view, build=lambda *arguments: built.append(view.topic) or view.build(*arguments))
+        return [watch(view) for view in views]
+    pictures = Outputs._picture_views
+    monkeypatch.setattr('sam2_ros.outputs.planner_views', lambda classes: watched(planner_views(classes)))
+    monkeypatch.setattr(Outputs, '_picture_views', lambda self: watched(pictures(self)))
+    monkeypatch.setattr('sam2_ros.views.object_points_message', lambda *_: built.append('objects/id_1/points'))
+    node = LifecycleNode('tracker', context=wire.context)
+    outputs = Outputs(node, '~')
+    node.trigger_configure()
+    node.trigger_activate()
+    shown = frame(tracked(1, (10, 20, 31, 60)), depth=wall(2.0))
+    outputs.publish(shown, [], PARAMETERS)
+    assert built == []
+
+    masks = wire.listen(Image, '/tracker/class_image')
+
+    def publish_until_it_arrives():
+        outputs.publish(shown, [], PARAMETERS)
+        return masks
+    wire.spin_until(publish_until_it_arrives)
+    assert set(built) == {'class_image'}
+    outputs.destroy()
+    node.destroy_node()
 
 
 def test_every_object_has_its_topics_as_long_as_it_is_known(wire):
