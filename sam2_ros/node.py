@@ -168,8 +168,8 @@ def _check_detections(chosen: Parameters) -> None:
     if chosen.detections_topic:
         require_vision_msgs(f"detections_topic '{chosen.detections_topic}'")
     if chosen.cameras and chosen.detections_topic.startswith('/'):
-        raise ValueError(f"detections_topic '{chosen.detections_topic}': with several cameras it is relative to each of "
-                         f"them; leave out the first /, and remap {chosen.cameras[0]}{chosen.detections_topic}")
+        raise ValueError(f"detections_topic '{chosen.detections_topic}': with several cameras it is relative to each; "
+                         f'leave out the first /, and remap {chosen.cameras[0]}{chosen.detections_topic}')
 
 
 def _warm_up(model: Sam2Model) -> None:

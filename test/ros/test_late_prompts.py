@@ -1,37 +1,21 @@
 """Prompts drawn on images that are old by now: the real tracker with the packaged nano model, a disc that moves."""
-import threading
 import time
 
 import cv2
 import numpy as np
 import pytest
-import rclpy
 from builtin_interfaces.msg import Time
 from sensor_msgs.msg import CompressedImage, RegionOfInterest
 from std_msgs.msg import Header
 
-from sam2_core import StreamTracker, load_model
+from sam2_core import StreamTracker
 from sam2_ros.catch_up import MAX_UNDER_WAY
 from sam2_ros.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, Instance, InstanceEvent, Prompt
-from sam2_ros.parameters import Parameters
 from sam2_ros.prompting import PromptRequest
 from sam2_ros.stream import Stream
 
 HEIGHT, WIDTH, RADIUS, RATE = 240, 320, 32, 10  # RATE: images per second
-
-
-@pytest.fixture(scope='module')
-def model():
-    return load_model('nano', device='cpu')
-
-
-@pytest.fixture
-def make(model):
-    def stream(**parameters) -> Stream:
-        return Stream(StreamTracker(model), Parameters(**parameters), threading.Condition(), '/image',
-                      rclpy.logging.get_logger('test'))
-    return stream
 
 
 def centre(number: int, row: int = 0) -> tuple[int, int]:
@@ -215,8 +199,8 @@ def test_but_not_for_ever(make):
     show(stream, 0)
     send(stream, drawn_on(50, id=1, box=box(5)), age=3.1)
     _, (answer,) = show(stream, 1)
-    assert answer.reason.startswith('no image with its stamp 105.000 or a later one on /image within 3 s; the newest '
-                                    'has 100.000')
+    assert answer.reason.startswith('no image with its stamp 105.000 or a later one on /camera/image_raw within 3 s; '
+                                    'the newest has 100.000')
 
 
 def test_the_refusal_of_an_old_stamp_says_how_old_and_what_there_is(make):

@@ -1,41 +1,24 @@
 """Questions about single images, asked of a stream with the packaged nano model."""
-import threading
 import time
 
 import numpy as np
 import pytest
-import rclpy
 from builtin_interfaces.msg import Time
 from sensor_msgs.msg import Image, RegionOfInterest
 from std_msgs.msg import Header
 
-from sam2_core import ImageSegmenter, load_model
+from sam2_core import ImageSegmenter
 from sam2_core import Prompt as CorePrompt
 from sam2_core.everything import Filters
-from sam2_core.tracker import StreamTracker
 from sam2_ros.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, Instance, Prompt
 from sam2_ros.one_shot import SegmentAllCall, SegmentImageCall
-from sam2_ros.parameters import Parameters
 from sam2_ros.prompting import PromptRequest
 from sam2_ros.srv import SegmentAll, SegmentImage
 from sam2_ros.stream import Stream
 
 HEIGHT, WIDTH = 240, 320
 BOX = RegionOfInterest(x_offset=60, y_offset=60, width=80, height=80)
-
-
-@pytest.fixture(scope='module')
-def model():
-    return load_model('nano', device='cpu')
-
-
-@pytest.fixture
-def make(model):
-    def stream(**parameters) -> Stream:
-        return Stream(StreamTracker(model), Parameters(**parameters), threading.Condition(), '/image',
-                      rclpy.logging.get_logger('test'))
-    return stream
 
 
 def picture(brightness: int = 80) -> np.ndarray:

@@ -1,15 +1,13 @@
 """One camera's objects from image to image: the real tracker with the packaged nano model."""
-import threading
 import time
 
 import numpy as np
 import pytest
-import rclpy
 from builtin_interfaces.msg import Time
 from sensor_msgs.msg import Image, RegionOfInterest
 from std_msgs.msg import Header
 
-from sam2_core import StreamTracker, load_model
+from sam2_core import StreamTracker
 from sam2_ros.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, Instance, Prompt
 from sam2_ros.parameters import Parameters
@@ -17,19 +15,6 @@ from sam2_ros.prompting import PromptRequest
 from sam2_ros.stream import Stream
 
 TOPIC = '/camera/image_raw'
-
-
-@pytest.fixture(scope='module')
-def model():
-    return load_model('nano', device='cpu')
-
-
-@pytest.fixture
-def make(model):
-    def stream(tracker: StreamTracker | None = None, **parameters) -> Stream:
-        return Stream(tracker or StreamTracker(model), Parameters(**parameters), threading.Condition(), TOPIC,
-                      rclpy.logging.get_logger('test'))
-    return stream
 
 
 def request(message: Prompt, age: float = 0.0) -> PromptRequest:

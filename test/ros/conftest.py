@@ -1,0 +1,23 @@
+"""What the tests of a camera's stream share."""
+import threading
+
+import pytest
+import rclpy
+
+from sam2_core import Sam2Model, StreamTracker, load_model
+from sam2_ros.parameters import Parameters
+from sam2_ros.stream import Stream
+
+
+@pytest.fixture(scope='session')
+def model() -> Sam2Model:
+    return load_model('nano', device='cpu')
+
+
+@pytest.fixture
+def make(model):
+    """A stream without topics, for images of the topic /camera/image_raw."""
+    def stream(tracker: StreamTracker | None = None, **parameters) -> Stream:
+        return Stream(tracker or StreamTracker(model), Parameters(**parameters), threading.Condition(),
+                      '/camera/image_raw', rclpy.logging.get_logger('test'))
+    return stream
