@@ -77,18 +77,19 @@ RIG = ('--json', '--image-topic', '/rig/image', '--depth-topic', '/rig/depth',
        '--camera-info-topic', '/rig/camera_info')
 
 
-@pytest.mark.parametrize('transport', ['raw', 'compressed'])
-def test_a_camera_that_works_gets_a_green_line_for_everything(tmp_path, transport):
-    with domain_id() as domain, demo_camera(tmp_path, domain, image_transport=transport):
+@pytest.mark.parametrize(('transport', 'encoding'), [('raw', '16UC1'), ('compressed', '32FC1')])
+def test_a_camera_that_works_gets_a_green_line_for_everything(tmp_path, transport, encoding):
+    with domain_id() as domain, demo_camera(tmp_path, domain, image_transport=transport, depth=encoding):
         code, output = Check(domain, '--image-transport', transport).result()
     assert code == 0, output
-    lines = output.splitlines()
-    assert all(line.split()[0] in ('ok', 'warn') for line in lines), output
-    checked = {line.split()[1]: line for line in lines}
-    assert '320 x 240 pixels' in checked['image']
-    assert 'images/s' in checked['rate']
-    assert checked['stamps'].startswith('ok')
-    assert checked['frame'].split()[-1] == 'camera_optical_frame'
+    found = {line[5:20].strip(): (line.split()[0], line[20:]) for line in output.splitlines()}
+    wrong = {what: text for what, (mark, text) in found.items() if mark == 'FAIL'}
+    assert wrong == {}
+    for what in ('rate', 'image', 'stamps', 'frame', 'depth size', 'depth stamps', 'depth values', 'camera_info'):
+        assert found[what][0] == 'ok', output
+    assert found['image'][1].startswith('320 x 240 pixels')
+    assert found['depth size'][1] == f'320 x 240 pixels, as the image, {encoding}'
+    assert found['frame'][1] == 'camera_optical_frame'
 
 
 def test_nobody_there_fails_and_names_what_is_there_instead(tmp_path):
