@@ -103,7 +103,9 @@ class Camera:
     def deactivate(self, reason: str) -> None:
         """Refuse what still waits, when the worker has ended."""
         self._active = False
-        for answer in self.stream.drain(reason):
+        answers = self.stream.drain(reason)
+        self._gate.see(None, answers, self.stream.parameters)
+        for answer in answers:
             if self._node.context.ok():
                 self._outputs.answer(answer)
 
