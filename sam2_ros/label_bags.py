@@ -7,8 +7,7 @@ Images and labels are paired by the stamp in their header. Reads bags with rosba
 """
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +18,9 @@ from rosbags.interfaces import Connection
 
 from sam2_core.training.datasets import BrokenSample, Format, Labelled, SkippedFiles
 from sam2_core.training.datasets.pictures import decode_image
+from sam2_ros.bag_files import COMPRESSED, IMAGE, by_topic, described, is_camera, open_reader, stamps
 
 SEGMENT = 100  # labelled frames: a long bag becomes several recordings, so that some can be held out
-_IMAGE, _COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
 _INSTANCES = 'sam2_ros/msg/InstanceArray'
 
 
@@ -56,14 +55,14 @@ def _bags(folder: Path) -> list[Path]:
 
 
 def _open(path: Path, image_topic: str | None, label_topic: str | None) -> list[LabelledBag]:
-    with AnyReader([path]) as reader:
+    with open_reader([path]) as reader:
         label = _label_connections(reader, path, label_topic)
         images = _image_connections(reader, path, image_topic, label[0].topic)
-        labels = dict(_stamps(reader, label))
+        labels = dict(stamps(reader, label))
         best: dict[int, int] = {}
         chosen: list[Connection] = []
         for connections in images:
-            times = dict(_stamps(reader, connections))
+            times = dict(stamps(reader, connections))
             found = {stamp: time for stamp, time in times.items() if stamp in labels}
             if len(found) > len(best):
                 best, chosen = found, connections
@@ -75,59 +74,29 @@ def _open(path: Path, image_topic: str | None, label_topic: str | None) -> list[
             for start in range(0, len(frames), SEGMENT)]
 
 
-def _by_topic(reader: AnyReader, types: Sequence[str]) -> dict[str, list[Connection]]:
-    topics: dict[str, list[Connection]] = {}
-    for connection in reader.connections:
-        if connection.msgtype in types and connection.msgcount:
-            topics.setdefault(connection.topic, []).append(connection)
-    return topics
-
-
 def _label_connections(reader: AnyReader, path: Path, wanted: str | None) -> list[Connection]:
-    instances = _by_topic(reader, [_INSTANCES])
-    images = {topic: found for topic, found in _by_topic(reader, [_IMAGE]).items()
+    instances = by_topic(reader, [_INSTANCES])
+    images = {topic: found for topic, found in by_topic(reader, [IMAGE]).items()
               if topic == wanted or topic.endswith('label_image')}
     topics = instances | images
     if wanted is not None and wanted not in topics:
-        raise BrokenSample(path, f'no labels on {wanted}; {_listed(topics)}')
+        raise BrokenSample(path, f'no labels on {wanted}; {described(topics)}')
     if not topics:
-        raise BrokenSample(path, f'no label topic: {_INSTANCES}, or {_IMAGE} on a topic that ends in label_image')
+        raise BrokenSample(path, f'no label topic: {_INSTANCES}, or {IMAGE} on a topic that ends in label_image')
     return topics[wanted or next(iter(topics))]
 
 
 def _image_connections(reader: AnyReader, path: Path, wanted: str | None, label: str) -> list[list[Connection]]:
-    topics = {topic: found for topic, found in _by_topic(reader, [_IMAGE, _COMPRESSED]).items() if topic != label}
+    topics = {topic: found for topic, found in by_topic(reader, [IMAGE, COMPRESSED]).items() if topic != label}
     if wanted is not None:
         if wanted not in topics:
-            raise BrokenSample(path, f'no images on {wanted}; {_listed(topics)}')
+            raise BrokenSample(path, f'no images on {wanted}; {described(topics)}')
         return [topics[wanted]]
     # depth and our own pictures of the masks carry the same stamps
-    candidates = {topic: found for topic, found in topics.items() if _is_camera(reader, found)}
+    candidates = {topic: found for topic, found in topics.items() if is_camera(reader, found)}
     if not candidates:
-        raise BrokenSample(path, f'no topic of colour images; {_listed(topics)}')
+        raise BrokenSample(path, f'no topic of colour images; {described(topics)}')
     return list(candidates.values())
-
-
-def _is_camera(reader: AnyReader, connections: list[Connection]) -> bool:
-    topic = connections[0].topic.removesuffix('/compressed')
-    if topic.endswith(('label_image', 'overlay')) or 'depth' in topic.lower():
-        return False
-    if connections[0].msgtype == _COMPRESSED:
-        return True
-    _, _, raw = next(iter(reader.messages(connections)))
-    return reader.deserialize(raw, _IMAGE).encoding not in ('mono16', '16UC1', '32FC1')
-
-
-def _listed(topics: Iterable[str]) -> str:
-    return f'there are {", ".join(topics)}' if topics else 'there are none'
-
-
-def _stamps(reader: AnyReader, connections: list[Connection]) -> Iterable[tuple[int, int]]:
-    """Stamp in the header and time in the bag, ns, of every message. All our types begin with their header, so the
-    stamp is the first thing after the four bytes of encapsulation; nothing else is decoded."""
-    for _, time, raw in reader.messages(connections):
-        seconds, nanoseconds = struct.unpack_from('<iI' if raw[1] & 1 else '>iI', raw, 4)
-        yield seconds * 1_000_000_000 + nanoseconds, time
 
 
 class LabelledBag:
@@ -144,7 +113,7 @@ class LabelledBag:
         """Objects are the ids found in these frames."""
         wanted = [self.frames[i] for i in frames]
         try:
-            with AnyReader([self.path]) as reader:
+            with open_reader([self.path]) as reader:
                 images = [_image(message) for message in self._messages(reader, self.image_topic, [
                     (frame.stamp, frame.image_time) for frame in wanted])]
                 labels = [_labels(message) for message in self._messages(reader, self.label_topic, [
@@ -183,7 +152,7 @@ class LabelledBag:
 
 
 def _image(message) -> np.ndarray:
-    if message.__msgtype__ == _COMPRESSED:
+    if message.__msgtype__ == COMPRESSED:
         return decode_image(message.data.tobytes(), 'compressed image')
     return np.ascontiguousarray(message_to_cvimage(message, 'rgb8'))
 
