@@ -102,8 +102,8 @@ def check_weights(model: str, checkpoint: str) -> Finding:
         cached = try_to_load_from_cache(official.repository, official.filename)
         if not isinstance(cached, str):
             size = f' ({official.size / 1e6:.0f} MB)' if official.size else ''
-            return doubtful('weights', f'{model} is not here yet, configure fetches it{size} from huggingface.co: '
-                                       f'where there is no connection then, give a file as checkpoint')
+            return doubtful('weights', f'{model} is not here yet, configure fetches it{size} from the Hugging Face '
+                                       f'hub: where there is no connection then, give a file as checkpoint')
         verify(Path(cached), official)
     except (ImportError, OSError, ValueError) as error:
         return bad('weights', f'{error}')

@@ -60,6 +60,16 @@ def wait_until_heard(peer, *topics):
         peer.wait_for(lambda topic=topic: heard(topic), f'a listener of {topic}')
 
 
+def test_documentation_lists_every_argument():
+    sources = [*(ROOT / 'launch').glob('*.py'), ROOT / 'sam2_ros' / 'launching.py']
+    arguments = {name for path in sources for name in re.findall(r"DeclareLaunchArgument\('(\w+)'", path.read_text())}
+    text = (ROOT / 'docs' / 'operations.md').read_text()
+    table = text[text.index('| argument | default | of |'):].partition('\n\n')[0]
+    listed = {name for row in table.splitlines() for name in re.findall(r'`(\w+)`', row.split('|')[1])}
+    assert 'params_file' in arguments
+    assert listed == arguments
+
+
 def test_node_answers_under_the_names_that_the_launch_file_gives_it(tmp_path):
     scene = Scene()
     arguments = ('-r', '__node:=sam2', '-r', '__ns:=/robot1', '--params-file', str(CONFIG),
