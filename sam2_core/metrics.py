@@ -1,18 +1,22 @@
-"""How good a mask is."""
+"""How good masks are: J and F of the DAVIS benchmark, which SA-V uses too (Perazzi et al. 2016, Pont-Tuset et al. 2017,
+arXiv 1704.00675). Equal to the tools that were published with them (test/core/test_metrics.py)."""
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
-BOUNDARY_TOLERANCE = 0.008  # of the image's diagonal, as in the DAVIS benchmark
+from sam2_core.masks import mask_box
+
+BOUNDARY_TOLERANCE = 0.008  # of the image's diagonal
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union of two bool masks of one shape; 1 when both are empty (DAVIS, Perazzi et al. 2016)."""
-    if a.shape != b.shape:
-        raise ValueError(f'masks of shapes {a.shape} and {b.shape}: must be of one shape')
+    """J, the region similarity: intersection over union of two bool masks of one shape; 1 when both are empty."""
+    _check_shapes(a, b)
     union = np.count_nonzero(a | b)
     return np.count_nonzero(a & b) / union if union else 1.0
 
@@ -20,24 +24,48 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 def boundary_f(predicted: np.ndarray, true: np.ndarray, tolerance: float = BOUNDARY_TOLERANCE) -> float:
     """F of the boundaries of two bool masks of one shape; 1 when neither has any, 0 when only one has.
 
-    Precision is the part of the predicted boundary within ``tolerance`` times the image's diagonal of the true one,
-    recall the part of the true boundary that near the predicted one (DAVIS, Perazzi et al. 2016, section 5.1).
+    Precision is the part of the predicted boundary within ``tolerance`` times the image's diagonal (rounded up to whole
+    pixels) of the true one, recall the part of the true boundary that near the predicted one. A mask that fills the
+    image has no boundary.
     """
-    if predicted.shape != true.shape:
-        raise ValueError(f'masks of shapes {predicted.shape} and {true.shape}: must be of one shape')
-    boundaries = [_boundary(mask) for mask in (predicted, true)]
+    _check_shapes(predicted, true)
+    radius = math.ceil(tolerance * math.hypot(*true.shape))
+    boundaries = [_boundary(mask) for mask in _crops(predicted, true)]
     lengths = [np.count_nonzero(boundary) for boundary in boundaries]
     if not any(lengths):
         return 1.0
     if not all(lengths):
         return 0.0
-    radius = math.ceil(tolerance * math.hypot(*true.shape))
-    y, x = np.ogrid[-radius:radius + 1, -radius:radius + 1]
-    disk = (x * x + y * y <= radius * radius).astype(np.uint8)
-    near = [cv2.dilate(boundary, disk) for boundary in boundaries]
+    near = [cv2.dilate(boundary, _disk(radius)) for boundary in boundaries]
     precision = np.count_nonzero(boundaries[0] & near[1]) / lengths[0]
     recall = np.count_nonzero(boundaries[1] & near[0]) / lengths[1]
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def counted_frames(present: Sequence[bool], skip_first_and_last: bool = True, sav: bool = False) -> range:
+    """Which of an object's annotated frames its mean J and F are taken over, as indices.
+
+    present: for each annotated frame in order, whether the object is there in the truth or in what was predicted. The
+    first frame holds the prompt; it and the last are skipped by the published tools (not where they evaluate without
+    prompts). sav: as SA-V's tool has it, which begins to count where the object is first present; DAVIS counts a frame
+    where it is rightly absent as 1.
+    """
+    first, end = (1, len(present) - 1) if skip_first_and_last else (0, len(present))
+    while sav and first < end and not present[first]:
+        first += 1
+    return range(first, max(first, end))
+
+
+def _crops(a: np.ndarray, b: np.ndarray) -> list[np.ndarray]:
+    """Both masks in the box of what they cover together and a pixel around it: all of their boundaries."""
+    x0, y0, x1, y1 = mask_box(a | b) or (0, 0, 0, 0)
+    return [mask[max(0, y0 - 1):y1 + 1, max(0, x0 - 1):x1 + 1] for mask in (a, b)]
+
+
+@functools.cache
+def _disk(radius: int) -> np.ndarray:
+    y, x = np.ogrid[-radius:radius + 1, -radius:radius + 1]
+    return (x * x + y * y <= radius * radius).astype(np.uint8)
 
 
 def _boundary(mask: np.ndarray) -> np.ndarray:
@@ -47,3 +75,8 @@ def _boundary(mask: np.ndarray) -> np.ndarray:
     edge[:-1] |= mask[:-1] != mask[1:]
     edge[:-1, :-1] |= mask[:-1, :-1] != mask[1:, 1:]
     return edge
+
+
+def _check_shapes(a: np.ndarray, b: np.ndarray) -> None:
+    if a.shape != b.shape:
+        raise ValueError(f'masks of shapes {a.shape} and {b.shape}: must be of one shape')

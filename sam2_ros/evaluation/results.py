@@ -1,4 +1,4 @@
-"""What came of a recording: everything the node said about it, and what it cost. Scores, reports and exports read it."""
+"""What came of a recording: all that the node said about it, and what it cost. Scores, reports and exports read it."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
