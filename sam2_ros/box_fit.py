@@ -10,7 +10,7 @@ MIN_POINTS = 30
 SEARCHED = 160       # points that orientations are compared with
 VOTES = 80           # normals that are asked for the faces
 FACE = 15.0          # degrees between normals of one face
-TRIM = 0.005         # share of the points beyond each face: noise must not decide how large a thing is
+BEYOND = 4           # points that may lie beyond each face, of 400 or more: noise must not decide how large a thing is
 THINNEST = 0.05      # of the largest side: what is thinner counts as this thin when orientations are compared
 CLOSENESS = 2.0      # weight of the distance to the nearest face, beside the volume
 GRID = (-36, -18, 0, 18, 36)  # degrees about each axis: with the symmetry of a box, every orientation is near one
@@ -51,7 +51,7 @@ def oriented_box(points: np.ndarray, previous: OrientedBox | None = None,
     normals: unit (M, 3), of the surface somewhere, where they are known: flat faces are found sooner.
 
     Principal component analysis, then the orientation nearby that makes the box small and leaves the points on its
-    faces: the principal axes of what is seen of a box are not those of the box. Half a percent of the points may lie
+    faces: the principal axes of what is seen of a box are not those of the box. A few points may lie
     beyond each face.
 
     Without ``previous`` x is the longest axis and points right, z the shortest and towards the camera. With it the axes
@@ -65,7 +65,7 @@ def oriented_box(points: np.ndarray, previous: OrientedBox | None = None,
     cost = _Cost(centred[::-(-len(centred) // SEARCHED)])
     starts = _starts(centred, normals)
     if previous is None:
-        axes, value = starts[0], cost(starts[:1])[0]
+        (axes,), (value,) = _descend(cost, starts[:1], FINE[2:], 0.0)
     else:
         (axes,), (value,) = _descend(cost, previous.axes[None], FOLLOWED, STEADY)
     if previous is None or cost(starts).min() < value - BETTER:
@@ -152,8 +152,8 @@ _NAMINGS = np.array([matrix for order in permutations(range(3)) for signs in pro
 
 
 def _extent(along: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest of (..., N) but for a share TRIM on either side."""
-    beyond = int(TRIM * along.shape[-1])
+    """Lowest and highest of (..., N) but for a few (BEYOND) on either side."""
+    beyond = min(BEYOND, along.shape[-1] // 100)
     ranked = np.partition(along, (beyond, along.shape[-1] - 1 - beyond), axis=-1)
     return ranked[..., beyond], ranked[..., -1 - beyond]
 

@@ -5,6 +5,7 @@ Everything is in metres in the camera's optical frame: x right, y down, z forwar
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 import cv2
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from sam2_ros.box_fit import OrientedBox, oriented_box
 
 MIN_POINTS = 30      # fewer say nothing about a shape
-SAMPLES = 800        # pixels of an object that its box is fitted to, about
+SAMPLES = 1000       # pixels of an object that its box is fitted to, at most
 OUTLINE = 120        # and pixels of its outline, at most
 KEPT = 0.25          # share of a mask that erosion has to leave; it goes less deep where it would not
 STEEPEST = 5.0       # depth per breadth of the steepest surface that is believed: 79 degrees
@@ -107,8 +108,8 @@ class _Surface:
         return self._y0 + first_row + rows * stride, self._x0 + first_column + columns * stride
 
     def samples(self) -> tuple[np.ndarray, np.ndarray]:
-        """About SAMPLES points (N, 3) of the surface, smoothed over their neighbours, and unit normals (M, 3)."""
-        stride = max(1, round((self._area / SAMPLES) ** 0.5))
+        """Up to about SAMPLES points (N, 3) of the surface, smoothed, and unit normals (M, 3)."""
+        stride = max(1, ceil((self._area / SAMPLES) ** 0.5))
         first = stride // 2
         steps, z = self._neighbours(first, first, stride, 1)
         on = self._on_surface(steps, z)
@@ -152,38 +153,51 @@ class _Surface:
         return believed
 
     def outline_points(self, nearest: float, farthest: float) -> np.ndarray:
-        """Where the surface reaches the edge of the mask: float32 (N, 3).
+        """Where the surface ends: float32 (N, 3).
 
-        Depth at the edge is that of neither side. It is continued from inside, linearly in 1 / z, which is exact for a
-        plane; ``nearest`` and ``farthest`` are of the points inside.
+        That is at a jump in depth not farther from the edge of the mask than is eroded, inside or outside, or else at
+        that edge. Depth there is that of neither side: it is continued from inside, linearly in 1 / z, which is exact
+        for a plane. ``nearest`` and ``farthest`` are of the points inside.
         """
         inset, base = self._erosion + MARGIN, 2 * self._erosion + 4  # pixels
         focal = self._depth.camera.focal
         x, y, along_x, along_y = _outline(self._mask, 2 * self._erosion + 5)
         inwards = np.stack([along_y, along_x])
-        steps = np.arange(inset + 1)[:, None]
-        way = np.stack([y + steps * along_y, x + steps * along_x]).round().astype(np.intp)  # (2, steps, N)
+        steps = np.arange(-self._erosion - 1, inset + 1)[:, None]  # a jump shows beyond the last pixel before it
+        way = np.stack([y + steps * along_y, x + steps * along_x]).round().astype(np.intp)  # (2, steps, N), inwards
         deep = (way[:, -1] + base * inwards).round().astype(np.intp)
         z_inner, z_deep = np.split(self._median_depth(np.concatenate([way[:, -1], deep], 1)), 2)
         slope = np.nan_to_num((1 / z_inner - 1 / z_deep) / base)
-        outward = inset + 0.5  # the outline runs through the centres of pixels, whose outer half belongs to the object
+        noise = NOISE * z_inner * z_inner
+        measured = self._at(*way)
+        runs_on = np.abs(np.diff(measured, axis=0)) < STEEPEST * 1.5 / focal * z_inner + noise
+        unbroken = np.logical_and.accumulate(runs_on[::-1]).sum(0)
+        each, deepest = np.arange(len(x)), len(steps) - 1
+        last = deepest - unbroken  # where the surface can be followed to
+        jumps = (last > 0) & np.isfinite(measured[last - 1, each])  # or depth is not known any more
+        end = np.where(jumps, last, self._erosion + 1)
+        # the outline runs through the centres of pixels, whose outer half belongs to the object
+        outward = deepest - end + 0.5
         steepest = STEEPEST * outward / focal * z_inner
         z = np.clip(1 / (1 / z_inner + outward * slope), z_inner - steepest, z_inner + steepest)
-        # a surface that bends away, as a ball's, is followed as far as its depth runs on without a jump
-        measured = self._at(*way)
-        noise = NOISE * z_inner * z_inner
-        smooth = (np.abs(np.diff(measured, axis=0)) < STEEPEST * 1.5 / focal * z_inner + noise).all(0)
-        z = np.where(smooth & (np.abs(measured[0] - z) > noise), measured[0], z)
+        # what is far from that, not by noise, bends away, as a ball does
+        seen = measured[end, each]
+        z = np.where((last <= end) & (np.abs(seen - z) > noise), seen, z)
         keep = (z_inner >= nearest - MIN_GAP) & (z_inner <= farthest + MIN_GAP)
-        y, x, z = y[keep] + self._y0, x[keep] + self._x0, z[keep]
-        step = 0.5 / focal
-        return np.stack([(self._depth.camera.x[y, x] - step * along_x[keep]) * z,
-                         (self._depth.camera.y[y, x] - step * along_y[keep]) * z, z], -1).astype(np.float32)
+        height, width = self._depth.metres.shape
+        rows, columns = way[:, end, each]
+        rows, columns = (rows + self._y0).clip(0, height - 1), (columns + self._x0).clip(0, width - 1)
+        ray_x = self._depth.camera.x[rows, columns] - 0.5 / focal * along_x
+        ray_y = self._depth.camera.y[rows, columns] - 0.5 / focal * along_y
+        return np.stack([ray_x * z, ray_y * z, z], -1)[keep].astype(np.float32)
 
     def _at(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Depth at pixels of the window, or just beside it."""
-        height, width = self._window.shape
-        return self._window[(rows + MARGIN).clip(0, height - 1), (columns + MARGIN).clip(0, width - 1)]
+        """Depth at pixels of the window, or near it; NaN outside the image."""
+        height, width = self._depth.metres.shape
+        rows, columns = rows + self._y0, columns + self._x0
+        inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+        return np.where(inside, self._depth.metres[rows.clip(0, height - 1), columns.clip(0, width - 1)],
+                        np.float32(np.nan))
 
     def _median_depth(self, pixels: np.ndarray) -> np.ndarray:
         """Depth around pixels (rows, columns) of the window, float32 (N,); NaN where most of it is not known."""

@@ -142,7 +142,7 @@ def test_of_a_block_whose_three_faces_are_seen_the_whole_block_is_found(seed):
     random = np.random.default_rng(seed)
     axes, size = rotation(random), random.uniform(0.04, 0.25, 3)
     found = oriented_box(corner(random, axes, size))
-    np.testing.assert_allclose(found.size, np.sort(size)[::-1], rtol=0.06)
+    np.testing.assert_allclose(found.size, np.sort(size)[::-1], rtol=0.09)
     np.testing.assert_allclose(found.centre, [0.1, -0.05, 1.0], atol=0.004)
 
 
