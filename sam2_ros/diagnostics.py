@@ -150,8 +150,8 @@ def _problems(seen: Snapshot, camera: WatchedCamera, parameters: Parameters) -> 
         found.append((WARN, f'images arrive, none has been finished for {seen.stalled:.0f} s: is the model too large '
                             f'for this machine, or is ~/segment_all at work?'))
     if seen.depth_missing:
-        found.append((WARN, f'depth arrives, but {seen.depth_missing} of {seen.depth_matched + seen.depth_missing} '
-                            f'images have none: {seen.depth_reason}'))
+        found.append((WARN, f'{seen.depth_missing} of {seen.depth_matched + seen.depth_missing} images have no depth: '
+                            f'{seen.depth_reason}'))
     if seen.latencies and (clock := why_unusable(seen.latencies[0])):
         found.append((WARN, clock))
     if parameters.latency_target > 0:

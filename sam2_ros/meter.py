@@ -33,7 +33,7 @@ class Snapshot:
     memory_bytes: int
     catching_up: int
     depth_matched: int  # results in the window with depth
-    depth_missing: int  # and without, while depth arrives
+    depth_missing: int  # and without, though depth arrives or did before
     depth_reason: str  # the last one; empty: none missing
     skipped: str  # why an image of the window could not be used; empty: all could
     failed: str  # why the model failed on an image of the window; empty: it did not
@@ -102,7 +102,8 @@ class Meter:
             self._failed = (now, reason)
 
     def depth(self, now: float, missing: str = '') -> None:
-        """A result has depth, or should have: depth arrives, but for this image it is ``missing``, and why."""
+        """A result has depth, or should have: depth arrives or did before, but for this image it is ``missing``, and
+        why."""
         with self._lock:
             self._depth.append((now, not missing))
             if missing:

@@ -30,7 +30,8 @@ from sam2_ros.worker import Worker
 
 SUCCESS, FAILURE, ERROR = (TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE,
                            TransitionCallbackReturn.ERROR)
-LOAD_ERRORS = (CheckpointError, OSError, ValueError)  # OSError: no such file, no connection
+# OSError: no such file, no connection; RuntimeError: the device, out of memory first of all
+LOAD_ERRORS = (CheckpointError, OSError, ValueError, RuntimeError)
 
 
 def _logged(transition: Callable) -> Callable:
@@ -78,11 +79,14 @@ class Sam2Node(LifecycleNode):
         try:
             model = load_model(chosen.model or None, chosen.checkpoint or None, chosen.device or None,
                                getattr(torch, chosen.dtype), chosen.image_size or None)
+            _warm_up(model)
         except LOAD_ERRORS as error:
-            self.get_logger().error(f'the model cannot be loaded: {error}')
+            # what the device says is for the log in full
+            why = traceback.format_exc() if isinstance(error, RuntimeError) else error
+            self.get_logger().error(f'the model cannot be loaded: {why}')
+            self._free()
             self._diagnostics.not_loaded(str(error))
             return FAILURE
-        _warm_up(model)
         self._model = model
         self._changed = threading.Condition()
         for camera in self._cameras:

@@ -207,7 +207,7 @@ class Stream:
         before = self.depth.report
         picture.depth = self.depth.depth_for(picture.header, picture.image.shape[:2], self.parameters)
         report = self.depth.report
-        if report.absent == before.absent:
+        if report.absent == before.absent or report.used:  # it arrives, or did so before
             self.meter.depth(time.monotonic(), report.reason)
         if picture.depth is None:
             return items

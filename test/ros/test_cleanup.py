@@ -5,6 +5,8 @@ import weakref
 import numpy as np
 import pytest
 import rclpy
+import torch
+from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
@@ -43,6 +45,17 @@ class User:
             self._images.publish(from_pixels(picture, 'rgb8', Header(stamp=stamp, frame_id='camera')))
             self.executor.spin_once(timeout_sec=0.1)
 
+    def diagnostics(self) -> DiagnosticArray:
+        """What the node says next."""
+        arrived: list[DiagnosticArray] = []
+        subscription = self._own.create_subscription(DiagnosticArray, '/diagnostics', arrived.append, 10)
+        deadline = time.monotonic() + 30
+        while not arrived:
+            assert time.monotonic() < deadline
+            self.executor.spin_once(timeout_sec=0.1)
+        self._own.destroy_subscription(subscription)
+        return arrived[0]
+
     def close(self) -> None:
         self.executor.shutdown()
         self._own.destroy_node()
@@ -56,11 +69,15 @@ def context(ros_domain):
     rclpy.shutdown(context=context)
 
 
+def make(context: rclpy.Context, **parameters) -> Sam2Node:
+    parameters = {'autostart': False, 'device': 'cpu', **parameters}
+    return Sam2Node(context=context,
+                    parameter_overrides=[Parameter(name, value=value) for name, value in parameters.items()])
+
+
 @pytest.mark.parametrize('names', [[], ['front', 'rear']], ids=['one camera', 'two cameras'])
 def test_nothing_of_a_model_outlives_cleanup(context, names):
-    parameters = {'autostart': False, 'device': 'cpu', **({'cameras': names} if names else {})}
-    node = Sam2Node(context=context,
-                    parameter_overrides=[Parameter(name, value=value) for name, value in parameters.items()])
+    node = make(context, **({'cameras': names} if names else {}))
     user = User(node, context)
     for _ in range(2):
         assert node.trigger_configure() == node.trigger_activate() == SUCCESS
@@ -69,6 +86,25 @@ def test_nothing_of_a_model_outlives_cleanup(context, names):
             user.track_something()
         assert node.trigger_deactivate() == node.trigger_cleanup() == SUCCESS
         assert [reference() for reference in held] == [None] * len(held)
+    user.close()
+    node.close()
+    node.destroy_node()
+
+
+def test_a_device_without_room_for_the_model_leaves_the_node_unconfigured_with_the_reason(context, monkeypatch):
+    node = make(context)
+
+    def load_model(*arguments):
+        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 MiB')
+    with monkeypatch.context() as full:
+        full.setattr('sam2_ros.node.load_model', load_model)
+        assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    user = User(node, context)
+    status, = user.diagnostics().status
+    assert status.message == ('unconfigured, the model cannot be loaded: CUDA out of memory. Tried to allocate '
+                              '20.00 MiB')
+    assert node.trigger_configure() == SUCCESS
+    assert user.diagnostics().status[0].message == 'inactive: ros2 lifecycle set /sam2 activate'
     user.close()
     node.close()
     node.destroy_node()

@@ -206,7 +206,7 @@ def test_depth_that_arrives_and_does_not_match_is_named_with_the_last_reason(met
     meter.depth(now, 'its stamp is 0.050 s away')
     status = status_of(watched(meter), now)
     assert status.level == WARN
-    assert status.message == 'depth arrives, but 1 of 2 images have none: its stamp is 0.050 s away'
+    assert status.message == '1 of 2 images have no depth: its stamp is 0.050 s away'
     assert values(status)['depth missing because'] == 'its stamp is 0.050 s away'
 
 

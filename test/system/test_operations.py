@@ -1,11 +1,16 @@
 """The node in operation: what it says on /diagnostics in every state, and how it does less when it is too slow."""
 import contextlib
 
+import numpy as np
 import pytest
+from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from harness import Peer, Scene, ids, instance_of, running_node
 from lifecycle_msgs.msg import Transition
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header
 
+from sam2_ros.conversions import from_pixels, to_nanoseconds
 from sam2_ros.msg import Instance
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
@@ -89,6 +94,43 @@ def test_images_that_cannot_be_used_are_named_and_forgiven(tmp_path):
         peer.wait_for(show_infrared, 'the warning')
         assert watch.wait_for('camera', WARN, "encoding 'bayer_rggb8': not supported; publish one of rgb8")
         watch.wait_for('camera', OK, image=SCENE.image(0))
+
+
+def test_depth_that_stops_or_does_not_match_is_named_and_none_at_all_is_fine(tmp_path):
+    with watched_node(tmp_path) as (peer, watch):
+        watch.wait_for('camera', OK, image=SCENE.image(0))
+        assert watch.values('camera')['depth missing'] == '0'
+        depths = peer.node.create_publisher(Image, '/depth', 5)
+        infos = peer.node.create_publisher(CameraInfo, '/camera_info', 5)
+        height, width = SCENE.image(0).shape[:2]
+
+        def show(late: int = 0) -> None:
+            """An image with its depth, which is so much late, ns."""
+            message = peer.message(SCENE.image(0))
+            peer.send(message)
+            header = Header(frame_id=message.header.frame_id, stamp=shifted(message.header.stamp, late))
+            depths.publish(from_pixels(np.full((height, width), 1000, np.uint16), '16UC1', header))
+            infos.publish(CameraInfo(header=header, width=width, height=height,
+                                     k=[300.0, 0.0, width / 2, 0.0, 300.0, height / 2, 0.0, 0.0, 1.0]))
+        peer.wait_for(lambda: show() or int(watch.values('camera')['depth matched']) > 5, 'depth')
+        watch.wait_for('camera', WARN, 'images have no depth: no depth on', image=SCENE.image(0))  # it has stopped
+        peer.wait_for(lambda: show(late=200_000_000) or 's newer than the image' in watch.values('camera')[
+            'depth missing because'], 'depth that does not match')
+        watch.wait_for('camera', WARN, 'newer than the image: must be within 0.02 s')
+        assert float(watch.values('camera')['processed rate (images/s)']) > 0
+
+
+def shifted(stamp: Time, nanoseconds: int) -> Time:
+    seconds, rest = divmod(to_nanoseconds(stamp) + nanoseconds, 10**9)
+    return Time(sec=seconds, nanosec=rest)
+
+
+def test_every_camera_has_its_own_status(tmp_path):
+    with running_node(tmp_path, {'cameras': '[front, rear]'}, camera='front', active=False) as peer:
+        watch = Watch(peer)
+        watch.wait_for('camera front', OK, '0 objects', image=SCENE.image(0))
+        watch.wait_for('camera rear', WARN, 'no image on /rear/image for')
+        watch.wait_for('camera front', OK, image=SCENE.image(0))
 
 
 def test_a_clock_that_differs_is_named(tmp_path):
