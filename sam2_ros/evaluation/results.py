@@ -1,4 +1,14 @@
-"""What came of a recording: all that the node said about it, and what it cost. Scores, reports and exports read it."""
+"""What came of a recording: all that the node said about it, and what it cost. Scores, reports and exports read it.
+
+What is read of metrics.json, which scores.py makes of it, by reports and comparisons (there is more in it)::
+
+    {"recording": name, "images": number, "mode": of MODES, "rate": number,
+     "protocol": {...},  # what else has to be the same for two files to be compared: prompts, truth, frames counted
+     "mean": {"J":, "F":, "J&F":},  # over objects; null, or no "mean" at all, without truth
+     "objects": {"7": {"label":, "J":, "F":, "J&F":,
+                       "frames": {"index": [...], "J": [...], "F": [...]}}},  # the images that "J" and "F" count
+     "latency": {stage: {"p50":, "p95":, "p99":}}, "dropped":, "parameters": {...}, "versions": {...}}
+"""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
