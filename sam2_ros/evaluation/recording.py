@@ -30,6 +30,7 @@ class Recording(Protocol):
     arrivals: Sequence[int]  # ns, when each was recorded; the stamps, where that is not known
     prompts: Sequence[RecordedPrompt]
     labels: dict[int, str]  # names of the ids in the truth, as far as known
+    problems: Sequence[str]  # what was left out and why, each in words that name the topic or file
 
     def image(self, index: int) -> Image | CompressedImage:
         """The message, with its header."""

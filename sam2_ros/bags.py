@@ -1,0 +1,298 @@
+"""A recorded camera: the images of a ROS 2 bag with depth, prompts and ground truth, as an evaluation reads them."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from rclpy.serialization import deserialize_message
+from rosbags.highlevel import AnyReader
+from rosbags.interfaces import Connection
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from sam2_ros.bag_files import (
+    COMPRESSED,
+    DEPTH_ENCODINGS,
+    IMAGE,
+    by_topic,
+    described,
+    first_encoding,
+    is_camera,
+    open_reader,
+)
+from sam2_ros.bag_tracks import Track, list_messages
+from sam2_ros.conversions import ImageError, pixel_bytes
+from sam2_ros.evaluation.recording import RecordedPrompt, RecordingError
+from sam2_ros.msg import Prompt
+
+INFO, PROMPT = 'sensor_msgs/msg/CameraInfo', 'sam2_ros/msg/Prompt'
+TRUTH_ENCODINGS = {'mono8': 1, '8UC1': 1, 'mono16': 2, '16UC1': 2}  # bytes per pixel
+DEPTH_WITHIN = 50_000_000  # ns between the stamps of an image and its depth; the node is stricter (depth_tolerance)
+Topics = dict[str, list[Connection]]
+
+
+class BagRecording:
+    """One camera's images in a bag, a ``Recording`` (``sam2_ros.evaluation.recording``).
+
+    Reads sqlite3 and mcap; compressed with zstd as a whole or message by message; mcap chunks in zstd or lz4; several
+    files under one metadata.yaml, or without it. ROS 1 bags and other compressions are refused. Images are Image or
+    CompressedImage; those that are cut off, and those that repeat a stamp, are left out: ``problems`` says so.
+
+    Topics that are not given are found: the one topic of camera images; ground truth on a topic that ends in truth;
+    the one depth topic that has a camera_info; the one topic of prompts.
+    """
+
+    def __init__(self, path: Path | str, image_topic: str = '', ground_truth_topic: str = '', depth_topic: str = '',
+                 camera_info_topic: str = '', prompt_topic: str = '',
+                 progress: Callable[[int, int], None] | None = None) -> None:
+        """The bag is read through once: ``progress`` is told how many messages of how many. RecordingError."""
+        self.path = Path(path)
+        self.name = self.path.resolve().name
+        self.problems: list[str] = []  # what was left out, in words
+        self._images = self._truths = self._depths = self._infos = None
+        self._main, self._paths = _open(self.path, self.problems)
+        try:
+            self._choose(image_topic, ground_truth_topic, depth_topic, camera_info_topic, prompt_topic)
+            self._list(progress)
+        except RecordingError:
+            self.close()
+            raise
+        except Exception as error:  # a damaged bag may fail anywhere in its parsers
+            self.close()
+            raise RecordingError(f'bag {self.path}: {error or type(error).__name__}; {_cure(self.path)}') from error
+
+    # --- which topic is what
+
+    def _choose(self, image_topic: str, truth_topic: str, depth_topic: str, info_topic: str, prompt_topic: str) -> None:
+        pictures, infos = by_topic(self._main, (IMAGE, COMPRESSED)), by_topic(self._main, (INFO,))
+        prompts = by_topic(self._main, (PROMPT,))
+        truths = {topic: found for topic, found in pictures.items() if topic.endswith('truth')}
+        truth = self._wanted(pictures, truth_topic, '--ground-truth-topic') or self._only(
+            truths, 'ground truth', '--ground-truth-topic')
+        image = self._wanted(pictures, image_topic, '--image-topic')
+        if not image:
+            cameras = {topic: found for topic, found in pictures.items()
+                       if topic not in (truth, _named(depth_topic)) and is_camera(self._main, found)}
+            raw = {topic for topic in cameras if f'{topic}/compressed' in cameras}
+            cameras = {topic: found for topic, found in cameras.items() if topic.removesuffix('/compressed') not in raw
+                       or topic in raw}
+            if len(cameras) != 1:
+                what = 'several topics of camera images' if cameras else 'no topic of camera images'
+                raise RecordingError(f'bag {self.path}: {what}; {described(cameras or pictures)}: say which one with '
+                                     f'--image-topic')
+            image, = cameras
+        self._images = Track(image, pictures[image])
+        self._truths = Track(truth, pictures[truth]) if truth else None
+        self._prompts = self._wanted(prompts, prompt_topic, '--prompt-topic') or self._only(
+            prompts, 'prompts', '--prompt-topic')
+        self._prompt_connections = prompts.get(self._prompts, [])
+        self._choose_depth(pictures, infos, depth_topic, info_topic)
+        if self._truths:
+            encoding = first_encoding(self._main, self._truths.connections)
+            if self._truths.kind != IMAGE or encoding not in TRUTH_ENCODINGS:
+                raise RecordingError(f'bag {self.path}: ground truth on {truth} is {self._truths.kind} {encoding!r}: '
+                                     f'must be {IMAGE} with mono8 or mono16, a pixel being the id of its object')
+
+    def _choose_depth(self, pictures: Topics, infos: Topics, depth_topic: str, info_topic: str) -> None:
+        self._depths = self._infos = None
+        depth = self._wanted(pictures, depth_topic, '--depth-topic')
+        if not depth:
+            found = {topic: connections for topic, connections in pictures.items()
+                     if 'depth' in topic.lower() and connections[0].msgtype == IMAGE
+                     and topic not in (self._images.topic, self._truths and self._truths.topic)
+                     and not topic.endswith('background_depth')
+                     and first_encoding(self._main, connections) in DEPTH_ENCODINGS}
+            depth = self._only(found, 'depth', '--depth-topic')
+            if not depth:
+                return
+        if pictures[depth][0].msgtype != IMAGE:
+            raise RecordingError(f'bag {self.path}: depth on {depth} is {pictures[depth][0].msgtype}: must be {IMAGE}; '
+                                 f'decompress it with image_transport republish, or leave --depth-topic out')
+        info = self._wanted(infos, info_topic, '--camera-info-topic')
+        if not info:
+            beside = [f'{topic.rpartition("/")[0]}/camera_info' for topic in (depth, self._images.topic)]
+            info = next((topic for topic in beside if topic in infos), '') or self._only(
+                infos, 'camera_info', '--camera-info-topic')
+        if info:
+            self._depths, self._infos = Track(depth, pictures[depth]), Track(info, infos[info])
+        elif depth_topic:
+            raise RecordingError(f'bag {self.path}: depth on {depth} without a camera_info; {described(infos)}: '
+                                 f'record it too, or leave --depth-topic out')
+        else:
+            self.problems.append(f'depth on {depth} is not used: there is no camera_info')
+
+    def _wanted(self, topics: Topics, given: str, option: str) -> str:
+        """The topic that was asked for; empty when none was."""
+        topic = _named(given)
+        if topic and topic not in topics:
+            raise RecordingError(f'bag {self.path}: nothing of the right type on {option} {given}; {described(topics)}')
+        return topic
+
+    def _only(self, topics: Topics, what: str, option: str) -> str:
+        """The topic, if there is just one; that several are left alone is a problem to be told."""
+        if len(topics) > 1:
+            self.problems.append(f'several topics of {what}, none is used; {described(topics)}: say which one with '
+                                 f'{option}')
+        return next(iter(topics)) if len(topics) == 1 else ''
+
+    # --- what is in it
+
+    def _list(self, progress: Callable[[int, int], None] | None) -> None:
+        tracks = [track for track in (self._images, self._truths, self._depths, self._infos) if track]
+        if self._prompts:
+            tracks.append(Track(self._prompts, self._prompt_connections))
+        self.prompts: list[RecordedPrompt] = []
+        by_name = {track.topic: track for track in tracks}
+
+        def take(topic: str, time: int, raw: bytes) -> None:
+            if topic != self._prompts:
+                return
+            try:
+                self.prompts.append(RecordedPrompt(time, deserialize_message(raw, Prompt)))
+            except Exception as error:  # the type that is raised is that of the middleware
+                by_name[topic].problems.append(f'{topic}: prompt recorded at {time / 1e9:.3f} left out: {error}')
+        list_messages(self._main, tracks, take, progress)
+        self.problems += [problem for track in tracks for problem in track.problems]
+        self.stamps, self.arrivals = self._images.stamps, self._images.times
+        self.labels = {prompt.message.id: prompt.message.label for prompt in self.prompts
+                       if prompt.message.id and prompt.message.label}
+        if not self.stamps:
+            raise RecordingError(f'bag {self.path}: not one image on {self._images.topic} can be used: '
+                                 f'{"; ".join(self._images.problems)}')
+        if self.stamps == [0]:
+            raise RecordingError(f'bag {self.path}: the images on {self._images.topic} have no stamps: the driver must '
+                                 f'set header.stamp')
+        if self._truths:
+            self._pair_truth()
+
+    def _pair_truth(self) -> None:
+        paired = len(set(self._truths.stamps) & set(self.stamps))
+        if not paired:
+            raise RecordingError(f'bag {self.path}: no stamp of {self._truths.topic} is that of an image on '
+                                 f'{self._images.topic}: ground truth must carry the header of its image')
+        sizes = [track.size for track in (self._truths, self._images)]
+        if None not in sizes and sizes[0] != sizes[1]:
+            (height, width), (rows, columns) = sizes
+            raise RecordingError(f'bag {self.path}: ground truth of {width} x {height} pixels on {self._truths.topic}: '
+                                 f'must be {columns} x {rows}, as the images')
+        if paired < len(self._truths.stamps):
+            self.problems.append(f'{self._truths.topic}: {len(self._truths.stamps) - paired} of '
+                                 f'{len(self._truths.stamps)} label images have the stamp of no image')
+
+    # --- reading
+
+    def image(self, index: int) -> Image | CompressedImage:
+        """The message, with its header. RecordingError when it cannot be read."""
+        return self._read(self._images, index, CompressedImage if self._images.kind == COMPRESSED else Image)
+
+    def depth(self, index: int) -> tuple[Image, CameraInfo] | None:
+        """The depth nearest to an image, within ``DEPTH_WITHIN``, and the calibration nearest to that."""
+        if not self._depths or not self._depths.stamps or not self._infos.stamps:
+            return None
+        place = self._depths.nearest(self.stamps[index])
+        stamp = self._depths.stamps[place]
+        if abs(stamp - self.stamps[index]) > DEPTH_WITHIN:
+            return None
+        return (self._read(self._depths, place, Image),
+                self._read(self._infos, self._infos.nearest(stamp), CameraInfo))
+
+    def truth(self, index: int) -> np.ndarray | None:
+        """uint16 (H, W): the id of the object a pixel belongs to, 0: none; None: the image is not annotated."""
+        place = self._truths.place(self.stamps[index]) if self._truths else None
+        if place is None:
+            return None
+        message = self._read(self._truths, place, Image)
+        try:
+            return _labels(message)
+        except ImageError as error:
+            raise RecordingError(f'bag {self.path}: {self._truths.topic} at stamp {self.stamps[index] / 1e9:.3f}: '
+                                 f'{error}') from None
+
+    def _read(self, track: Track, place: int, kind: type):
+        try:
+            return deserialize_message(track.message(place, lambda: _opened(self._paths)), kind)
+        except Exception as error:  # the type that is raised is that of the middleware
+            raise RecordingError(f'bag {self.path}: {track.topic} at stamp {track.stamps[place] / 1e9:.3f}: '
+                                 f'{error}') from None
+
+    def close(self) -> None:
+        """Close the files. A closed recording cannot be read any more."""
+        for track in (self._images, self._truths, self._depths, self._infos):
+            if track:
+                track.close()
+        if self._main is not None:
+            self._main.close()
+            self._main = None
+
+    def __enter__(self) -> BagRecording:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def _named(topic: str) -> str:
+    """A topic as bags have it."""
+    return f'/{topic.lstrip("/")}' if topic else ''
+
+
+def _labels(message: Image) -> np.ndarray:
+    if message.encoding not in TRUTH_ENCODINGS:
+        raise ImageError(f'encoding {message.encoding!r}: must be mono8 or mono16')
+    size = TRUTH_ENCODINGS[message.encoding]
+    pixels = pixel_bytes(message, size)
+    return pixels.view('>u2' if message.is_bigendian else '<u2')[..., 0].astype(np.uint16) if size == 2 \
+        else pixels[..., 0].astype(np.uint16)
+
+
+# --- files
+
+def _opened(paths: list[Path]) -> AnyReader:
+    reader = open_reader(paths)
+    reader.open()
+    return reader
+
+
+def _open(path: Path, problems: list[str]) -> tuple[AnyReader, list[Path]]:
+    """A reader of the bag, and the paths that further readers of it are to be opened with."""
+    if not path.exists():
+        raise RecordingError(f'bag {path}: there is no such file or folder')
+    if path.suffix == '.bag':
+        raise RecordingError(f'bag {path}: a bag of ROS 1; convert it with rosbags-convert')
+    try:
+        reader = _opened([path])
+    except Exception as error:  # a damaged bag may fail anywhere in its parsers
+        return _open_files(path, error, problems)
+    if reader.readers[0].compression_mode == 'file':  # unpacked already: not once more for every topic
+        return reader, [storage.path for storage in reader.readers[0].storage.storages]
+    return reader, [path]
+
+
+def _open_files(path: Path, failure: Exception, problems: list[str]) -> tuple[AnyReader, list[Path]]:
+    """A reader of those files of a bag that can be read each by itself."""
+    reason = str(failure).rstrip('.') or type(failure).__name__
+    files = sorted([*path.glob('*.mcap'), *path.glob('*.db3')], key=lambda file: (len(file.name), file.name))
+    usable, broken = [], []
+    for file in files:
+        try:
+            _opened([file]).close()
+            usable.append(file)
+        except Exception as error:  # as above
+            broken.append(f'{file.name} cannot be read ({error})')
+    if not usable:
+        raise RecordingError(f'bag {path}: {"; ".join(broken) or reason}; {_cure(path)}') from None
+    problems += [f'read without metadata.yaml: {reason}', *broken]
+    return _opened(usable), usable
+
+
+def _cure(path: Path) -> str:
+    if (path / 'metadata.yaml').exists():
+        return 'repair it with `mcap recover` or `sqlite3 FILE .recover` and `ros2 bag reindex`, or convert it with ' \
+               '`ros2 bag convert` where its compression is not zstd'
+    if path.is_dir() and any(path.glob('*.zstd')):
+        return 'compressed files need their metadata.yaml: `ros2 bag reindex` writes it'
+    if path.suffix == '.zstd':
+        return 'give the folder with its metadata.yaml instead'
+    if path.is_dir() and not any(path.glob('*.mcap')) and not any(path.glob('*.db3')):
+        return 'give a folder with metadata.yaml, .mcap or .db3 files, or one such file'
+    return 'repair it with `mcap recover` or `sqlite3 FILE .recover`'
