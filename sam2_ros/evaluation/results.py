@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from sam2_ros.box_fit import OrientedBox
 from sam2_ros.frame import TrackedObject
 from sam2_ros.msg import Instance
 
@@ -33,13 +34,15 @@ class ObjectOutput:
     visibility: float  # probability, 0..1
     box: tuple[int, int, int, int] | None = None  # (x0, y0, x1, y1), pixels, x1 and y1 exclusive; None: not visible
     bits: np.ndarray | None = None  # uint8, the mask in its box row by row, eight pixels to the byte (np.packbits)
+    shape: OrientedBox | None = None  # where it is, metres; None: not visible or no depth
 
     @classmethod
     def of(cls, item: TrackedObject) -> ObjectOutput:
         if item.box is None:
             return cls(item.state, item.score, item.visibility)
         x0, y0, x1, y1 = item.box
-        return cls(item.state, item.score, item.visibility, item.box, np.packbits(item.mask[y0:y1, x0:x1]))
+        return cls(item.state, item.score, item.visibility, item.box, np.packbits(item.mask[y0:y1, x0:x1]),
+                   item.shape)
 
     @property
     def visible(self) -> bool:
@@ -69,7 +72,7 @@ class FrameOutput:
 
     index: int  # of the image in the recording
     stamp: int  # ns, of the image
-    available: int  # ns, on the clock of the images' arrivals: when the result was there; lock-step: the arrival
+    available: int  # ns, on the clock of the images' arrivals: when the result was there; lock-step: at once
     objects: dict[int, ObjectOutput]  # all that were known, by id
     stages: dict[str, float] = field(default_factory=dict)  # seconds; STAGES that took place, and TOTAL
     dropped: int = 0  # images skipped since the previous frame
@@ -96,7 +99,7 @@ class Run:
 
     recording: str  # its name
     mode: str  # of MODES
-    rate: float  # images were offered at so many times their recorded rate; lock-step: 1
+    rate: float  # images were offered at so many times their recorded rate, on whose clock all times are; lock-step: 1
     images: int  # in the recording
     height: int  # of the images, pixels; 0 when none could be used
     width: int

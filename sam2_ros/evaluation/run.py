@@ -1,0 +1,257 @@
+"""A recording put through what the node does with one camera, in this process and without topics."""
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import math
+import platform
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import cv2
+import numpy as np
+import torch
+from ament_index_python import get_package_share_directory
+from rclpy.serialization import serialize_message
+
+from sam2_core import Sam2Model, StreamTracker
+from sam2_ros.conversions import to_nanoseconds
+from sam2_ros.depth import DepthMailbox
+from sam2_ros.evaluation.delivery import deliveries
+from sam2_ros.evaluation.recording import RecordedPrompt, Recording, RecordingError
+from sam2_ros.evaluation.results import TOTAL, Answer, FrameOutput, ObjectOutput, Run
+from sam2_ros.evaluation.stages import PeakMemory, Stopwatch
+from sam2_ros.mailbox import Mailbox
+from sam2_ros.msg import Prompt
+from sam2_ros.outputs import instance_array
+from sam2_ros.parameters import Parameters
+from sam2_ros.prompting import PromptAnswer, PromptRequest, refuse
+from sam2_ros.shedding import Level, LoadShedder
+from sam2_ros.stream import Stream
+
+ASIDE = 'aside'
+ENDED = 'the recording ended before it could be applied'
+ACTIONS = {getattr(Prompt, name): name for name in ('SET', 'REFINE', 'REMOVE', 'CLEAR')}
+
+
+def run(recording: Recording, model: Sam2Model, parameters: Parameters, mode: str = 'lock-step', *, rate: float = 1.0,
+        timer: Callable[[], float] = time.perf_counter, progress: Callable[[int], None] = lambda index: None) -> Run:
+    """Put a recording through a warm model; what came of it.
+
+    mode: ``lock-step``: every image in order, none dropped, and every prompt with the image it was drawn on: the same
+    to the last bit each time. ``real-time``: on a simulated clock that advances by the time the work takes on this
+    machine, images and prompts come when they were recorded; the newest image wins, late prompts are late.
+    rate: real-time: how many times as fast they come. timer: seconds, measures the work. progress: is told the index of
+    each image when its turn comes. ValueError for another mode or a rate that is not positive.
+    """
+    if mode not in ('lock-step', 'real-time'):
+        raise ValueError(f"mode '{mode}': must be lock-step or real-time")
+    if not (rate > 0 and math.isfinite(rate)):
+        raise ValueError(f'rate {rate:g}: must be positive')
+    started, memory = time.monotonic(), PeakMemory(model)
+    deterministic = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    replay = _Replay(recording, model, parameters, mode, rate, timer, progress)
+    try:
+        with replay.watch.watch_model():
+            if mode == 'lock-step':
+                replay.lock_step()
+            else:
+                replay.real_time()
+    finally:
+        torch.backends.cudnn.deterministic = deterministic
+    result = replay.result
+    result.peak_memory, result.peak_gpu_memory = memory.process, memory.gpu
+    result.wall_seconds = time.monotonic() - started
+    return result
+
+
+class _Replay:
+    """The stream of the recording, what goes in and what comes out."""
+
+    def __init__(self, recording: Recording, model: Sam2Model, parameters: Parameters, mode: str, rate: float,
+                 timer: Callable[[], float], progress: Callable[[int], None]) -> None:
+        changed = threading.Condition()
+        self.watch = Stopwatch(model, timer)
+        self.result = Run(recording.name, mode, rate, len(recording.stamps), 0, 0, dict(recording.labels),
+                          parameters=asdict(parameters), versions=versions(model))
+        self._recording = recording
+        self._parameters = parameters
+        self._progress = progress
+        self._log = _Log()
+        self._depth = DepthMailbox(changed) if parameters.use_depth else None
+        # the depth of an image is there before the image: there is nothing to wait for
+        self._stream = Stream(StreamTracker(model), replace(parameters, depth_wait=0.0), changed, recording.name,
+                              self._log, self._depth)
+        self._shedder = LoadShedder()
+        self._asked: dict[PromptRequest, RecordedPrompt] = {}
+        self._newest = 0  # index of the last image that was offered
+
+    # --- modes
+
+    def lock_step(self) -> None:
+        prompts = deliveries(self._recording)
+        arrival = 0
+        for index, arrival in enumerate(self._recording.arrivals):
+            self._ask(prompts.pop(index, ()))
+            self._offer(index)
+            self._serve(lambda seconds, arrival=arrival: arrival)
+            while self._stream.has_work_aside():
+                self._work_aside(lambda seconds, arrival=arrival: arrival)
+        self._ask([prompt for rest in prompts.values() for prompt in rest])
+        self._end(arrival)
+
+    def real_time(self) -> None:
+        events = [(arrival, self._offer, index) for index, arrival in enumerate(self._recording.arrivals)]
+        events += [(prompt.arrival, self._ask, [prompt]) for prompt in self._recording.prompts]
+        coming = deque(sorted(events, key=lambda event: event[0]))
+        now = coming[0][0] if coming else 0
+
+        def later(seconds: float) -> int:
+            """The clock of the recording is faster than that of the machine by the rate."""
+            return now + round(seconds * 1e9 * self.result.rate)
+        while True:
+            while coming and coming[0][0] <= now:
+                _, deliver, what = coming.popleft()
+                deliver(what)
+            if self._stream.waiting_since() is not None:
+                now = self._serve(later)
+            elif not self._stream.has_work_aside():
+                if not coming:
+                    break
+                now = coming[0][0]
+                continue
+            if self._stream.has_work_aside():
+                now = self._work_aside(later)
+        self._end(now)
+
+    # --- in
+
+    def _ask(self, prompts: Sequence[RecordedPrompt]) -> None:
+        for prompt in prompts:
+            # nobody waits on the wall clock: a prompt never expires
+            request = PromptRequest(prompt.message, math.inf)
+            self._asked[request] = prompt
+            if not self._stream.mailbox.put_prompt(request):
+                self._answer([refuse(request, f'{Mailbox.PROMPT_LIMIT} prompts are waiting already')], prompt.arrival)
+
+    def _offer(self, index: int) -> None:
+        try:
+            message = self._recording.image(index)
+            depth = self._recording.depth(index) if self._depth is not None else None
+        except RecordingError as error:
+            self.result.unusable[index] = str(error)
+            self._progress(index)
+            return
+        if depth is not None:
+            self._depth.put_info(depth[1])
+            self._depth.put_depth(depth[0])
+        self._newest = index
+        self._stream.put_image(message)
+        self._progress(index)
+
+    # --- the worker's part
+
+    def _serve(self, clock: Callable[[float], int]) -> int:
+        """Process what has come; when that was done, ``clock`` of the seconds it took."""
+        stream, index = self._stream, self._newest
+        self._log.take()
+        with self.watch.stage(TOTAL):
+            with self.watch.stage('decode'):
+                stream.take()
+            frame, answers = stream.work()
+            if frame is not None:
+                with self.watch.stage('publish'):
+                    serialize_message(instance_array(frame))
+        stages = self.watch.take()
+        done = clock(stages[TOTAL])
+        if frame is not None:
+            if not self.result.frames:
+                self.result.height, self.result.width = frame.image.shape[:2]
+            self.result.frames.append(FrameOutput(
+                index, to_nanoseconds(frame.header.stamp), done,
+                {item.id: ObjectOutput.of(item) for item in frame.objects}, stages, frame.dropped))
+            self.result.labels.update({item.id: item.label for item in frame.objects if item.label})
+            self._shed(done - to_nanoseconds(frame.header.stamp), done)
+        elif reason := self._log.take():
+            self.result.unusable[index] = reason
+        self._answer(answers, done)
+        return done
+
+    def _work_aside(self, clock: Callable[[float], int]) -> int:
+        with self.watch.stage(ASIDE):
+            answers = self._stream.work_aside()
+        done = clock(self.watch.take()[ASIDE])
+        self._answer(answers, done)
+        return done
+
+    def _shed(self, latency: int, now: int) -> None:
+        """Do less when the target is missed, as the node does. Lock-step has no latency."""
+        if self.result.mode == 'lock-step':
+            return
+        level = self._shedder.update(latency / 1e9 / self.result.rate, now / 1e9 / self.result.rate,
+                                     self._parameters.latency_target, self._parameters.shed_load)
+        tracker = self._stream.tracker
+        recent = tracker.model.config.memory_frames - 1
+        tracker.recent_frames = recent // 2 if level >= Level.MEMORY else None
+        self._stream.every_second = level >= Level.IMAGES
+
+    # --- out
+
+    def _answer(self, answers: Sequence[PromptAnswer], now: int) -> None:
+        for answer in answers:
+            prompt = self._asked.pop(answer.request)
+            message = prompt.message
+            self.result.answers.append(Answer(
+                prompt.arrival, to_nanoseconds(message.header.stamp), ACTIONS.get(message.action, str(message.action)),
+                answer.id, message.label, answer.accepted, answer.reason,
+                to_nanoseconds(answer.header.stamp) if answer.accepted else None, now))
+
+    def _end(self, now: int) -> None:
+        self._answer(self._stream.drain(ENDED), now)
+
+
+class _Log:
+    """Hears why an image was skipped."""
+
+    def __init__(self) -> None:
+        self._said = ''
+
+    def warning(self, text: str, **options) -> None:
+        self._said = text
+
+    error = warning
+
+    def take(self) -> str:
+        """The last line of what was said since the last call; empty: nothing."""
+        said, self._said = self._said, ''
+        return said.strip().splitlines()[-1] if said else ''
+
+
+def versions(model: Sam2Model) -> dict[str, str]:
+    """What took part, as far as it may change an answer."""
+    weights = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        weights.update(name.encode())
+        weights.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy() if tensor.ndim else b'')
+    gpu = model.device.type == 'cuda'
+    return {
+        'sam2_ros': _own_version(), 'python': platform.python_version(),
+        'torch': torch.__version__, 'numpy': np.__version__, 'opencv': cv2.__version__,
+        'model': f'{model.name}, {model.image_size} pixels, {str(model.dtype).removeprefix("torch.")}',
+        'weights': weights.hexdigest()[:16],
+        'device': torch.cuda.get_device_name(model.device) if gpu else f'CPU, {torch.get_num_threads()} threads',
+        'machine': f'{platform.system()} {platform.machine()}'}
+
+
+def _own_version() -> str:
+    try:
+        return importlib.metadata.version('sam2_ros')
+    except importlib.metadata.PackageNotFoundError:  # built by colcon
+        package = Path(get_package_share_directory('sam2_ros'), 'package.xml')
+        return ElementTree.parse(package).findtext('version')

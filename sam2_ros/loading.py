@@ -1,0 +1,27 @@
+"""The model that the parameters name, ready for the first image."""
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from sam2_core import CheckpointError, Prompt, Sam2Model, StreamTracker, load_model
+from sam2_ros.parameters import Parameters
+
+LOAD_ERRORS = (CheckpointError, OSError, ValueError)  # OSError: no such file, no connection
+
+
+def load(chosen: Parameters) -> Sam2Model:
+    """Load the model and have everything compiled, cached and allocated. One of LOAD_ERRORS when it cannot be had."""
+    model = load_model(chosen.model or None, chosen.checkpoint or None, chosen.device or None,
+                       getattr(torch, chosen.dtype), chosen.image_size or None)
+    _warm_up(model)
+    return model
+
+
+def _warm_up(model: Sam2Model) -> None:
+    """Once prompted and once tracked."""
+    size = model.image_size
+    image = np.zeros((size, size, 3), np.uint8)
+    tracker = StreamTracker(model)
+    tracker.step(image, [Prompt(1, box=(size / 4, size / 4, size / 2, size / 2))])
+    tracker.step(image)
