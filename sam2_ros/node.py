@@ -6,6 +6,7 @@ import sam2_ros.cores  # noqa: F401  before torch
 # isort: split
 import functools
 import gc
+import signal
 import sys
 import threading
 import time
@@ -208,6 +209,12 @@ def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM. Returns the process's exit code."""
     gc.freeze()  # PyTorch's modules hold no garbage; going through them takes a second at the end, and pauses before
     use_image_profile()
+    interrupted = threading.Event()
+
+    def interrupt(number, frame) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+    signal.signal(signal.SIGINT, interrupt)  # before rclpy, which calls it after its own
     rclpy.init(args=args)
     try:
         node = Sam2Node()
@@ -221,6 +228,9 @@ def main(args: list[str] | None = None) -> int:
         executor.spin()
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except RuntimeError:  # what rclpy makes of a signal while it converts or publishes a message
+        if rclpy.ok() and not interrupted.is_set():
+            raise
     finally:
         node.close()
         executor.shutdown()
