@@ -49,7 +49,7 @@ def test_parameters_file_explains_every_parameter():
 # --- what is declared is what is used
 
 def test_package_xml_names_every_package_that_is_imported():
-    keys = {'cv2': 'python3-opencv', 'numpy': 'python3-numpy', 'rich': 'python3-rich'}
+    keys = {'cv2': 'python3-opencv', 'numpy': 'python3-numpy', 'rich': 'python3-rich', 'yaml': 'python3-yaml'}
     from_pip = {'torch', 'safetensors', 'huggingface_hub', 'rosbags'}
     optional = {'vision_msgs', 'tf2_ros'}  # package.xml has no tag for it: docs/install.md
     imported = set()

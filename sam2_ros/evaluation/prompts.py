@@ -1,0 +1,180 @@
+"""Prompts that are not in the recording itself: from a YAML file, or made of the ground truth.
+
+    - {frame: 0, id: 1, label: cup, box: [310, 200, 420, 330]}
+    - {frame: 0, id: 2, mask: masks/plate.png}
+    - {stamp: 1700000003.2, id: 1, action: refine, points: [[350, 260, 1], [400, 210, 0]]}
+    - {frame: 90, id: 2, action: remove}
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from sensor_msgs.msg import CompressedImage, Image, RegionOfInterest
+from std_msgs.msg import Header
+
+from sam2_core import PromptError
+from sam2_core.training.datasets import BrokenSample
+from sam2_core.training.datasets.pictures import read_labels
+from sam2_ros.conversions import ImageError, from_pixels, to_rgb
+from sam2_ros.evaluation.recording import RecordedPrompt, Recording, RecordingError
+from sam2_ros.msg import ImagePoint, Prompt
+from sam2_ros.prompting import MAX_ID, NEEDS_IMAGE, to_prompt
+
+ACTIONS = {'set': Prompt.SET, 'refine': Prompt.REFINE, 'remove': Prompt.REMOVE, 'clear': Prompt.CLEAR}
+CONTENT = ('points', 'box', 'mask')
+KEYS = ('frame', 'stamp', 'action', 'id', 'label', *CONTENT)
+NEAR = 1_000_000  # ns that a stamp in a file may differ from that of its image: seconds as people write them
+
+
+def read_prompts(path: Path | str, recording: Recording) -> list[RecordedPrompt]:
+    """The prompts of a file, each as if it came with the image it was drawn on, in the order of the images.
+
+    An entry has ``frame``, the index of an image, or ``stamp``, that of an image in seconds; ``id`` and ``label`` of
+    its object; ``points`` [[x, y, 1 on the object or 0 not on it], ...], ``box`` [x0, y0, x1, y1], or ``mask``, a PNG
+    beside the file, non-zero on the object; and ``action``: set (when not given), refine, remove, or clear.
+    RecordingError names the file, the entry and the cure.
+    """
+    path = Path(path)
+    try:
+        entries = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecordingError(f'prompts {path}: {getattr(error, "strerror", None) or error}') from None
+    if not isinstance(entries, list) or not entries:
+        raise RecordingError(f'prompts {path}: must be a list of prompts, as [{{frame: 0, id: 1, box: [x0, y0, x1, '
+                             f'y1]}}, ...]')
+    found = []
+    for number, entry in enumerate(entries, 1):
+        try:
+            index = _index(entry, recording)
+            found.append((index, _message(entry, path.parent, recording.image(index))))
+        except (PromptError, BrokenSample, ImageError, RecordingError) as error:
+            raise RecordingError(f'prompts {path}, entry {number}: {error}') from None
+    found.sort(key=lambda prompt: prompt[0])
+    return [RecordedPrompt(recording.arrivals[index], message) for index, message in found]
+
+
+def first_truth_prompts(recording: Recording,
+                        progress: Callable[[int, int], None] | None = None) -> list[RecordedPrompt]:
+    """The first mask that the ground truth has of each object, as a prompt: the semi-supervised protocol of DAVIS.
+
+    ``progress`` is told how many images of how many have been looked at. RecordingError when there is no truth.
+    """
+    prompts, known = [], {0}
+    for index, arrival in enumerate(recording.arrivals):
+        truth = recording.truth(index)
+        if truth is not None:
+            for object_id in sorted(set(np.flatnonzero(np.bincount(truth.ravel())).tolist()) - known):
+                known.add(object_id)
+                prompts.append(RecordedPrompt(arrival, mask_prompt(
+                    truth == object_id, object_id, recording.labels.get(object_id, ''), recording.image(index).header)))
+        if progress is not None:
+            progress(index + 1, len(recording.arrivals))
+    if not prompts:
+        raise RecordingError(f'{recording.name}: no object in its ground truth, or there is none: give the topic or '
+                             f'folder that has it, or prompts in a file')
+    return prompts
+
+
+def mask_prompt(mask: np.ndarray, object_id: int, label: str, header: Header) -> Prompt:
+    """A prompt to track what a mask, bool (H, W), shows in the image with this header."""
+    return Prompt(header=header, id=object_id, label=label,
+                  mask=from_pixels(mask.astype(np.uint8) * 255, 'mono8', header))
+
+
+# --- entries
+
+def _index(entry: Any, recording: Recording) -> int:
+    if not isinstance(entry, dict):
+        raise PromptError(f'{entry!r}: must have the form {{frame: 0, id: 1, box: [x0, y0, x1, y1]}}')
+    for key in entry:
+        if key not in KEYS:
+            raise PromptError(f'{key!r} is not known: must be one of {", ".join(KEYS)}')
+    if ('frame' in entry) == ('stamp' in entry):
+        raise PromptError('must have either frame or stamp, to say which image it was drawn on')
+    count = len(recording.stamps)
+    if 'frame' in entry:
+        frame = entry['frame']
+        if not _is_integer(frame) or not 0 <= frame < count:
+            raise PromptError(f'frame {frame!r}: must be 0 to {count - 1}, the recording has {count} images')
+        return frame
+    stamp = entry['stamp']
+    if not _is_number(stamp):
+        raise PromptError(f'stamp {stamp!r}: must be a number of seconds')
+    stamps = np.asarray(recording.stamps, np.int64)
+    nearest = int(np.argmin(np.abs(stamps - round(stamp * 1e9))))
+    if abs(int(stamps[nearest]) - round(stamp * 1e9)) > NEAR:
+        raise PromptError(f'stamp {stamp}: no image has it; the nearest has {stamps[nearest] / 1e9:.6f}, '
+                          f'frame {nearest}')
+    return nearest
+
+
+def _message(entry: dict, folder: Path, image: Image | CompressedImage) -> Prompt:
+    name = entry.get('action', 'set')
+    if name not in ACTIONS:
+        raise PromptError(f'action {name!r}: must be one of {", ".join(ACTIONS)}')
+    message = Prompt(header=image.header, action=ACTIONS[name], id=_id(entry, name), label=_label(entry))
+    content = [key for key in CONTENT if key in entry]
+    if message.action not in NEEDS_IMAGE:
+        if content:
+            raise PromptError(f'action {name} with {content[0]}: leave {content[0]} out')
+        return message
+    if 'points' in entry:
+        message.points = [_point(point) for point in _list(entry, 'points')]
+    if 'box' in entry:
+        message.box = _box(entry['box'])
+    if 'mask' in entry:
+        mask = read_labels(folder / str(entry['mask'])) != 0
+        message.mask = from_pixels(mask.astype(np.uint8) * 255, 'mono8', image.header)
+    to_prompt(message, message.id or 1).check(*to_rgb(image).shape[:2])
+    return message
+
+
+def _id(entry: dict, action: str) -> int:
+    number = entry.get('id', 0)
+    if not _is_integer(number) or not 0 <= number <= MAX_ID:
+        raise PromptError(f'id {number!r}: must be an integer from 1 to {MAX_ID}, or left out for a free one')
+    if not number and action in ('refine', 'remove'):
+        raise PromptError(f'action {action} without id: give that of the object')
+    return number
+
+
+def _label(entry: dict) -> str:
+    label = entry.get('label', '')
+    if not isinstance(label, str):
+        raise PromptError(f'label {label!r}: must be text; write it in quotes')
+    return label
+
+
+def _list(entry: dict, key: str) -> list:
+    if not isinstance(entry[key], list):
+        raise PromptError(f'{key} {entry[key]!r}: must be a list')
+    return entry[key]
+
+
+def _point(point: Any) -> ImagePoint:
+    if not isinstance(point, list) or len(point) != 3 or not all(map(_is_number, point)) or point[2] not in (0, 1):
+        raise PromptError(f'point {point!r}: must be [x, y, 1] on the object, or [x, y, 0] not on it')
+    return ImagePoint(x=float(point[0]), y=float(point[1]), label=int(point[2]))
+
+
+def _box(box: Any) -> RegionOfInterest:
+    """Whole pixels: that is what the message has."""
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+        raise PromptError(f'box {box!r}: must be [x0, y0, x1, y1]')
+    x0, y0, x1, y1 = (max(0, round(side)) for side in box)
+    if x1 <= x0 or y1 <= y0:
+        raise PromptError(f'box {box}: x1 must exceed x0 and y1 must exceed y0, in whole pixels of the image')
+    return RegionOfInterest(x_offset=x0, y_offset=y0, width=x1 - x0, height=y1 - y0)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and np.isfinite(value)
