@@ -180,8 +180,10 @@ class _Surface:
         outward = deepest - end + 0.5
         steepest = STEEPEST * outward / focal * z_inner
         z = np.clip(1 / (1 / z_inner + outward * slope), z_inner - steepest, z_inner + steepest)
-        # what is far from that, not by noise, bends away, as a ball does
-        seen = measured[end, each]
+        # what is far from that, not by noise, bends away, though no more than a ball of this breadth does
+        radius = (self._area / np.pi) ** 0.5 + self._erosion
+        farthest_bend = z_inner + np.sqrt(2 * radius * outward) / focal * z_inner
+        seen = np.minimum(measured[end, each], np.maximum(farthest_bend, z))
         z = np.where((last <= end) & (np.abs(seen - z) > noise), seen, z)
         keep = (z_inner >= nearest - MIN_GAP) & (z_inner <= farthest + MIN_GAP)
         height, width = self._depth.metres.shape
