@@ -1,0 +1,152 @@
+"""Every output beside the truth it is to be judged by, object by object."""
+from __future__ import annotations
+
+import bisect
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sam2_core.metrics import boundary_f, iou
+from sam2_ros.evaluation.recording import Recording, RecordingError
+from sam2_ros.evaluation.results import FrameOutput, ObjectOutput, Run
+
+AT_STAMP = 'at stamp'  # each output against the truth of its own image
+WHEN_AVAILABLE = 'when available'  # each output against the truth of the newest image there was when it was done
+AS_SEEN = 'as seen'  # each image's truth against the newest output there was when the image came
+ON_ANOTHER = 0.5  # IoU with the truth of another object from which a mask counts as that one's
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One object in one annotated image."""
+
+    index: int  # of the image
+    j: float
+    f: float
+    in_truth: bool  # it has a pixel there
+    in_output: bool  # the mask has one
+    called_visible: bool
+    on_another: bool  # the mask is that of another object
+
+
+@dataclass(eq=False)
+class Judged:
+    """What there is to judge a run by."""
+
+    samples: dict[str, dict[int, list[Sample]]]  # view -> object of the truth -> in order
+    asked: dict[int, list[range]]  # object -> images that it was to be tracked in
+    annotated: int = 0  # images
+    problems: list[str] = field(default_factory=list)  # truth that could not be used
+
+
+def judge(run: Run, recording: Recording, progress: Callable[[int], None] = lambda index: None) -> Judged:
+    """Compare the masks of a run with the truth of its recording, from the image on in which an object is first there,
+    prompted or not; as long as it is to be tracked, or always, where it is never prompted.
+
+    progress: is told the index of each image.
+    """
+    views = (AT_STAMP,) if run.mode == 'lock-step' else (AT_STAMP, WHEN_AVAILABLE, AS_SEEN)
+    judged = Judged({view: defaultdict(list) for view in views}, asked_for(run, recording))
+    pairs = _pairs(run, recording, views)
+    known: set[int] = set()
+    for index in range(run.images):
+        truth = _truth(run, recording, index, judged)
+        progress(index)
+        if truth is None:
+            continue
+        areas = np.bincount(truth.ravel())
+        known |= {number for number in np.flatnonzero(areas).tolist() if number}
+        wanted = [number for number in known if number not in judged.asked
+                  or any(index in images for images in judged.asked[number])]
+        compared: dict[int | None, dict[int, Sample]] = {}
+        for view, frame in pairs.get(index, ()):
+            key = None if frame is None else frame.index
+            if key not in compared:
+                objects = {} if frame is None else frame.objects
+                compared[key] = {number: _compare(objects.get(number), number, truth, areas, index)
+                                 for number in wanted}
+            for number in wanted:
+                judged.samples[view][number].append(compared[key][number])
+    return judged
+
+
+def asked_for(run: Run, recording: Recording) -> dict[int, list[range]]:
+    """Object -> the images that it was to be tracked in, by the prompts that were accepted.
+
+    In lock-step from the image on that the prompt was drawn on, otherwise from the first one on that came after it.
+    """
+    since: dict[int, int] = {}
+    asked: dict[int, list[range]] = defaultdict(list)
+    for answer in run.answers:
+        if not answer.accepted:
+            continue
+        if run.mode == 'lock-step':
+            index = bisect.bisect_left(recording.stamps, answer.applied)
+        else:
+            index = next((index for index, arrival in enumerate(recording.arrivals) if arrival >= answer.arrival),
+                         run.images)
+        if answer.action == 'SET':
+            since.setdefault(answer.id, index)
+        elif answer.action in ('REMOVE', 'CLEAR'):
+            for number in [answer.id] if answer.action == 'REMOVE' else list(since):
+                if number in since:
+                    asked[number].append(range(since.pop(number), index))
+    for number, index in since.items():
+        asked[number].append(range(index, run.images))
+    return dict(asked)
+
+
+def _pairs(run: Run, recording: Recording, views: tuple[str, ...]) -> dict[int, list[tuple[str, FrameOutput | None]]]:
+    """Image -> the outputs that its truth is compared with, and in which view."""
+    pairs = defaultdict(list)
+    for frame in run.frames:
+        pairs[frame.index].append((AT_STAMP, frame))
+    if WHEN_AVAILABLE in views:
+        arrivals = np.maximum.accumulate(np.asarray(recording.arrivals, np.int64))
+        for frame in run.frames:
+            newest = int(np.searchsorted(arrivals, frame.available, 'right')) - 1
+            pairs[newest].append((WHEN_AVAILABLE, frame))
+        available = [frame.available for frame in run.frames]
+        for index, arrival in enumerate(recording.arrivals):
+            done = bisect.bisect_right(available, arrival)
+            pairs[index].append((AS_SEEN, run.frames[done - 1] if done else None))
+    return pairs
+
+
+def _truth(run: Run, recording: Recording, index: int, judged: Judged) -> np.ndarray | None:
+    try:
+        truth = recording.truth(index)
+    except RecordingError as error:
+        judged.problems.append(str(error))
+        return None
+    if truth is None:
+        return None
+    judged.annotated += 1
+    if run.frames and truth.shape != (run.height, run.width):
+        judged.problems.append(f'truth of image {index} has {truth.shape[1]} x {truth.shape[0]} pixels: must be '
+                               f'{run.width} x {run.height}, as the image')
+        return None
+    return truth
+
+
+def _compare(item: ObjectOutput | None, number: int, truth: np.ndarray, areas: np.ndarray, index: int) -> Sample:
+    true = truth == number
+    in_truth = number < len(areas) and bool(areas[number])
+    if item is None or item.box is None:
+        return Sample(index, float(not in_truth), boundary_f(np.zeros_like(true), true), in_truth, False,
+                      item is not None and item.visible, False)
+    mask = item.mask(*truth.shape)
+    j = iou(mask, true)
+    return Sample(index, j, boundary_f(mask, true), in_truth, True, item.visible,
+                  _on_another(mask, number, truth, areas, j))
+
+
+def _on_another(mask: np.ndarray, number: int, truth: np.ndarray, areas: np.ndarray, own: float) -> bool:
+    shared = np.bincount(truth[mask], minlength=len(areas))
+    overlaps = shared / np.maximum(1, areas + np.count_nonzero(mask) - shared)
+    overlaps[0] = 0
+    if number < len(overlaps):
+        overlaps[number] = 0
+    return bool(overlaps.max() > max(own, ON_ANOTHER))
