@@ -46,14 +46,15 @@ def node(ros_domain):
 
 def topics(node: Sam2Node) -> dict[str, str]:
     """Names and types of all that the node publishes and hears, once its graph knows them."""
+    own = {endpoint.topic_name for endpoint in [*node.publishers, *node.subscriptions]}
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         found = {name: types[0] for name, types in
                  [*node.get_publisher_names_and_types_by_node('sam2', '/'),
                   *node.get_subscriber_names_and_types_by_node('sam2', '/')]}
-        if '/sam2/overlay' in found and '/sam2/prompt' in found:
+        if own <= found.keys():
             return found
-    raise AssertionError('the graph does not know the node')
+    raise AssertionError(f'the graph does not know {own - found.keys()}')
 
 
 def message_type(name: str):
