@@ -37,7 +37,7 @@ class Topic:
     elsewhere: Sequence[str] = ()  # other topics of this type
 
 
-def check_image(image: Topic, parameters: Parameters) -> Iterator[Finding]:
+def check_image(image: Topic) -> Iterator[Finding]:
     problem = check_connection(image)
     if problem:
         yield problem

@@ -113,7 +113,7 @@ class Listener:
     def findings(self) -> Iterator[Finding]:
         """About each camera, the clock and the node, after ``listen``."""
         for camera, (image, *depth) in self._cameras:
-            found = [*check_image(image, self._parameters)]
+            found = [*check_image(image)]
             if depth:
                 found += check_depth(*depth, image, self._parameters, camera.depth_wanted)
             for finding in found:

@@ -78,7 +78,7 @@ def worst(findings) -> Verdict:
 # --- the image
 
 def test_a_good_camera_is_good_in_everything():
-    found = [*check_image(image_topic(), Parameters()),
+    found = [*check_image(image_topic()),
              *check_depth(depth_topic(metre()), info_topic(), image_topic(), Parameters(), wanted=True)]
     assert worst(found) is GOOD, found
     assert [finding.what for finding in found] == [
@@ -100,7 +100,7 @@ def test_a_good_camera_is_good_in_everything():
     ({'last': None, 'stamps': []}, 'rate', '/driver sends nothing that arrives in 3 s'),
 ])
 def test_what_keeps_images_from_coming_is_named(changes, what, text):
-    finding, = check_image(image_topic(**changes), Parameters())
+    finding, = check_image(image_topic(**changes))
     assert (finding.what, finding.verdict) == (what, BAD)
     assert text in finding.text
 
@@ -117,14 +117,14 @@ def test_a_reliable_camera_serves_a_listener_that_asks_for_less():
 
 def test_an_encoding_that_is_not_supported_is_named():
     bayer = Image(header=HEADER, height=480, width=640, encoding='bayer_rggb8', step=640)
-    finding = [*check_image(image_topic(bayer), Parameters())][1]
+    finding = [*check_image(image_topic(bayer))][1]
     assert (finding.what, finding.verdict) == ('image', BAD)
     assert "'bayer_rggb8': not supported; publish one of rgb8" in finding.text
 
 
 def test_an_image_without_frame_is_named():
     message = from_pixels(np.zeros((8, 8, 3), np.uint8), 'rgb8', Header(stamp=HEADER.stamp))
-    assert 'empty frame_id: set it' in [*check_image(image_topic(message), Parameters())][-1].text
+    assert 'empty frame_id: set it' in [*check_image(image_topic(message))][-1].text
 
 
 # --- rate
