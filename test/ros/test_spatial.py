@@ -1,7 +1,11 @@
 """Boxes around what a camera sees: exact shapes, wrong masks, wrong depth, and the same axes from image to image."""
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 
+from sam2_core.masks import mask_box
 from sam2_ros.box_fit import OrientedBox, oriented_box
 from sam2_ros.spatial import Camera, DepthFrame, measure, object_pixels, object_points
 
@@ -111,6 +115,28 @@ def test_objects_may_reach_the_edge_of_the_image(box):
     expected = np.array([((x0 + x1) - WIDTH) / 2 / FOCAL, ((y0 + y1) - HEIGHT) / 2 / FOCAL, 1.0])
     np.testing.assert_allclose(found.centre, expected, atol=0.003)
     np.testing.assert_allclose(found.size[:2], sorted([(x1 - x0) / FOCAL, (y1 - y0) / FOCAL])[::-1], rtol=0.02)
+
+
+@given(mask=arrays.arrays(bool, (24, 32)), speckle=st.booleans(), erosion=st.integers(0, 6), stride=st.integers(1, 5),
+       levels=arrays.arrays(np.float32, (24, 32), elements=st.sampled_from([0.3, 1.0, 1.01, 4.0, np.nan])))
+@settings(max_examples=150, deadline=None)
+def test_whatever_mask_and_depth_are_there_is_a_proper_box_or_none(mask, speckle, erosion, stride, levels):
+    if not speckle:
+        mask = mask.copy()
+        mask[4:20, 3:30] = True
+    if not mask.any():
+        return
+    depth = DepthFrame(levels, Camera.pinhole(32, 24, 30, 30, 16, 12))
+    box = mask_box(mask)
+    rows, columns = object_pixels(depth, mask, box, erosion, stride)
+    assert mask[rows, columns].all() and np.isfinite(levels[rows, columns]).all()
+    first = measure(depth, mask, box, erosion)
+    for found in (first, measure(depth, mask, box, erosion, first)):
+        if found is not None:
+            assert np.isfinite(found.centre).all() and np.isfinite(found.size).all() and (found.size >= 0).all()
+            np.testing.assert_allclose(found.axes.T @ found.axes, np.eye(3), atol=1e-5)
+            assert np.linalg.det(found.axes) == pytest.approx(1, abs=1e-5)
+            assert sum(part * part for part in found.quaternion) == pytest.approx(1)
 
 
 # --- boxes
