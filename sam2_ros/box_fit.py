@@ -109,8 +109,9 @@ def _starts(centred: np.ndarray, normals: np.ndarray | None) -> np.ndarray:
     # where only one face is seen the points say how it is turned
     second = normals[np.argmax(votes * upright)] if upright.any() else principal[:, np.abs(first @ principal).argmin()]
     second = second - first * (first @ second)
-    second /= np.linalg.norm(second)
-    return np.stack([principal, np.column_stack([first, second, np.cross(first, second)])])
+    second /= (second @ second) ** 0.5
+    (a, b, c), (d, e, f) = first.tolist(), second.tolist()
+    return np.array([principal, np.array([[a, b, c], [d, e, f], [b * f - c * e, c * d - a * f, a * e - b * d]]).T])
 
 
 def _search(cost: _Cost, starts: np.ndarray) -> tuple[np.ndarray, float]:

@@ -63,7 +63,8 @@ def measure(depth: DepthFrame, mask: np.ndarray, box: tuple[int, int, int, int],
     mask: bool (H, W); box: (x0, y0, x1, y1) around it, x1 and y1 exclusive; erosion: see ``object_pixels``;
     previous: the object's box in the image before, whose axes are kept up.
 
-    The box reaches to the edge of the mask: the surface is continued over the eroded rim.
+    The surface is continued over the eroded rim: the box reaches to a jump in depth near the edge of the mask, or else
+    to that edge.
     """
     surface = _Surface(depth, mask, box, erosion)
     points, normals = surface.samples()
@@ -271,10 +272,11 @@ def _outline(mask: np.ndarray, smoothing: int) -> tuple[np.ndarray, np.ndarray, 
 
 def _normals(grid: np.ndarray, believed: np.ndarray) -> np.ndarray:
     """Unit normals (M, 3) of the surface through a grid of points (rows, columns, 3), where it is known around them."""
-    if min(believed.shape) < 5:
+    grid, believed = grid[::2, ::2], believed[::2, ::2]  # noise needs a wide base, and a quarter is enough
+    if min(believed.shape) < 3:
         return np.empty((0, 3))
-    known = (believed[4:, 2:-2] & believed[:-4, 2:-2] & believed[2:-2, 4:] & believed[2:-2, :-4])
-    down, right = (grid[4:, 2:-2] - grid[:-4, 2:-2])[known], (grid[2:-2, 4:] - grid[2:-2, :-4])[known]
-    (ax, ay, az), (bx, by, bz) = right.T, down.T
-    normals = np.stack([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx], 1)
-    return normals / np.linalg.norm(normals, axis=1, keepdims=True)
+    known = believed[2:, 1:-1] & believed[:-2, 1:-1] & believed[1:-1, 2:] & believed[1:-1, :-2]
+    ax, ay, az = (grid[1:-1, 2:] - grid[1:-1, :-2])[known].T
+    bx, by, bz = (grid[2:, 1:-1] - grid[:-2, 1:-1])[known].T
+    normals = np.array([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx])
+    return (normals / np.sqrt((normals * normals).sum(0))).T

@@ -150,6 +150,26 @@ def test_the_box_reaches_to_the_edge_of_the_mask():
         assert found.size[2] < 0.002
 
 
+@pytest.mark.parametrize('pixels', [-2, -1, 1, 2])
+def test_where_depth_jumps_near_the_edge_of_the_mask_the_box_ends_at_the_jump(pixels):
+    metres, mask = plate()
+    x0, y0, x1, y1 = BOX
+    wrong = np.zeros_like(mask)
+    wrong[y0 - pixels:y1 + pixels, x0 - pixels:x1 + pixels] = True
+    found = measure(DepthFrame(metres, CAMERA), wrong, mask_box(wrong), 2)
+    np.testing.assert_allclose(found.size[:2], 80 / FOCAL, rtol=0.01)
+
+
+@pytest.mark.parametrize('behind', [1.0, np.nan])
+def test_where_it_does_not_the_box_ends_at_the_edge_of_the_mask(behind):
+    """Where the object touches something, or where depth is not known around it."""
+    metres, mask = plate(background=behind)
+    metres[BOX[1]:BOX[1] + 3] = metres[:, BOX[0]:BOX[0] + 3] = behind  # also inside, along two edges
+    found = measure(DepthFrame(metres, CAMERA), mask, BOX, 2)
+    np.testing.assert_allclose(found.size[:2], 80 / FOCAL, rtol=0.01)
+    np.testing.assert_allclose(found.centre, [0, 0, 1], atol=0.001)
+
+
 def test_a_slanted_plate_is_continued_along_its_plane():
     metres, mask = plate()
     slope = 1.0  # 45 degrees: z = 1 + x
