@@ -209,12 +209,8 @@ def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM. Returns the process's exit code."""
     gc.freeze()  # PyTorch's modules hold no garbage; going through them takes a second at the end, and pauses before
     use_image_profile()
-    interrupted = threading.Event()
-
-    def interrupt(number, frame) -> None:
-        interrupted.set()
-        raise KeyboardInterrupt
-    signal.signal(signal.SIGINT, interrupt)  # before rclpy, which calls it after its own
+    # rclpy shuts down on SIGINT by itself; a KeyboardInterrupt would strike anywhere, within rclpy's conversions too
+    signal.signal(signal.SIGINT, lambda number, frame: None)
     rclpy.init(args=args)
     try:
         node = Sam2Node()
@@ -226,10 +222,10 @@ def main(args: list[str] | None = None) -> int:
     executor.add_node(node)
     try:
         executor.spin()
-    except (KeyboardInterrupt, ExternalShutdownException):
+    except ExternalShutdownException:
         pass
-    except RuntimeError:  # what rclpy makes of a signal while it converts or publishes a message
-        if rclpy.ok() and not interrupted.is_set():
+    except RuntimeError:  # what rclpy makes of its own end while it publishes or waits
+        if rclpy.ok():
             raise
     finally:
         node.close()
