@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from array import array
-from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -59,14 +58,13 @@ def background_points_message(frame: Frame, parameters: Parameters) -> PointClou
     if frame.depth is None:
         return None
     grid = np.s_[::parameters.cloud_stride, ::parameters.cloud_stride]
-    depth = DepthFrame(frame.depth.metres[grid], replace(frame.depth.camera, x=frame.depth.camera.x[grid],
-                                                         y=frame.depth.camera.y[grid]))
-    believed = np.isfinite(depth.metres) & ~_taken_out(frame, parameters.edge_erosion)[grid]
-    points = np.empty(np.count_nonzero(believed), XYZ_RGB)
-    points['z'] = z = depth.metres[believed]
-    points['x'] = depth.camera.x[believed] * z
-    points['y'] = depth.camera.y[believed] * z
-    points['rgb'] = _packed(frame.image[grid][believed])
+    metres, camera = frame.depth.metres[grid].ravel(), frame.depth.camera
+    believed = np.flatnonzero(np.isfinite(metres) & ~_taken_out(frame, parameters.edge_erosion)[grid].ravel())
+    points = np.empty(len(believed), XYZ_RGB)
+    points['z'] = z = metres[believed]
+    points['x'] = camera.x[grid].ravel()[believed] * z
+    points['y'] = camera.y[grid].ravel()[believed] * z
+    points['rgb'] = _packed(frame.image[grid].reshape(-1, 3)[believed])
     return _cloud(points, frame.header)
 
 
@@ -127,7 +125,7 @@ def _packed(rgb: np.ndarray) -> np.ndarray:
 
 def _cloud(points: np.ndarray, header: Header) -> PointCloud2:
     data = array('B')  # the one type that the setter takes as it is
-    data.frombytes(points.tobytes())
+    data.frombytes(points.view(np.uint8))
     fields = [PointField(name=name, offset=points.dtype.fields[name][1], datatype=_DATATYPES[name], count=1)
               for name in points.dtype.names]
     return PointCloud2(header=header, height=1, width=len(points), fields=fields, is_bigendian=False,

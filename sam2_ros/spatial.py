@@ -104,7 +104,7 @@ class _Surface:
     def pixels(self, stride: int) -> tuple[np.ndarray, np.ndarray]:
         first_row, first_column = -self._y0 % stride, -self._x0 % stride
         steps, z = self._neighbours(first_row, first_column, stride, 2)
-        believed = self._believe(z, self._on_surface(steps, z), first_row, first_column, stride)
+        believed = self._believe(z, self._on_surface(np.abs(steps, out=steps), z), first_row, first_column, stride)
         rows, columns = np.nonzero(believed)
         return self._y0 + first_row + rows * stride, self._x0 + first_column + columns * stride
 
@@ -113,7 +113,7 @@ class _Surface:
         stride = max(1, ceil((self._area / SAMPLES) ** 0.5))
         first = stride // 2
         steps, z = self._neighbours(first, first, stride, 1)
-        on = self._on_surface(steps, z)
+        on = self._on_surface(np.abs(steps), z)
         believed = self._believe(z, on, first, first, stride)
         on &= on[::-1]  # opposite neighbours together leave a slope as it is
         smooth = z + (np.where(on, steps, 0).sum(0) / np.maximum(on.sum(0, np.uint8), 1)).reshape(z.shape)
@@ -136,9 +136,9 @@ class _Surface:
         z = around[side // 2, side // 2]
         return (around - z).reshape(side * side, -1), z
 
-    def _on_surface(self, steps: np.ndarray, z: np.ndarray) -> np.ndarray:
-        """Whether the steps of depth to the neighbours are those of a surface; bool, as ``steps``."""
-        return np.abs(steps) < (STEEPEST * MARGIN / self._depth.camera.focal * z + NOISE * z * z).ravel()
+    def _on_surface(self, differences: np.ndarray, z: np.ndarray) -> np.ndarray:
+        """Whether the differences of depth to the neighbours are those of a surface; bool, as ``differences``."""
+        return differences < (STEEPEST * MARGIN / self._depth.camera.focal * z + NOISE * z * z).ravel()
 
     def _believe(self, z: np.ndarray, on: np.ndarray, first_row: int, first_column: int, stride: int) -> np.ndarray:
         """Which of every stride-th pixel is inside, on a surface with its neighbours, and of the object; bool."""
