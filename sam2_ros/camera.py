@@ -134,7 +134,7 @@ class Camera:
     def _on_prompt_point(self, message: PointStamped) -> None:
         try:
             info = None if self.stream.depth is None else self.stream.depth.info
-            prompt = self._points.prompt(message, info, self.stream.newest)
+            prompt = self._points.prompt(message, info, self.stream.newest, self.stream.parameters.rectified)
         except PromptError as error:
             request = PromptRequest(PromptMessage(header=message.header), time.monotonic())
             self._outputs.answer(refuse(request, str(error)))

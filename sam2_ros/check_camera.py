@@ -145,7 +145,7 @@ def check_depth(depth: Topic, info: Topic, image: Topic, parameters: Parameters,
     if problem:
         yield _named('camera_info', problem)
     else:
-        yield check_camera_info(info.last, image)
+        yield check_camera_info(info.last, image, parameters.rectified)
 
 
 def _named(what: str, finding: Finding) -> Finding:
@@ -212,9 +212,9 @@ def check_valid(message: Image, parameters: Parameters) -> Finding:
     return good('depth values', text)
 
 
-def check_camera_info(info: CameraInfo, image: Topic) -> Finding:
+def check_camera_info(info: CameraInfo, image: Topic, rectified: bool = False) -> Finding:
     try:
-        camera = to_camera(info)
+        camera = to_camera(info, rectified)
     except DepthError as error:
         return bad('camera_info', f'{error}')
     height, width = camera.x.shape

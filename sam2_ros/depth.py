@@ -182,7 +182,7 @@ def _to_frame(depth: _Arrived, infos: list[CameraInfo], header: Header, size: tu
                          f'the depth that is aligned to it')
     info = _matching(([depth.info] if depth.info else []) + infos, message)
     metres, raw = to_metres(message, parameters.depth_min, parameters.depth_max)
-    return DepthFrame(metres, to_camera(info), raw)
+    return DepthFrame(metres, to_camera(info, parameters.rectified), raw)
 
 
 def _matching(infos: list[CameraInfo], depth: Image) -> CameraInfo:
@@ -235,12 +235,14 @@ def _metres_of_millimetres(nearest: float, farthest: float) -> np.ndarray:
     return metres.astype(np.float32)
 
 
-def to_camera(info: CameraInfo) -> Camera:
-    """Where the pixels look, by K and D, and binning and roi where they are set. Raises DepthError.
+def to_camera(info: CameraInfo, rectified: bool = False) -> Camera:
+    """Where the pixels look, with binning and roi where they are set. Raises DepthError.
 
-    Not P: depth is registered to the image as it came, not rectified. A rectified image's D is zero.
+    By K and D, which are about the image as the camera made it; by P if the image is ``rectified``: image_proc hands
+    the camera_info of both on as it is.
     """
-    return _camera(*_size(info), tuple(info.k), tuple(info.d), info.distortion_model,
+    matrix, distortion = (np.reshape(info.p, (3, 4))[:, :3].ravel(), ()) if rectified else (info.k, info.d)
+    return _camera(*_size(info), tuple(matrix), tuple(distortion), info.distortion_model,
                    (info.roi.x_offset, info.roi.y_offset), (info.binning_x or 1, info.binning_y or 1))
 
 
@@ -255,8 +257,8 @@ def _camera(width: int, height: int, k: tuple, d: tuple, model: str, offset: tup
     if not any(d):
         return Camera.pinhole(width, height, fx, fy, cx, cy)
     if model not in DISTORTIONS:
-        raise DepthError(f'camera_info with distortion_model {model!r}: must be {", ".join(DISTORTIONS)}, or D all '
-                         f'zero for a rectified image')
+        raise DepthError(f'camera_info with distortion_model {model!r}: must be {", ".join(DISTORTIONS)}; or set the '
+                         f'parameter rectified, if the image is')
     pixels = np.stack(np.meshgrid(np.arange(width, dtype=float), np.arange(height, dtype=float)), -1)
     matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
     undistort = cv2.fisheye.undistortPoints if model == 'equidistant' else cv2.undistortPoints

@@ -65,6 +65,8 @@ class Parameters:
         'again.', choices=('keep', 'reset'))
     use_depth: bool = _parameter(
         True, 'Listen to depth and camera_info and say where the objects are, in metres.', when=MODEL)
+    rectified: bool = _parameter(
+        False, 'The image and its depth are rectified (image_rect): the P of camera_info holds for them, not K and D.')
     depth_tolerance: float = _parameter(
         0.02, 'Most seconds between the stamps of an image and of its depth.', limits=(0.0, 10.0))
     depth_wait: float = _parameter(

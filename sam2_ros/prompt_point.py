@@ -16,16 +16,16 @@ OUTSIDE = 2  # pixels beyond the edge from which a point is outside the image
 MAX_TRANSFORM_AGE = 0.1  # seconds between an image and the newest transform, where /tf does not cover the image
 
 
-def point_prompt(point: np.ndarray, info: CameraInfo, image: Header) -> Prompt:
+def point_prompt(point: np.ndarray, info: CameraInfo, image: Header, rectified: bool = False) -> Prompt:
     """SET with one click, on the image with this header. ``point``: (x, y, z) in the camera's optical frame, metres.
 
     Raises PromptError when the camera does not see the point.
     """
-    x, y = project(point, info)
+    x, y = project(point, info, rectified)
     return Prompt(header=image, action=Prompt.SET, points=[ImagePoint(x=x, y=y, label=ImagePoint.FOREGROUND)])
 
 
-def project(point: np.ndarray, info: CameraInfo) -> tuple[float, float]:
+def project(point: np.ndarray, info: CameraInfo, rectified: bool = False) -> tuple[float, float]:
     """The pixel (x, y) that sees a point (3,) in the optical frame, metres. PromptError when none does."""
     where = f'point ({", ".join(f"{value:.3f}" for value in point)}) m in the frame of the camera'
     if not np.isfinite(point).all():
@@ -33,7 +33,7 @@ def project(point: np.ndarray, info: CameraInfo) -> tuple[float, float]:
     if point[2] <= 0:
         raise PromptError(f'{where}: behind the camera')
     try:
-        camera = to_camera(info)
+        camera = to_camera(info, rectified)
     except DepthError as error:
         raise PromptError(str(error)) from None
     # the pixel whose ray is nearest, for any lens; a lens model turned the other way may fold back what is far outside
@@ -59,7 +59,8 @@ class PointPrompts:
         self._node = node
         self._transforms: _Transforms | None = None
 
-    def prompt(self, message: PointStamped, info: CameraInfo | None, image: Header | None) -> Prompt:
+    def prompt(self, message: PointStamped, info: CameraInfo | None, image: Header | None,
+               rectified: bool = False) -> Prompt:
         """``info`` and ``image``: the camera's newest; None: none has come yet. PromptError says why it cannot be.
 
         The point is taken as it is at the time of the newest image: RViz stamps the click, not what it was showing.
@@ -74,7 +75,7 @@ class PointPrompts:
             if self._transforms is None:
                 self._transforms = _Transforms(self._node, message.header.frame_id, image.frame_id)
             point = transformed(point, self._transforms.look_up(message.header.frame_id, image))
-        return point_prompt(point, info, image)
+        return point_prompt(point, info, image, rectified)
 
 
 class _Transforms:

@@ -126,6 +126,16 @@ def test_distortion_is_undone(model, d):
     assert np.abs(camera.x - straight.x).max() > 0.005, 'the distortion can be seen'
 
 
+def test_of_a_rectified_image_p_holds_and_not_the_lens():
+    calibration = info(height=48, width=64, focal=60.0, d=[0.4, 0.1, 0.0, 0.0, 0.0], distortion_model='plumb_bob')
+    calibration.p = np.array([50.0, 0, 30.5, -3.0, 0, 52.0, 20.5, 0, 0, 0, 1, 0])
+    rectified = to_camera(calibration, rectified=True)
+    assert rectified.x[0, 0] == pytest.approx(-30.5 / 50) and rectified.y[0, 0] == pytest.approx(-20.5 / 52)
+    assert rectified.x[0, 63] == pytest.approx((63 - 30.5) / 50), 'straight, whatever D says'
+    with pytest.raises(DepthError, match='not calibrated'):
+        to_camera(info(), rectified=True)  # P is all zero
+
+
 def test_a_distortion_of_zeros_needs_no_model():
     np.testing.assert_array_equal(to_camera(info(d=[0.0] * 5, distortion_model='whatever')).x, to_camera(info()).x)
 
