@@ -21,7 +21,7 @@ from sam2_core import PromptError
 from sam2_core.training.datasets import BrokenSample
 from sam2_core.training.datasets.pictures import read_labels
 from sam2_ros.conversions import ImageError, from_pixels, to_rgb
-from sam2_ros.evaluation.recording import RecordedPrompt, Recording, RecordingError
+from sam2_ros.evaluation.recording import RecordedPrompt, Recording, RecordingError, truth_masks
 from sam2_ros.msg import ImagePoint, Prompt
 from sam2_ros.prompting import MAX_ID, NEEDS_IMAGE, to_prompt
 
@@ -64,14 +64,13 @@ def first_truth_prompts(recording: Recording,
 
     ``progress`` is told how many images of how many have been looked at. RecordingError when there is no truth.
     """
-    prompts, known = [], {0}
+    prompts, known = [], set()
     for index, arrival in enumerate(recording.arrivals):
-        truth = recording.truth(index)
-        if truth is not None:
-            for object_id in sorted(set(np.flatnonzero(np.bincount(truth.ravel())).tolist()) - known):
+        for object_id, mask in sorted((truth_masks(recording, index) or {}).items()):
+            if object_id not in known and mask.any():
                 known.add(object_id)
                 prompts.append(RecordedPrompt(arrival, mask_prompt(
-                    truth == object_id, object_id, recording.labels.get(object_id, ''), recording.image(index).header)))
+                    mask, object_id, recording.labels.get(object_id, ''), recording.image(index).header)))
         if progress is not None:
             progress(index + 1, len(recording.arrivals))
     if not prompts:

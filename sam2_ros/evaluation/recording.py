@@ -42,5 +42,21 @@ class Recording(Protocol):
         """uint16 (H, W): the id of the object a pixel belongs to, 0: none; None: the image is not annotated."""
 
 
+def truth_masks(recording: Recording, index: int) -> dict[int, np.ndarray] | None:
+    """What the truth of an image shows, bool (H, W) by id; None: the image is not annotated.
+
+    A recording whose annotated objects overlap has a method ``masks`` that gives them whole (SA-V); in ``truth`` a
+    pixel belongs to one object.
+    """
+    masks = getattr(recording, 'masks', None)
+    if masks is not None:
+        return masks(index)
+    truth = recording.truth(index)
+    if truth is None:
+        return None
+    return {object_id: truth == object_id for object_id in np.flatnonzero(np.bincount(truth.ravel())).tolist()
+            if object_id}
+
+
 class RecordingError(ValueError):
     """A recording that cannot be used; the text names the value and the cure."""

@@ -34,7 +34,7 @@ def find(folder: Path, skipped: SkippedFiles) -> list[SavMasklets]:
             skipped.add(BrokenSample(path, f'no video {video.name} beside it'))
             continue
         try:
-            masklets, _ = _load(path)
+            masklets, _ = load_masklets(path)
         except BrokenSample as error:
             skipped.add(error)
             continue
@@ -43,13 +43,13 @@ def find(folder: Path, skipped: SkippedFiles) -> list[SavMasklets]:
 
 
 @lru_cache(maxsize=8)  # a JSON file is some megabytes
-def _load(path: Path) -> tuple[list[list[dict]], int]:
-    """Run lengths [frame][object], and how many frames of the video one step is."""
+def load_masklets(path: Path) -> tuple[list[list[dict]], int]:
+    """Run lengths [frame][object], and how many frames of the video one step is. BrokenSample."""
     try:
         content = json.loads(path.read_bytes())
         masklets = content['masklet']
-        step = max(1, round(float(content['video_frame_count']) / len(masklets)))
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        step = max(1, round((float(content['video_frame_count']) - 1) / max(1, len(masklets) - 1)))
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise BrokenSample(path, f'not an SA-V annotation ({type(error).__name__}: {error})') from error
     if not isinstance(masklets, list) or not all(isinstance(frame, list) for frame in masklets):
         raise BrokenSample(path, 'not an SA-V annotation: masklet is not a list of frames')
@@ -66,7 +66,7 @@ class SavMasklets:
         return self.frames
 
     def read(self, frames: Sequence[int]) -> Labelled:
-        masklets, step = _load(self.path)
+        masklets, step = load_masklets(self.path)
         images = read_video(self.video, [i * step for i in frames])
         objects = max(len(masklets[i]) for i in frames)
         masks = []
@@ -74,19 +74,21 @@ class SavMasklets:
             found = np.zeros((objects, *image.shape[:2]), bool)
             for k, runs in enumerate(masklets[i]):
                 if runs and runs.get('counts'):
-                    found[k] = self._mask(runs, i, image.shape[:2])
+                    found[k] = masklet_mask(runs, self.path, i, image.shape[:2])
             masks.append(found)
         return same_sizes(self.path, Labelled(images, masks))
 
-    def _mask(self, runs: dict, frame: int, size: tuple[int, int]) -> np.ndarray:
-        try:
-            height, width = (int(side) for side in runs['size'])
-            mask = run_lengths.decode(runs['counts'], height, width)
-        except (ValueError, KeyError, TypeError) as error:
-            raise BrokenSample(self.path, f'frame {frame}: {error}') from error
-        if mask.shape != size:
-            raise BrokenSample(self.path, f'masks of {width}x{height} for a video of {size[1]}x{size[0]}')
-        return mask
+
+def masklet_mask(runs: dict, path: Path, frame: int, size: tuple[int, int]) -> np.ndarray:
+    """One mask of ``load_masklets``, bool of this size (height, width). BrokenSample."""
+    try:
+        height, width = (int(side) for side in runs['size'])
+        mask = run_lengths.decode(runs['counts'], height, width)
+    except (ValueError, KeyError, TypeError) as error:
+        raise BrokenSample(path, f'frame {frame}: {error}') from error
+    if mask.shape != size:
+        raise BrokenSample(path, f'masks of {width}x{height} for a video of {size[1]}x{size[0]}')
+    return mask
 
 
 def read_video(path: Path, numbers: Sequence[int]) -> list[np.ndarray]:

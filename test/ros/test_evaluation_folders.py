@@ -1,0 +1,198 @@
+"""Data sets as they are unpacked, written byte by byte, become recordings."""
+import cv2
+import numpy as np
+import pytest
+from datasets_files import HEIGHT, WIDTH, davis_clip, indexed_png, jpeg, sav_video, scene
+
+from sam2_ros.conversions import to_nanoseconds, to_rgb
+from sam2_ros.evaluation.folders import RATE, davis_recordings, sav_recordings
+from sam2_ros.evaluation.prompts import first_truth_prompts
+from sam2_ros.evaluation.recording import RecordingError, truth_masks
+
+
+@pytest.fixture
+def davis(tmp_path):
+    for name in ('bear', 'camel', 'dog'):
+        davis_clip(tmp_path / 'davis', f'480p/{name}', 6)
+    davis_clip(tmp_path / 'davis', 'Full-Resolution/bear', 2)
+    for year, names in (('2016', 'dog'), ('2017', 'camel\nbear\n')):
+        (tmp_path / 'davis' / 'ImageSets' / year).mkdir(parents=True)
+        (tmp_path / 'davis' / 'ImageSets' / year / 'val.txt').write_text(names)
+    return tmp_path / 'davis'
+
+
+def sav_folders(folder):
+    """SA-V as its validation set comes: every image, every fourth annotated, one folder for each object; the second
+    object lies on the first."""
+    images = folder / 'JPEGImages_24fps' / 'sav_000007'
+    images.mkdir(parents=True)
+    for frame in range(9):
+        (images / f'{frame:05}.jpg').write_bytes(jpeg(scene(frame)[0]))
+    for number in (0, 2):
+        labels = folder / 'Annotations_6fps' / 'sav_000007' / f'{number:03}'
+        labels.mkdir(parents=True)
+        for frame in range(0, 9, 4):
+            (labels / f'{frame:05}.png').write_bytes(indexed_png(overlapping(frame)[number + 1].astype(np.uint8)))
+    return folder
+
+
+def overlapping(frame):
+    whole = scene(frame)[1] == 1
+    part = whole & (np.arange(HEIGHT)[:, None] > 30)
+    return {1: whole, 3: part}
+
+
+# --- DAVIS
+
+def test_clip_has_every_image_as_stored_at_an_even_rate(davis):
+    clip = davis_recordings(davis)[0]
+    assert clip.name == 'bear' and len(clip.stamps) == 6
+    assert np.diff(clip.stamps) == pytest.approx(1e9 / RATE, abs=1)
+    for frame in range(6):
+        message = clip.image(frame)
+        assert bytes(message.data) == (davis / 'JPEGImages/480p/bear' / f'{frame:05}.jpg').read_bytes()
+        assert to_nanoseconds(message.header.stamp) == clip.stamps[frame] > 0
+        np.testing.assert_array_equal(clip.truth(frame), scene(frame)[1])
+        assert clip.truth(frame).dtype == np.uint16 and clip.depth(frame) is None
+    slow = davis_recordings(davis, rate=10)[0]
+    assert np.diff(slow.stamps).tolist() == [100_000_000] * 5
+
+
+def test_split_says_which_clips(davis):
+    assert [clip.name for clip in davis_recordings(davis)] == ['bear', 'camel', 'dog']
+    assert [clip.name for clip in davis_recordings(davis, split='2017/val')] == ['camel', 'bear']
+    with pytest.raises(RecordingError, match='split val: must be one of .*ImageSets/2016/val.txt, ImageSets/2017/val'):
+        davis_recordings(davis, split='val')
+    with pytest.raises(RecordingError, match='split test: must be one of'):
+        davis_recordings(davis, split='test')
+
+
+def test_image_without_labels_is_not_annotated(davis):
+    (davis / 'Annotations/480p/dog/00003.png').unlink()
+    clip = davis_recordings(davis)[2]
+    assert len(clip.stamps) == 6
+    assert clip.truth(3) is None and clip.masks(3) is None and clip.truth(4) is not None
+
+
+def test_damaged_label_file_is_named(davis):
+    path = davis / 'Annotations/480p/dog/00003.png'
+    path.write_bytes(path.read_bytes()[:60])
+    clip = davis_recordings(davis)[2]
+    with pytest.raises(RecordingError, match='dog/00003.png: PNG is cut off'):
+        clip.truth(3)
+
+
+def lacks_annotations(folder):
+    (folder / 'JPEGImages').mkdir(parents=True)
+    return 'no folder Annotations: give the one that has'
+
+
+def lacks_images(folder):
+    davis_clip(folder, 'bear', 2)
+    for path in (folder / 'JPEGImages' / 'bear').iterdir():
+        path.unlink()
+    return 'JPEGImages/bear: no images in it'
+
+
+def lists_what_is_not_there(folder):
+    davis_clip(folder, 'bear', 2)
+    (folder / 'ImageSets').mkdir()
+    (folder / 'ImageSets' / 'val.txt').write_text('bear\nfox\n')
+    return 'Annotations/fox: no annotation in it'
+
+
+@pytest.mark.parametrize('make', [lacks_annotations, lacks_images, lists_what_is_not_there])
+def test_folder_that_cannot_be_used_is_named(tmp_path, make):
+    reason = make(tmp_path / 'davis')
+    with pytest.raises(RecordingError, match=reason):
+        davis_recordings(tmp_path / 'davis', split='val' if make is lists_what_is_not_there else '')
+
+
+# --- SA-V
+
+def check_every_fourth_frame(clip, truths):
+    for frame in range(len(clip.stamps)):
+        if frame % 4:
+            assert clip.truth(frame) is None and clip.masks(frame) is None
+        else:
+            masks = clip.masks(frame)
+            assert set(masks) == set(truths(frame))
+            for object_id, mask in truths(frame).items():
+                np.testing.assert_array_equal(masks[object_id], mask)
+
+
+def test_video_has_every_frame_and_every_fourth_is_annotated(tmp_path):
+    sav_video(tmp_path, 3, annotated=4)
+    clip, = sav_recordings(tmp_path)
+    assert clip.name == 'sav_000003' and len(clip.stamps) == 13
+    assert np.diff(clip.stamps) == pytest.approx(1e9 / 24, abs=1)
+    check_every_fourth_frame(clip, lambda frame: {1: scene(frame)[1] == 1, 2: scene(frame)[1] == 3})
+    np.testing.assert_array_equal(clip.truth(8) == 2, scene(8)[1] == 3)
+
+
+def test_frames_of_a_video_are_those_asked_for(tmp_path):
+    sav_video(tmp_path, 3, annotated=4)
+    clip, = sav_recordings(tmp_path)
+    video = cv2.VideoCapture(str(tmp_path / 'sav_000003.mp4'))
+    stored = [cv2.cvtColor(video.read()[1], cv2.COLOR_BGR2RGB) for _ in range(13)]
+    for frame in [*range(13), 12, 3, 3, 9, 0]:
+        np.testing.assert_array_equal(to_rgb(clip.image(frame)), stored[frame])
+
+
+def test_manual_masklets_come_before_automatic_ones(tmp_path):
+    sav_video(tmp_path, 3, kind='auto')
+    sav_video(tmp_path, 3, annotated=2)
+    sav_video(tmp_path, 4, kind='auto')
+    assert [len(clip.stamps) for clip in sav_recordings(tmp_path)] == [5, 21]
+
+
+def test_objects_of_the_validation_set_may_overlap(tmp_path):
+    clip, = sav_recordings(sav_folders(tmp_path))
+    assert clip.name == 'sav_000007' and len(clip.stamps) == 9
+    check_every_fourth_frame(clip, overlapping)
+    expected = np.zeros((HEIGHT, WIDTH), np.uint16)
+    expected[overlapping(4)[1]] = 1
+    expected[overlapping(4)[3]] = 3
+    np.testing.assert_array_equal(clip.truth(4), expected)
+    whole, part = first_truth_prompts(clip)
+    assert np.count_nonzero(whole.message.mask.data) == np.count_nonzero(overlapping(0)[1])
+    assert part.message.id == 3
+    np.testing.assert_array_equal(truth_masks(clip, 4)[1], overlapping(4)[1])
+
+
+def test_list_of_videos_says_which(tmp_path):
+    for number in (3, 4):
+        sav_video(tmp_path, number)
+    (tmp_path / 'sav_val.txt').write_text('sav_000004\n')
+    assert [clip.name for clip in sav_recordings(tmp_path, split='sav_val')] == ['sav_000004']
+    (tmp_path / 'sav_val.txt').write_text('sav_000009\n')
+    with pytest.raises(RecordingError, match='no annotation of sav_000009, which sav_val names'):
+        sav_recordings(tmp_path, split='sav_val')
+
+
+def test_video_that_ends_early_is_named(tmp_path):
+    sav_video(tmp_path, 3, annotated=4)
+    (tmp_path / 'other').mkdir()
+    sav_video(tmp_path / 'other', 3, annotated=2)
+    (tmp_path / 'other' / 'sav_000003.mp4').replace(tmp_path / 'sav_000003.mp4')
+    (tmp_path / 'other' / 'sav_000003_manual.json').unlink()
+    clip, = sav_recordings(tmp_path)
+    with pytest.raises(RecordingError, match='sav_000003.mp4: ends after 5 frames, its annotation is of 13'):
+        clip.image(8)
+
+
+def test_folder_without_sav_is_named(tmp_path):
+    with pytest.raises(RecordingError, match='neither JPEGImages_24fps with Annotations_6fps nor'):
+        sav_recordings(tmp_path)
+
+
+def test_truth_of_a_clip_is_there_object_by_object(tmp_path):
+    davis_clip(tmp_path, 'bear', 2)
+    clip, = davis_recordings(tmp_path)
+    assert set(truth_masks(clip, 1)) == {1, 3}
+
+
+def test_rate_must_be_positive(tmp_path):
+    davis_clip(tmp_path, 'bear', 2)
+    with pytest.raises(RecordingError, match='rate 0: must be positive'):
+        davis_recordings(tmp_path, rate=0)
