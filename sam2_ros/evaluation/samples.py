@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sam2_core.metrics import boundary_f, iou
-from sam2_ros.evaluation.recording import Recording, RecordingError
+from sam2_ros.evaluation.recording import Recording, RecordingError, truth_masks
 from sam2_ros.evaluation.results import FrameOutput, ObjectOutput, Run
 
 AT_STAMP = 'at stamp'  # each output against the truth of its own image
@@ -56,8 +56,7 @@ def judge(run: Run, recording: Recording, progress: Callable[[int], None] = lamb
         progress(index)
         if truth is None:
             continue
-        areas = np.bincount(truth.ravel())
-        known |= {number for number in np.flatnonzero(areas).tolist() if number}
+        known |= truth.keys()
         wanted = [number for number in known if number not in judged.asked
                   or any(index in images for images in judged.asked[number])]
         compared: dict[int | None, dict[int, Sample]] = {}
@@ -65,7 +64,7 @@ def judge(run: Run, recording: Recording, progress: Callable[[int], None] = lamb
             key = None if frame is None else frame.index
             if key not in compared:
                 objects = {} if frame is None else frame.objects
-                compared[key] = {number: _compare(objects.get(number), number, truth, areas, index)
+                compared[key] = {number: _compare(objects.get(number), number, truth, (run.height, run.width), index)
                                  for number in wanted}
             for number in wanted:
                 judged.samples[view][number].append(compared[key][number])
@@ -115,38 +114,44 @@ def _pairs(run: Run, recording: Recording, views: tuple[str, ...]) -> dict[int, 
     return pairs
 
 
-def _truth(run: Run, recording: Recording, index: int, judged: Judged) -> np.ndarray | None:
+def _truth(run: Run, recording: Recording, index: int, judged: Judged) -> dict[int, np.ndarray] | None:
+    """The masks, bool (H, W), of the objects that can be seen in an image; None where it cannot be judged."""
     try:
-        truth = recording.truth(index)
+        masks = truth_masks(recording, index)
     except RecordingError as error:
         judged.problems.append(str(error))
         return None
-    if truth is None:
+    if masks is None:
         return None
     judged.annotated += 1
-    if run.frames and truth.shape != (run.height, run.width):
-        judged.problems.append(f'truth of image {index} has {truth.shape[1]} x {truth.shape[0]} pixels: must be '
-                               f'{run.width} x {run.height}, as the image')
-        return None
-    return truth
+    for mask in masks.values():
+        if run.frames and mask.shape != (run.height, run.width):
+            judged.problems.append(f'truth of image {index} has {mask.shape[1]} x {mask.shape[0]} pixels: must be '
+                                   f'{run.width} x {run.height}, as the image')
+            return None
+    return {number: mask for number, mask in masks.items() if mask.any()}
 
 
-def _compare(item: ObjectOutput | None, number: int, truth: np.ndarray, areas: np.ndarray, index: int) -> Sample:
-    true = truth == number
-    in_truth = number < len(areas) and bool(areas[number])
+def _compare(item: ObjectOutput | None, number: int, truth: dict[int, np.ndarray], size: tuple[int, int],
+             index: int) -> Sample:
+    true = truth.get(number)
     if item is None or item.box is None:
-        return Sample(index, float(not in_truth), boundary_f(np.zeros_like(true), true), in_truth, False,
-                      item is not None and item.visible, False)
-    mask = item.mask(*truth.shape)
-    j = iou(mask, true)
-    return Sample(index, j, boundary_f(mask, true), in_truth, True, item.visible,
-                  _on_another(mask, number, truth, areas, j))
+        agrees = float(true is None)
+        f = agrees if true is None else boundary_f(np.zeros_like(true), true)
+        return Sample(index, agrees, f, true is not None, False, item is not None and item.visible, False)
+    mask = item.mask(*size)
+    whole = np.zeros(size, bool) if true is None else true
+    j = iou(mask, whole)
+    return Sample(index, j, boundary_f(mask, whole), true is not None, True, item.visible,
+                  _on_another(item, number, truth, j))
 
 
-def _on_another(mask: np.ndarray, number: int, truth: np.ndarray, areas: np.ndarray, own: float) -> bool:
-    shared = np.bincount(truth[mask], minlength=len(areas))
-    overlaps = shared / np.maximum(1, areas + np.count_nonzero(mask) - shared)
-    overlaps[0] = 0
-    if number < len(overlaps):
-        overlaps[number] = 0
-    return bool(overlaps.max() > max(own, ON_ANOTHER))
+def _on_another(item: ObjectOutput, number: int, truth: dict[int, np.ndarray], own: float) -> bool:
+    x0, y0, x1, y1 = item.box
+    crop = item.crop()
+    area = np.count_nonzero(crop)
+    for other, mask in truth.items():
+        shared = np.count_nonzero(mask[y0:y1, x0:x1] & crop)
+        if other != number and shared > max(own, ON_ANOTHER) * (area + np.count_nonzero(mask) - shared):
+            return True
+    return False

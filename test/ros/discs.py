@@ -40,6 +40,7 @@ class Discs:
         self.arrivals = [moment + TRANSPORT for moment in self.stamps]
         self.prompts = list(prompts)
         self.labels = {1: 'red', 2: 'blue'}
+        self.problems: list[str] = []
         self._hidden, self._broken = hidden or {}, broken
         self._annotated = range(images) if annotated is None else annotated
 
