@@ -7,7 +7,8 @@ import torch
 from sam2_core import CheckpointError, Prompt, Sam2Model, StreamTracker, load_model
 from sam2_ros.parameters import Parameters
 
-LOAD_ERRORS = (CheckpointError, OSError, ValueError)  # OSError: no such file, no connection
+# OSError: no such file, no connection; RuntimeError: the device, out of memory first of all
+LOAD_ERRORS = (CheckpointError, OSError, ValueError, RuntimeError)
 
 
 def load(chosen: Parameters) -> Sam2Model:

@@ -13,26 +13,24 @@ import time
 import traceback
 from collections.abc import Callable
 
-import numpy as np
 import rclpy
 import torch
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
-from sam2_core import CheckpointError, Prompt, Sam2Model, StreamTracker, load_model
+from sam2_core import Sam2Model
 from sam2_ros import parameters
 from sam2_ros.camera import Camera
 from sam2_ros.dds import use_image_profile
 from sam2_ros.diagnostics import Diagnostics
+from sam2_ros.loading import LOAD_ERRORS, load
 from sam2_ros.parameters import Parameters
 from sam2_ros.vision_messages import require_vision_msgs
 from sam2_ros.worker import Worker
 
 SUCCESS, FAILURE, ERROR = (TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE,
                            TransitionCallbackReturn.ERROR)
-# OSError: no such file, no connection; RuntimeError: the device, out of memory first of all
-LOAD_ERRORS = (CheckpointError, OSError, ValueError, RuntimeError)
 
 
 def _logged(transition: Callable) -> Callable:
@@ -78,9 +76,7 @@ class Sam2Node(LifecycleNode):
             self._diagnostics.not_loaded(str(error))
             return FAILURE
         try:
-            model = load_model(chosen.model or None, chosen.checkpoint or None, chosen.device or None,
-                               getattr(torch, chosen.dtype), chosen.image_size or None)
-            _warm_up(model)
+            model = load(chosen)
         except LOAD_ERRORS as error:
             # what the device says is for the log in full
             why = traceback.format_exc() if isinstance(error, RuntimeError) else error
@@ -175,15 +171,6 @@ def _check_detections(chosen: Parameters) -> None:
     if chosen.cameras and chosen.detections_topic.startswith('/'):
         raise ValueError(f"detections_topic '{chosen.detections_topic}': with several cameras it is relative to each; "
                          f'leave out the first /, and remap {chosen.cameras[0]}{chosen.detections_topic}')
-
-
-def _warm_up(model: Sam2Model) -> None:
-    """Have everything compiled, cached and allocated before the first image, once prompted and once tracked."""
-    size = model.image_size
-    image = np.zeros((size, size, 3), np.uint8)
-    tracker = StreamTracker(model)
-    tracker.step(image, [Prompt(1, box=(size / 4, size / 4, size / 2, size / 2))])
-    tracker.step(image)
 
 
 def _survive_invalid_transitions(node: LifecycleNode) -> None:
