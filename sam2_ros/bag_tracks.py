@@ -23,6 +23,7 @@ class Track:
 
     topic: str
     connections: list[Connection]
+    in_order: bool = True  # whether messages are expected to have increasing stamps
     stamps: list[int] = field(default_factory=list)  # ns, increasing
     times: list[int] = field(default_factory=list)  # ns, when each was recorded
     problems: list[str] = field(default_factory=list)  # what was left out
@@ -126,12 +127,12 @@ class Track:
         if missing > 0:
             self.problems.append(f'{self.topic}: {missing} messages lie in parts of the bag that are damaged')
         back = sum(later < earlier for (earlier, _), (later, _) in zip(listed, listed[1:], strict=False))
-        if back:
+        if back and self.in_order:
             self.problems.append(f'{self.topic}: stamps go back {back} times; sorted by stamp')
         times: dict[int, int] = {}
         for stamp, time in listed:
             times.setdefault(stamp, time)
-        if len(times) < len(listed):
+        if len(times) < len(listed) and self.in_order:
             self.problems.append(f'{self.topic}: {len(listed) - len(times)} messages left out that have the stamp of '
                                  f'an earlier one')
         self.stamps = sorted(times)

@@ -140,7 +140,7 @@ class BagRecording:
     def _list(self, progress: Callable[[int, int], None] | None) -> None:
         tracks = [track for track in (self._images, self._truths, self._depths, self._infos) if track]
         if self._prompts:
-            tracks.append(Track(self._prompts, self._prompt_connections))
+            tracks.append(Track(self._prompts, self._prompt_connections, in_order=False))  # many are for one image
         self.prompts: list[RecordedPrompt] = []
         by_name = {track.topic: track for track in tracks}
 

@@ -199,6 +199,13 @@ def test_reading_in_order_goes_through_the_bag_once(tmp_path, monkeypatch):
         assert len(recording._images._read) <= KEPT
 
 
+def test_several_prompts_for_one_image_are_all_there(tmp_path):
+    records = messages() + [(PROMPT, Prompt(header=header(2), id=number), stamp(5) + number) for number in (1, 2)]
+    with BagRecording(write(tmp_path / 'run', records)) as recording:
+        assert [prompt.message.id for prompt in recording.prompts] == [300, 1, 2]
+        assert recording.problems == []
+
+
 # --- what a robot's clock and driver do
 
 def test_stamps_that_go_back_are_sorted_and_repeated_ones_dropped(tmp_path):
