@@ -3,7 +3,7 @@
 What is read of metrics.json, which scores.py makes of it, by reports and comparisons (there is more in it)::
 
     {"recording": name, "images": number, "mode": of MODES, "rate": number,
-     "protocol": {...},  # flat: how it was scored; has to be the same for two files to be compared (prompts need not be)
+     "protocol": {...},  # flat: how it was scored; the same where two files can be compared (prompts need not be)
      "mean": {"J":, "F":, "J&F":},  # over objects; null, or no "mean" at all, without truth
      "objects": {"7": {"label":, "J":, "F":, "J&F":,
                        "frames": {"index": [...], "J": [...], "F": [...]}}},  # the images that "J" and "F" count

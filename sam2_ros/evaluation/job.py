@@ -1,0 +1,90 @@
+"""One recording from reading it to the files about it. It is described by plain values, so that any process can do it.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sam2_core import Sam2Model
+from sam2_ros.bags import BagRecording
+from sam2_ros.evaluation.folders import davis_recordings, sav_recordings
+from sam2_ros.evaluation.prompts import first_truth_prompts, read_prompts
+from sam2_ros.evaluation.recording import Recording, RecordingError
+from sam2_ros.evaluation.results import Run
+from sam2_ros.evaluation.run import run
+from sam2_ros.evaluation.scores import score, write_metrics
+from sam2_ros.parameters import Parameters
+
+BAG, DAVIS, SAV = 'bag', 'davis', 'sav'
+TOPIC, FIRST_TRUTH = 'topic', 'first-truth'
+METRICS = 'metrics.json'
+Progress = Callable[[str, int, int], None]  # what is being done, how much of it is, of how much
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to do with one recording."""
+
+    source: Path  # of the bag, or of the folder of a data set
+    output: Path  # folder, made if need be
+    kind: str = BAG  # or DAVIS, SAV
+    clip: str = ''  # of a data set
+    topics: dict[str, str] = field(default_factory=dict)  # those given, as arguments of BagRecording
+    prompts: str = ''  # TOPIC, FIRST_TRUTH or a YAML file; empty: those of the topic, where there are any, or the truth
+    mode: str = 'lock-step'
+    rate: float = 1.0
+    parameters: Parameters = field(default_factory=Parameters)
+
+    @property
+    def name(self) -> str:
+        return self.clip or self.source.resolve().name
+
+
+def do(job: Job, model: Sam2Model, progress: Progress = lambda what, done, total: None) -> dict:
+    """Evaluate with a warm model and write the files; the content of metrics.json. RecordingError."""
+    recording = open_recording(job, progress)
+    prompts_from = choose_prompts(job, recording, progress)
+    result = evaluate(job, recording, model, progress)
+    return write(job, recording, result, prompts_from, progress)
+
+
+def evaluate(job: Job, recording: Recording, model: Sam2Model, progress: Progress) -> Run:
+    images = len(recording.stamps)
+    return run(recording, model, job.parameters, job.mode, rate=job.rate,
+               progress=lambda index: progress('tracking', index + 1, images))
+
+
+def write(job: Job, recording: Recording, result: Run, prompts_from: str, progress: Progress) -> dict:
+    """Score a run and write what there is to say about it, metrics.json last: where it is, the rest is complete."""
+    metrics = score(result, recording, {'truth': job.kind}, sav=job.kind == SAV,
+                    progress=lambda index: progress('scoring', index + 1, result.images))
+    metrics['prompts']['from'] = prompts_from
+    job.output.mkdir(parents=True, exist_ok=True)
+    write_metrics(metrics, job.output / METRICS)
+    return metrics
+
+
+def open_recording(job: Job, progress: Progress) -> Recording:
+    if job.kind == BAG:
+        return BagRecording(job.source, **job.topics, progress=lambda done, total: progress('reading', done, total))
+    return next(recording for recording in recordings(job.kind, job.source) if recording.name == job.clip)
+
+
+def recordings(kind: str, folder: Path, split: str = '') -> list[Recording]:
+    """The clips of a data set. RecordingError."""
+    return (davis_recordings if kind == DAVIS else sav_recordings)(folder, split=split)
+
+
+def choose_prompts(job: Job, recording: Recording, progress: Progress) -> str:
+    """Put the prompts that are wanted into the recording; where they come from, in words."""
+    if job.prompts == TOPIC or not job.prompts and recording.prompts:
+        if not recording.prompts:
+            raise RecordingError(f'{recording.name}: no prompts in it: say where they come from with --prompts')
+        return TOPIC
+    if job.prompts in ('', FIRST_TRUTH):
+        recording.prompts = first_truth_prompts(
+            recording, progress=lambda done, total: progress('looking for the first truth', done, total))
+        return FIRST_TRUTH
+    recording.prompts = read_prompts(job.prompts, recording)
+    return Path(job.prompts).name
