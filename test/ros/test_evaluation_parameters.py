@@ -13,8 +13,9 @@ def test_the_file_of_the_node_is_read():
     assert read_parameters(CONFIG) == Parameters()
 
 
-@pytest.mark.parametrize('text', ['lost_after: 1\nclass_names: [cup]', 'sam2:\n  ros__parameters:\n    lost_after: 1.0\n'
-                                  '    class_names: [cup]\n    use_sim_time: true'])
+@pytest.mark.parametrize('text', [
+    'lost_after: 1\nclass_names: [cup]',
+    'sam2:\n  ros__parameters:\n    lost_after: 1.0\n    class_names: [cup]\n    use_sim_time: true'])
 def test_so_are_plain_names(tmp_path, text):
     (tmp_path / 'mine.yaml').write_text(text)
     assert read_parameters(tmp_path / 'mine.yaml') == Parameters(lost_after=1.0, class_names=('cup',))

@@ -1,0 +1,207 @@
+"""How good is the node on your own data, and is it fast enough? Recordings in, figures and pictures out.
+
+    sam2_evaluate BAG --output DIR
+    sam2_evaluate BAG --image-topic /camera/image --ground-truth-topic /truth --model nano --device cpu --output DIR
+    sam2_evaluate BAG... --mode real-time --parameters robot.yaml --output DIR
+    sam2_evaluate --davis DAVIS --split 2017/val --model sam2.1_hiera_small --output DIR
+
+Writes DIR/metrics.json, of several recordings DIR/NAME/metrics.json each. Topics that are not given are found. The same
+recording gives the same figures each time, but for times. docs/evaluation.md tells what they mean.
+
+Exit code: 0 fine, 1 a recording could not be evaluated (the others were), 2 nothing could be.
+"""
+from __future__ import annotations
+
+import sam2_ros.cores  # noqa: F401  before torch
+
+# isort: split
+import argparse
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sam2_core.config import VARIANTS
+from sam2_ros.evaluation import job as jobs
+from sam2_ros.evaluation.job import Job, do
+from sam2_ros.evaluation.parameter_file import ParameterError, read_parameters, with_values
+from sam2_ros.evaluation.recording import RecordingError
+from sam2_ros.evaluation.results import MODES, TOTAL
+from sam2_ros.loading import LOAD_ERRORS, load
+from sam2_ros.parameters import Parameters
+
+FINE, SOME_FAILED, NOTHING = 0, 1, 2
+TOPICS = {'image_topic': 'camera images; default: the only one there is',
+          'ground_truth_topic': 'label images, mono8 or mono16; default: the one that ends in truth',
+          'prompt_topic': 'sam2_ros/Prompt; default: the only one', 'depth_topic': 'default: the only one',
+          'camera_info_topic': 'default: the one beside the depth'}
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser('sam2_evaluate', description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_argument_group('what is evaluated')
+    what.add_argument('bags', nargs='*', type=Path, metavar='BAG', help='ROS 2 bag, folder or file, sqlite3 or mcap')
+    what.add_argument('--davis', type=Path, metavar='DIR', help='folder with JPEGImages and Annotations')
+    what.add_argument('--sav', type=Path, metavar='DIR', help='folder that SA-V was unpacked to')
+    what.add_argument('--split', default='', help='of the data set: only the clips that this list names, as 2017/val')
+    for topic, text in TOPICS.items():
+        what.add_argument(f'--{topic.replace("_", "-")}', default='', metavar='TOPIC', help=text)
+    what.add_argument('--prompts', default='', metavar='topic|first-truth|FILE', help='recorded prompts, the first '
+                      'mask of each object in the truth, or a YAML file; default: those recorded, or else the truth')
+    node = parser.add_argument_group('the node')
+    node.add_argument('--model', choices=VARIANTS, metavar='NAME', help=f'{", ".join(VARIANTS)} (default: nano)')
+    node.add_argument('--checkpoint', metavar='FILE', help='weights instead of those of the model')
+    node.add_argument('--device', metavar='DEVICE', help='cpu, cuda or cuda:N (default: cuda when there is a GPU)')
+    node.add_argument('--dtype', metavar='TYPE', help='float32, bfloat16 or float16')
+    node.add_argument('--image-size', type=int, metavar='PIXELS', help='side of the square the model sees')
+    node.add_argument('--parameters', type=Path, metavar='FILE', help='parameters of the node, as config/sam2.yaml; '
+                      'the options above come before it')
+    how = parser.add_argument_group('how')
+    how.add_argument('--mode', default=MODES[0], choices=MODES[:2],
+                     help='every image in order (default), or as fast as they were recorded on this machine')
+    how.add_argument('--rate', type=float, default=1.0, help='real-time: times as fast as recorded (default: 1)')
+    how.add_argument('--output', type=Path, required=True, metavar='DIR', help='folder to write to; it is made')
+    options = parser.parse_args(arguments)
+    if sum(map(bool, (options.bags, options.davis, options.sav))) != 1:
+        parser.error('give bags, or --davis DIR, or --sav DIR')
+    if not 0 < options.rate < float('inf'):
+        parser.error(f'--rate {options.rate:g}: must be positive')
+    if options.rate != 1 and options.mode == MODES[0]:
+        parser.error(f'--rate {options.rate:g}: lock-step knows no rate; add --mode real-time')
+    if options.prompts not in ('', jobs.TOPIC, jobs.FIRST_TRUTH) and not Path(options.prompts).is_file():
+        parser.error(f'--prompts {options.prompts}: must be topic, first-truth, or a YAML file; there is no such file')
+    return options
+
+
+def parameters_of(options: argparse.Namespace) -> Parameters:
+    """ParameterError."""
+    chosen = read_parameters(options.parameters) if options.parameters else Parameters()
+    given = {name: getattr(options, name) for name in ('model', 'checkpoint', 'device', 'dtype', 'image_size')
+             if getattr(options, name) is not None}
+    if 'checkpoint' in given and 'model' not in given:
+        given['model'] = ''  # recognised
+    return with_values(chosen, given)
+
+
+def jobs_of(options: argparse.Namespace, parameters: Parameters) -> list[Job]:
+    """RecordingError for a data set that cannot be read."""
+    common = {'prompts': options.prompts, 'mode': options.mode, 'rate': options.rate, 'parameters': parameters}
+    if options.bags:
+        topics = {topic: given for topic in TOPICS if (given := getattr(options, topic))}
+        names = _unique([bag.resolve().name for bag in options.bags])
+        return [Job(bag, _folder(options, name, len(names)), topics=topics, **common)
+                for bag, name in zip(options.bags, names, strict=True)]
+    kind, folder = (jobs.DAVIS, options.davis) if options.davis else (jobs.SAV, options.sav)
+    clips = [clip.name for clip in jobs.recordings(kind, folder, options.split)]
+    return [Job(folder, _folder(options, clip, len(clips)), kind, clip, **common) for clip in clips]
+
+
+def _folder(options: argparse.Namespace, name: str, count: int) -> Path:
+    return options.output / name if count > 1 else options.output
+
+
+def _unique(names: list[str]) -> list[str]:
+    """With a number where a name comes again."""
+    seen, result = Counter(), []
+    for name in names:
+        seen[name] += 1
+        result.append(name if seen[name] == 1 else f'{name}_{seen[name]}')
+    return result
+
+
+@contextmanager
+def progress_bar(console: Console, name: str) -> Iterator[jobs.Progress]:
+    """A bar that is started anew for each thing that is done."""
+    columns = (TextColumn('{task.fields[name]}: {task.description}', markup=False), BarColumn(), MofNCompleteColumn(),
+               TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        tasks = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                for task in tasks.values():
+                    bar.update(task, visible=False)
+                tasks[what] = bar.add_task(what, name=name)
+            bar.update(tasks[what], completed=done, total=total)
+        yield show
+
+
+def summary(metrics: dict) -> Table:
+    """The figures of one recording for people."""
+    table = Table(box=None, pad_edge=False)
+    for column in ('object', 'J', 'F', 'J&F', 'precision', 'recall', 'swaps'):
+        table.add_column(column, justify='left' if column == 'object' else 'right')
+    for number, item in metrics['objects'].items():
+        title = f'{number} {item["label"]}'.rstrip() + ('' if item['prompted'] else ' (not prompted)')
+        table.add_row(escape(title), *_numbers(item[name] for name in ('J', 'F', 'J&F')),
+                      *_numbers(item['presence'].values()), str(item['identity_swaps']))
+    if metrics['mean']:
+        table.add_row('mean', *_numbers(metrics['mean'].values()), *_numbers(metrics['presence'].values()),
+                      str(metrics['identity_swaps']), style='bold')
+    return table
+
+
+def _numbers(values) -> list[str]:
+    return ['-' if value is None else f'{value:.3f}' for value in values]
+
+
+def report(console: Console, metrics: dict) -> None:
+    """What there is to say about one recording."""
+    console.print(f'[bold]{escape(metrics["recording"])}[/]: {metrics["processed"]} of {metrics["images"]} images '
+                  f'processed, {metrics["dropped"]} dropped, {metrics["annotated"]} with truth')
+    if metrics['objects']:
+        console.print(summary(metrics))
+    elif not metrics['annotated']:
+        console.print('no ground truth: nothing to compare with')
+    if 'as_seen' in metrics and metrics['as_seen']['mean']:
+        console.print(f'J&F of what a robot had when each image came: {metrics["as_seen"]["mean"]["J&F"]:.3f}')
+    if TOTAL in metrics['latency']:
+        total = metrics['latency'][TOTAL]
+        console.print(f'time per image: p50 {1e3 * total["p50"]:.0f} ms, p95 {1e3 * total["p95"]:.0f} ms')
+    problems = [f'image {index} left out: {reason}' for index, reason in metrics['unusable'].items()]
+    problems += metrics['problems'] + [f'prompt {item["action"]} of object {item["id"]} refused: {item["reason"]}'
+                                       for item in metrics['prompts']['refused']]
+    for problem in problems[:10]:
+        console.print(f'[yellow]{escape(problem)}[/]')
+    if len(problems) > 10:
+        console.print(f'[yellow]and {len(problems) - 10} more problems, all in metrics.json[/]')
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Evaluate and print. Returns the exit code."""
+    options = parse(arguments)
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        parameters = parameters_of(options)
+        todo = jobs_of(options, parameters)
+        model = load(parameters)
+    except (ParameterError, RecordingError, *LOAD_ERRORS) as error:
+        print(f'sam2_evaluate: {error}', file=sys.stderr)
+        return NOTHING
+    failed = 0
+    for job in todo:
+        try:
+            with progress_bar(console, job.name) as progress:
+                metrics = do(job, model, progress)
+        except (RecordingError, OSError) as error:
+            failed += 1
+            print(f'sam2_evaluate: {job.name}: {error}', file=sys.stderr)
+        except Exception:  # one recording is not the end of the others
+            failed += 1
+            print(f'sam2_evaluate: {job.name}:\n{traceback.format_exc()}', file=sys.stderr)
+        else:
+            report(console, metrics)
+            console.print(f'{escape(str(job.output / jobs.METRICS))}\n')
+    return NOTHING if failed == len(todo) else SOME_FAILED if failed else FINE
+
+
+if __name__ == '__main__':
+    sys.exit(main())
