@@ -1,6 +1,7 @@
 """JPEG and PNG files as training needs them: whole or not at all, and indexed PNGs as their indices."""
 from __future__ import annotations
 
+import struct
 import zlib
 from pathlib import Path
 
@@ -55,6 +56,32 @@ def read_labels(path: Path) -> np.ndarray:
     return labels
 
 
+def label_png(labels: np.ndarray) -> bytes:
+    """Ids (H, W), 0 for none, as a PNG that ``read_labels`` and the tools of DAVIS read: the indices of a palette, or
+    16-bit grey values where an id is beyond those (254, as 255 is void)."""
+    if labels.max(initial=0) >= VOID:
+        return cv2.imencode('.png', labels.astype(np.uint16))[1].tobytes()
+    height, width = labels.shape
+    lines = np.zeros((height, width + 1), np.uint8)  # each begins with its filter: 0, none
+    lines[:, 1:] = labels
+    chunks = [(b'IHDR', struct.pack('>IIBBBBB', width, height, 8, _PALETTE, 0, 0, 0)), (b'PLTE', _palette()),
+              (b'IDAT', zlib.compress(lines.tobytes())), (b'IEND', b'')]
+    return _PNG + b''.join(_chunk(kind, body) for kind, body in chunks)
+
+
+def _palette() -> bytes:
+    """The colours that PASCAL VOC and DAVIS give the indices: bits taken in threes, the low ones first."""
+    colours = np.zeros((256, 3), np.uint8)
+    index = np.arange(256)
+    for bit in range(8):
+        colours |= (((index[:, None] >> (3 * bit + np.arange(3))) & 1) << (7 - bit)).astype(np.uint8)
+    return colours.tobytes()
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return len(body).to_bytes(4, 'big') + kind + body + zlib.crc32(kind + body).to_bytes(4, 'big')
+
+
 def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -86,5 +113,5 @@ def _grey_palette(chunks: list[tuple[bytes, bytes]]) -> bytes:
             body = bytes(i for i in range(len(body) // 3) for _ in range(3))
         elif kind not in (b'IHDR', b'IDAT', b'IEND'):
             continue
-        parts += [len(body).to_bytes(4, 'big'), kind, body, zlib.crc32(kind + body).to_bytes(4, 'big')]
+        parts.append(_chunk(kind, body))
     return b''.join(parts)

@@ -15,6 +15,28 @@ def decode(counts: str | bytes | Sequence[int], height: int, width: int) -> np.n
     return np.repeat(values, runs).reshape(width, height).T
 
 
+def encode(mask: np.ndarray) -> str:
+    """Bool mask (height, width) -> COCO's compressed text."""
+    pixels = mask.T.reshape(-1)
+    ends = np.flatnonzero(np.diff(pixels)) + 1
+    borders = np.concatenate(([0], ends, [len(pixels)]))
+    runs = np.diff(borders).tolist()
+    return _compress([0, *runs] if len(pixels) and pixels[0] else runs)
+
+
+def _compress(runs: list[int]) -> str:
+    """What ``_expand`` reads."""
+    text = []
+    for i, run in enumerate(runs):
+        value = run - runs[i - 2] if i > 2 else run
+        more = True
+        while more:
+            code, value = value & 31, value >> 5
+            more = value != (-1 if code & 16 else 0)
+            text.append(chr(48 + code + 32 * more))
+    return ''.join(text)
+
+
 def _expand(text: str | bytes) -> list[int]:
     """The numbers in compressed text: groups of five bits from the low end, each from the third on as the difference
     to the one two before."""

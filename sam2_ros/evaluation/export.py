@@ -1,0 +1,152 @@
+"""What was tracked, as data to train on: COCO, DAVIS folders or a label bag; ``sam2_train`` reads all three.
+
+    coco     DIR/images/<recording>_00012.jpg     DIR/annotations/instances_<recording>.json
+    davis    DIR/JPEGImages/<recording>/00012.jpg     DIR/Annotations/<recording>/00012.png
+    bag      DIR/<recording>/ with the images and, on /sam2/instances, the instances
+"""
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+from sensor_msgs.msg import CompressedImage, Image
+
+from sam2_core.training.datasets import run_lengths
+from sam2_core.training.datasets.pictures import label_png
+from sam2_ros.bag_writer import BagWriter
+from sam2_ros.evaluation.frames import Processed, Progress, processed
+from sam2_ros.evaluation.recording import Recording
+from sam2_ros.evaluation.results import Run
+from sam2_ros.frame import Frame, TrackedObject
+from sam2_ros.msg import Instance
+from sam2_ros.outputs import instance_array
+from sam2_ros.views import label_image
+
+MIN_SCORE = 0.8
+JPEG_QUALITY = 95
+NO_LABEL = 'object'  # category of objects without a label
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    images: int
+    masks: int
+    unsure: int  # images left out because an object is in sight with too low a score
+    empty: int  # images left out because nothing is in sight
+
+
+def export(kind: str, run: Run, recording: Recording, folder: Path, min_score: float = MIN_SCORE,
+           progress: Progress | None = None) -> Exported:
+    """Write the tracked masks of a run under ``folder``, beside those of other recordings; what was written.
+
+    Only masks of objects that are TRACKED with a score (predicted IoU) of at least ``min_score``. An image in which an
+    object is tracked with less is left out as a whole: to a reader of clips, an object without a mask is hidden.
+    ValueError for a kind that is not known or a score beyond 0..1; FileExistsError when the recording is there already.
+    """
+    if kind not in WRITERS:
+        raise ValueError(f"export '{kind}': must be one of {', '.join(WRITERS)}")
+    if not 0 <= min_score <= 1:
+        raise ValueError(f'min_score {min_score:g}: must be 0 to 1')
+    chosen = _Chosen(run, recording, min_score, progress)
+    WRITERS[kind](chosen, folder, recording.name.strip('/').replace('/', '_'), recording)
+    return Exported(chosen.images, chosen.masks, chosen.unsure, chosen.empty)
+
+
+class _Chosen:
+    """The images to be written, with the objects in sight; counts what is left out."""
+
+    def __init__(self, run: Run, recording: Recording, min_score: float, progress: Progress | None) -> None:
+        self._frames = processed(run, recording, progress)
+        self._min_score = min_score
+        self.images = self.masks = self.unsure = self.empty = 0
+
+    def __iter__(self) -> Iterator[Processed]:
+        for item in self._frames:
+            seen = [found for found in item.frame.objects if _in_sight(found)]
+            if not seen:
+                self.empty += 1
+            elif min(found.score for found in seen) < self._min_score:
+                self.unsure += 1
+            else:
+                self.images += 1
+                self.masks += len(seen)
+                yield item
+
+
+def _in_sight(item: TrackedObject) -> bool:
+    return item.state == Instance.TRACKED and item.box is not None
+
+
+def _new(path: Path) -> Path:
+    if path.exists():
+        raise FileExistsError(f'export {path}: is there already; remove it, or choose another folder')
+    return path
+
+
+def _write_picture(path: Path, message: Image | CompressedImage, rgb: np.ndarray) -> Path:
+    """A JPEG as it was recorded, everything else as a JPEG of high quality; the file."""
+    data = bytes(message.data) if isinstance(message, CompressedImage) else b''
+    if not data.startswith(b'\xff\xd8'):
+        data = cv2.imencode('.jpg', cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR),
+                            [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+    path.write_bytes(data)
+    return path
+
+
+# --- COCO
+
+def _write_coco(chosen: _Chosen, folder: Path, name: str, recording: Recording) -> None:
+    file = _new(folder / 'annotations' / f'instances_{name}.json')
+    file.parent.mkdir(parents=True, exist_ok=True)
+    (folder / 'images').mkdir(exist_ok=True)
+    images, annotations, categories = [], [], {}
+    for output, message, frame in chosen:
+        path = _write_picture(folder / 'images' / f'{name}_{output.index:05}.jpg', message, frame.image)
+        height, width = frame.image.shape[:2]
+        images.append({'id': output.index + 1, 'file_name': path.name, 'height': height, 'width': width})
+        for item in filter(_in_sight, frame.objects):
+            x0, y0, x1, y1 = item.box
+            category = categories.setdefault(item.label or NO_LABEL, len(categories) + 1)
+            annotations.append({
+                'id': len(annotations) + 1, 'image_id': output.index + 1, 'category_id': category, 'iscrowd': 0,
+                'segmentation': {'size': [height, width], 'counts': run_lengths.encode(item.mask)},
+                'area': int(np.count_nonzero(item.mask)), 'bbox': [x0, y0, x1 - x0, y1 - y0],
+                'track_id': item.id, 'score': round(item.score, 4)})
+    file.write_text(json.dumps({
+        'images': images, 'annotations': annotations,
+        'categories': [{'id': number, 'name': label} for label, number in categories.items()]}))
+
+
+# --- DAVIS
+
+def _write_davis(chosen: _Chosen, folder: Path, name: str, recording: Recording) -> None:
+    pictures, labels = _new(folder / 'JPEGImages' / name), _new(folder / 'Annotations' / name)
+    pictures.mkdir(parents=True)
+    labels.mkdir(parents=True)
+    for output, message, frame in chosen:
+        _write_picture(pictures / f'{output.index:05}.jpg', message, frame.image)
+        (labels / f'{output.index:05}.png').write_bytes(label_png(label_image(_only_in_sight(frame))))
+
+
+def _only_in_sight(frame: Frame) -> Frame:
+    return replace(frame, objects=[item for item in frame.objects if _in_sight(item)])
+
+
+# --- bag
+
+def _write_bag(chosen: _Chosen, folder: Path, name: str, recording: Recording) -> None:
+    with BagWriter(_new(folder / name)) as bag:
+        for output, message, frame in chosen:
+            topic = '/image/compressed' if isinstance(message, CompressedImage) else '/image'
+            bag.write(topic, message, recording.arrivals[output.index])
+            bag.write('/sam2/instances', instance_array(frame), recording.arrivals[output.index])
+
+
+WRITERS: dict[str, Callable[[_Chosen, Path, str, Recording], None]] = {
+    'coco': _write_coco, 'davis': _write_davis, 'bag': _write_bag}

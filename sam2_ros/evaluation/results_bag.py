@@ -1,0 +1,53 @@
+"""What came of a run, as a bag to look at in RViz or Foxglove."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+from sensor_msgs.msg import CompressedImage
+from std_msgs.msg import Header
+
+from sam2_ros.bag_writer import BagWriter
+from sam2_ros.conversions import from_pixels
+from sam2_ros.evaluation.frames import Progress, processed
+from sam2_ros.evaluation.recording import Recording
+from sam2_ros.evaluation.results import Run
+from sam2_ros.msg import PromptStatus
+from sam2_ros.outputs import instance_array
+from sam2_ros.overlay import draw_overlay
+from sam2_ros.views import label_image
+
+INSTANCES, LABELS, OVERLAY = '/sam2/instances', '/sam2/label_image', '/sam2/overlay/compressed'
+STATUS, IMAGE = '/sam2/prompt_status', '/image'
+JPEG_QUALITY = 90
+
+
+def write_results(run: Run, recording: Recording, path: Path, images: bool = False, opacity: float = 0.45,
+                  progress: Progress | None = None) -> None:
+    """Write an mcap bag of what the node would have published, each message with the header of its image and recorded
+    when it was there: the instances, label images, the overlay as JPEG, the answers to prompts.
+
+    images: copy the images too, to /image or /image/compressed. opacity: of the overlay's colours, 0 to 1.
+    FileExistsError when there is something at ``path``.
+    """
+    with BagWriter(path) as bag:
+        for output, message, frame in processed(run, recording, progress):
+            if images:
+                topic = f'{IMAGE}/compressed' if isinstance(message, CompressedImage) else IMAGE
+                bag.write(topic, message, recording.arrivals[output.index])
+            latency = 0 if run.mode == 'lock-step' else output.available - output.stamp
+            bag.write(INSTANCES, instance_array(frame, latency), output.available)
+            bag.write(LABELS, from_pixels(label_image(frame), 'mono16', frame.header), output.available)
+            picture = draw_overlay(frame.image, frame.objects, opacity)
+            bag.write(OVERLAY, jpeg_message(picture, frame.header, JPEG_QUALITY), output.available)
+        for answer in run.answers:
+            header = Header()
+            header.stamp.sec, header.stamp.nanosec = divmod(answer.applied or answer.stamp, 1_000_000_000)
+            bag.write(STATUS, PromptStatus(header=header, id=answer.id, accepted=answer.accepted,
+                                           reason=answer.reason), answer.answered)
+
+
+def jpeg_message(rgb, header: Header, quality: int) -> CompressedImage:
+    """uint8 RGB (H, W, 3) as a compressed image."""
+    data = cv2.imencode('.jpg', cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    return CompressedImage(header=header, format='rgb8; jpeg compressed bgr8', data=data.tobytes())
