@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sam2_core import FrameResult, StreamTracker
+from sam2_ros.conversions import to_rgb
 from sam2_ros.history import History, Past
 from sam2_ros.prompting import Batch, PromptRequest
 
@@ -98,12 +99,15 @@ class CatchUp:
         late.stamp, late.images_left = late.past.stamp, images
         return late.tracker.step(late.image, late.batch.all())
 
-    def go_on(self, late: Late, past: Past, image: np.ndarray) -> None:
-        """Take this one through an image; then it is the turn of the others."""
+    def go_on(self, late: Late, past: Past) -> None:
+        """Take this one through an image; then it is the turn of the others.
+
+        What goes wrong is raised (ImageError for an image that cannot be used), and the image is passed over.
+        """
         self._to_the_end(late)
         late.images_left -= 1
         late.stamp = past.stamp
-        late.tracker.step(image)
+        late.tracker.step(to_rgb(past.message))
 
     def _to_the_end(self, late: Late) -> None:
         self._under_way.remove(late)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -101,12 +102,18 @@ class ObjectStates:
             self._tell(object_id, InstanceEvent.LOST)
         return TrackedObject(object_id, record.label, record.state, 0.0, visibility, record.last_seen)
 
-    def expire(self, stamp: Time, forget_after: float) -> list[int]:
-        """Forget the objects that have been out of sight for more than so many seconds (0: none); their ids."""
+    def label(self, object_id: int) -> str:
+        return self._records[object_id].label
+
+    def expire(self, stamp: Time, forget_after: float, keep: Container[int] = ()) -> list[int]:
+        """Forget the objects that have been out of sight for more than so many seconds (0: none); their ids.
+
+        keep: objects that are not forgotten, because a correction of them is under way.
+        """
         if not forget_after:
             return []
         expired = [object_id for object_id, record in self._records.items()
-                   if record.state in (Instance.OCCLUDED, Instance.LOST)
+                   if record.state in (Instance.OCCLUDED, Instance.LOST) and object_id not in keep
                    and _seconds_unseen(record, stamp) > forget_after]
         for object_id in expired:
             self._end(object_id, InstanceEvent.FORGOTTEN)

@@ -118,8 +118,7 @@ class Stream:
                 self.depth.expect(message.header)
         except ImageError as error:
             self.mailbox.count_dropped()
-            self.meter.skipped(time.monotonic(), str(error))
-            self._logger.warning(f'{self.topic}: image skipped: {error}', throttle_duration_sec=WARN_EVERY)
+            self._unusable(error)
         return self._taken is not None
 
     def image_to_encode(self) -> np.ndarray | None:
@@ -164,19 +163,23 @@ class Stream:
 
     def _process(self, picture: Picture, requests: list[PromptRequest]) -> tuple[Frame | None, list[PromptAnswer]]:
         header = picture.header
-        self._notice_time_jump(header.stamp)
+        answers = self._notice_time_jump(header.stamp)
         joined = set()
         if self._newest is not None:
             joined = self._join(self._late.take_arrived(self.history, to_nanoseconds(self._newest.header.stamp)))
         reading = self._read(requests, picture)
         self._forget(reading.plan.forget)
-        now, answers = reading.plan.now, reading.answers
+        now = reading.plan.now
+        answers += reading.answers
+        known = set(self.tracker.object_ids)
         try:
             if now.prompts or self.tracker.object_ids:
                 picture.encode(self._segmenter)
             result = self.tracker.step(picture.encoded or picture.image, now.all())
         except Exception as error:
             # whoever waits has to be told, the node and its other objects go on
+            for object_id in set(self.tracker.object_ids) - known:
+                self.tracker.remove(object_id)  # whose prompt is refused
             self.mailbox.count_dropped()
             reason = self._failed(error)
             return None, [refuse(answer.request, reason) if answer.accepted and answer.header is header
@@ -195,7 +198,7 @@ class Stream:
             self._states.name(object_id, label, header.stamp)
         items = [self._states.observe(object_id, found, header.stamp, self.parameters, object_id in prompted)
                  for object_id, found in result.objects.items()]
-        forgotten = self._states.expire(header.stamp, self.parameters.forget_after)
+        forgotten = self._states.expire(header.stamp, self.parameters.forget_after, keep=self._late.object_ids)
         for object_id in forgotten:
             self._drop(object_id)
         return [item for item in items if item.id not in forgotten]
@@ -248,22 +251,31 @@ class Stream:
         return {object_id for late in arrived for object_id in late.batch.prompts}
 
     def _cancel_late(self) -> list[PromptRequest]:
+        """End what is under way; the requests that have not been answered."""
         return [request for object_id in self._late.object_ids for request in self._late.cancel(object_id)]
 
-    def _notice_time_jump(self, stamp: Time) -> None:
+    def _notice_time_jump(self, stamp: Time) -> list[PromptAnswer]:
         if self._newest is None:
-            return
+            return []
         last, now = to_nanoseconds(self._newest.header.stamp), to_nanoseconds(stamp)
         if now > last - TIME_JUMP:
-            return
+            return []
         reset = self.parameters.on_time_jump == 'reset'
         self._logger.warning(f'{self.topic}: image stamps jumped back by {(last - now) / 1e9:.3f} s; '
                              f'objects are {"forgotten" if reset else "kept"} (on_time_jump)')
         self._join(self._late.take_arrived(self.history, None))
         self._steps.clear()
+        taken_back = []
         if reset:
+            taken_back = self._cancel_late()
             self.reset()
         self._states.time_jumped(stamp)
+        return [refuse(request, 'image stamps jumped back before it was applied, and objects are forgotten then '
+                                '(on_time_jump)') for request in taken_back]
+
+    def _unusable(self, error: ImageError) -> None:
+        self.meter.skipped(time.monotonic(), str(error))
+        self._logger.warning(f'{self.topic}: image skipped: {error}', throttle_duration_sec=WARN_EVERY)
 
     def _failed(self, error: Exception) -> str:
         self._logger.error(f'{self.topic}: image skipped:\n{traceback.format_exc()}',
@@ -291,10 +303,18 @@ class Stream:
         return self._late.next(self.history, to_nanoseconds(self._newest.header.stamp))
 
     def _advance_late(self, late: Late, past: Past) -> list[PromptAnswer]:
+        if late.tracker is None:
+            return self._begin_late(late, past)
         try:
-            if late.tracker is not None:
-                self._late.go_on(late, past, to_rgb(past.message))
-                return []
+            self._late.go_on(late, past)
+        except ImageError as error:
+            self._unusable(error)
+        except Exception as error:
+            self._failed(error)  # the objects were accepted: they go on without this image
+        return []
+
+    def _begin_late(self, late: Late, past: Past) -> list[PromptAnswer]:
+        try:
             frames_back = sum(stamp >= past.stamp for stamp in self._steps)  # as it was before this image
             result = self._late.begin(late, self.tracker, frames_back, self.parameters.catch_up_images)
         except Exception as error:
@@ -305,8 +325,9 @@ class Stream:
         header, answers = past.message.header, []
         for object_id, requests in late.waiting.items():
             found = result.objects[object_id]
-            item = sighting(object_id, requests[-1].message.label, found.mask, unit(found.iou),
-                            probability(found.object_score), header.stamp)
+            label = late.batch.labels.get(object_id)
+            item = sighting(object_id, self._states.label(object_id) if label is None else label, found.mask,
+                            unit(found.iou), probability(found.object_score), header.stamp)
             answers += [PromptAnswer(request, object_id, header, item=item) for request in requests]
         late.waiting.clear()
         return answers
