@@ -65,9 +65,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     node.add_argument('--parameters', type=Path, metavar='FILE', help='parameters of the node, as config/sam2.yaml; '
                       'the options above come before it')
     how = parser.add_argument_group('how')
-    how.add_argument('--mode', default=MODES[0], choices=MODES[:2],
-                     help='every image in order (default), or as fast as they were recorded on this machine')
-    how.add_argument('--rate', type=float, default=1.0, help='real-time: times as fast as recorded (default: 1)')
+    how.add_argument('--mode', default=MODES[0], choices=MODES, help='lock-step (default): every image in '
+                     'order; real-time: as recorded, on a simulated clock that the work on this machine advances; '
+                     'live: as recorded, over DDS, to a node process')
+    how.add_argument('--rate', type=float, default=1.0, help='times as fast as recorded (default: 1)')
     how.add_argument('--output', type=Path, required=True, metavar='DIR', help='folder to write to; it is made')
     options = parser.parse_args(arguments)
     if sum(map(bool, (options.bags, options.davis, options.sav))) != 1:
@@ -163,6 +164,10 @@ def report(console: Console, metrics: dict) -> None:
         console.print('no ground truth: nothing to compare with')
     if 'as_seen' in metrics and metrics['as_seen']['mean']:
         console.print(f'J&F of what a robot had when each image came: {metrics["as_seen"]["mean"]["J&F"]:.3f}')
+    if 'against_lock_step' in metrics:
+        against = metrics['against_lock_step']
+        agreed, = _numbers([against['J']])
+        console.print(f'masks against those of lock-step: J {agreed} in {against["images"]} images')
     if TOTAL in metrics['latency']:
         total = metrics['latency'][TOTAL]
         console.print(f'time per image: p50 {1e3 * total["p50"]:.0f} ms, p95 {1e3 * total["p95"]:.0f} ms')

@@ -9,6 +9,7 @@ from pathlib import Path
 from sam2_core import Sam2Model
 from sam2_ros.bags import BagRecording
 from sam2_ros.evaluation.folders import davis_recordings, sav_recordings
+from sam2_ros.evaluation.live import agreement, run_live
 from sam2_ros.evaluation.prompts import first_truth_prompts, read_prompts
 from sam2_ros.evaluation.recording import Recording, RecordingError
 from sam2_ros.evaluation.results import Run
@@ -45,21 +46,29 @@ def do(job: Job, model: Sam2Model, progress: Progress = lambda what, done, total
     """Evaluate with a warm model and write the files; the content of metrics.json. RecordingError."""
     recording = open_recording(job, progress)
     prompts_from = choose_prompts(job, recording, progress)
-    result = evaluate(job, recording, model, progress)
-    return write(job, recording, result, prompts_from, progress)
+    result, more = evaluate(job, recording, model, progress)
+    return write(job, recording, result, {**more, 'prompts_from': prompts_from}, progress)
 
 
-def evaluate(job: Job, recording: Recording, model: Sam2Model, progress: Progress) -> Run:
-    images = len(recording.stamps)
-    return run(recording, model, job.parameters, job.mode, rate=job.rate,
-               progress=lambda index: progress('tracking', index + 1, images))
+def evaluate(job: Job, recording: Recording, model: Sam2Model, progress: Progress) -> tuple[Run, dict]:
+    """The run, and what is in metrics.json for this mode alone."""
+    def show(what: str) -> Callable[[int], None]:
+        return lambda index: progress(what, index + 1, len(recording.stamps))
+    if job.mode != 'live':
+        return run(recording, model, job.parameters, job.mode, rate=job.rate, progress=show('tracking')), {}
+    result = run_live(recording, model, job.parameters, rate=job.rate, progress=show('playing'))
+    other = run(recording, model, job.parameters, progress=show('tracking in lock-step'))
+    return result, {'against_lock_step': agreement(result, other)}
 
 
-def write(job: Job, recording: Recording, result: Run, prompts_from: str, progress: Progress) -> dict:
-    """Score a run and write what there is to say about it, metrics.json last: where it is, the rest is complete."""
+def write(job: Job, recording: Recording, result: Run, more: dict, progress: Progress) -> dict:
+    """Score a run and write what there is to say about it, metrics.json last: where it is, the rest is complete.
+
+    more: what is in metrics.json besides.
+    """
     metrics = score(result, recording, {'truth': job.kind}, sav=job.kind == SAV,
                     progress=lambda index: progress('scoring', index + 1, result.images))
-    metrics['prompts']['from'] = prompts_from
+    metrics |= more
     job.output.mkdir(parents=True, exist_ok=True)
     write_metrics(metrics, job.output / METRICS)
     return metrics

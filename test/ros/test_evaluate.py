@@ -49,7 +49,7 @@ def test_a_bag_becomes_figures_and_the_same_bag_the_same_figures(bag, tmp_path, 
     assert without_times(first) == without_times(second)
     assert first['mean']['J&F'] > 0.8 and set(first['objects']) == {'1', '2'}
     assert first['recording'] == 'bag' and first['mode'] == 'lock-step' and first['dropped'] == 0
-    assert first['prompts'] == {'accepted': 2, 'refused': [], 'from': 'topic'}
+    assert first['prompts'] == {'accepted': 2, 'refused': []} and first['prompts_from'] == 'topic'
     assert set(first['latency']) == {'decode', 'encode', 'attend', 'decode mask', 'memory', 'publish', 'total'}
     printed = capsys.readouterr().out
     assert '6 of 6 images processed, 0 dropped, 6 with truth' in printed and 'mean' in printed
@@ -59,7 +59,7 @@ def test_topics_are_found_and_objects_prompted_by_their_first_truth(tmp_path):
     bag = write_bag(tmp_path / 'bag', Discs(5, hidden={2: (0, 1)}))
     assert main([str(bag), '--output', str(tmp_path / 'out')]) == 0
     metrics = metrics_of(tmp_path / 'out')
-    assert metrics['prompts']['from'] == 'first-truth' and metrics['prompts']['accepted'] == 2
+    assert metrics['prompts_from'] == 'first-truth' and metrics['prompts']['accepted'] == 2
     assert metrics['objects']['1']['frames']['index'] == [1, 2, 3]
     assert metrics['objects']['2']['frames']['index'] == [3], 'from its first sight, that is its prompt, without it'
 

@@ -1,0 +1,319 @@
+"""A recording played to the node itself: its own process, real DDS, at the recorded rate."""
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import rclpy
+import yaml
+from domain_coordinator import domain_id
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Header
+
+from sam2_core import Sam2Model
+from sam2_core.metrics import iou
+from sam2_ros.conversions import to_nanoseconds
+from sam2_ros.dds import image_profile_environment
+from sam2_ros.evaluation.recording import RecordedPrompt, Recording, RecordingError
+from sam2_ros.evaluation.results import Answer, FrameOutput, ObjectOutput, Run
+from sam2_ros.evaluation.run import ACTIONS, versions
+from sam2_ros.msg import Instance, InstanceArray, Prompt, PromptStatus
+from sam2_ros.parameters import Parameters
+
+PATIENCE = 120.0  # seconds until the node has loaded its model and answers
+QUIET = 3.0  # seconds without a result after which none comes any more; longer for a node that is slower
+LOG_LINES = 20
+
+
+class NodeFailed(RuntimeError):
+    """The node ended, or did not answer; the text has the end of its log."""
+
+
+def run_live(recording: Recording, model: Sam2Model, parameters: Parameters, *, rate: float = 1.0,
+             progress: Callable[[int], None] = lambda index: None) -> Run:
+    """Play a recording to a node of these parameters, ``rate`` times as fast as it was recorded; what it published.
+
+    The node runs in a process of its own, in a domain that nobody else uses, and listens to this machine only. model:
+    the one that the parameters name. progress: is told the index of each image that is sent. NodeFailed.
+    """
+    started = time.monotonic()
+    result = Run(recording.name, 'live', rate, len(recording.stamps), 0, 0, dict(recording.labels),
+                 parameters=asdict(parameters), versions=versions(model))
+    if not recording.stamps:
+        return result
+    os.environ.update(image_profile_environment(), ROS_AUTOMATIC_DISCOVERY_RANGE='LOCALHOST')
+    first = _first_image(recording)
+    chosen = replace(parameters, autostart=True, cameras=(), detections_topic='',
+                     image_transport='compressed' if isinstance(first, CompressedImage) else 'raw')
+    with domain_id() as domain, tempfile.TemporaryDirectory() as folder, \
+            _NodeProcess(domain, Path(folder), chosen) as node, \
+            contextlib.closing(_Player(domain, recording, type(first), node)) as player:
+        player.wait_until_ready(first)
+        player.play(rate, progress)
+        result.peak_memory = node.peak_memory()
+    player.tell(result)
+    result.wall_seconds = time.monotonic() - started
+    return result
+
+
+def agreement(a: Run, b: Run) -> dict:
+    """How equal the masks of two runs of one recording are: J by object and their mean, over the images that both
+    processed and in which either shows the object."""
+    others = {frame.index: frame for frame in b.frames}
+    values: dict[int, list[float]] = {}
+    for frame in a.frames:
+        if frame.index not in others:
+            continue
+        pair = frame.objects, others[frame.index].objects
+        for number in sorted(pair[0].keys() | pair[1].keys()):
+            masks = [objects[number].mask(a.height, a.width) if number in objects
+                     else np.zeros((a.height, a.width), bool) for objects in pair]
+            if masks[0].any() or masks[1].any():
+                values.setdefault(number, []).append(iou(*masks))
+    objects = {str(number): float(np.mean(found)) for number, found in sorted(values.items())}
+    return {'J': float(np.mean([*objects.values()])) if objects else None, 'objects': objects,
+            'images': sum(frame.index in others for frame in a.frames)}
+
+
+def _first_image(recording: Recording) -> Image | CompressedImage:
+    for index in range(len(recording.stamps)):
+        with contextlib.suppress(RecordingError):
+            return recording.image(index)
+    raise RecordingError(f'{recording.name}: not one image can be read')
+
+
+class _NodeProcess:
+    """``python -m sam2_ros.node``."""
+
+    def __init__(self, domain: int, folder: Path, parameters: Parameters) -> None:
+        self._log = folder / 'node.log'
+        file = folder / 'parameters.yaml'
+        # an empty array has no type in ROS: [''] stands for it
+        values = {name: [*value] or [''] if isinstance(value, tuple) else value
+                  for name, value in asdict(parameters).items()}
+        file.write_text(yaml.safe_dump({'/**': {'ros__parameters': values}}))
+        with self._log.open('w') as output:
+            self._process = subprocess.Popen(
+                [sys.executable, '-m', 'sam2_ros.node', '--ros-args', '--params-file', str(file)],
+                env={**os.environ, 'ROS_DOMAIN_ID': str(domain), 'ROS_LOG_DIR': str(folder)}, stdout=output,
+                stderr=subprocess.STDOUT)
+
+    def check(self) -> None:
+        if self._process.poll() is not None:
+            raise self.failed(f'the node ended with {self._process.returncode}')
+
+    def failed(self, what: str) -> NodeFailed:
+        lines = self._log.read_text(errors='replace').splitlines()[-LOG_LINES:]
+        return NodeFailed('\n'.join([f'{what}; its log ends:', *lines]))
+
+    def peak_memory(self) -> int:
+        """Resident, bytes; 0 where the system does not say."""
+        with contextlib.suppress(OSError):
+            for line in Path(f'/proc/{self._process.pid}/status').read_text().splitlines():
+                if line.startswith('VmHWM:'):
+                    return int(line.split()[1]) * 1024
+        return 0
+
+    def __enter__(self) -> _NodeProcess:
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+
+class _Player:
+    """Camera, user and planner in one: sends at the recorded times, and takes down what comes back and when."""
+
+    def __init__(self, domain: int, recording: Recording, kind: type, node: _NodeProcess) -> None:
+        self._recording, self._process = recording, node
+        self._frames: list[tuple[int, InstanceArray]] = []  # ns of time.monotonic_ns(), when it came
+        self._statuses: list[tuple[int, PromptStatus]] = []
+        self._start = self._first = 0  # ns: one moment, as time.monotonic_ns() and as the recording has it
+        self._rate = 1.0
+        self._context = rclpy.Context()
+        rclpy.init(args=[], context=self._context, domain_id=domain)
+        self._node = rclpy.create_node('player', context=self._context)
+        reliable = QoSProfile(depth=100)
+        self._images = self._node.create_publisher(kind, 'image' if kind is Image else 'image/compressed',
+                                                   QoSProfile(depth=5))
+        self._depth = self._node.create_publisher(Image, 'depth', QoSProfile(depth=5))
+        self._infos = self._node.create_publisher(CameraInfo, 'camera_info', QoSProfile(depth=5))
+        self._prompts = self._node.create_publisher(Prompt, 'sam2/prompt', reliable)
+        self._node.create_subscription(InstanceArray, 'sam2/instances',
+                                       lambda message: self._frames.append((time.monotonic_ns(), message)), reliable)
+        self._node.create_subscription(PromptStatus, 'sam2/prompt_status',
+                                       lambda message: self._statuses.append((time.monotonic_ns(), message)), reliable)
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self._node)
+        self._thread = threading.Thread(target=self._spin, name='player', daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        rclpy.try_shutdown(context=self._context)
+        self._thread.join()
+        self._executor.shutdown()
+        self._node.destroy_node()
+
+    def _spin(self) -> None:
+        with contextlib.suppress(ExternalShutdownException):
+            self._executor.spin()
+
+    # --- before
+
+    def wait_until_ready(self, image: Image | CompressedImage) -> None:
+        """Until prompts and images get through, and what comes of them back. The image is sent without a stamp: no
+        prompt can name it, and no time has passed by it."""
+        with _without_stamp(image):
+            self._repeat(lambda: self._prompts.publish(Prompt(action=Prompt.REMOVE, id=65535)),
+                         lambda: self._statuses, 'answer prompts')
+            self._repeat(lambda: self._images.publish(image), lambda: self._frames, 'see images')
+        self._wait_for_quiet(0.5)
+        self._frames.clear()
+        self._statuses.clear()
+
+    def _repeat(self, send: Callable[[], None], answered: Callable[[], object], what: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not answered():
+            if time.monotonic() > deadline:
+                raise self._process.failed(f'the node did not {what} within {PATIENCE:g} s')
+            self._process.check()
+            send()
+            self._wait(answered, 0.5)
+
+    def _wait(self, condition: Callable[[], object], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(0.005)
+
+    # --- playing
+
+    def play(self, rate: float, progress: Callable[[int], None]) -> None:
+        recording = self._recording
+        events = [(arrival, index, None) for index, arrival in enumerate(recording.arrivals)]
+        events += [(prompt.arrival, None, prompt) for prompt in recording.prompts]
+        events.sort(key=lambda event: event[0])
+        self._rate, self._first = rate, events[0][0]
+        self._start = time.monotonic_ns()
+        for arrival, index, prompt in events:
+            if prompt is not None:
+                self._sleep_until(arrival)
+                self._prompts.publish(prompt.message)
+                continue
+            with contextlib.suppress(RecordingError):  # ``tell`` names those that cannot be read
+                messages = self._read(index)
+                self._sleep_until(arrival)
+                for publisher, message in messages:
+                    publisher.publish(message)
+            self._process.check()
+            progress(index)
+        self._wait_for_quiet(QUIET)
+
+    def _read(self, index: int) -> list[tuple]:
+        """What is published for an image, and by whom."""
+        image, depth = self._recording.image(index), self._recording.depth(index)
+        before = [] if depth is None else [(self._infos, depth[1]), (self._depth, depth[0])]
+        return [*before, (self._images, image)]
+
+    def _sleep_until(self, arrival: int) -> None:
+        due = self._start + (arrival - self._first) / self._rate
+        time.sleep(max(0.0, (due - time.monotonic_ns()) / 1e9))
+
+    def _wait_for_quiet(self, seconds: float) -> None:
+        """Until nothing has come for so long, and three times as long as the longest pause was."""
+        began = time.monotonic_ns()
+        while True:
+            times = [moment for moment, _ in (*self._frames, *self._statuses)] or [began]
+            pause = max(np.diff(sorted(times)), default=0) / 1e9
+            rest = max(seconds, 3 * pause) - (time.monotonic_ns() - max(max(times), began)) / 1e9
+            if rest <= 0:
+                return
+            self._process.check()
+            time.sleep(min(rest, 0.1))
+
+    # --- after
+
+    def tell(self, result: Run) -> None:
+        """Fill in what came back."""
+        places = {stamp: index for index, stamp in enumerate(self._recording.stamps)}
+        processed = set()
+        for moment, message in self._frames:
+            index = places.get(to_nanoseconds(message.header.stamp))
+            if index is None or index in processed:
+                continue
+            processed.add(index)
+            result.height, result.width = message.height, message.width
+            result.frames.append(FrameOutput(
+                index, self._recording.stamps[index], self._clock(moment),
+                {item.id: _output(item) for item in message.instances}, dropped=message.dropped))
+            result.labels.update({item.id: item.label for item in message.instances if item.label})
+        for index in range(result.images):
+            if index not in processed:
+                try:
+                    self._recording.image(index)
+                except RecordingError as error:
+                    result.unusable[index] = str(error)
+        result.answers += self._answers()
+
+    def _clock(self, moment: int) -> int:
+        """A moment here, on the clock of the recording; ns."""
+        return self._first + round((moment - self._start) * self._rate)
+
+    def _answers(self) -> Iterator[Answer]:
+        waiting = sorted(self._recording.prompts, key=lambda prompt: prompt.arrival)
+        for moment, status in self._statuses:
+            prompt = _asked(status, waiting)
+            if prompt is not None:
+                waiting.remove(prompt)
+                yield _answer(prompt, status.id, status.accepted, status.reason,
+                              to_nanoseconds(status.header.stamp), self._clock(moment))
+        for prompt in waiting:
+            yield _answer(prompt, prompt.message.id, False, 'no answer from the node', 0, 0)
+
+
+def _asked(status: PromptStatus, waiting: list[RecordedPrompt]) -> RecordedPrompt | None:
+    """The prompt that is answered: of the same object, and best on the same image."""
+    found = [prompt for prompt in waiting if prompt.message.id in (status.id, 0)]
+    return min(found, default=None, key=lambda prompt: (prompt.message.header.stamp != status.header.stamp,
+                                                        prompt.message.id != status.id))
+
+
+def _answer(prompt: RecordedPrompt, number: int, accepted: bool, reason: str, stamp: int, answered: int) -> Answer:
+    message = prompt.message
+    return Answer(prompt.arrival, to_nanoseconds(message.header.stamp),
+                  ACTIONS.get(message.action, str(message.action)), number, message.label, accepted, reason,
+                  stamp if accepted else None, answered)
+
+
+def _output(item: Instance) -> ObjectOutput:
+    if not item.roi.width:
+        return ObjectOutput(item.state, item.score, item.visibility)
+    roi, crop = item.roi, np.frombuffer(item.mask.data, np.uint8) > 0
+    box = roi.x_offset, roi.y_offset, roi.x_offset + roi.width, roi.y_offset + roi.height
+    return ObjectOutput(item.state, item.score, item.visibility, box, np.packbits(crop))
+
+
+@contextlib.contextmanager
+def _without_stamp(message: Image | CompressedImage) -> Iterator[None]:
+    header, message.header = message.header, Header(frame_id=message.header.frame_id)
+    try:
+        yield
+    finally:
+        message.header = header

@@ -1,0 +1,58 @@
+"""sam2_evaluate as users start it, on a bag that is really recorded; live, it plays it to the node over DDS."""
+import json
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip('rosbags', reason='needs rosbags (pip install rosbags rosbags-image)')
+
+from builtin_interfaces.msg import Time
+from harness import Scene, image_message, roi
+from std_msgs.msg import Header
+
+from sam2_ros.bag_writer import BagWriter
+from sam2_ros.conversions import from_pixels
+from sam2_ros.msg import Prompt
+
+IMAGES, PERIOD = 25, 200_000_000  # ns
+
+
+def header(index):
+    seconds, nanoseconds = divmod(10**12 + index * PERIOD, 10**9)
+    return Header(stamp=Time(sec=seconds, nanosec=nanoseconds), frame_id='camera')
+
+
+@pytest.fixture(scope='module')
+def bag(tmp_path_factory):
+    scene, path = Scene(320, 240), tmp_path_factory.mktemp('recorded') / 'bag'
+    with BagWriter(path) as bag:
+        for index in range(IMAGES):
+            arrival = 10**12 + index * PERIOD + 3_000_000
+            truth = sum(scene.mask(index, number) * number for number in scene.IDS).astype('u2')
+            bag.write('/camera/image', image_message(scene.image(index), header(index)), arrival)
+            bag.write('/camera/truth', from_pixels(truth, 'mono16', header(index)), arrival)
+        for number in scene.IDS:
+            bag.write('/sam2/prompt', Prompt(header=header(0), id=number, box=roi(scene.box(0, number))),
+                      10**12 + 50_000_000)
+    return path
+
+
+def test_live_the_node_says_what_it_says_in_lock_step(bag, tmp_path):
+    done = subprocess.run([sys.executable, '-m', 'sam2_ros.evaluate', bag, '--mode', 'live', '--device', 'cpu',
+                           '--output', tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    metrics = json.loads((tmp_path / 'metrics.json').read_text())
+    assert metrics['mode'] == 'live' and metrics['prompts'] == {'accepted': 2, 'refused': []}
+    assert metrics['processed'] + metrics['dropped'] == IMAGES and metrics['processed'] > IMAGES / 3
+    assert metrics['mean']['J'] > 0.7
+    assert metrics['against_lock_step']['J'] > 0.7
+    assert metrics['latency']['result']['p50'] > 0
+    assert metrics['peak_memory'] > 50e6, 'of the node'
+
+
+def test_a_node_that_cannot_start_ends_the_evaluation_with_its_log(bag, tmp_path):
+    (tmp_path / 'bad.yaml').write_text('device: cuda:99')
+    done = subprocess.run([sys.executable, '-m', 'sam2_ros.evaluate', bag, '--mode', 'live', '--parameters',
+                           tmp_path / 'bad.yaml', '--output', tmp_path / 'out'], capture_output=True, text=True)
+    assert done.returncode == 2 and 'cuda:99' in done.stderr
