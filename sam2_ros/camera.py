@@ -22,7 +22,7 @@ from sam2_ros.diagnostics import WatchedCamera
 from sam2_ros.frame import Frame
 from sam2_ros.mailbox import Mailbox
 from sam2_ros.msg import Prompt as PromptMessage
-from sam2_ros.one_shot import Found, OneShot, SegmentAllCall, SegmentImageCall
+from sam2_ros.one_shot import TOO_MANY, Found, OneShot, SegmentAllCall, SegmentImageCall
 from sam2_ros.outputs import Outputs, instance_array
 from sam2_ros.parameters import Parameters
 from sam2_ros.prompt_point import PointPrompts
@@ -195,7 +195,7 @@ class Camera:
         if not self._active:
             return self._why_not()
         if not self.stream.mailbox.put_one_shot(call):
-            return f'{Mailbox.ONE_SHOT_LIMIT} questions are waiting already: ask more slowly'
+            return TOO_MANY
         return await future
 
     def _why_not(self) -> str:

@@ -6,7 +6,7 @@ import time
 
 from sensor_msgs.msg import CompressedImage, Image
 
-from sam2_ros.one_shot import OneShot
+from sam2_ros.one_shot import MAX_QUESTIONS, OneShot
 from sam2_ros.prompting import PromptRequest
 
 
@@ -14,7 +14,6 @@ class Mailbox:
     """The newest image, and what waits in order. A newer image replaces an older, which is counted as dropped."""
 
     PROMPT_LIMIT = 100
-    ONE_SHOT_LIMIT = 10
 
     def __init__(self, changed: threading.Condition) -> None:
         """``changed`` is notified of each arrival, and guards the content."""
@@ -45,7 +44,7 @@ class Mailbox:
     def put_one_shot(self, one_shot: OneShot) -> bool:
         """False when too many are waiting already."""
         with self._changed:
-            if len(self._one_shots) >= self.ONE_SHOT_LIMIT:
+            if len(self._one_shots) >= MAX_QUESTIONS:
                 return False
             self._one_shots.append(one_shot)
             self._news = True
@@ -88,6 +87,8 @@ class Mailbox:
         with self._changed:
             taken = self._prompts, self._one_shots
             self._prompts, self._one_shots, self._news = [], [], False
+            if self._image is None:
+                self._since = None
             return taken
 
     def return_prompts(self, requests: list[PromptRequest]) -> None:

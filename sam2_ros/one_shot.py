@@ -22,6 +22,9 @@ from sam2_ros.states import probability, unit
 
 PROMPTS_PER_SLICE = 4
 CLICKS_PER_SLICE = 16
+MAX_QUESTIONS = 10  # that wait, or are being worked on
+TOO_MANY = f'{MAX_QUESTIONS} questions are waiting already: ask more slowly'
+MAX_PROMPTS = 256  # of a question: each mask is kept in full until all are done
 POINTS_PER_SIDE = 32
 MAX_POINTS_PER_SIDE = 128
 
@@ -71,6 +74,8 @@ class SegmentImageCall:
         prompts = self._request.prompts
         if not prompts:
             raise Unanswerable('no prompts: give at least one')
+        if len(prompts) > MAX_PROMPTS:
+            raise Unanswerable(f'{len(prompts)} prompts: ask at most {MAX_PROMPTS} at a time')
         stamp = to_nanoseconds(prompts[0].header.stamp)
         if self._request.image.width:
             return _given(self._request.image)
@@ -165,6 +170,9 @@ class OneShots:
         """
         calls, self._waiting = [*self._waiting, *calls], []
         for call in calls:
+            if len(self._open) + len(self._waiting) >= MAX_QUESTIONS:
+                call.reply(TOO_MANY)
+                continue
             try:
                 picture = call.find_picture(newest, self._history)
             except Unanswerable as error:

@@ -6,6 +6,7 @@ from sensor_msgs.msg import Image
 
 from sam2_ros.mailbox import Mailbox
 from sam2_ros.msg import Prompt
+from sam2_ros.one_shot import MAX_QUESTIONS
 from sam2_ros.prompting import PromptRequest
 
 
@@ -97,8 +98,18 @@ def test_a_prompt_that_comes_while_the_image_is_taken_is_news():
 
 
 def test_the_queue_of_questions_is_bounded():
-    mailbox, questions = Mailbox(threading.Condition()), [object() for _ in range(Mailbox.ONE_SHOT_LIMIT)]
+    mailbox, questions = Mailbox(threading.Condition()), [object() for _ in range(MAX_QUESTIONS)]
     assert all(map(mailbox.put_one_shot, questions))
     assert not mailbox.put_one_shot(object())
     assert mailbox.waiting_since() is not None
     assert mailbox.take_requests() == ([], questions)
+
+
+def test_an_image_is_no_older_than_itself_after_prompts_that_have_been_looked_at():
+    mailbox = Mailbox(threading.Condition())
+    mailbox.put_prompt(request())
+    mailbox.take_image()
+    mailbox.take_requests()
+    before = time.monotonic()
+    mailbox.put_image(Image())
+    assert mailbox.waiting_since() >= before

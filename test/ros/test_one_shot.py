@@ -12,7 +12,7 @@ from sam2_core import Prompt as CorePrompt
 from sam2_core.everything import Filters
 from sam2_ros.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, Instance, Prompt
-from sam2_ros.one_shot import SegmentAllCall, SegmentImageCall
+from sam2_ros.one_shot import MAX_QUESTIONS, SegmentAllCall, SegmentImageCall
 from sam2_ros.prompting import PromptRequest
 from sam2_ros.srv import SegmentAll, SegmentImage
 from sam2_ros.stream import Stream
@@ -156,6 +156,7 @@ def test_but_not_for_ever(make):
 @pytest.mark.parametrize(('request_', 'reason'), [
     (question(), 'no prompts: give at least one'),
     (question(Prompt(box=BOX), Prompt()), 'prompt 2: prompt without content: give points, a box or a mask'),
+    (question(*[Prompt(box=BOX)] * 257), '257 prompts: ask at most 256 at a time'),
     (question(Prompt(header=header(5), box=BOX)), 'prompt 1: its image is 5.00 s older than the newest'),
     (question(Prompt(box=BOX), image=Image(width=4, height=4, encoding='bayer')), "image: encoding 'bayer'"),
     (SegmentAll.Request(points_per_side=200), 'points_per_side 200: must be at most 128'),
@@ -233,3 +234,15 @@ def test_when_the_model_fails_whoever_asked_is_told(make, model, monkeypatch):
             stream.work_aside()
     assert replies == ['the model failed on this image: ZeroDivisionError: division by zero']
     assert not stream.has_work_aside()
+
+
+def test_questions_that_are_worked_on_count_among_those_that_wait(make):
+    stream, replies = make(), []
+    show(stream, 10)
+    for _ in range(MAX_QUESTIONS + 2):
+        assert stream.mailbox.put_one_shot(SegmentImageCall(question(Prompt(box=BOX)), replies.append))
+        stream.work()
+    assert replies == ['10 questions are waiting already: ask more slowly'] * 2
+    work_aside(stream)
+    assert len(replies) == MAX_QUESTIONS + 2
+    assert ask(stream, SegmentImageCall, question(Prompt(box=BOX))).objects, 'there is room again'
