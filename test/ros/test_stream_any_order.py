@@ -1,0 +1,154 @@
+"""Whatever comes in whatever order: nobody goes without an answer, and objects are the same for all who know them."""
+import contextlib
+import time
+from collections import Counter
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from builtin_interfaces.msg import Time
+from hypothesis import HealthCheck, given, settings
+from sensor_msgs.msg import Image, RegionOfInterest
+from std_msgs.msg import Header
+
+from sam2_core import Sam2Model
+from sam2_ros.catch_up import MAX_UNDER_WAY
+from sam2_ros.conversions import from_pixels
+from sam2_ros.msg import ImagePoint, InstanceEvent, Prompt
+from sam2_ros.one_shot import SegmentAllCall, SegmentImageCall
+from sam2_ros.outputs import instance_array, instance_message
+from sam2_ros.parameters import Parameters
+from sam2_ros.prompting import PromptRequest
+from sam2_ros.srv import SegmentAll, SegmentImage
+
+SIZES = ((48, 64), (64, 48), (1, 1))  # rows and columns
+END = (InstanceEvent.REMOVED, InstanceEvent.FORGOTTEN)
+
+images = st.tuples(st.just('image'), st.one_of(st.integers(-3, 4), st.integers(-30, 30)), st.sampled_from(SIZES),
+                   st.sampled_from([True, True, True, False]))
+prompts = st.tuples(st.just('prompt'), st.sampled_from([0, 0, 1, 1, 2, 3, 9]), st.integers(0, 4), st.integers(-12, 4),
+                    st.sampled_from(['box', 'point', 'far', 'none']), st.sampled_from(['', 'cup']))
+questions = st.tuples(st.just('question'), st.booleans(), st.integers(-12, 4))
+changes = st.tuples(st.just('change'), st.sampled_from([
+    {'history_bytes': 0}, {'history_seconds': 0.0}, {}, {'max_objects': 1}, {'catch_up_images': 0},
+    {'catch_up_images': 1000}, {'forget_after': 0.2, 'lost_after': 0.1}, {'on_time_jump': 'reset'},
+    {'prompt_timeout': 0.0}]))
+failures = st.tuples(st.just('failure'), st.sampled_from(['encode_image', 'attend_memory', 'decode_masks',
+                                                         'encode_memory', None]))
+others = st.sampled_from([('work',), ('work',), ('aside',), ('aside',), ('shed',), ('drain',), ('reset',)])
+
+
+class Run:
+    def __init__(self, stream, monkeypatch) -> None:
+        self.stream, self.patch = stream, monkeypatch
+        self.now, self.asked, self.answered, self.questions, self.replies = 100, [], [], 0, []
+        self.alive = set()  # as told by events
+
+    def do(self, kind: str, *what) -> None:
+        getattr(self, kind)(*what)
+        assert len(self.stream._late._under_way) <= MAX_UNDER_WAY
+        assert set(self.stream._states._records) == set(self.stream.tracker.object_ids)
+
+    def header(self, tenths: int) -> Header:
+        tenths = max(0, tenths)
+        return Header(stamp=Time(sec=tenths // 10, nanosec=tenths % 10 * 10**8))
+
+    def image(self, step: int, size: tuple[int, int], whole: bool) -> None:
+        self.now = max(0, self.now + step)
+        message = from_pixels(np.full((*size, 3), self.now % 256, np.uint8), 'rgb8', self.header(self.now))
+        if not whole:
+            message = Image(header=message.header, encoding='rgb8', height=2, width=2, step=6, data=bytes(3))
+        self.stream.put_image(message)
+
+    def prompt(self, action: int, object_id: int, lag: int, content: str, label: str) -> None:
+        message = Prompt(action=action, id=object_id, label=label)
+        if lag < 4:
+            message.header = self.header(self.now + lag)
+        if content == 'box':
+            message.box = RegionOfInterest(x_offset=0, y_offset=0, width=30, height=30)
+        elif content != 'none':
+            message.points = [ImagePoint(x=0.0 if content == 'point' else 60.0, y=0.0, label=1)]
+        request = PromptRequest(message, time.monotonic())
+        if self.stream.mailbox.put_prompt(request):
+            self.asked.append(request)
+
+    def question(self, everything: bool, lag: int) -> None:
+        if everything:
+            call = SegmentAllCall(SegmentAll.Request(points_per_side=2), self.replies.append, 60.0)
+        else:
+            point = Prompt(header=self.header(self.now + lag), points=[ImagePoint(label=1)])
+            call = SegmentImageCall(SegmentImage.Request(prompts=[point]), self.replies.append)
+        self.questions += self.stream.mailbox.put_one_shot(call)
+
+    def change(self, values: dict) -> None:
+        self.stream.parameters = Parameters(**values)
+
+    def failure(self, part: str | None) -> None:
+        self.patch.undo()
+        if part is not None:
+            self.patch.setattr(Sam2Model, part, failing)
+
+    def work(self) -> None:
+        self.stream.take()
+        self.take(*self.stream.work())
+
+    def aside(self) -> None:
+        if self.stream.has_work_aside():
+            with contextlib.suppress(MemoryError):  # of a question: it goes to the log
+                self.take(None, self.stream.work_aside())
+
+    def shed(self) -> None:
+        self.stream.every_second = not self.stream.every_second
+
+    def drain(self) -> None:
+        self.take(None, self.stream.drain('stopped'))
+
+    def reset(self) -> None:
+        self.drain()  # as the node does: only while there is no worker
+        self.stream.reset()
+
+    def take(self, frame, answers) -> None:
+        for answer in answers:
+            assert answer.accepted or answer.reason
+            if answer.item is not None:
+                assert answer.item.id == answer.id
+                instance_message(answer.item, answer.header)
+        self.answered += [answer.request for answer in answers]
+        if frame is None:
+            return
+        shown = [item.id for item in frame.objects]
+        assert len(shown) == len(set(shown))
+        instance_array(frame, 5)
+        for event in frame.events:
+            if event.kind == InstanceEvent.ADDED:
+                assert event.id not in self.alive
+                self.alive.add(event.id)
+            else:
+                assert event.id in self.alive
+                if event.kind in END:
+                    self.alive.remove(event.id)
+        assert self.alive == set(shown)
+
+
+def failing(*_, **__):
+    raise MemoryError('out of memory')
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture,
+                                                                 HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(st.lists(st.one_of(images, images, prompts, prompts, questions, changes, failures, others, others),
+                min_size=10, max_size=60))
+def test_everybody_is_answered_once_and_objects_are_the_same_everywhere(make, steps):
+    with pytest.MonkeyPatch.context() as patch:
+        run = Run(make(), patch)
+        for step in steps:
+            run.do(*step)
+        for _ in range(1000):
+            if not run.stream.has_work_aside():
+                break
+            run.do('aside')
+        assert not run.stream.has_work_aside(), 'what has begun comes to an end'
+        run.do('drain')
+    assert Counter(map(id, run.answered)) == Counter(map(id, run.asked))
+    assert len(run.replies) == run.questions
+    assert run.stream.mailbox.waiting_since() is None and run.stream.seconds_to_deadline() is None
