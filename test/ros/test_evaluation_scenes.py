@@ -64,8 +64,8 @@ def test_twins_look_alike_and_pass_each_other(bags):
     assert scene.objects[1].texture is scene.objects[2].texture and scene.objects[1].solid == scene.objects[2].solid
     places = np.array([[np.nonzero(bags['twins'].truth(index) == object_id)[1].mean() for object_id in (1, 2)]
                        for index in range(IMAGES)])
-    assert np.count_nonzero(np.diff(np.sign(places[:, 0] - places[:, 1]))) == 2
-    assert visible(bags['twins'], 1).min() < 0.6 * visible(bags['twins'], 1).max()
+    assert np.count_nonzero(np.diff(np.sign(places[:, 0] - places[:, 1]))) == 1
+    assert visible(bags['twins'], 1).min() < 0.8 * visible(bags['twins'], 1).max()
 
 
 def test_the_same_scene_has_the_same_pixels_every_time(bags, tmp_path):
