@@ -5,8 +5,8 @@
     sam2_evaluate BAG... --mode real-time --parameters robot.yaml --output DIR
     sam2_evaluate --davis DAVIS --split 2017/val --model sam2.1_hiera_small --output DIR
 
-Writes DIR/metrics.json, of several recordings DIR/NAME/metrics.json each. Topics that are not given are found. The same
-recording gives the same figures each time, but for times. docs/evaluation.md tells what they mean.
+Writes DIR/metrics.json and the bag DIR/results, of several recordings to DIR/NAME each. Topics that are not given are
+found. The same recording gives the same figures each time, but for times. docs/evaluation.md tells what they mean.
 
 Exit code: 0 fine, 1 a recording could not be evaluated (the others were), 2 nothing could be.
 """
@@ -30,6 +30,7 @@ from rich.table import Table
 
 from sam2_core.config import VARIANTS
 from sam2_ros.evaluation import job as jobs
+from sam2_ros.evaluation.export import MIN_SCORE, WRITERS
 from sam2_ros.evaluation.job import Job, do
 from sam2_ros.evaluation.parameter_file import ParameterError, read_parameters, with_values
 from sam2_ros.evaluation.recording import RecordingError
@@ -69,7 +70,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                      'order; real-time: as recorded, on a simulated clock that the work on this machine advances; '
                      'live: as recorded, over DDS, to a node process')
     how.add_argument('--rate', type=float, default=1.0, help='times as fast as recorded (default: 1)')
-    how.add_argument('--output', type=Path, required=True, metavar='DIR', help='folder to write to; it is made')
+    out = parser.add_argument_group('what is written')
+    out.add_argument('--output', type=Path, required=True, metavar='DIR', help='folder to write to; it is made')
+    out.add_argument('--bag', default='results', choices=('none', 'results', 'images'), help='DIR/results, a bag for '
+                     'RViz and Foxglove with instances, label images and overlay (default), with the images too, or '
+                     'none')
+    out.add_argument('--export', nargs='+', default=[], choices=WRITERS, metavar='KIND', help='the masks as training '
+                     f'data in DIR/KIND: {", ".join(WRITERS)}')
+    out.add_argument('--min-score', type=float, default=MIN_SCORE, metavar='SCORE', help='of the masks that are '
+                     f'exported (default: {MIN_SCORE:g})')
     options = parser.parse_args(arguments)
     if sum(map(bool, (options.bags, options.davis, options.sav))) != 1:
         parser.error('give bags, or --davis DIR, or --sav DIR')
@@ -77,6 +86,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f'--rate {options.rate:g}: must be positive')
     if options.rate != 1 and options.mode == MODES[0]:
         parser.error(f'--rate {options.rate:g}: lock-step knows no rate; add --mode real-time')
+    if not 0 <= options.min_score <= 1:
+        parser.error(f'--min-score {options.min_score:g}: must lie between 0 and 1')
     if options.prompts not in ('', jobs.TOPIC, jobs.FIRST_TRUTH) and not Path(options.prompts).is_file():
         parser.error(f'--prompts {options.prompts}: must be topic, first-truth, or a YAML file; there is no such file')
     return options
@@ -94,7 +105,9 @@ def parameters_of(options: argparse.Namespace) -> Parameters:
 
 def jobs_of(options: argparse.Namespace, parameters: Parameters) -> list[Job]:
     """RecordingError for a data set that cannot be read."""
-    common = {'prompts': options.prompts, 'mode': options.mode, 'rate': options.rate, 'parameters': parameters}
+    common = {'prompts': options.prompts, 'mode': options.mode, 'rate': options.rate, 'parameters': parameters,
+              'bag': '' if options.bag == 'none' else options.bag, 'exports': tuple(options.export),
+              'export_folder': options.output, 'min_score': options.min_score}
     if options.bags:
         topics = {topic: given for topic in TOPICS if (given := getattr(options, topic))}
         names = _unique([bag.resolve().name for bag in options.bags])
@@ -171,6 +184,9 @@ def report(console: Console, metrics: dict) -> None:
     if TOTAL in metrics['latency']:
         total = metrics['latency'][TOTAL]
         console.print(f'time per image: p50 {1e3 * total["p50"]:.0f} ms, p95 {1e3 * total["p95"]:.0f} ms')
+    for kind, made in metrics.get('exported', {}).items():
+        console.print(f'exported to {kind}: {made["images"]} images with {made["masks"]} masks; left out: '
+                      f'{made["unsure"]} with unsure masks, {made["empty"]} with nothing in sight')
     problems = [f'image {index} left out: {reason}' for index, reason in metrics['unusable'].items()]
     problems += metrics['problems'] + [f'prompt {item["action"]} of object {item["id"]} refused: {item["reason"]}'
                                        for item in metrics['prompts']['refused']]

@@ -2,24 +2,28 @@
 """
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from sam2_core import Sam2Model
 from sam2_ros.bags import BagRecording
+from sam2_ros.evaluation.export import MIN_SCORE, export
 from sam2_ros.evaluation.folders import davis_recordings, sav_recordings
 from sam2_ros.evaluation.live import agreement, run_live
 from sam2_ros.evaluation.prompts import first_truth_prompts, read_prompts
 from sam2_ros.evaluation.recording import Recording, RecordingError
 from sam2_ros.evaluation.results import Run
+from sam2_ros.evaluation.results_bag import write_results
 from sam2_ros.evaluation.run import run
 from sam2_ros.evaluation.scores import score, write_metrics
 from sam2_ros.parameters import Parameters
 
 BAG, DAVIS, SAV = 'bag', 'davis', 'sav'
 TOPIC, FIRST_TRUTH = 'topic', 'first-truth'
-METRICS = 'metrics.json'
+METRICS, RESULTS = 'metrics.json', 'results'
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it is, of how much
 
 
@@ -36,6 +40,10 @@ class Job:
     mode: str = 'lock-step'
     rate: float = 1.0
     parameters: Parameters = field(default_factory=Parameters)
+    bag: str = 'results'  # whether a bag of the results is written: or 'images', with the images in it, or ''
+    exports: tuple[str, ...] = ()  # kinds of training data that are made of the masks
+    export_folder: Path = Path()  # recordings share it, with a folder for each kind
+    min_score: float = MIN_SCORE  # of the masks that are exported
 
     @property
     def name(self) -> str:
@@ -44,10 +52,10 @@ class Job:
 
 def do(job: Job, model: Sam2Model, progress: Progress = lambda what, done, total: None) -> dict:
     """Evaluate with a warm model and write the files; the content of metrics.json. RecordingError."""
-    recording = open_recording(job, progress)
-    prompts_from = choose_prompts(job, recording, progress)
-    result, more = evaluate(job, recording, model, progress)
-    return write(job, recording, result, {**more, 'prompts_from': prompts_from}, progress)
+    with opened(job, progress) as recording:
+        prompts_from = choose_prompts(job, recording, progress)
+        result, more = evaluate(job, recording, model, progress)
+        return write(job, recording, result, {**more, 'prompts_from': prompts_from}, progress)
 
 
 def evaluate(job: Job, recording: Recording, model: Sam2Model, progress: Progress) -> tuple[Run, dict]:
@@ -70,14 +78,37 @@ def write(job: Job, recording: Recording, result: Run, more: dict, progress: Pro
                     progress=lambda index: progress('scoring', index + 1, result.images))
     metrics |= more
     job.output.mkdir(parents=True, exist_ok=True)
+    if job.bag:
+        _remove_bag(job.output / RESULTS)
+        write_results(result, recording, job.output / RESULTS, job.bag == 'images', job.parameters.overlay_opacity,
+                      lambda done, total: progress('writing the bag', done, total))
+    for kind in job.exports:
+        try:
+            made = export(kind, result, recording, job.export_folder / kind, job.min_score,
+                          lambda done, total, kind=kind: progress(f'exporting {kind}', done, total))
+        except FileExistsError as error:
+            metrics['problems'].append(f'export {kind}: {error}')
+        else:
+            metrics.setdefault('exported', {})[kind] = asdict(made)
     write_metrics(metrics, job.output / METRICS)
     return metrics
 
 
-def open_recording(job: Job, progress: Progress) -> Recording:
+def _remove_bag(folder: Path) -> None:
+    """An earlier one, if it is a bag and nothing else."""
+    if folder.is_dir() and {path.suffix for path in folder.iterdir()} <= {'.yaml', '.mcap'}:
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def opened(job: Job, progress: Progress) -> Iterator[Recording]:
+    """RecordingError."""
     if job.kind == BAG:
-        return BagRecording(job.source, **job.topics, progress=lambda done, total: progress('reading', done, total))
-    return next(recording for recording in recordings(job.kind, job.source) if recording.name == job.clip)
+        with BagRecording(job.source, **job.topics,
+                          progress=lambda done, total: progress('reading', done, total)) as recording:
+            yield recording
+    else:
+        yield next(recording for recording in recordings(job.kind, job.source) if recording.name == job.clip)
 
 
 def recordings(kind: str, folder: Path, split: str = '') -> list[Recording]:

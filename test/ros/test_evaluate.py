@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip('rosbags', reason='needs rosbags (pip install rosbags rosbags-image)')
 
 from discs import Discs, header
+from rosbags.highlevel import AnyReader
 
 from sam2_ros.bag_writer import BagWriter
 from sam2_ros.conversions import from_pixels, to_rgb
@@ -79,6 +80,22 @@ def test_in_real_time_every_image_is_processed_or_counted(bag, tmp_path):
     assert {'when_available', 'as_seen'} <= set(metrics) and metrics['latency']['result']['p50'] > 0
 
 
+def test_results_become_a_bag_to_look_at_and_masks_training_data(bag, tmp_path):
+    out = tmp_path / 'out'
+    for _ in range(2):  # what is written to look at is written anew, training data never
+        assert main([str(bag), '--bag', 'images', '--export', 'coco', 'davis', '--min-score', '0.5',
+                     '--output', str(out)]) == 0
+    with AnyReader([out / 'results']) as reader:
+        counts = {topic: info.msgcount for topic, info in reader.topics.items()}
+    assert counts['/sam2/instances'] == counts['/sam2/label_image'] == counts['/image'] == 6
+    labels = cv2.imread(str(out / 'davis' / 'Annotations' / 'bag' / '00003.png'), cv2.IMREAD_UNCHANGED)
+    assert labels is not None
+    assert (out / 'coco' / 'annotations' / 'instances_bag.json').exists()
+    assert any(problem.startswith('export coco: ') for problem in metrics_of(out)['problems'])
+    assert main([str(bag), '--bag', 'none', '--output', str(tmp_path / 'plain')]) == 0
+    assert [path.name for path in (tmp_path / 'plain').iterdir()] == ['metrics.json']
+
+
 def test_parameters_come_from_a_file_and_options_before_it(bag, tmp_path):
     (tmp_path / 'mine.yaml').write_text('max_objects: 1\nimage_size: 128\n')
     assert main([str(bag), '--parameters', str(tmp_path / 'mine.yaml'), '--image-size', '96', '--output',
@@ -131,6 +148,7 @@ def test_a_folder_in_the_layout_of_davis(tmp_path):
     (['bag', '--davis', 'x'], 'give bags, or --davis DIR, or --sav DIR'),
     (['bag', '--rate', '0', '--mode', 'real-time'], '--rate 0: must be positive'),
     (['bag', '--rate', '2'], 'lock-step knows no rate; add --mode real-time'),
+    (['bag', '--min-score', '2'], '--min-score 2: must lie between 0 and 1'),
     (['bag', '--prompts', 'nowhere.yaml'], '--prompts nowhere.yaml: must be topic, first-truth, or a YAML file')])
 def test_arguments_that_make_no_sense_are_refused_with_the_cure(arguments, reason, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
