@@ -161,7 +161,7 @@ class Sam2Node(LifecycleNode):
         if self._model is not None:
             chosen = Parameters.read(self)
             for camera in self._cameras:
-                camera.stream.parameters = chosen
+                camera.stream.change(chosen)
 
 
 def _check_detections(chosen: Parameters) -> None:

@@ -71,6 +71,11 @@ class Stream:
         self.history.put(message, self.parameters.history_seconds, self.parameters.history_bytes)
         self.mailbox.put_image(message)
 
+    def change(self, parameters: Parameters) -> None:
+        """From now on these hold, also for what waits already."""
+        self.parameters = parameters
+        self.mailbox.notify()
+
     # --- what there is to do
 
     def waiting_since(self) -> float | None:

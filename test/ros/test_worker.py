@@ -188,3 +188,13 @@ def test_what_goes_wrong_in_one_camera_does_not_end_the_worker(run):
     cameras[1].show(2)
     wait_for(lambda: names(log) == ['camera1'] * 2)
     assert worker.alive
+
+
+def test_a_shorter_timeout_holds_for_those_that_wait_already(run):
+    worker, (camera,), _ = run(1)
+    camera.stream.parameters = Parameters(prompt_timeout=600.0)
+    worker.start()
+    camera.prompt()
+    wait_for(lambda: camera.stream.waiting_since() is None)
+    camera.stream.change(Parameters(prompt_timeout=0.1))
+    wait_for(lambda: camera.stream.seconds_to_deadline() is None)
