@@ -114,7 +114,7 @@ def jobs_of(options: argparse.Namespace, parameters: Parameters) -> list[Job]:
         return [Job(bag, _folder(options, name, len(names)), topics=topics, **common)
                 for bag, name in zip(options.bags, names, strict=True)]
     kind, folder = (jobs.DAVIS, options.davis) if options.davis else (jobs.SAV, options.sav)
-    clips = [clip.name for clip in jobs.recordings(kind, folder, options.split)]
+    clips = jobs.data_set(kind, folder, options.split).names
     return [Job(folder, _folder(options, clip, len(clips)), kind, clip, **common) for clip in clips]
 
 

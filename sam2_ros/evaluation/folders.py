@@ -92,47 +92,61 @@ class DatasetClip:
         return truth
 
 
-def davis_recordings(folder: Path | str, rate: float = RATE, split: str = '') -> list[DatasetClip]:
-    """The annotated clips of a folder in the layout of DAVIS; at 480p where it has several resolutions.
+class DavisFolder:
+    """A folder in the layout of DAVIS; at 480p where it has several resolutions."""
 
-    split: only those that ImageSets/.../SPLIT.txt names: ``val``, or ``2017/val`` where there are several.
-    RecordingError.
+    def __init__(self, folder: Path | str, split: str = '') -> None:
+        """split: only the clips that ImageSets/.../SPLIT.txt names: ``val``, or ``2017/val`` where there are several.
+        RecordingError."""
+        folder = Path(folder)
+        images, labels = folder / 'JPEGImages', folder / 'Annotations'
+        for needed in (images, labels):
+            if not needed.is_dir():
+                raise RecordingError(f'data {folder}: no folder {needed.name}: give the one that has JPEGImages and '
+                                     f'Annotations')
+        resolution = next((name for name in ('480p', 'Full-Resolution', '1080p') if (images / name).is_dir()), '')
+        self._images, self._labels = images / resolution, labels / resolution
+        self.names = _split(sorted((folder / 'ImageSets').rglob('*.txt')), folder, split) or sorted(
+            {str(path.parent.relative_to(self._labels)) for path in self._labels.rglob('*.png')})
+        if not self.names:
+            raise RecordingError(f'data {self._labels}: no PNG files in it: there is nothing to compare with')
+
+    def clip(self, name: str, rate: float = RATE) -> DatasetClip:
+        """One of ``names``. RecordingError when its files cannot be used."""
+        labels = self._labels / name
+        files = {path.stem: {0: path} for path in sorted(labels.glob('*.png'))}
+        return _folder_clip(name, self._images / name, labels, files, rate)
+
+
+class SavFolder:
+    """Videos of SA-V, as its validation set comes (folders of images) or its training set (mp4 and JSON).
+
+    Of a video with manual and automatic masklets the manual ones are taken.
     """
-    folder = Path(folder)
-    images, labels = folder / 'JPEGImages', folder / 'Annotations'
-    for needed in (images, labels):
-        if not needed.is_dir():
-            raise RecordingError(f'data {folder}: no folder {needed.name}: give the one that has JPEGImages and '
-                                 f'Annotations')
-    resolution = next((name for name in ('480p', 'Full-Resolution', '1080p') if (images / name).is_dir()), '')
-    names = _split(sorted((folder / 'ImageSets').rglob('*.txt')), folder, split)
-    if names is None:
-        names = sorted(str(path.parent.relative_to(labels / resolution))
-                       for path in {path.parent: path for path in (labels / resolution).rglob('*.png')}.values())
-    return [_davis_clip(images / resolution / name, labels / resolution / name, name, rate) for name in names]
 
+    def __init__(self, folder: Path | str, split: str = '') -> None:
+        """split: ``sav_val``, only the videos that the file of this name lists. RecordingError."""
+        folder = Path(folder)
+        self._images, self._labels = folder / 'JPEGImages_24fps', folder / 'Annotations_6fps'
+        self._files: dict[str, Path] = {}  # JSON by name; none where the videos are folders
+        if self._images.is_dir() and self._labels.is_dir():
+            found = sorted(path.name for path in self._labels.iterdir() if path.is_dir())
+        else:
+            for path in [*sorted(folder.rglob('*_manual.json')), *sorted(folder.rglob('*_auto.json'))]:
+                self._files.setdefault(path.stem.rsplit('_', 1)[0], path)
+            found = sorted(self._files)
+        if not found:
+            raise RecordingError(f'data {folder}: neither JPEGImages_24fps with Annotations_6fps nor *_manual.json or '
+                                 f'*_auto.json: give the folder that SA-V was unpacked to')
+        self.names = _split(sorted(folder.glob('*.txt')), folder, split) or found
 
-def sav_recordings(folder: Path | str, rate: float = RATE, split: str = '') -> list[DatasetClip]:
-    """The videos of SA-V, as its validation set comes (folders of images) or its training set (mp4 and JSON).
-
-    Of a video with manual and automatic masklets the manual ones are taken. split: ``sav_val``, only the videos that
-    the file of this name lists. RecordingError.
-    """
-    folder = Path(folder)
-    images, labels = folder / 'JPEGImages_24fps', folder / 'Annotations_6fps'
-    names = _split(sorted(folder.glob('*.txt')), folder, split)
-    if images.is_dir() and labels.is_dir():
-        return [_sav_folder(images / name, labels / name, rate)
-                for name in names or sorted(path.name for path in labels.iterdir() if path.is_dir())]
-    chosen: dict[str, Path] = {}
-    for path in sorted(folder.rglob('*_manual.json')) + sorted(folder.rglob('*_auto.json')):
-        chosen.setdefault(path.stem.rsplit('_', 1)[0], path)
-    if not chosen:
-        raise RecordingError(f'data {folder}: neither JPEGImages_24fps with Annotations_6fps nor *_manual.json or '
-                             f'*_auto.json: give the folder that SA-V was unpacked to')
-    if names is not None and (missing := set(names) - set(chosen)):
-        raise RecordingError(f'data {folder}: no annotation of {min(missing)}, which {split} names')
-    return [_sav_video(chosen[name], rate) for name in names or sorted(chosen)]
+    def clip(self, name: str, rate: float = RATE) -> DatasetClip:
+        """One of ``names``. RecordingError when its files cannot be used."""
+        if not self._files:
+            return _sav_folder(self._images / name, self._labels / name, rate)
+        if name not in self._files:
+            raise RecordingError(f'data {name}: no {name}_manual.json or {name}_auto.json')
+        return _sav_video(self._files[name], rate)
 
 
 # --- DAVIS, and SA-V as folders
@@ -183,11 +197,6 @@ class LabelFiles:
             else:
                 masks |= {int(number): labels == number for number in np.unique(labels) if number}
         return masks
-
-
-def _davis_clip(images: Path, labels: Path, name: str, rate: float) -> DatasetClip:
-    files = {path.stem: {0: path} for path in sorted(labels.glob('*.png'))}
-    return _folder_clip(name, images, labels, files, rate)
 
 
 def _sav_folder(images: Path, labels: Path, rate: float) -> DatasetClip:

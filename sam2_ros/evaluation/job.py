@@ -11,7 +11,7 @@ from pathlib import Path
 from sam2_core import Sam2Model
 from sam2_ros.bags import BagRecording
 from sam2_ros.evaluation.export import MIN_SCORE, export
-from sam2_ros.evaluation.folders import davis_recordings, sav_recordings
+from sam2_ros.evaluation.folders import DavisFolder, SavFolder
 from sam2_ros.evaluation.live import agreement, run_live
 from sam2_ros.evaluation.prompts import first_truth_prompts, read_prompts
 from sam2_ros.evaluation.recording import Recording, RecordingError
@@ -108,12 +108,12 @@ def opened(job: Job, progress: Progress) -> Iterator[Recording]:
                           progress=lambda done, total: progress('reading', done, total)) as recording:
             yield recording
     else:
-        yield next(recording for recording in recordings(job.kind, job.source) if recording.name == job.clip)
+        yield data_set(job.kind, job.source).clip(job.clip)
 
 
-def recordings(kind: str, folder: Path, split: str = '') -> list[Recording]:
-    """The clips of a data set. RecordingError."""
-    return (davis_recordings if kind == DAVIS else sav_recordings)(folder, split=split)
+def data_set(kind: str, folder: Path, split: str = '') -> DavisFolder | SavFolder:
+    """RecordingError."""
+    return (DavisFolder if kind == DAVIS else SavFolder)(folder, split)
 
 
 def choose_prompts(job: Job, recording: Recording, progress: Progress) -> str:

@@ -5,7 +5,7 @@ import pytest
 from datasets_files import HEIGHT, WIDTH, davis_clip, indexed_png, jpeg, sav_video, scene
 
 from sam2_ros.conversions import to_nanoseconds, to_rgb
-from sam2_ros.evaluation.folders import RATE, davis_recordings, sav_recordings
+from sam2_ros.evaluation.folders import RATE, DavisFolder, SavFolder
 from sam2_ros.evaluation.prompts import first_truth_prompts
 from sam2_ros.evaluation.recording import RecordingError, truth_masks
 
@@ -42,10 +42,15 @@ def overlapping(frame):
     return {1: whole, 3: part}
 
 
+def opened(data, rate=RATE):
+    """All clips of a data set."""
+    return [data.clip(name, rate) for name in data.names]
+
+
 # --- DAVIS
 
 def test_clip_has_every_image_as_stored_at_an_even_rate(davis):
-    clip = davis_recordings(davis)[0]
+    clip = opened(DavisFolder(davis))[0]
     assert clip.name == 'bear' and len(clip.stamps) == 6
     assert np.diff(clip.stamps) == pytest.approx(1e9 / RATE, abs=1)
     for frame in range(6):
@@ -54,30 +59,40 @@ def test_clip_has_every_image_as_stored_at_an_even_rate(davis):
         assert to_nanoseconds(message.header.stamp) == clip.stamps[frame] > 0
         np.testing.assert_array_equal(clip.truth(frame), scene(frame)[1])
         assert clip.truth(frame).dtype == np.uint16 and clip.depth(frame) is None
-    slow = davis_recordings(davis, rate=10)[0]
+    slow = opened(DavisFolder(davis), rate=10)[0]
     assert np.diff(slow.stamps).tolist() == [100_000_000] * 5
 
 
 def test_split_says_which_clips(davis):
-    assert [clip.name for clip in davis_recordings(davis)] == ['bear', 'camel', 'dog']
-    assert [clip.name for clip in davis_recordings(davis, split='2017/val')] == ['camel', 'bear']
+    assert [clip.name for clip in opened(DavisFolder(davis))] == ['bear', 'camel', 'dog']
+    assert [clip.name for clip in opened(DavisFolder(davis, split='2017/val'))] == ['camel', 'bear']
     with pytest.raises(RecordingError, match='split val: must be one of .*ImageSets/2016/val.txt, ImageSets/2017/val'):
-        davis_recordings(davis, split='val')
+        opened(DavisFolder(davis, split='val'))
     with pytest.raises(RecordingError, match='split test: must be one of'):
-        davis_recordings(davis, split='test')
+        opened(DavisFolder(davis, split='test'))
 
 
 def test_image_without_labels_is_not_annotated(davis):
     (davis / 'Annotations/480p/dog/00003.png').unlink()
-    clip = davis_recordings(davis)[2]
+    clip = opened(DavisFolder(davis))[2]
     assert len(clip.stamps) == 6
     assert clip.truth(3) is None and clip.masks(3) is None and clip.truth(4) is not None
+
+
+def test_clip_that_cannot_be_used_costs_only_itself(davis):
+    for path in (davis / 'JPEGImages/480p/camel').iterdir():
+        path.unlink()
+    data = DavisFolder(davis)
+    assert data.names == ['bear', 'camel', 'dog']
+    with pytest.raises(RecordingError, match='480p/camel: no images in it'):
+        data.clip('camel')
+    assert len(data.clip('dog').stamps) == 6
 
 
 def test_damaged_label_file_is_named(davis):
     path = davis / 'Annotations/480p/dog/00003.png'
     path.write_bytes(path.read_bytes()[:60])
-    clip = davis_recordings(davis)[2]
+    clip = opened(DavisFolder(davis))[2]
     with pytest.raises(RecordingError, match='dog/00003.png: PNG is cut off'):
         clip.truth(3)
 
@@ -85,6 +100,12 @@ def test_damaged_label_file_is_named(davis):
 def lacks_annotations(folder):
     (folder / 'JPEGImages').mkdir(parents=True)
     return 'no folder Annotations: give the one that has'
+
+
+def has_empty_annotations(folder):
+    (folder / 'JPEGImages').mkdir(parents=True)
+    (folder / 'Annotations').mkdir()
+    return 'Annotations: no PNG files in it'
 
 
 def lacks_images(folder):
@@ -101,11 +122,11 @@ def lists_what_is_not_there(folder):
     return 'Annotations/fox: no annotation in it'
 
 
-@pytest.mark.parametrize('make', [lacks_annotations, lacks_images, lists_what_is_not_there])
+@pytest.mark.parametrize('make', [lacks_annotations, has_empty_annotations, lacks_images, lists_what_is_not_there])
 def test_folder_that_cannot_be_used_is_named(tmp_path, make):
     reason = make(tmp_path / 'davis')
     with pytest.raises(RecordingError, match=reason):
-        davis_recordings(tmp_path / 'davis', split='val' if make is lists_what_is_not_there else '')
+        opened(DavisFolder(tmp_path / 'davis', split='val' if make is lists_what_is_not_there else ''))
 
 
 # --- SA-V
@@ -123,7 +144,7 @@ def check_every_fourth_frame(clip, truths):
 
 def test_video_has_every_frame_and_every_fourth_is_annotated(tmp_path):
     sav_video(tmp_path, 3, annotated=4)
-    clip, = sav_recordings(tmp_path)
+    clip, = opened(SavFolder(tmp_path))
     assert clip.name == 'sav_000003' and len(clip.stamps) == 13
     assert np.diff(clip.stamps) == pytest.approx(1e9 / 24, abs=1)
     check_every_fourth_frame(clip, lambda frame: {1: scene(frame)[1] == 1, 2: scene(frame)[1] == 3})
@@ -132,7 +153,7 @@ def test_video_has_every_frame_and_every_fourth_is_annotated(tmp_path):
 
 def test_frames_of_a_video_are_those_asked_for(tmp_path):
     sav_video(tmp_path, 3, annotated=4)
-    clip, = sav_recordings(tmp_path)
+    clip, = opened(SavFolder(tmp_path))
     video = cv2.VideoCapture(str(tmp_path / 'sav_000003.mp4'))
     stored = [cv2.cvtColor(video.read()[1], cv2.COLOR_BGR2RGB) for _ in range(13)]
     for frame in [*range(13), 12, 3, 3, 9, 0]:
@@ -143,11 +164,11 @@ def test_manual_masklets_come_before_automatic_ones(tmp_path):
     sav_video(tmp_path, 3, kind='auto')
     sav_video(tmp_path, 3, annotated=2)
     sav_video(tmp_path, 4, kind='auto')
-    assert [len(clip.stamps) for clip in sav_recordings(tmp_path)] == [5, 21]
+    assert [len(clip.stamps) for clip in opened(SavFolder(tmp_path))] == [5, 21]
 
 
 def test_objects_of_the_validation_set_may_overlap(tmp_path):
-    clip, = sav_recordings(sav_folders(tmp_path))
+    clip, = opened(SavFolder(sav_folders(tmp_path)))
     assert clip.name == 'sav_000007' and len(clip.stamps) == 9
     check_every_fourth_frame(clip, overlapping)
     expected = np.zeros((HEIGHT, WIDTH), np.uint16)
@@ -164,10 +185,10 @@ def test_list_of_videos_says_which(tmp_path):
     for number in (3, 4):
         sav_video(tmp_path, number)
     (tmp_path / 'sav_val.txt').write_text('sav_000004\n')
-    assert [clip.name for clip in sav_recordings(tmp_path, split='sav_val')] == ['sav_000004']
+    assert [clip.name for clip in opened(SavFolder(tmp_path, split='sav_val'))] == ['sav_000004']
     (tmp_path / 'sav_val.txt').write_text('sav_000009\n')
-    with pytest.raises(RecordingError, match='no annotation of sav_000009, which sav_val names'):
-        sav_recordings(tmp_path, split='sav_val')
+    with pytest.raises(RecordingError, match='no sav_000009_manual.json or sav_000009_auto.json'):
+        opened(SavFolder(tmp_path, split='sav_val'))
 
 
 def test_video_that_ends_early_is_named(tmp_path):
@@ -176,23 +197,23 @@ def test_video_that_ends_early_is_named(tmp_path):
     sav_video(tmp_path / 'other', 3, annotated=2)
     (tmp_path / 'other' / 'sav_000003.mp4').replace(tmp_path / 'sav_000003.mp4')
     (tmp_path / 'other' / 'sav_000003_manual.json').unlink()
-    clip, = sav_recordings(tmp_path)
+    clip, = opened(SavFolder(tmp_path))
     with pytest.raises(RecordingError, match='sav_000003.mp4: ends after 5 frames, its annotation is of 13'):
         clip.image(8)
 
 
 def test_folder_without_sav_is_named(tmp_path):
     with pytest.raises(RecordingError, match='neither JPEGImages_24fps with Annotations_6fps nor'):
-        sav_recordings(tmp_path)
+        opened(SavFolder(tmp_path))
 
 
 def test_truth_of_a_clip_is_there_object_by_object(tmp_path):
     davis_clip(tmp_path, 'bear', 2)
-    clip, = davis_recordings(tmp_path)
+    clip, = opened(DavisFolder(tmp_path))
     assert set(truth_masks(clip, 1)) == {1, 3}
 
 
 def test_rate_must_be_positive(tmp_path):
     davis_clip(tmp_path, 'bear', 2)
     with pytest.raises(RecordingError, match='rate 0: must be positive'):
-        davis_recordings(tmp_path, rate=0)
+        opened(DavisFolder(tmp_path), rate=0)
