@@ -24,18 +24,23 @@ from sam2_ros.srv import SegmentAll, SegmentImage
 SIZES = ((48, 64), (64, 48), (1, 1))  # rows and columns
 END = (InstanceEvent.REMOVED, InstanceEvent.FORGOTTEN)
 
-images = st.tuples(st.just('image'), st.one_of(st.integers(-3, 4), st.integers(-30, 30)), st.sampled_from(SIZES),
-                   st.sampled_from([True, True, True, False]))
-prompts = st.tuples(st.just('prompt'), st.sampled_from([0, 0, 1, 1, 2, 3, 9]), st.integers(0, 4), st.integers(-12, 4),
-                    st.sampled_from(['box', 'point', 'far', 'none']), st.sampled_from(['', 'cup']))
+steps_of_time = st.sampled_from([1, 1, 1, 1, 1, 2, 0, -1, 30, -30])
+images = st.tuples(st.sampled_from(['show', 'show', 'image']), steps_of_time,
+                   st.sampled_from([SIZES[0], *SIZES]), st.sampled_from([True, True, True, False]))
+prompts = st.tuples(st.just('prompt'), st.sampled_from([0, 0, 0, 0, 1, 1, 1, 2, 3, 9]), st.integers(0, 3),
+                    st.sampled_from([-12, -4, -3, -2, -1, 0, 1, 4]),
+                    st.sampled_from(['box', 'box', 'point', 'point', 'far', 'none']), st.sampled_from(['', 'cup']))
 questions = st.tuples(st.just('question'), st.booleans(), st.integers(-12, 4))
 changes = st.tuples(st.just('change'), st.sampled_from([
     {'history_bytes': 0}, {'history_seconds': 0.0}, {}, {'max_objects': 1}, {'catch_up_images': 0},
     {'catch_up_images': 1000}, {'forget_after': 0.2, 'lost_after': 0.1}, {'on_time_jump': 'reset'},
     {'prompt_timeout': 0.0}]))
 failures = st.tuples(st.just('failure'), st.sampled_from(['encode_image', 'attend_memory', 'decode_masks',
-                                                         'encode_memory', None]))
-others = st.sampled_from([('work',), ('work',), ('aside',), ('aside',), ('shed',), ('drain',), ('reset',)])
+                                                         'encode_memory', None, None, None, None]))
+work = st.sampled_from([('work',), ('aside',), ('aside',)])
+stops = st.sampled_from([('shed',), ('drain',), ('reset',)])
+steps = st.lists(st.sampled_from([images] * 6 + [prompts] * 4 + [work] * 4 + [questions, changes, failures, stops])
+                 .flatmap(lambda kind: kind), min_size=30, max_size=80)
 
 
 class Run:
@@ -60,6 +65,10 @@ class Run:
             message = Image(header=message.header, encoding='rgb8', height=2, width=2, step=6, data=bytes(3))
         self.stream.put_image(message)
 
+    def show(self, *what) -> None:
+        self.image(*what)
+        self.work()
+
     def prompt(self, action: int, object_id: int, lag: int, content: str, label: str) -> None:
         message = Prompt(action=action, id=object_id, label=label)
         if lag < 4:
@@ -81,7 +90,7 @@ class Run:
         self.questions += self.stream.mailbox.put_one_shot(call)
 
     def change(self, values: dict) -> None:
-        self.stream.parameters = Parameters(**values)
+        self.stream.change(Parameters(**values))
 
     def failure(self, part: str | None) -> None:
         self.patch.undo()
@@ -134,14 +143,14 @@ def failing(*_, **__):
     raise MemoryError('out of memory')
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture,
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture,
                                                                  HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(st.lists(st.one_of(images, images, prompts, prompts, questions, changes, failures, others, others),
-                min_size=10, max_size=60))
+@given(steps)
 def test_everybody_is_answered_once_and_objects_are_the_same_everywhere(make, steps):
     with pytest.MonkeyPatch.context() as patch:
         run = Run(make(), patch)
-        for step in steps:
+        show = ('show', 1, SIZES[0], True)
+        for step in (show, ('prompt', 0, 1, 0, 'box', 'cup'), show, *steps):
             run.do(*step)
         for _ in range(1000):
             if not run.stream.has_work_aside():
