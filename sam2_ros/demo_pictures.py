@@ -51,13 +51,14 @@ def write_video(path: Path, shots: Sequence[Shot], start: int, rate: float,
         if newest != current:
             current = newest
             frame = cv2.cvtColor(captioned(draw(shots[current]), *_caption(shots[current], start)), cv2.COLOR_RGB2BGR)
-        writer = writer or _open(path, rate, frame.shape[1::-1])
+        writer = writer or open_video(path, rate, frame.shape[1::-1])
         writer.write(frame)
         progress(tick + 1, total)
     writer.release()
 
 
-def _open(path: Path, rate: float, size: tuple[int, int]) -> cv2.VideoWriter:
+def open_video(path: Path, rate: float, size: tuple[int, int]) -> cv2.VideoWriter:
+    """A video of so many frames per second, of width and height in pixels. OSError: no codec can be opened."""
     for codec in CODECS:
         writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), rate, size)
         if writer.isOpened():
