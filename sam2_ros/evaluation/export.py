@@ -21,12 +21,11 @@ from sam2_ros.bag_writer import BagWriter
 from sam2_ros.evaluation.frames import Processed, Progress, processed
 from sam2_ros.evaluation.recording import Recording
 from sam2_ros.evaluation.results import Run
-from sam2_ros.frame import Frame, TrackedObject
-from sam2_ros.msg import Instance
 from sam2_ros.outputs import instance_array
 from sam2_ros.views import label_image
 
-MIN_SCORE = 0.8
+MIN_SCORE = 0.5
+MOSTLY = 0.5  # share of the images it is in sight in that an object has to be sure in
 JPEG_QUALITY = 95
 NO_LABEL = 'object'  # category of objects without a label
 
@@ -37,50 +36,65 @@ class Exported:
 
     images: int
     masks: int
-    unsure: int  # images left out because an object is in sight with too low a score
+    unsure: int  # images left out for a mask with too low a score
     empty: int  # images left out because nothing is in sight
+    objects_left_out: tuple[int, ...] = ()  # whose masks have too low a score most of the time; not in clips
 
 
 def export(kind: str, run: Run, recording: Recording, folder: Path, min_score: float = MIN_SCORE,
            progress: Progress | None = None) -> Exported:
     """Write the tracked masks of a run under ``folder``, beside those of other recordings; what was written.
 
-    Only masks of objects that are TRACKED with a score (predicted IoU) of at least ``min_score``. An image in which an
-    object is tracked with less is left out as a whole: to a reader of clips, an object without a mask is hidden.
+    Only masks of objects that are TRACKED with a score (predicted IoU) of at least ``min_score``. To a reader of clips
+    (davis, bag) an object without a mask is hidden. Therefore an image is left out there as a whole when one of its
+    masks is not sure; an object that is seldom sure is left out of all images first.
     ValueError for a kind that is not known or a score beyond 0..1; FileExistsError when the recording is there already.
     """
     if kind not in WRITERS:
         raise ValueError(f"export '{kind}': must be one of {', '.join(WRITERS)}")
     if not 0 <= min_score <= 1:
         raise ValueError(f'min_score {min_score:g}: must be 0 to 1')
-    chosen = _Chosen(run, recording, min_score, progress)
+    chosen = _Chosen(run, recording, min_score, kind != 'coco', progress)
     WRITERS[kind](chosen, folder, recording.name.strip('/').replace('/', '_'), recording)
-    return Exported(chosen.images, chosen.masks, chosen.unsure, chosen.empty)
+    return Exported(chosen.images, chosen.masks, chosen.unsure, chosen.empty, chosen.objects_left_out)
 
 
 class _Chosen:
-    """The images to be written, with the objects in sight; counts what is left out."""
+    """The images to be written, with the objects to be written in each; counts what is left out."""
 
-    def __init__(self, run: Run, recording: Recording, min_score: float, progress: Progress | None) -> None:
+    def __init__(self, run: Run, recording: Recording, min_score: float, clips: bool,
+                 progress: Progress | None) -> None:
+        """clips: an image without a mask of an object says that it is hidden."""
         self._frames = processed(run, recording, progress)
-        self._min_score = min_score
+        self._min_score, self._clips = min_score, clips
+        self.objects_left_out = _seldom_sure(run, min_score) if clips else ()
         self.images = self.masks = self.unsure = self.empty = 0
 
     def __iter__(self) -> Iterator[Processed]:
         for item in self._frames:
-            seen = [found for found in item.frame.objects if _in_sight(found)]
+            known = [found for found in item.frame.objects if found.id not in self.objects_left_out]
+            seen = [found for found in known if found.box is not None]
+            sure = [found for found in seen if found.score >= self._min_score]
             if not seen:
                 self.empty += 1
-            elif min(found.score for found in seen) < self._min_score:
+            elif not sure or self._clips and len(sure) < len(seen):
                 self.unsure += 1
             else:
                 self.images += 1
-                self.masks += len(seen)
-                yield item
+                self.masks += len(sure)
+                hidden = [found for found in known if found.box is None]
+                yield item._replace(frame=replace(item.frame, objects=sure + hidden))
 
 
-def _in_sight(item: TrackedObject) -> bool:
-    return item.state == Instance.TRACKED and item.box is not None
+def _seldom_sure(run: Run, min_score: float) -> tuple[int, ...]:
+    """The objects whose masks have too low a score in most images they are in sight in."""
+    scores: dict[int, list[float]] = {}
+    for frame in run.frames:
+        for object_id, found in frame.objects.items():
+            if found.visible:
+                scores.setdefault(object_id, []).append(found.score)
+    return tuple(sorted(object_id for object_id, values in scores.items()
+                        if sum(score >= min_score for score in values) < MOSTLY * len(values)))
 
 
 def _new(path: Path) -> Path:
@@ -110,7 +124,9 @@ def _write_coco(chosen: _Chosen, folder: Path, name: str, recording: Recording) 
         path = _write_picture(folder / 'images' / f'{name}_{output.index:05}.jpg', message, frame.image)
         height, width = frame.image.shape[:2]
         images.append({'id': output.index + 1, 'file_name': path.name, 'height': height, 'width': width})
-        for item in filter(_in_sight, frame.objects):
+        for item in frame.objects:
+            if item.box is None:
+                continue
             x0, y0, x1, y1 = item.box
             category = categories.setdefault(item.label or NO_LABEL, len(categories) + 1)
             annotations.append({
@@ -131,11 +147,7 @@ def _write_davis(chosen: _Chosen, folder: Path, name: str, recording: Recording)
     labels.mkdir(parents=True)
     for output, message, frame in chosen:
         _write_picture(pictures / f'{output.index:05}.jpg', message, frame.image)
-        (labels / f'{output.index:05}.png').write_bytes(label_png(label_image(_only_in_sight(frame))))
-
-
-def _only_in_sight(frame: Frame) -> Frame:
-    return replace(frame, objects=[item for item in frame.objects if _in_sight(item)])
+        (labels / f'{output.index:05}.png').write_bytes(label_png(label_image(frame)))
 
 
 # --- bag

@@ -137,9 +137,11 @@ def test_davis_folders_train_and_have_indexed_labels(tmp_path, run, recording, s
 def test_coco_trains_and_says_what_each_mask_is(tmp_path, run, recording, skipped):
     export('coco', run, recording, tmp_path / 'data')
     images = opened(tmp_path / 'data', skipped)
-    assert len(images) == len(SURE)
-    for index, image in zip(SURE, images, strict=True):
-        expected = [mask for mask in (recording.mask(1, index), recording.mask(2, index)) if mask.any()]
+    processed = [0, *range(2, 8)]
+    assert len(images) == len(processed)  # an image stands for itself: one sure mask is enough
+    for index, image in zip(processed, images, strict=True):
+        expected = [mask for object_id in (1, 2) if (mask := recording.mask(object_id, index)).any()
+                    and LOW.get(index) != object_id]
         np.testing.assert_array_equal(image.read([0]).masks[0], np.stack(expected))
     content = json.loads((tmp_path / 'data' / 'annotations' / 'instances_discs.json').read_text())
     names = {category['id']: category['name'] for category in content['categories']}
@@ -162,6 +164,16 @@ def test_score_says_what_is_sure(tmp_path, run, recording):
     assert export('davis', run, recording, tmp_path / 'none', min_score=0.95).images == 0
     with pytest.raises(ValueError, match='min_score 1.5: must be 0 to 1'):
         export('davis', run, recording, tmp_path / 'other', min_score=1.5)
+
+
+def test_object_that_is_seldom_sure_costs_no_images(tmp_path, run, recording, skipped):
+    for frame in run.frames[:4]:
+        frame.objects[2] = output(recording.mask(2, frame.index), 0.3)
+    exported = export('davis', run, recording, tmp_path / 'data')
+    assert exported.objects_left_out == (2,)
+    assert (exported.images, exported.unsure) == (6, 1)  # all but that in which the other disc is unsure
+    clip, = opened(tmp_path / 'data', skipped)
+    np.testing.assert_array_equal(clip.read([2]).masks[0], recording.mask(1, 3)[None])
 
 
 def test_images_without_an_object_in_sight_are_left_out(tmp_path, run, recording):
