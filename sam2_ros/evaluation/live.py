@@ -24,6 +24,7 @@ from std_msgs.msg import Header
 
 from sam2_core import Sam2Model
 from sam2_core.metrics import iou
+from sam2_ros.box_fit import OrientedBox
 from sam2_ros.conversions import to_nanoseconds
 from sam2_ros.dds import image_profile_environment
 from sam2_ros.evaluation.recording import RecordedPrompt, Recording, RecordingError
@@ -307,7 +308,17 @@ def _output(item: Instance) -> ObjectOutput:
         return ObjectOutput(item.state, item.score, item.visibility)
     roi, crop = item.roi, np.frombuffer(item.mask.data, np.uint8) > 0
     box = roi.x_offset, roi.y_offset, roi.x_offset + roi.width, roi.y_offset + roi.height
-    return ObjectOutput(item.state, item.score, item.visibility, box, np.packbits(crop))
+    return ObjectOutput(item.state, item.score, item.visibility, box, np.packbits(crop),
+                        _shape(item) if item.has_depth else None)
+
+
+def _shape(item: Instance) -> OrientedBox:
+    place, turn, size = item.box_center.position, item.box_center.orientation, item.box_size
+    x, y, z, w = turn.x, turn.y, turn.z, turn.w
+    axes = np.array([[1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+                     [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+                     [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)]])
+    return OrientedBox(np.array([place.x, place.y, place.z]), axes, np.array([size.x, size.y, size.z]))
 
 
 @contextlib.contextmanager

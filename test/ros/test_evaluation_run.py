@@ -3,9 +3,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from discs import TRANSPORT, Discs, header, stamp
+from discs import HEIGHT, TRANSPORT, WIDTH, Discs, header, stamp
+from sensor_msgs.msg import CameraInfo
 
 from sam2_core.metrics import iou
+from sam2_ros.conversions import from_pixels
 from sam2_ros.evaluation.recording import RecordedPrompt
 from sam2_ros.evaluation.results import STAGES, TOTAL
 from sam2_ros.evaluation.run import ENDED, run
@@ -118,6 +120,20 @@ def test_so_does_an_image_that_cannot_be_decoded(model):
     result = run(discs, model, Parameters())
     assert [frame.index for frame in result.frames] == [0, 2, 3]
     assert "encoding 'bayer_rggb8': not supported" in result.unusable[1]
+
+
+def test_objects_are_located_where_there_is_depth(model):
+    discs = Discs(3)
+    discs.prompts = [discs.prompt(1)]
+    info = CameraInfo(header=header(0), width=WIDTH, height=HEIGHT, k=[150.0, 0, 80, 0, 150, 60, 0, 0, 1],
+                      distortion_model='plumb_bob', d=[0.0] * 5)
+    discs.depth = lambda index: None if index == 1 else (
+        from_pixels(np.full((HEIGHT, WIDTH), 1500, np.uint16).view(np.uint8).reshape(HEIGHT, WIDTH, 2), '16UC1',
+                    header(index)), info)
+    first, second, third = (frame.objects[1].shape for frame in run(discs, model, Parameters()).frames)
+    assert second is None
+    assert first.centre[2] == pytest.approx(1.5, abs=0.05) and third.centre[2] == pytest.approx(1.5, abs=0.05)
+    assert run(discs, model, Parameters(use_depth=False)).frames[0].objects[1].shape is None
 
 
 def test_every_stage_is_timed_and_the_model_is_left_as_it_was(model):
