@@ -57,13 +57,13 @@ def write_video(path: Path, shots: Sequence[Shot], start: int, rate: float,
     writer.release()
 
 
-def open_video(path: Path, rate: float, size: tuple[int, int]) -> cv2.VideoWriter:
+def open_video(path: Path, rate: float, size: tuple[int, int], codecs: Sequence[str] = CODECS) -> cv2.VideoWriter:
     """A video of so many frames per second, of width and height in pixels. OSError: no codec can be opened."""
-    for codec in CODECS:
+    for codec in codecs:
         writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), rate, size)
         if writer.isOpened():
             return writer
-    raise OSError(f'{path}: OpenCV can write none of {", ".join(CODECS)}')
+    raise OSError(f'{path}: OpenCV can write none of {", ".join(codecs)}')
 
 
 def contact_sheet(shots: Sequence[Shot], start: int) -> np.ndarray:

@@ -5,8 +5,9 @@
     sam2_evaluate BAG... --mode real-time --parameters robot.yaml --output DIR
     sam2_evaluate --davis DAVIS --split 2017/val --model sam2.1_hiera_small --output DIR
 
-Writes DIR/metrics.json and the bag DIR/results, of several recordings to DIR/NAME each. Topics that are not given are
-found. The same recording gives the same figures each time, but for times. docs/evaluation.md tells what they mean.
+Writes DIR/metrics.json, report.html, overlay.mp4 and the bag results, of several recordings to DIR/NAME each. Topics
+that are not given are found. The same recording gives the same figures each time, but for times. docs/evaluation.md
+tells what they mean.
 
 Exit code: 0 fine, 1 a recording could not be evaluated (the others were), 2 nothing could be.
 """
@@ -75,6 +76,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     out.add_argument('--bag', default='results', choices=('none', 'results', 'images'), help='DIR/results, a bag for '
                      'RViz and Foxglove with instances, label images and overlay (default), with the images too, or '
                      'none')
+    out.add_argument('--no-video', action='store_true', help='no DIR/overlay.mp4')
     out.add_argument('--export', nargs='+', default=[], choices=WRITERS, metavar='KIND', help='the masks as training '
                      f'data in DIR/KIND: {", ".join(WRITERS)}')
     out.add_argument('--min-score', type=float, default=MIN_SCORE, metavar='SCORE', help='of the masks that are '
@@ -106,8 +108,8 @@ def parameters_of(options: argparse.Namespace) -> Parameters:
 def jobs_of(options: argparse.Namespace, parameters: Parameters) -> list[Job]:
     """RecordingError for a data set that cannot be read."""
     common = {'prompts': options.prompts, 'mode': options.mode, 'rate': options.rate, 'parameters': parameters,
-              'bag': '' if options.bag == 'none' else options.bag, 'exports': tuple(options.export),
-              'export_folder': options.output, 'min_score': options.min_score}
+              'bag': '' if options.bag == 'none' else options.bag, 'video': not options.no_video,
+              'exports': tuple(options.export), 'export_folder': options.output, 'min_score': options.min_score}
     if options.bags:
         topics = {topic: given for topic in TOPICS if (given := getattr(options, topic))}
         names = _unique([bag.resolve().name for bag in options.bags])
@@ -186,7 +188,8 @@ def report(console: Console, metrics: dict) -> None:
         console.print(f'time per image: p50 {1e3 * total["p50"]:.0f} ms, p95 {1e3 * total["p95"]:.0f} ms')
     for kind, made in metrics.get('exported', {}).items():
         console.print(f'exported to {kind}: {made["images"]} images with {made["masks"]} masks; left out: '
-                      f'{made["unsure"]} with unsure masks, {made["empty"]} with nothing in sight')
+                      f'{made["unsure"]} with unsure masks, {made["empty"]} with nothing in sight'
+                      + ''.join(f', object {object_id} for low scores' for object_id in made['objects_left_out']))
     problems = [f'image {index} left out: {reason}' for index, reason in metrics['unusable'].items()]
     problems += metrics['problems'] + [f'prompt {item["action"]} of object {item["id"]} refused: {item["reason"]}'
                                        for item in metrics['prompts']['refused']]

@@ -61,7 +61,7 @@ def timeline(data: Timeline, end: float) -> str:
 def histogram(values: Sequence[float], marks: dict[str, float]) -> str:
     """How often each value was, in milliseconds. values: seconds, at least one; marks: named values, seconds."""
     milliseconds = np.asarray(values) * 1e3
-    end = nice(max(1.2 * max(marks.values(), default=0.0) * 1e3, 1.05 * float(np.quantile(milliseconds, 0.99)), 1e-3))
+    end = max(1.15 * max(marks.values(), default=0.0) * 1e3, 1.05 * float(np.quantile(milliseconds, 0.99)), 1e-3)
     counts, edges = np.histogram(np.minimum(milliseconds, end), bins=45, range=(0, end))
     top, bottom, most = 34, 160, int(counts.max())
 
@@ -100,9 +100,9 @@ def lowest(times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def nice(value: float) -> float:
-    """The next 1, 2, 3, 5 or 8 times a power of ten: where an axis ends."""
+    """The next 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(value))
-    return next(step * power for step in (1, 2, 3, 5, 8, 10) if step * power >= value * (1 - 1e-9))
+    return next(step * power for step in (1, 2, 5, 10) if step * power >= value * (1 - 1e-9))
 
 
 def ticks(end: float) -> list[float]:

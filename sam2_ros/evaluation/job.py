@@ -13,8 +13,10 @@ from sam2_ros.bags import BagRecording
 from sam2_ros.evaluation.export import MIN_SCORE, export
 from sam2_ros.evaluation.folders import DavisFolder, SavFolder
 from sam2_ros.evaluation.live import agreement, run_live
+from sam2_ros.evaluation.pictures import write_video
 from sam2_ros.evaluation.prompts import first_truth_prompts, read_prompts
 from sam2_ros.evaluation.recording import Recording, RecordingError
+from sam2_ros.evaluation.report import write_report
 from sam2_ros.evaluation.results import Run
 from sam2_ros.evaluation.results_bag import write_results
 from sam2_ros.evaluation.run import run
@@ -23,7 +25,7 @@ from sam2_ros.parameters import Parameters
 
 BAG, DAVIS, SAV = 'bag', 'davis', 'sav'
 TOPIC, FIRST_TRUTH = 'topic', 'first-truth'
-METRICS, RESULTS = 'metrics.json', 'results'
+METRICS, RESULTS, REPORT, VIDEO = 'metrics.json', 'results', 'report.html', 'overlay.mp4'
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it is, of how much
 
 
@@ -41,6 +43,7 @@ class Job:
     rate: float = 1.0
     parameters: Parameters = field(default_factory=Parameters)
     bag: str = 'results'  # whether a bag of the results is written: or 'images', with the images in it, or ''
+    video: bool = True  # whether overlay.mp4 is written
     exports: tuple[str, ...] = ()  # kinds of training data that are made of the masks
     export_folder: Path = Path()  # recordings share it, with a folder for each kind
     min_score: float = MIN_SCORE  # of the masks that are exported
@@ -90,6 +93,10 @@ def write(job: Job, recording: Recording, result: Run, more: dict, progress: Pro
             metrics['problems'].append(f'export {kind}: {error}')
         else:
             metrics.setdefault('exported', {})[kind] = asdict(made)
+    if job.video:
+        write_video(result, recording, job.output / VIDEO,
+                    lambda index: progress('drawing the video', index + 1, result.images))
+    write_report(result, metrics, recording, job.output / REPORT)
     write_metrics(metrics, job.output / METRICS)
     return metrics
 

@@ -18,6 +18,7 @@ from sam2_ros.frame import TrackedObject
 from sam2_ros.overlay import BLACK, WHITE, colour, draw_overlay
 
 OPACITY = 0.4
+CODECS = ('mp4v',)  # what every OpenCV has: the search for others writes alarming lines
 VIDEO_WIDTH = 1280  # pixels, at most
 SLOWEST, FASTEST = 1.0, 60.0  # images per second of a video
 
@@ -95,7 +96,7 @@ def write_video(run: Run, recording: Recording, path: Path,
             if drawn is not None:
                 picture = drawn if picture is None else cv2.resize(drawn, picture.shape[1::-1])
             if picture is not None:
-                writer = writer or open_video(path, min(FASTEST, max(SLOWEST, rate)), picture.shape[1::-1])
+                writer = writer or open_video(path, min(FASTEST, max(SLOWEST, rate)), picture.shape[1::-1], CODECS)
                 writer.write(picture)
             progress(index)
     finally:

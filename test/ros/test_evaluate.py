@@ -93,7 +93,9 @@ def test_results_become_a_bag_to_look_at_and_masks_training_data(bag, tmp_path):
     assert (out / 'coco' / 'annotations' / 'instances_bag.json').exists()
     assert any(problem.startswith('export coco: ') for problem in metrics_of(out)['problems'])
     assert main([str(bag), '--bag', 'none', '--output', str(tmp_path / 'plain')]) == 0
-    assert [path.name for path in (tmp_path / 'plain').iterdir()] == ['metrics.json']
+    assert {path.name for path in (tmp_path / 'plain').iterdir()} == {'metrics.json', 'report.html', 'overlay.mp4'}
+    assert main([str(bag), '--bag', 'none', '--no-video', '--output', str(tmp_path / 'bare')]) == 0
+    assert {path.name for path in (tmp_path / 'bare').iterdir()} == {'metrics.json', 'report.html'}
 
 
 def test_parameters_come_from_a_file_and_options_before_it(bag, tmp_path):
