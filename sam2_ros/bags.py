@@ -73,9 +73,8 @@ class BagRecording:
         if not image:
             cameras = {topic: found for topic, found in pictures.items()
                        if topic not in (truth, _named(depth_topic)) and is_camera(self._main, found)}
-            raw = {topic for topic in cameras if f'{topic}/compressed' in cameras}
-            cameras = {topic: found for topic, found in cameras.items() if topic.removesuffix('/compressed') not in raw
-                       or topic in raw}
+            for topic in [topic for topic in cameras if f'{topic}/compressed' in cameras]:
+                del cameras[f'{topic}/compressed']  # the same camera
             if len(cameras) != 1:
                 what = 'several topics of camera images' if cameras else 'no topic of camera images'
                 raise RecordingError(f'bag {self.path}: {what}; {described(cameras or pictures)}: say which one with '

@@ -159,6 +159,34 @@ def test_split_bag_is_one_recording(tmp_path, storage):
         check_all(recording)
 
 
+def without_chunks(path):
+    """The mcap file as the recorder's preset fastwrite leaves it: no chunks, no index (mcap.dev/spec)."""
+    content, parts, at = path.read_bytes(), [b'\x89MCAP0\r\n'], 8
+    while True:
+        kind, size = content[at], int.from_bytes(content[at + 1:at + 9], 'little')
+        body = content[at + 9:at + 9 + size]
+        if kind == 0x0f:  # the data ends
+            break
+        if kind == 0x06:  # a chunk: times 8 + 8, size 8, checksum 4, compression as text, size 8, records
+            name = int.from_bytes(body[28:32], 'little')
+            assert name == 0
+            parts.append(body[40:])
+        elif kind != 0x07:  # of the index
+            parts.append(content[at:at + 9 + size])
+        at += 9 + size
+    end = b'\x0f' + (4).to_bytes(8, 'little') + bytes(4) + b'\x02' + (20).to_bytes(8, 'little') + bytes(20)
+    path.write_bytes(b''.join(parts) + end + b'\x89MCAP0\r\n')
+
+
+def test_mcap_without_chunks_is_read_too(tmp_path):
+    bag = write(tmp_path / 'run', messages())
+    file, = bag.glob('*.mcap')
+    without_chunks(file)
+    with BagRecording(bag) as recording:
+        check_all(recording)
+        np.testing.assert_array_equal(to_rgb(recording.image(3)), picture(3))  # back again
+
+
 def test_bag_without_metadata_is_read_from_its_files(tmp_path):
     bag = split(tmp_path)
     (bag / 'metadata.yaml').unlink()
