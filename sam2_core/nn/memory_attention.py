@@ -1,7 +1,6 @@
 """Memory attention: the image looks at what is remembered of each object (SAM 2 paper, section 4)."""
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_core.config import Sam2Config
@@ -28,7 +27,7 @@ class MemoryAttentionLayer(nn.Module):
         normed = self.norm1(x_bnc)
         x_bnc = x_bnc + self.self_attn(normed, normed, normed, table)
         x_bnc = x_bnc + self.cross_attn_image(self.norm2(x_bnc), memory_keys, memory, table, pointer_tokens)
-        return x_bnc + self.linear2(F.relu(self.linear1(self.norm3(x_bnc))))
+        return x_bnc + self.linear2(self.linear1(self.norm3(x_bnc)).relu_())
 
 
 class MemoryAttention(nn.Module):
@@ -43,7 +42,10 @@ class MemoryAttention(nn.Module):
 
     def forward(self, image_bnc: Tensor, image_position_nc: Tensor, memory_bmc: Tensor, memory_position_bmc: Tensor,
                 pointer_tokens: int) -> Tensor:
-        """Image (B, N, d_model), memory (B, M, memory_dim) whose last ``pointer_tokens`` are pointers -> as image."""
+        """Image (1 or B, N, d_model), memory (B, M, memory_dim) ending in its pointers' tokens -> (B, N, d_model).
+
+        One image for all B objects is one until the first look at their memories: what comes before is done once.
+        """
         x = image_bnc + 0.1 * image_position_nc
         keys = memory_bmc + memory_position_bmc
         for layer in self.layers:

@@ -440,8 +440,8 @@ def test_positions_enter_the_query_once_by_a_tenth_and_the_keys_but_not_the_valu
     memory = filled(model, 3)
     layers = model.memory_attention.layers
     with contextlib.ExitStack() as stack:
-        first, key, value, last = (stack.enter_context(inputs_of(module)) for module in (
-            layers[0].norm1, layers[1].cross_attn_image.k_proj, layers[1].cross_attn_image.v_proj,
+        first, key, read, last = (stack.enter_context(inputs_of(module)) for module in (
+            layers[0].norm1, layers[1].cross_attn_image.k_proj, layers[1].cross_attn_image,
             model.memory_attention.norm))
         attended = model.attend_memory(image, memory)
     raw = image.stride16_bchw.flatten(2).transpose(1, 2)
@@ -450,7 +450,8 @@ def test_positions_enter_the_query_once_by_a_tenth_and_the_keys_but_not_the_valu
 
     tokens = model.grid ** 2
     frames = memory.frames[0].float().flatten(0, 1)
-    torch.testing.assert_close(value[0][0][0, :3 * tokens], frames)
+    _, _, values, *_ = read[0]
+    torch.testing.assert_close(values[0, :3 * tokens], frames)
     grid = sine_grid(model.config.memory_dim, model.grid, model.grid).flatten(1).T
     slots = model.maskmem_tpos_enc[memory.time_slots[0], 0, 0]
     torch.testing.assert_close(key[0][0][0, :3 * tokens], frames + (grid[None] + slots[:, None]).flatten(0, 1))
