@@ -60,8 +60,9 @@ class ImageEncoder(nn.Module):
         self.trunk = Hiera(config)
         self.neck = FpnNeck(self.trunk.channels, config.d_model)
 
-    def forward(self, image_bchw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.neck(self.trunk(image_bchw))
+    def forward(self, image_bchw: Tensor, to_stride4: nn.Conv2d | None = None,
+                to_stride8: nn.Conv2d | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        return self.neck(self.trunk(image_bchw), to_stride4, to_stride8)
 
 
 class Sam2Model(nn.Module):
@@ -110,8 +111,9 @@ class Sam2Model(nn.Module):
 
     def encode_image(self, images_bchw: Tensor) -> ImageFeatures:
         """Normalised images (B, 3, S, S) -> features. The decoder's own projections of strides 4 and 8 are applied."""
-        stride4, stride8, stride16 = self.image_encoder(images_bchw.to(self.dtype))
-        return ImageFeatures(stride16, self.sam_mask_decoder.conv_s1(stride8), self.sam_mask_decoder.conv_s0(stride4))
+        decoder = self.sam_mask_decoder
+        stride4, stride8, stride16 = self.image_encoder(images_bchw.to(self.dtype), decoder.conv_s0, decoder.conv_s1)
+        return ImageFeatures(stride16, stride8, stride4)
 
     def without_memory(self, features: ImageFeatures) -> Tensor:
         """What the decoder sees where nothing is remembered yet: (B, d_model, h, w)."""
@@ -127,7 +129,7 @@ class Sam2Model(nn.Module):
         pointers = memory.pointers.reshape(batch, pieces, memory_dim)
         pointer_position = self._pointer_position(memory.pointer_ages, pieces)
 
-        image = features.stride16_bchw.flatten(2).transpose(1, 2).expand(batch, -1, -1)
+        image = features.stride16_bchw.flatten(2).transpose(1, 2)
         attended = self.memory_attention(
             image, self.image_position.to(self.dtype),
             torch.cat((memory.frames.to(self.dtype).flatten(1, 2), pointers), dim=1),

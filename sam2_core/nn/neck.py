@@ -1,6 +1,7 @@
 """The feature pyramid between the trunk and everything else (arXiv 1612.03144)."""
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,8 +28,26 @@ class FpnNeck(nn.Module):
         super().__init__()
         self.convs = nn.ModuleList(Lateral(c, d_model) for c in reversed(channels))
 
-    def forward(self, levels: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        stride32, stride16, stride8, stride4 = (
-            conv(level) for conv, level in zip(self.convs, reversed(levels), strict=True))
-        top_down = F.interpolate(stride32.float(), scale_factor=2.0, mode='nearest').to(stride16.dtype)
-        return stride4, stride8, stride16 + top_down
+    def forward(self, levels: list[Tensor], to_stride4: nn.Conv2d | None = None,
+                to_stride8: nn.Conv2d | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """``to_stride4``, ``to_stride8``: 1x1 convolutions that follow at these strides."""
+        stride32, stride16, stride8, stride4 = zip(self.convs, reversed(levels), strict=True)
+        deepest, upper = (conv(level) for conv, level in (stride32, stride16))
+        top_down = F.interpolate(deepest.float(), scale_factor=2.0, mode='nearest').to(upper.dtype)
+        return _chained(*stride4, to_stride4), _chained(*stride8, to_stride8), upper + top_down
+
+
+def _chained(lateral: Lateral, level_bchw: Tensor, following: nn.Conv2d | None) -> Tensor:
+    """A lateral projection and the 1x1 convolution that follows, if any: one map where no gradient is wanted.
+
+    Exact, since both are linear: W2 (W1 x + b1) + b2 = (W2 W1) x + (W2 b1 + b2). The d_model channels between them, at
+    stride 4 the largest tensor of all, are never made. The small product is made each time, so it is never stale.
+    """
+    if following is None:
+        return lateral(level_bchw)
+    if torch.is_grad_enabled():
+        return following(lateral(level_bchw))
+    first, second = lateral.conv.weight[..., 0, 0].float(), following.weight[..., 0, 0].float()
+    bias = F.linear(lateral.conv.bias.float(), second, following.bias.float())
+    weight = (second @ first)[..., None, None]
+    return F.conv2d(level_bchw, weight.to(level_bchw.dtype), bias.to(level_bchw.dtype))

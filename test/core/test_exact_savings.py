@@ -1,0 +1,167 @@
+"""What is saved on a CPU changes nothing: each saving beside the plain computation, written out here in float64."""
+
+import copy
+import dataclasses
+
+import comparisons
+import pytest
+import reference
+import torch
+
+from sam2_core import VARIANTS, Sam2Model
+from sam2_core.model import Memory
+from sam2_core.nn import attention, hiera
+from sam2_core.nn.attention import RotaryAttention
+from sam2_core.nn.position import RotaryTable
+
+SIDE, DIM, NARROW, POINTERS, OBJECTS = 6, 32, 8, 5, 3
+TOKENS = SIDE * SIDE
+
+
+@pytest.fixture(scope='module')
+def model():
+    return comparisons.make_pair('nano').ours
+
+
+@pytest.fixture(scope='module')
+def image(model):
+    with torch.no_grad():
+        return model.encode_image(reference.pixel_values(reference.moving_scene(1)[0]))
+
+
+@pytest.fixture
+def cross():
+    torch.manual_seed(0)
+    return RotaryAttention(DIM, num_heads=1, dim_kv=NARROW)
+
+
+@pytest.fixture
+def inputs():
+    """Query of each object, keys and values of two frames and some pointers."""
+    generator = torch.Generator().manual_seed(1)
+    tokens = 2 * TOKENS + POINTERS
+    return (torch.randn(OBJECTS, TOKENS, DIM, generator=generator),
+            torch.randn(OBJECTS, tokens, NARROW, generator=generator) * 3,
+            torch.randn(OBJECTS, tokens, NARROW, generator=generator))
+
+
+def turned(x):
+    """Axial rotary positions as complex numbers, row after row of the grid, again for each frame."""
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+    quarter = pairs.shape[-1] // 2
+    frequency = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    token = torch.arange(x.shape[-2], dtype=torch.float64)[:, None] % TOKENS
+    angle = torch.cat((token % SIDE * frequency, token // SIDE * frequency), dim=1)
+    return torch.view_as_real(pairs * torch.polar(torch.ones_like(angle), angle)).flatten(-2)
+
+
+def plain_attention(cross, query, key, value):
+    """Project all, turn what has a place, weigh, project: nothing fused."""
+    weights = {name: parameter.detach().double() for name, parameter in cross.named_parameters()}
+
+    def projected(x, name):
+        return x.double() @ weights[f'{name}.weight'].T + weights[f'{name}.bias']
+
+    query, keys = turned(projected(query, 'q_proj')), projected(key, 'k_proj')
+    keys = torch.cat((turned(keys[:, :2 * TOKENS]), keys[:, 2 * TOKENS:]), dim=1)
+    scores = query @ keys.transpose(1, 2) / DIM ** 0.5
+    return projected(scores.softmax(-1) @ projected(value, 'v_proj'), 'out_proj').float()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('scores_at_once', [2 ** 23, 77 * 10, 1], ids=['all rows', 'ten rows', 'one row'])
+def test_values_averaged_before_they_are_projected(cross, inputs, monkeypatch, scores_at_once):
+    monkeypatch.setattr(attention, 'SCORES_AT_ONCE', scores_at_once)
+    ours = cross(*inputs, RotaryTable(DIM, SIDE, SIDE, 10000.0), POINTERS)
+    torch.testing.assert_close(ours, plain_attention(cross, *inputs), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_fused_projections_follow_the_weights(cross, inputs):
+    """Whatever changes a weight, by an optimiser, a checkpoint or a captured graph that no counter sees."""
+    table = RotaryTable(DIM, SIDE, SIDE, 10000.0)
+    before = cross(*inputs, table, POINTERS)
+    cross.v_proj.weight.data.mul_(-2)
+    cross.out_proj.bias.data.add_(1)
+    after = cross(*inputs, table, POINTERS)
+    assert (after - before).abs().max() > 0.5
+    torch.testing.assert_close(after, plain_attention(cross, *inputs), atol=1e-5, rtol=0)
+
+
+def test_training_computes_what_inference_does(cross, inputs):
+    table = RotaryTable(DIM, SIDE, SIDE, 10000.0)
+    trained = cross(*inputs, table, POINTERS)
+    trained.sum().backward()
+    assert all(parameter.grad is not None for parameter in cross.parameters())
+    with torch.inference_mode():
+        torch.testing.assert_close(cross(*inputs, table, POINTERS), trained.detach(), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_keys_are_turned_in_place_as_by_the_table():
+    table = RotaryTable(DIM, SIDE, SIDE, 10000.0)
+    keys = torch.randn(OBJECTS, 3 * TOKENS + POINTERS, DIM, generator=torch.Generator().manual_seed(0))
+    changed = keys.clone()
+    table.rotate_in_place(changed[:, :3 * TOKENS])
+    torch.testing.assert_close(changed[:, :3 * TOKENS], table(keys[:, :3 * TOKENS]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(changed[:, :3 * TOKENS], turned(keys[:, :3 * TOKENS].double()).float(),
+                               atol=1e-5, rtol=0)
+    assert torch.equal(changed[:, 3 * TOKENS:], keys[:, 3 * TOKENS:])
+
+
+def memory_of(model, objects):
+    generator = torch.Generator().manual_seed(2)
+    return Memory(torch.randn(objects, 3, model.grid ** 2, model.config.memory_dim, generator=generator),
+                  torch.tensor([[6, 1, 0]] * objects),
+                  torch.randn(objects, 3, model.config.d_model, generator=generator),
+                  torch.tensor([[9, 2, 1]] * objects))
+
+
+@torch.no_grad()
+def test_what_objects_share_of_the_image_is_computed_once(model, image):
+    memory, first = memory_of(model, OBJECTS), model.memory_attention.layers[0]
+    shapes = []
+    hooks = [module.register_forward_pre_hook(lambda _, arguments: shapes.append(arguments[0].shape[0]))
+             for module in (first.self_attn, first.cross_attn_image, first.norm3)]
+    together = model.attend_memory(image, memory)
+    for hook in hooks:
+        hook.remove()
+    assert shapes == [1, 1, OBJECTS]
+    repeated = image._replace(stride16_bchw=image.stride16_bchw.repeat(OBJECTS, 1, 1, 1))
+    torch.testing.assert_close(together, model.attend_memory(repeated, memory), atol=1e-4, rtol=0)
+    for i in range(OBJECTS):
+        alone = model.attend_memory(image, Memory(*(part[i:i + 1] for part in memory)))
+        torch.testing.assert_close(together[i], alone[0], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('numbers', [1, 50_000], ids=['one row of windows', 'some rows'])
+@pytest.mark.parametrize('name', ['nano', 'sam2.1_hiera_tiny'])
+def test_encoder_works_through_its_windows_in_bands(name, numbers, monkeypatch):
+    """Windows that fit the grid, windows that are padded, and blocks that pool."""
+    torch.manual_seed(0)
+    trunk = Sam2Model(dataclasses.replace(VARIANTS[name], image_size=160)).image_encoder.trunk
+    picture = torch.randn(2, 3, 160, 160)
+    with torch.enable_grad():  # all at once
+        expected = trunk(picture)
+    monkeypatch.setattr(hiera, 'NUMBERS_AT_ONCE', numbers)
+    for ours, plain in zip(trunk(picture), expected, strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_neck_and_the_decoders_projections_are_one_map(model):
+    model = copy.deepcopy(model)
+    encoder, decoder = model.image_encoder, model.sam_mask_decoder
+    picture = reference.pixel_values(reference.moving_scene(1)[0])
+
+    def plain(conv, x):
+        return torch.einsum('oc,bchw->bohw', conv.weight[..., 0, 0].double(), x.double()) + conv.bias[:, None, None]
+
+    for _ in range(2):
+        levels, features = encoder.trunk(picture), model.encode_image(picture)
+        for level, lateral, after, ours in ((levels[0], encoder.neck.convs[3], decoder.conv_s0, features.stride4_bchw),
+                                            (levels[1], encoder.neck.convs[2], decoder.conv_s1, features.stride8_bchw)):
+            torch.testing.assert_close(ours, plain(after, plain(lateral.conv, level)).float(), atol=1e-4, rtol=0)
+            lateral.conv.weight.data.mul_(2)  # the second time: what was fused follows the weights
+            after.bias.data.add_(1)
