@@ -46,6 +46,10 @@ class History:
                 self._bytes = 0
             if stamp:
                 place = bisect.bisect([past.stamp for past in self._images], stamp)
+                if place and self._images[place - 1].stamp == stamp:  # the newer of the two is meant
+                    place -= 1
+                    self._bytes -= len(self._images[place].message.data)
+                    del self._images[place]
                 self._images.insert(place, Past(stamp, message))
                 self._bytes += len(message.data)
             while self._images and (self._bytes > max_bytes

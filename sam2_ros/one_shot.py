@@ -12,7 +12,7 @@ from std_msgs.msg import Header
 
 from sam2_core import EncodedImage, ImageSegmenter, PromptError
 from sam2_core.everything import Filters
-from sam2_ros.conversions import ImageError, to_nanoseconds, to_rgb
+from sam2_ros.conversions import to_nanoseconds, to_rgb
 from sam2_ros.frame import TrackedObject, sighting
 from sam2_ros.history import History, NotKept
 from sam2_ros.prompting import to_prompt
@@ -150,7 +150,7 @@ OneShot = SegmentImageCall | SegmentAllCall
 def _given(message: Image | CompressedImage) -> Picture:
     try:
         return Picture(message.header, to_rgb(message))
-    except ImageError as error:
+    except Exception as error:  # also what a decoder may raise that is not ours: whoever asks has to be told
         raise Unanswerable(f'image: {error}') from None
 
 

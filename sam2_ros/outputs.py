@@ -55,14 +55,16 @@ class Outputs:
         Returns the seconds from the stamp of the image to the publication of its instances; 0: no stamp, no frame.
         """
         latency = 0
-        if frame is not None:
-            latency = self._age(frame.header.stamp)
-            self._instances.publish(instance_array(frame, latency))
-            for event in frame.events:
-                self._events.publish(InstanceEvent(header=frame.header, id=event.id, label=event.label,
-                                                   event=event.kind, last_seen=event.last_seen))
-        for answer in answers:
-            self.answer(answer)
+        try:
+            if frame is not None:
+                latency = self._age(frame.header.stamp)
+                self._instances.publish(instance_array(frame, latency))
+                for event in frame.events:
+                    self._events.publish(InstanceEvent(header=frame.header, id=event.id, label=event.label,
+                                                       event=event.kind, last_seen=event.last_seen))
+        finally:  # whoever waits has to be told
+            for answer in answers:
+                self.answer(answer)
         if frame is not None:
             self._classes.update(parameters.class_names, [item.label for item in frame.objects])
             self._labels.publish(self._classes.names, frame.header)

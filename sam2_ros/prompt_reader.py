@@ -9,7 +9,7 @@ from std_msgs.msg import Header
 
 from sam2_core import PromptError
 from sam2_ros.catch_up import CatchUp
-from sam2_ros.conversions import ImageError, to_nanoseconds, to_rgb
+from sam2_ros.conversions import to_nanoseconds, to_rgb
 from sam2_ros.history import History, NotKept, Past
 from sam2_ros.msg import Prompt as PromptMessage
 from sam2_ros.one_shot import Picture
@@ -74,7 +74,8 @@ class PromptReader:
         if late is None:  # no image yet, or too many are under way
             reading.waiting.append(request)
             return
-        corrected = message.action == PromptMessage.REFINE and plan.tracks(message.id)
+        corrected = message.action == PromptMessage.REFINE and plan.tracks(message.id) and (
+            message.id not in late.batch.prompts or message.id in late.corrected)
         object_id = plan.add(message, *late.image.shape[:2], late.batch)
         self._late.add(late, object_id, request, corrected)
 
@@ -128,7 +129,7 @@ class PromptReader:
 def _decode(past: Past):
     try:
         return to_rgb(past.message)
-    except ImageError as error:
+    except Exception as error:  # also what a decoder may raise that is not ours: whoever waits has to be told
         raise PromptError(f'its image cannot be used: {error}') from None
 
 

@@ -114,8 +114,8 @@ class Plan:
             raise PromptError(f'{len(self.known)} objects are tracked already and max_objects is {self._max_objects}: '
                               f'remove one first')
         prompt = to_prompt(message, object_id).check(height, width)
-        if object_id in self.known:
-            self._drop(object_id)
+        if object_id in self.known:  # what is to start on a past image takes the place of the live one when it arrives
+            self._drop(object_id, forget=past is None)
         self.known.add(object_id)
         self._put(object_id, [prompt], message.label, past)
         return object_id
@@ -140,10 +140,10 @@ class Plan:
             known = ', '.join(map(str, sorted(self.known))) or 'none'
             raise PromptError(f'id {object_id} is not known (known: {known}){cure}')
 
-    def _drop(self, object_id: int) -> None:
+    def _drop(self, object_id: int, forget: bool = True) -> None:
         self.known.remove(object_id)
         self.now.drop(object_id)
-        if object_id in self._tracked:
+        if forget and object_id in self._tracked:
             self.forget.add(object_id)
         if object_id in self._late:
             self._late.remove(object_id)

@@ -173,9 +173,11 @@ class Stream:
         if self._newest is not None:
             joined = self._join(self._late.take_arrived(self.history, to_nanoseconds(self._newest.header.stamp)))
         reading = self._read(requests, picture)
-        self._forget(reading.plan.forget)
-        now = reading.plan.now
+        now, forget = reading.plan.now, reading.plan.forget
         answers += reading.answers
+        aside = self.tracker.fork(())
+        for object_id in forget:
+            aside.adopt(self.tracker, object_id)
         known = set(self.tracker.object_ids)
         try:
             if now.prompts or self.tracker.object_ids:
@@ -185,10 +187,14 @@ class Stream:
             # whoever waits has to be told, the node and its other objects go on
             for object_id in set(self.tracker.object_ids) - known:
                 self.tracker.remove(object_id)  # whose prompt is refused
+            for object_id in forget & now.prompts.keys():
+                self.tracker.adopt(aside, object_id)  # that is not started anew after all
+            self._forgotten(forget - now.prompts.keys())
             self.mailbox.count_dropped()
             reason = self._failed(error)
             return None, [refuse(answer.request, reason) if answer.accepted and answer.header is header
                           and answer.request.message.action in NEEDS_IMAGE else answer for answer in answers]
+        self._forgotten(forget)
         self._newest = picture
         self._steps.append(to_nanoseconds(header.stamp))
         items = self._measure(picture, self._observe(result, header, now.labels, joined | now.prompts.keys()))
@@ -205,7 +211,8 @@ class Stream:
                  for object_id, found in result.objects.items()]
         forgotten = self._states.expire(header.stamp, self.parameters.forget_after, keep=self._late.object_ids)
         for object_id in forgotten:
-            self._drop(object_id)
+            self.tracker.remove(object_id)
+            self._shapes.pop(object_id, None)
         return [item for item in items if item.id not in forgotten]
 
     def _measure(self, picture: Picture, items: list[TrackedObject]) -> list[TrackedObject]:
@@ -239,16 +246,20 @@ class Stream:
 
     def _forget(self, object_ids: Iterable[int]) -> None:
         for object_id in object_ids:
-            self._drop(object_id)
-            self._states.remove(object_id)
+            self.tracker.remove(object_id)
+        self._forgotten(object_ids)
 
-    def _drop(self, object_id: int) -> None:
-        self.tracker.remove(object_id)
-        self._shapes.pop(object_id, None)
+    def _forgotten(self, object_ids: Iterable[int]) -> None:
+        """These are no longer tracked."""
+        for object_id in object_ids:
+            self._states.remove(object_id)
+            self._shapes.pop(object_id, None)
 
     def _join(self, arrived: list[Late]) -> set[int]:
         """Have the live tracker go on with these from its next image on; the objects."""
         for late in arrived:
+            started = late.batch.prompts.keys() - late.corrected
+            self._forget(started & set(self.tracker.object_ids))
             for object_id in late.batch.prompts:
                 self.tracker.adopt(late.tracker, object_id)
             for object_id, label in late.batch.labels.items():

@@ -66,6 +66,11 @@ def test_images_out_of_order_are_put_in_order():
     assert stamps(history_of(10, 10.4, 10.2)) == [10, 10.2, 10.4]
 
 
+def test_of_images_with_one_stamp_the_newer_is_kept():
+    history = history_of(10, 10, 10, 10.5)
+    assert stamps(history) == [10, 10.5] and history.extent()[:2] == (2, 20)
+
+
 def test_a_jump_back_empties_it():
     assert stamps(history_of(10, 11, 5)) == [5]
 

@@ -142,3 +142,80 @@ def test_a_failure_after_the_model_has_written_its_memory_leaves_no_object_witho
     assert ids(frame) == [1]
     frame, (answer,) = show(stream, 103, Prompt(id=2, box=DISC))
     assert answer.accepted and [(event.id, event.kind) for event in frame.events] == [(2, InstanceEvent.ADDED)]
+
+
+def fail(*_, **__):
+    raise RuntimeError('out of memory')
+
+
+@pytest.mark.parametrize('where', ['_track', '_remember'])
+def test_a_new_start_that_the_model_fails_at_leaves_the_object_as_it_was(make, monkeypatch, where):
+    stream = make()
+    show(stream, 100, Prompt(id=1, box=DISC, label='kept'), Prompt(id=2, box=DISC))
+    with monkeypatch.context() as patch:
+        patch.setattr(StreamTracker, where, fail)
+        frame, answers = show(stream, 101, Prompt(id=1, box=DISC, label='new'), Prompt(id=2, action=Prompt.REMOVE))
+    assert frame is None and [answer.accepted for answer in answers] == [False, True]
+    frame, _ = show(stream, 102)
+    assert [(item.id, item.label) for item in frame.objects] == [(1, 'kept')]
+    assert [(event.id, event.kind) for event in frame.events] == [(2, InstanceEvent.REMOVED)]
+
+
+def test_a_late_new_start_takes_the_place_of_the_object_when_it_arrives(make):
+    stream = make(catch_up_images=2)
+    show(stream, 100, Prompt(id=1, box=DISC, label='old'))
+    for tenths in range(101, 106):
+        show(stream, tenths)
+    frame, _ = show(stream, 106, late(102, label='new'))
+    labels = []
+    for tenths in range(107, 112):
+        labels += [(item.id, item.label) for item in frame.objects]
+        stream.work_aside()
+        frame, _ = show(stream, tenths)
+        if frame.events:
+            break
+    assert labels and set(labels) == {(1, 'old')}, 'never missing on the way'
+    assert [(item.id, item.label) for item in frame.objects] == [(1, 'new')]
+    assert [event.kind for event in frame.events] == [InstanceEvent.REMOVED, InstanceEvent.ADDED]
+
+
+def test_a_late_new_start_that_the_model_fails_at_leaves_the_object_as_it_was(make, monkeypatch):
+    stream = make()
+    for tenths in range(100, 106):
+        show(stream, tenths, *([Prompt(id=1, box=DISC, label='kept')] if tenths == 100 else []))
+    send(stream, late(102, label='new'))
+    work(stream)
+    with monkeypatch.context() as patch:
+        patch.setattr(StreamTracker, 'step', fail)
+        (answer,) = stream.work_aside()
+    assert not answer.accepted
+    frame, _ = show(stream, 106)
+    assert [(item.id, item.label) for item in frame.objects] == [(1, 'kept')] and not frame.events
+
+
+def test_a_correction_after_a_late_new_start_on_the_same_image_belongs_to_the_new_one(make):
+    stream = make(catch_up_images=0)
+    for tenths in range(100, 104):
+        show(stream, tenths, *([Prompt(id=1, box=DISC, label='old')] if tenths == 100 else []))
+    click = [ImagePoint(x=64.0, y=44.0, label=ImagePoint.FOREGROUND)]
+    send(stream, late(102, label='new'), Prompt(header=header(102), id=1, action=Prompt.REFINE, points=click))
+    work(stream)
+    assert [answer.accepted for answer in stream.work_aside()] == [True, True]
+    (item,) = show(stream, 104)[0].objects
+    fresh = make(catch_up_images=0)
+    for tenths in range(100, 104):
+        show(fresh, tenths)
+    send(fresh, late(102, label='new'), Prompt(header=header(102), id=1, action=Prompt.REFINE, points=click))
+    work(fresh)
+    fresh.work_aside()
+    np.testing.assert_array_equal(item.mask, show(fresh, 104)[0].objects[0].mask)
+
+
+def test_whoever_waits_is_told_when_a_decoder_raises_what_nobody_expects(make, monkeypatch):
+    stream = make()
+    for tenths in range(100, 104):
+        show(stream, tenths)
+    monkeypatch.setattr('sam2_ros.prompt_reader.to_rgb', fail)
+    send(stream, late(101))
+    _, (answer,) = work(stream)
+    assert answer.reason == 'its image cannot be used: out of memory'

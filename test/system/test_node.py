@@ -167,7 +167,7 @@ REFUSED = [
 def test_refused_prompts_say_why_and_harm_nobody(peer, way):
     peer.start_object(9, SCENE.box(0, 1), SCENE.image(0), 'kept')
     for prompt, reason in REFUSED:
-        prompt.header = peer.header()
+        prompt.header = peer.process_image(SCENE.image(0)).header
         if way == 'topic':
             answer = peer.prompt(prompt, SCENE.image(0))
             assert answer.header == prompt.header
