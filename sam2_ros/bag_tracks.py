@@ -98,8 +98,8 @@ class Track:
 
     # --- listing
 
-    def add(self, time: int, raw: bytes) -> None:
-        """A message of the bag: noted, if it is whole."""
+    def add(self, time: int, raw: bytes) -> bool:
+        """A message of the bag: noted, if it is whole; whether it is."""
         try:
             if self.kind in (IMAGE, COMPRESSED):
                 head = image_head(raw, self.kind)
@@ -109,8 +109,9 @@ class Track:
                 stamp = header_stamp(raw)
         except ValueError as error:
             self.leave_out(time, str(error))
-            return
+            return False
         self._listed.append((stamp, time))
+        return True
 
     def leave_out(self, time: int, reason: str) -> None:
         """Count a message that cannot be used, and name it if it is one of the first."""
@@ -141,8 +142,8 @@ class Track:
 
 def list_messages(reader: AnyReader, tracks: list[Track], take: Callable[[str, int, bytes], None],
                   progress: Callable[[int, int], None] | None = None) -> None:
-    """Go once through the bag. Every message of the tracks is noted there and then given to ``take`` with its topic
-    and time; ``progress`` is told how many have been read, and of how many. Damaged parts are left out."""
+    """Go once through the bag. Every whole message of the tracks is noted there and then given to ``take`` with its
+    topic and time; ``progress`` is told how many have been read, and of how many. Damaged parts are left out."""
     by_topic = {track.topic: track for track in tracks}
     connections = [connection for track in tracks for connection in track.connections]
     total = sum(connection.msgcount for connection in connections)
@@ -150,8 +151,8 @@ def list_messages(reader: AnyReader, tracks: list[Track], take: Callable[[str, i
     while stride <= LONGEST:
         try:
             for connection, time, raw in reader.messages(connections, start=start):
-                by_topic[connection.topic].add(time, raw)
-                take(connection.topic, time, raw)
+                if by_topic[connection.topic].add(time, raw):
+                    take(connection.topic, time, raw)
                 count += 1
                 start, stride = time, STRIDE
                 if progress is not None and count % 64 == 0:
