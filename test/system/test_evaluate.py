@@ -11,9 +11,13 @@ from builtin_interfaces.msg import Time
 from harness import Scene, image_message, roi
 from std_msgs.msg import Header
 
+from sam2_core import load_model
 from sam2_ros.bag_writer import BagWriter
+from sam2_ros.bags import BagRecording
 from sam2_ros.conversions import from_pixels
+from sam2_ros.evaluation.live import NodeFailed, run_live
 from sam2_ros.msg import Prompt
+from sam2_ros.parameters import Parameters
 
 IMAGES, PERIOD = 25, 200_000_000  # ns
 
@@ -51,8 +55,9 @@ def test_live_the_node_says_what_it_says_in_lock_step(bag, tmp_path):
     assert metrics['peak_memory'] > 50e6, 'of the node'
 
 
-def test_a_node_that_cannot_start_ends_the_evaluation_with_its_log(bag, tmp_path):
-    (tmp_path / 'bad.yaml').write_text('device: cuda:99')
-    done = subprocess.run([sys.executable, '-m', 'sam2_ros.evaluate', bag, '--mode', 'live', '--parameters',
-                           tmp_path / 'bad.yaml', '--output', tmp_path / 'out'], capture_output=True, text=True)
-    assert done.returncode == 2 and 'cuda:99' in done.stderr
+def test_a_node_that_ends_ends_the_evaluation_with_its_log(bag):
+    model = load_model('nano', device='cpu')
+    with BagRecording(bag) as recording, pytest.raises(NodeFailed) as failure:
+        run_live(recording, model, Parameters(on_time_jump='wait'))
+    assert 'the node ended with 1' in str(failure.value)
+    assert "on_time_jump 'wait': must be one of" in str(failure.value)
