@@ -114,7 +114,8 @@ def test_a_damaged_bag_is_named_and_costs_the_others_nothing(bag, tmp_path, caps
     write_bag(tmp_path / 'other' / 'bag', Discs(4))
     assert main([str(bag), str(tmp_path / 'bad.mcap'), str(tmp_path / 'other' / 'bag'),
                  '--output', str(tmp_path / 'out')]) == 1
-    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['bag', 'bag_2']
+    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['bag', 'bag_2', 'summary.html',
+                                                                          'summary.json']
     assert metrics_of(tmp_path / 'out' / 'bag')['images'] == 6 and metrics_of(tmp_path / 'out' / 'bag_2')['images'] == 4
     assert 'bad.mcap' in capsys.readouterr().err
     assert main([str(tmp_path / 'bad.mcap'), '--output', str(tmp_path / 'out2')]) == 2
