@@ -18,7 +18,6 @@ import sam2_ros.cores  # noqa: F401  before torch
 # isort: split
 import argparse
 import sys
-import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ from sam2_core.config import VARIANTS
 from sam2_ros.evaluation import job as jobs
 from sam2_ros.evaluation.export import MIN_SCORE, WRITERS
 from sam2_ros.evaluation.job import Job, do
+from sam2_ros.evaluation.many import PAGE, Outcome, evaluate_many, evaluate_with_ray, summarise
 from sam2_ros.evaluation.parameter_file import ParameterError, read_parameters, with_values
 from sam2_ros.evaluation.recording import RecordingError
 from sam2_ros.evaluation.results import MODES, TOTAL
@@ -71,6 +71,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                      'order; real-time: as recorded, on a simulated clock that the work on this machine advances; '
                      'live: as recorded, over DDS, to a node process')
     how.add_argument('--rate', type=float, default=1.0, help='times as fast as recorded (default: 1)')
+    how.add_argument('--ray', nargs='?', const='', metavar='ADDRESS', help='spread recordings over the cores or GPUs '
+                     'of this machine, or over the Ray cluster at this address (lock-step only)')
+    how.add_argument('--redo', action='store_true', help='of several recordings, also those that were finished by an '
+                     'earlier call with the same options')
     out = parser.add_argument_group('what is written')
     out.add_argument('--output', type=Path, required=True, metavar='DIR', help='folder to write to; it is made')
     out.add_argument('--bag', default='results', choices=('none', 'results', 'images'), help='DIR/results, a bag for '
@@ -88,6 +92,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f'--rate {options.rate:g}: must be positive')
     if options.rate != 1 and options.mode == MODES[0]:
         parser.error(f'--rate {options.rate:g}: lock-step knows no rate; add --mode real-time')
+    if options.ray is not None and options.mode != MODES[0]:
+        parser.error(f'--ray with --mode {options.mode}: times that are measured beside other work are not those of a '
+                     'robot; leave --ray out')
     if not 0 <= options.min_score <= 1:
         parser.error(f'--min-score {options.min_score:g}: must lie between 0 and 1')
     if options.prompts not in ('', jobs.TOPIC, jobs.FIRST_TRUTH) and not Path(options.prompts).is_file():
@@ -206,25 +213,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         parameters = parameters_of(options)
         todo = jobs_of(options, parameters)
-        model = load(parameters)
+        model = load(parameters) if options.ray is None else None  # otherwise each worker loads it
     except (ParameterError, RecordingError, *LOAD_ERRORS) as error:
         print(f'sam2_evaluate: {error}', file=sys.stderr)
         return NOTHING
-    failed = 0
-    for job in todo:
-        try:
-            with progress_bar(console, job.name) as progress:
-                metrics = do(job, model, progress)
-        except (RecordingError, OSError) as error:
-            failed += 1
-            print(f'sam2_evaluate: {job.name}: {error}', file=sys.stderr)
-        except Exception:  # one recording is not the end of the others
-            failed += 1
-            print(f'sam2_evaluate: {job.name}:\n{traceback.format_exc()}', file=sys.stderr)
-        else:
-            report(console, metrics)
-            console.print(f'{escape(str(job.output / jobs.METRICS))}\n')
+
+    def work(job: Job) -> dict:
+        with progress_bar(console, job.name) as progress:
+            return do(job, model, progress)
+    several = len(todo) > 1
+    outcomes = []
+    try:
+        for outcome in (evaluate_many(todo, work, options.redo or not several) if options.ray is None else
+                        evaluate_with_ray(todo, options.ray or None, options.redo)):
+            outcomes.append(outcome)
+            _show(console, outcome, f'{len(outcomes)} of {len(todo)}: ' if several else '')
+    except (ImportError, ConnectionError) as error:
+        print(f'sam2_evaluate: --ray: {error}; pip install ray, or leave --ray out; an address must be that of a '
+              'cluster that is running', file=sys.stderr)
+        return NOTHING
+    if several:
+        _show_summary(console, summarise(outcomes, options.output), options.output)
+    failed = sum(outcome.metrics is None for outcome in outcomes)
     return NOTHING if failed == len(todo) else SOME_FAILED if failed else FINE
+
+
+def _show(console: Console, outcome: Outcome, place: str) -> None:
+    if outcome.metrics is None:
+        print(f'sam2_evaluate: {outcome.job.name}: {outcome.problem}', file=sys.stderr)
+        return
+    if outcome.done_before:
+        console.print(f'{place}{escape(outcome.job.name)} was evaluated before; --redo evaluates it again')
+        return
+    console.print(place, end='')
+    report(console, outcome.metrics)
+    console.print(f'{escape(str(outcome.job.output / jobs.METRICS))}\n')
+
+
+def _show_summary(console: Console, found: dict, folder: Path) -> None:
+    """All recordings in one table."""
+    table = Table(box=None, pad_edge=False)
+    for column in ('recording', 'J', 'F', 'J&F', 'images', 'dropped', 'swaps'):
+        table.add_column(column, justify='left' if column == 'recording' else 'right')
+    for name, item in found['recordings'].items():
+        table.add_row(escape(name), *_numbers((item['mean'] or dict.fromkeys(('J', 'F', 'J&F'))).values()),
+                      str(item['images']), str(item['dropped']), str(item['identity_swaps']))
+    if found['mean']:
+        table.add_row('mean over objects', *_numbers(found['mean'].values()), style='bold')
+    console.print(table)
+    for name in found['failed']:
+        console.print(f'[red]{escape(name)} failed[/]')
+    console.print(escape(str(folder / PAGE)))
 
 
 if __name__ == '__main__':

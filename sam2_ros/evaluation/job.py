@@ -2,6 +2,8 @@
 """
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,12 +55,22 @@ class Job:
         return self.clip or self.source.resolve().name
 
 
+def job_key(job: Job) -> str:
+    """What the outcome of a job depends on, as a hash: its options, and the files that it reads by size and time."""
+    options = {name: value for name, value in asdict(job).items() if name not in ('output', 'export_folder')}
+    files = [Path(name) for name in (job.prompts, job.parameters.checkpoint) if name and Path(name).is_file()]
+    if job.kind == BAG:
+        files += sorted(job.source.iterdir()) if job.source.is_dir() else [job.source]
+    seen = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()]
+    return hashlib.sha256(json.dumps([options, seen], default=str, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def do(job: Job, model: Sam2Model, progress: Progress = lambda what, done, total: None) -> dict:
     """Evaluate with a warm model and write the files; the content of metrics.json. RecordingError."""
     with opened(job, progress) as recording:
         prompts_from = choose_prompts(job, recording, progress)
         result, more = evaluate(job, recording, model, progress)
-        return write(job, recording, result, {**more, 'prompts_from': prompts_from}, progress)
+        return write(job, recording, result, {**more, 'prompts_from': prompts_from, 'job': job_key(job)}, progress)
 
 
 def evaluate(job: Job, recording: Recording, model: Sam2Model, progress: Progress) -> tuple[Run, dict]:
