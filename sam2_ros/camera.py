@@ -239,9 +239,7 @@ class Camera:
         if level != before:
             self._node.get_logger().warning(f'{self.stream.topic}: load shedding level {int(level)}: '
                                             f'{level.description} (latency_target {chosen.latency_target:g} s)')
-        recent = tracker.model.config.memory_frames - 1
-        tracker.recent_frames = recent // 2 if level >= Level.MEMORY else None
-        self.stream.every_second = level >= Level.IMAGES
+        self.stream.leave_out(level)
 
 
 def _tell(found: Found | str, response: SegmentImage.Response | SegmentAll.Response):

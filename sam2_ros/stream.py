@@ -25,6 +25,7 @@ from sam2_ros.one_shot import OneShots, Picture
 from sam2_ros.parameters import Parameters
 from sam2_ros.prompt_reader import PromptReader, Reading
 from sam2_ros.prompting import NEEDS_IMAGE, PromptAnswer, PromptRequest, refuse
+from sam2_ros.shedding import Level
 from sam2_ros.spatial import OrientedBox, measure
 from sam2_ros.states import ObjectStates, probability, score_correction, unit
 
@@ -48,7 +49,7 @@ class Stream:
         self.meter = Meter()
         self.depth = depth
         self.parameters = parameters  # may be replaced at any time by a newer set
-        self.every_second = False  # image is left out
+        self._every_second = False  # image is left out
         self.tracker = tracker
         self.topic = topic
         self._segmenter = ImageSegmenter(tracker.model)
@@ -75,6 +76,12 @@ class Stream:
         """From now on these hold, also for what waits already."""
         self.parameters = parameters
         self.mailbox.notify()
+
+    def leave_out(self, level: Level) -> None:
+        """Do less: what concerns the tracker and the images; the pictures are for whoever publishes."""
+        recent = self.tracker.model.config.memory_frames - 1
+        self.tracker.recent_frames = recent // 2 if level >= Level.MEMORY else None
+        self._every_second = level >= Level.IMAGES
 
     # --- what there is to do
 
@@ -113,7 +120,7 @@ class Stream:
         message = self.mailbox.take_image()
         if message is None:
             return False
-        self._skipped_last = self.every_second and not self._skipped_last and not self.mailbox.has_prompts()
+        self._skipped_last = self._every_second and not self._skipped_last and not self.mailbox.has_prompts()
         if self._skipped_last:
             self.mailbox.count_dropped()
             return False

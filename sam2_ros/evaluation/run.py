@@ -31,7 +31,7 @@ from sam2_ros.msg import Prompt
 from sam2_ros.outputs import instance_array
 from sam2_ros.parameters import Parameters
 from sam2_ros.prompting import PromptAnswer, PromptRequest, refuse
-from sam2_ros.shedding import Level, LoadShedder
+from sam2_ros.shedding import LoadShedder
 from sam2_ros.stream import Stream
 
 ASIDE = 'aside'
@@ -196,10 +196,7 @@ class _Replay:
             return
         level = self._shedder.update(latency / 1e9 / self.result.rate, now / 1e9 / self.result.rate,
                                      self._parameters.latency_target, self._parameters.shed_load)
-        tracker = self._stream.tracker
-        recent = tracker.model.config.memory_frames - 1
-        tracker.recent_frames = recent // 2 if level >= Level.MEMORY else None
-        self._stream.every_second = level >= Level.IMAGES
+        self._stream.leave_out(level)
 
     # --- out
 

@@ -107,7 +107,8 @@ class Run:
                 self.take(None, self.stream.work_aside())
 
     def shed(self) -> None:
-        self.stream.every_second = not self.stream.every_second
+        self.left_out = Level.NOTHING if self.left_out else Level.IMAGES
+        self.stream.leave_out(self.left_out)
 
     def drain(self) -> None:
         self.take(None, self.stream.drain('stopped'))
