@@ -19,6 +19,7 @@ from sam2_ros.one_shot import SegmentAllCall, SegmentImageCall
 from sam2_ros.outputs import instance_array, instance_message
 from sam2_ros.parameters import Parameters
 from sam2_ros.prompting import PromptRequest
+from sam2_ros.shedding import Level
 from sam2_ros.srv import SegmentAll, SegmentImage
 
 SIZES = ((48, 64), (64, 48), (1, 1))  # rows and columns
@@ -46,6 +47,7 @@ steps = st.lists(st.sampled_from([images] * 6 + [prompts] * 4 + [work] * 4 + [qu
 class Run:
     def __init__(self, stream, monkeypatch) -> None:
         self.stream, self.patch = stream, monkeypatch
+        self.left_out = Level.NOTHING
         self.now, self.asked, self.answered, self.questions, self.replies = 100, [], [], 0, []
         self.alive = set()  # as told by events
 
