@@ -90,17 +90,18 @@ def their_step(model, image: np.ndarray, objects: int, device: torch.device, dty
     return step
 
 
-def timed(step: Step, image: np.ndarray, device: torch.device) -> tuple[float, list[np.ndarray]]:
+def timed(step: Step, image: np.ndarray, device: torch.device,
+          clock: Callable[[], float]) -> tuple[float, list[np.ndarray]]:
     """Seconds, masks."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     masks = step(image)
-    return time.perf_counter() - start, masks
+    return clock() - start, masks
 
 
 def measure(name: str, image_size: int | None, objects: list[int], device: torch.device, dtype: torch.dtype,
-            runs: int, folder: Path) -> list[dict]:
+            runs: int, folder: Path, clock: Callable[[], float]) -> list[dict]:
     """One row for each number of objects."""
     size = image_size or VARIANTS[name].image_size
     theirs = reference_model(name, size)
@@ -117,7 +118,7 @@ def measure(name: str, image_size: int | None, objects: list[int], device: torch
         for i, image in enumerate(track(images[1:], description=f'{name} {size} px, {count} objects', transient=True)):
             masks = {}
             for side in ('ours', 'theirs') if i % 2 else ('theirs', 'ours'):
-                elapsed, masks[side] = timed(steps[side], image, device)
+                elapsed, masks[side] = timed(steps[side], image, device, clock)
                 if i:  # the first frame warms up
                     seconds[side].append(elapsed)
             overlaps += [iou(a, b) for a, b in zip(masks['ours'], masks['theirs'], strict=True)]
@@ -137,17 +138,23 @@ def main() -> None:
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--dtype', default='float32', choices=['float32', 'bfloat16', 'float16'])
     parser.add_argument('--runs', type=int, default=3, help='timed frames')
+    parser.add_argument('--processor-time', action='store_true',
+                        help='instead of the clock: for a CPU that does other work too, with OMP_NUM_THREADS=1')
     parser.add_argument('--json', type=Path, help='write the figures here too')
     arguments = parser.parse_args()
     device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
+    if arguments.processor_time and device.type == 'cuda':
+        parser.error('--processor-time says nothing about a GPU')
+    clock = time.process_time if arguments.processor_time else time.perf_counter
     hardware = torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.processor() or 'CPU'
     folder = Path.home() / '.cache' / 'sam2_ros_benchmarks'
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for name in arguments.models:
-        rows += measure(name, arguments.image_size, arguments.objects, device, dtype, arguments.runs, folder)
+        rows += measure(name, arguments.image_size, arguments.objects, device, dtype, arguments.runs, folder, clock)
 
-    table = Table(title=f'milliseconds per frame, {hardware}, {torch.get_num_threads()} CPU threads, '
+    kind = 'milliseconds of processor time' if arguments.processor_time else 'milliseconds'
+    table = Table(title=f'{kind} per frame, {hardware}, {torch.get_num_threads()} CPU threads, '
                         f'{arguments.dtype}, torch {torch.__version__}, {time.strftime("%Y-%m-%d")}')
     for column in ('model', 'image', 'objects', 'sam2_core', 'transformers', 'ratio', 'mask IoU', 'tracker MiB'):
         table.add_column(column, justify='left' if column == 'model' else 'right')
@@ -159,6 +166,7 @@ def main() -> None:
     if arguments.json:
         arguments.json.write_text(json.dumps({
             'hardware': hardware, 'threads': torch.get_num_threads(), 'dtype': arguments.dtype,
+            'processor_time': arguments.processor_time,
             'torch': torch.__version__, 'date': time.strftime('%Y-%m-%d'), 'rows': rows}, indent=2) + '\n')
 
 
