@@ -64,6 +64,7 @@ def _draw_mask(canvas: np.ndarray, item: TrackedObject, opacity: float) -> None:
 def _draw_text(canvas: np.ndarray, text: str, corner: tuple[int, int], background: tuple[int, int, int],
                scale: float) -> int:
     """Write on a plate whose lower left corner is ``corner``, moved so that it is inside the image; its upper edge."""
+    text = text.encode('ascii', 'replace').decode()  # the font has no more, and half a character makes OpenCV crash
     thickness = max(1, round(scale * 1.6))
     (width, height), baseline = cv2.getTextSize(text, FONT, scale, thickness)
     pad = round(4 * scale)

@@ -50,7 +50,7 @@ def draw_output(image: np.ndarray, frame: FrameOutput | None, run: Run) -> np.nd
             if mask.shape != (height, width):
                 mask = cv2.resize(mask.view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST).view(bool)
             box = mask_box(mask)
-        label = run.labels.get(number, '').encode(errors='replace').decode()  # OpenCV cannot stand lone surrogates
+        label = run.labels.get(number, '')
         objects.append(TrackedObject(number, label, item.state, item.score, item.visibility,
                                      Time(), box, mask if box is not None else None))
     return draw_overlay(image, objects, OPACITY)

@@ -105,6 +105,14 @@ def test_overlay_can_be_drawn_at_any_place_with_any_label(box, label):
     assert draw_overlay(shown.image, shown.objects, 0.4).shape == (6, 8, 3)
 
 
+@pytest.mark.parametrize('label', ['Tasse à café', '\ud800', 'カップ', '\n'])
+def test_a_label_that_the_font_does_not_have_is_drawn_with_question_marks(label):
+    image, mask = np.zeros((60, 80, 3), np.uint8), np.zeros((60, 80), bool)
+    mask[20:40, 20:40] = True
+    item = TrackedObject(1, label, Instance.TRACKED, 0.9, 0.9, Time(), (20, 20, 40, 40), mask)
+    assert draw_overlay(image, [item], 0.5).any()
+
+
 def test_colours_are_stable_and_neighbours_differ():
     colours = np.array([colour(object_id) for object_id in range(1, 9)], int)
     assert tuple(colours[0]) == colour(1)
