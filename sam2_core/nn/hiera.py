@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sam2_core.config import Sam2Config
-from sam2_core.nn.attention import runs_plainly_on_cpu
+from sam2_core.nn.attention import attention, runs_plainly_on_cpu
 from sam2_core.nn.layers import MLP
 
 NUMBERS_AT_ONCE = 2 ** 22  # in the widest layer of a block on a CPU
@@ -63,7 +63,7 @@ class MultiScaleAttention(nn.Module):
         def heads(t: Tensor) -> Tensor:
             return t.reshape(batch, -1, self.num_heads, t.shape[-1] // self.num_heads).transpose(1, 2)
 
-        x = F.scaled_dot_product_attention(heads(query), heads(key), heads(value))
+        x = attention(heads(query), heads(key), heads(value))
         return self.proj(x.transpose(1, 2).reshape(batch, height, width, -1))
 
 

@@ -514,10 +514,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--longer-from', type=float, default=1.0,
                         help='going on: progress from which clips have 16 frames instead of 8')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--chunks', type=int, help='four clips of 16 frames each, per step and process')
+    parser.add_argument('--chunks', type=int, help='of clips of 16 frames, per step and process')
+    parser.add_argument('--clips', type=int, default=4, help='in a chunk')
     parser.add_argument('--echo', type=int, default=1, help='how many steps each clip serves')
     parser.add_argument('--workers', type=int, default=max(0, (os.cpu_count() or 1) - 1))
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--bf16', action='store_true', help='bfloat16 autocast on a CPU too')
     parser.add_argument('--no-graph', action='store_true', help='no CUDA graph')
     parser.add_argument('--compile', action='store_true', help='use torch.compile')
     parser.add_argument('--validate-every', type=int, default=500, help='steps')
@@ -529,12 +531,13 @@ def main(arguments: list[str] | None = None) -> int:
         output=options.output, model=VARIANTS[options.model], steps=options.steps, minutes=options.minutes,
         chunks=options.chunks or (4 if on_gpu else 1), echo=options.echo, workers=options.workers,
         device=options.device, seed=options.seed,
-        half=on_gpu, graph=on_gpu and not options.no_graph and not dist.is_initialized(), compile=options.compile,
+        half=on_gpu or options.bf16, graph=on_gpu and not options.no_graph and not dist.is_initialized(), compile=options.compile,
         schedule=Schedule() if options.weights is None else Schedule.going_on(
             options.rate, ((options.longer_from, 8), (1.0, 16))),
         stop_after=options.stop_after, validate_every=options.validate_every, log_every=options.log_every)
     model = None if options.weights is None else checkpoints.load_weights(options.weights, config.model)
-    complete = Trainer(config, model=model).run()
+    source = SyntheticClips(config.seed, config.clip_frames, config.model.image_size, options.clips)
+    complete = Trainer(config, source, model).run()
     if dist.is_initialized():
         dist.destroy_process_group()
     return 0 if complete else 3
