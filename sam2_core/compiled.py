@@ -51,8 +51,9 @@ class CompiledStages:
         return [tensor.clone() if self._copies else tensor for tensor in tensors]
 
     def encode_image(self, images_bchw: Tensor) -> ImageFeatures:
-        """As ``Sam2Model.encode_image``. Each number of images at once is compiled for itself."""
-        return ImageFeatures(*self._own(self._encode_image(images_bchw)))
+        """As ``Sam2Model.encode_image``, image by image: how many come at once changes from time to time."""
+        encoded = [self._own(self._encode_image(image)) for image in images_bchw.split(1)]
+        return ImageFeatures(*(torch.cat(levels) for levels in zip(*encoded, strict=True)))
 
     def track_objects(self, image: ImageFeatures, memory: Memory) -> tuple[Tensor, ObjectMasks]:
         """As ``Sam2Model.track_objects``."""

@@ -39,7 +39,12 @@ class Attention(nn.Module):
 
 
 class RotaryAttention(Attention):
-    """Attention whose queries and keys turn with their place in the grid; the last ``plain_keys`` keys do not."""
+    """Attention whose queries and keys turn with their place in the grid; the last ``plain_keys`` keys do not.
+
+    ``pooling``: an approximation, n x n turned keys of a grid are looked at as one, their mean, which counts for all.
+    """
+
+    pooling = 1
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, table: RotaryTable,
                 plain_keys: int = 0, exists: Tensor | None = None) -> Tensor:
@@ -56,9 +61,30 @@ class RotaryAttention(Attention):
             query = table(query)
             key = torch.cat((table(key[:, :placed]), key[:, placed:]), dim=1)
         query = query.expand(len(key), -1, -1)
+        if self.pooling > 1:
+            key, value, exists, counts = self._pool(key, value, exists, table, placed)
+            query, key = _counted(query, key, counts)
         if exists is None and self.num_heads == 1 and value.shape[-1] < key.shape[-1] and runs_plainly_on_cpu(key):
             return self._attend_before_projecting(query, key, value)
         return self.attend(query, key, self.v_proj(value), exists)
+
+    def _pool(self, key: Tensor, value: Tensor, exists: Tensor | None, table: RotaryTable,
+              placed: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Keys, values and existence with the tokens of each grid pooled, and how many tokens each stands for (M,)."""
+        side = math.isqrt(table.cos_nc.shape[0])
+
+        def pooled(x: Tensor) -> Tensor:
+            grids = x[:, :placed].unflatten(1, (-1, side, side)).flatten(0, 1).permute(0, 3, 1, 2)
+            tokens = F.avg_pool2d(grids, self.pooling).flatten(2).transpose(1, 2).unflatten(0, (len(x), -1))
+            return torch.cat((tokens.flatten(1, 2), x[:, placed:]), dim=1)
+
+        key, value = pooled(key), pooled(value)
+        left = placed // self.pooling ** 2
+        counts = key.new_ones(key.shape[1])
+        counts[:left] = self.pooling ** 2
+        if exists is not None:  # the tokens of a grid exist together
+            exists = torch.cat((exists[:, :placed:self.pooling ** 2], exists[:, placed:]), dim=1)
+        return key, value, exists, counts
 
     def _attend_before_projecting(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Values are averaged in their own width, and projected afterwards.
@@ -70,6 +96,16 @@ class RotaryAttention(Attention):
         bias = F.linear(self.v_proj.bias, self.out_proj.weight, self.out_proj.bias)
         averaged = torch.stack([_average(q, k, v) for q, k, v in zip(query, key, value, strict=True)])
         return F.linear(averaged, weight, bias)
+
+
+def _counted(query: Tensor, key: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys with channels appended that add the logarithm of each key's count to its score."""
+    channels = query.shape[-1]
+    wider = channels + 8  # one would do, but kernels want a multiple of eight; scores are divided by the root of this
+    query, key = (F.pad(x, (0, wider - channels)) for x in (query * (wider / channels) ** 0.5, key))
+    query[..., channels] = 1
+    key[..., channels] = counts.log() * wider ** 0.5
+    return query, key
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, exists: Tensor | None = None) -> Tensor:
