@@ -13,13 +13,10 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from sam2_core.checkpoint import load_model
 from sam2_core.config import VARIANTS
@@ -33,7 +30,10 @@ from sam2_core.training.datasets import (
     open_recordings,
     split_recordings,
 )
-from sam2_core.training.loop import Schedule, TrainConfig, Trainer, join_processes, part_of
+from sam2_core.training.display import progress_bar
+from sam2_core.training.loop import Trainer
+from sam2_core.training.processes import join_processes
+from sam2_core.training.settings import Schedule, TrainConfig, part_of
 
 VALIDATION_CLIPS = 16
 BagFormat = Callable[[str | None, str | None], Format]
@@ -175,14 +175,14 @@ def prepare(options: argparse.Namespace, bags: BagFormat | None, skipped: Skippe
     return Trainer(config, source, model, validation)
 
 
-class _Display:
-    """What a person sees of a run."""
+class _Lines:
+    """The lines that a person reads: figures, and what was left out meanwhile."""
 
-    def __init__(self, skipped: SkippedFiles, bar: Callable[[], None], say: Callable[[str], None]) -> None:
-        self.skipped, self.bar, self.say = skipped, bar, say
+    def __init__(self, skipped: SkippedFiles, say: Callable[[str], None]) -> None:
+        self.skipped, self.say = skipped, say
         self.named = 0
 
-    def line(self, line: dict) -> None:
+    def show(self, line: dict) -> None:
         """A line of the log."""
         found = list(self.skipped.all().items())
         for file, reason in found[self.named:]:
@@ -192,25 +192,6 @@ class _Display:
         kind = 'validation_' if any(name.startswith('validation') for name in line) else ''
         figures = [f'{label} {line[kind + name]:.3f}' for name, label in names.items() if kind + name in line]
         self.say(f'step {line["step"]}{", validation" if kind else ""}: {", ".join(figures)}')
-
-
-@contextmanager
-def _display(trainer: Trainer, skipped: SkippedFiles):
-    """Lines, and on a terminal a progress bar below them."""
-    console = Console(stderr=True)
-    if trainer.rank or not console.is_terminal:
-        yield _Display(skipped, lambda: None, lambda text: print(text, file=sys.stderr, flush=True))
-        return
-    columns = TextColumn('step {task.fields[step]}'), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task('training', total=1.0, step=trainer.step)
-
-        def bar() -> None:
-            if trainer.world == 1 or trainer.config.steps:  # elsewhere all processes must ask
-                progress.update(task, completed=trainer.progress())
-            progress.update(task, step=trainer.step)
-
-        yield _Display(skipped, bar, lambda text: console.print(text, highlight=False, markup=False))
 
 
 def main(arguments: Sequence[str] | None = None, bags: BagFormat | None = None) -> int:
@@ -226,8 +207,8 @@ def main(arguments: Sequence[str] | None = None, bags: BagFormat | None = None) 
     except (ValueError, FileNotFoundError, ConnectionError) as error:
         print(f'sam2_train: {error}', file=sys.stderr)
         return 2
-    with _display(trainer, skipped) as display:
-        complete = trainer.run(display.line, display.bar)
+    with progress_bar(trainer) as (say, bar):
+        complete = trainer.run(_Lines(skipped, say).show, bar)
     if trainer.rank == 0:
         _report(trainer, skipped, complete)
     if dist.is_initialized():

@@ -20,6 +20,7 @@ from sam2_core.training.sprites import ClutterBank
 from sam2_core.training.textures import TextureBank
 
 TEXTURES = 600
+LARGEST_TRAINING_SEED = 999  # those above are for validation and benchmarks
 
 
 class ClipSource(Protocol):
@@ -29,7 +30,7 @@ class ClipSource(Protocol):
 
 
 class SyntheticClips:
-    """Scenes from a seed. Seeds below 1000 are for training, those above for validation and benchmarks."""
+    """Scenes from a seed. Seeds up to LARGEST_TRAINING_SEED are for training."""
 
     def __init__(self, seed: int, frames: int, size: int, chunk: int = 4, textures: int = TEXTURES) -> None:
         self.seed, self.frames, self.size, self.chunk = seed, frames, size, chunk
