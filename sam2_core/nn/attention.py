@@ -70,7 +70,7 @@ class RotaryAttention(Attention):
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """PyTorch's fused attention over (B, heads, N, C).
 
-    In training under bfloat16 autocast on a CPU it stays in float32: its backward pass in bfloat16 is three times slower.
+    In training under bfloat16 autocast on a CPU it stays in float32: backward in bfloat16 takes three times as long.
     """
     if query.device.type == 'cpu' and torch.is_grad_enabled() and torch.is_autocast_enabled('cpu'):
         with torch.autocast('cpu', enabled=False):

@@ -39,7 +39,7 @@ class SyntheticClips:
     def __getitem__(self, number: int) -> PackedClips:
         rendered = [render((self.seed, number * self.chunk + i), self.clutter, self.frames, self.size)
                     for i in range(self.chunk)]
-        frames, objects = (torch.from_numpy(np.stack(part)) for part in zip(*rendered, strict=True))
+        frames, objects = (torch.from_numpy(np.stack(part)) for part in list(zip(*rendered, strict=True))[:2])
         return PackedClips(frames, torch.where(objects > 0, 1 << (objects - 1).clamp(max=7), 0).byte())  # 1 -> bit 0
 
 
