@@ -1,13 +1,15 @@
 """Attention with its projections, plain and with rotary positions."""
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_core.nn.position import RotaryTable
 
-SCORES_AT_ONCE = 2 ** 23  # numbers; fewer cost more calls, more leave the cache
+QUERIES_AT_ONCE, KEYS_AT_ONCE = 1024, 512  # fewer cost more calls, more leave the cache
 
 
 class Attention(nn.Module):
@@ -87,14 +89,26 @@ def runs_plainly_on_cpu(x: Tensor) -> bool:
 
 
 def _average(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention of one head: query (N, C), key (M, C), value (M, D) -> (N, D). A few rows at a time, for the cache."""
-    rows = max(1, SCORES_AT_ONCE // len(key))
+    """Attention of one head: query (N, C), key (M, C), value (M, D) -> (N, D).
+
+    Scores are made, used and forgotten block by block, so that they stay in the cache; weights are relative to the
+    highest score met so far, and what was averaged is scaled when a higher one comes (arXiv 2112.05682).
+    """
     query = query * query.shape[-1] ** -0.5
     averaged = query.new_empty(len(query), value.shape[-1])
-    scores = query.new_empty(min(rows, len(query)), len(key))
-    for part, out in zip(query.split(rows), averaged.split(rows), strict=True):
-        weights = scores[:len(part)]
-        torch.mm(part, key.T, out=weights)
-        torch.softmax(weights, dim=-1, out=weights)
-        torch.mm(weights, value, out=out)
+    block = query.new_empty(QUERIES_AT_ONCE * KEYS_AT_ONCE)
+    blocks = list(zip(key.split(KEYS_AT_ONCE), value.split(KEYS_AT_ONCE), strict=True))
+    for part, out in zip(query.split(QUERIES_AT_ONCE), averaged.split(QUERIES_AT_ONCE), strict=True):
+        out.zero_()
+        highest, total = part.new_full((len(part), 1), -math.inf), part.new_zeros(len(part), 1)
+        for keys, values in blocks:
+            weights = block[:len(part) * len(keys)].view(len(part), len(keys))
+            torch.mm(part, keys.T, out=weights)
+            higher = torch.maximum(highest, weights.amax(dim=1, keepdim=True))
+            weights.sub_(higher).exp_()
+            scale = (highest - higher).exp_()
+            total.mul_(scale).add_(weights.sum(dim=1, keepdim=True))
+            out.mul_(scale).addmm_(weights, values)
+            highest = higher
+        out.div_(total)
     return averaged

@@ -69,11 +69,25 @@ def plain_attention(cross, query, key, value):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('scores_at_once', [2 ** 23, 77 * 10, 1], ids=['all rows', 'ten rows', 'one row'])
-def test_values_averaged_before_they_are_projected(cross, inputs, monkeypatch, scores_at_once):
-    monkeypatch.setattr(attention, 'SCORES_AT_ONCE', scores_at_once)
+@pytest.mark.parametrize('queries, keys', [(1024, 512), (10, 77), (7, 5), (1, 1)])
+def test_values_averaged_before_they_are_projected(cross, inputs, monkeypatch, queries, keys):
+    monkeypatch.setattr(attention, 'QUERIES_AT_ONCE', queries)
+    monkeypatch.setattr(attention, 'KEYS_AT_ONCE', keys)
     ours = cross(*inputs, RotaryTable(DIM, SIDE, SIDE, 10000.0), POINTERS)
     torch.testing.assert_close(ours, plain_attention(cross, *inputs), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_blocks_of_keys_whose_scores_grow_and_shrink_out_of_range(cross, monkeypatch):
+    """Each block's scores are hundreds above or below the last one's: what exp() cannot hold unless it is relative."""
+    monkeypatch.setattr(attention, 'KEYS_AT_ONCE', 4)
+    generator = torch.Generator().manual_seed(3)
+    query, value = torch.randn(5, DIM, generator=generator), torch.randn(16, NARROW, generator=generator)
+    level = torch.tensor([-400.0, 300.0, 310.0, -50.0]).repeat_interleave(4)[:, None]
+    key = torch.randn(16, DIM, generator=generator) + level * query.mean(dim=0) * 10
+    expected = (query.double() @ key.double().T / DIM ** 0.5).softmax(-1) @ value.double()
+    assert (query @ key.T).abs().max() > 500
+    torch.testing.assert_close(attention._average(query, key, value), expected.float(), atol=1e-3, rtol=0)
 
 
 @torch.no_grad()
