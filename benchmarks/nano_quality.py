@@ -34,6 +34,7 @@ from sam2_core.config import VARIANTS
 from sam2_core.images import encode_images
 from sam2_core.masks import mask_box
 from sam2_core.metrics import boundary_f, iou
+from sam2_core.model import Sam2Model
 from sam2_core.training.checkpoints import load_weights
 from sam2_core.training.clips import Clip
 from sam2_core.training.scenes import make_clip
@@ -102,7 +103,7 @@ class Tracked(NamedTuple):
     late: np.ndarray | None = None  # the same, from a box in that frame; empty where the object was not visible
 
 
-def track(model, clip: Clip, middle: bool) -> Tracked:
+def track(model: Sam2Model, clip: Clip, middle: bool) -> Tracked:
     """Track a clip. ``middle``: also correct and prompt in frame ``CORRECTION_FRAME``, in a copy of the tracker.
 
     The click is where the object was most wrong in the frame before: a live user sees no later one.
@@ -197,7 +198,7 @@ def _recoveries(j: np.ndarray, visible: np.ndarray) -> list[bool]:
     return found
 
 
-def clip_figures(model, clip: Clip, corrections: bool) -> Figures:
+def clip_figures(model: Sam2Model, clip: Clip, corrections: bool) -> Figures:
     """What one clip says, as lists to be joined with those of others and averaged."""
     figures: Figures = defaultdict(list)
     if clip.masks.shape[1]:
@@ -211,7 +212,8 @@ def clip_figures(model, clip: Clip, corrections: bool) -> Figures:
 
 
 @functools.cache
-def _model(weights: str, device: str):
+def nano(weights: str, device: str = 'cpu') -> Sam2Model:
+    """The model of a weights file, or of the package."""
     return load_weights(find_weights('nano') if weights == PACKAGED else Path(weights), VARIANTS['nano']).to(device)
 
 
@@ -223,7 +225,7 @@ def _clutter() -> ClutterBank:
 def measure(number: int, weights: tuple[str, ...], device: str, corrections: bool) -> list[Figures]:
     """The figures of one clip, for each of the weights."""
     clip = make_clip((SEED, number), _clutter(), FRAMES)
-    return [clip_figures(_model(one, device), clip, corrections) for one in weights]
+    return [clip_figures(nano(one, device), clip, corrections) for one in weights]
 
 
 def _start(threads: int) -> None:
@@ -283,12 +285,17 @@ def comparison(summaries: dict[str, dict[str, float]]) -> dict[str, dict[str, fl
     return found
 
 
+def short(weights: str) -> str:
+    """What weights are called in a table: the file and its folder."""
+    return str(Path(*Path(weights).parts[-2:]))
+
+
 def show(summaries: dict[str, dict[str, float]], compared: dict[str, dict[str, float | str]]) -> None:
     """Print the table."""
     table = Table()
     table.add_column('')
     for name in summaries:
-        table.add_column(Path(name).parent.name + '/' + Path(name).name if os.sep in name else name, justify='right')
+        table.add_column(short(name), justify='right')
     if compared:
         table.add_column('change', justify='right')
         table.add_column('')
