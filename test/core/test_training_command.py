@@ -1,9 +1,14 @@
 """Training nano by command: refused where it cannot work, left and taken up again, also on another machine."""
 import io
+import itertools
 import json
+import os
 import re
+import shlex
 import shutil
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,12 +17,15 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from sam2_core.config import VARIANTS
-from sam2_core.training import checkpoints, display
+from sam2_core.training import checkpoints, display, loop
+from sam2_core.training.command import parser
 from sam2_core.training.initialise import new_model
 from sam2_core.training.loop import main
 
 TINY = replace(VARIANTS['nano'], embed_dim=16, stages=(1, 1, 1, 1), global_attention_blocks=(2,), d_model=32,
                memory_dim=32, memory_attention_layers=1, image_size=64)
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -59,6 +67,56 @@ def test_a_run_goes_on_from_a_copy_of_what_it_left(command, tmp_path, capsys):
     lines = [json.loads(line) for line in (tmp_path / 'there' / 'log.jsonl').read_text().splitlines()]
     assert [line['step'] for line in lines] == [1, 2, 3, 4]
     assert all(line['rate'] > 0 for line in lines)
+
+
+def test_a_run_of_so_many_minutes_goes_on_with_those_that_are_left(command, tmp_path, monkeypatch):
+    """And with the clips of its stage: from half of the time on these have 16 frames."""
+    ticks = itertools.count()  # a second passes whenever the loop looks at the clock
+    monkeypatch.setattr(loop, 'time', SimpleNamespace(monotonic=lambda: next(ticks)))
+
+    def run(output, *more):
+        code = main(command('--minutes', '0.4', '--longer-from', '0.5', *more, output=output))
+        log = (tmp_path / output / 'log.jsonl').read_text().splitlines()
+        return code, [json.loads(line) for line in log], json.loads(
+            (tmp_path / output / 'checkpoint' / 'state.json').read_text())
+
+    code, before, left = run('here', '--stop-after', '9')
+    assert code == 3 and 0 < left['elapsed'] < 12
+    shutil.copytree(tmp_path / 'here', tmp_path / 'there')
+    code, lines, complete = run('there')
+    assert code == 0 and 24 <= complete['elapsed'] < 24 + 8
+    assert lines[:len(before)] == before
+    assert lines[len(before)]['minutes'] * 60 == pytest.approx(left['elapsed'], abs=0.1)
+    assert [line['frames'] for line in lines] == [8 if line['minutes'] < 0.2 else 16 for line in lines]
+    assert lines[-1]['rate'] < 0.3 * max(line['rate'] for line in lines)
+
+
+def documented_runs():
+    text = (ROOT / 'docs' / 'nano.md').read_text()
+    return [shlex.split(line)[3:] for line in text.splitlines()
+            if line.startswith('python -m sam2_core.training.loop --output')]
+
+
+def test_documented_runs_begin_from_weights_that_are_there():
+    runs = [parser().parse_args(arguments) for arguments in documented_runs()]
+    outputs = {run.output / 'weights.safetensors' for run in runs}
+    assert len(runs) >= 5
+    assert any(run.weights is None for run in runs)
+    for run in runs:
+        assert run.weights is None or run.weights in outputs or (ROOT / run.weights).exists(), run.weights
+        assert run.workers >= (os.cpu_count() or 1) - 1
+
+
+@pytest.mark.parametrize('arguments', documented_runs()[-2:], ids=['from weights', 'from nothing'])
+def test_documented_gpu_runs_come_to_their_end(command, tmp_path, arguments):
+    """Of a tiny model, in seconds, on a CPU; all else is as it is written."""
+    changed = command('--minutes', '0.05')
+    if '--weights' not in arguments:
+        at = changed.index('--weights')
+        del changed[at:at + 2]
+    assert main([*arguments, *changed]) == 0
+    assert (tmp_path / 'run' / 'weights.safetensors').exists()
+    assert (tmp_path / 'run' / 'curves.png').exists()
 
 
 def test_a_terminal_shows_a_bar_that_comes_to_its_end(command, monkeypatch):
