@@ -21,6 +21,7 @@ import torch.distributed as dist
 from sam2_core.checkpoint import load_model
 from sam2_core.config import VARIANTS
 from sam2_core.model import Sam2Model
+from sam2_core.training.clips import Clip
 from sam2_core.training.datasets import (
     FORMATS,
     Format,
@@ -139,6 +140,23 @@ def _remember_settings(options: argparse.Namespace, world: int) -> None:
         part.replace(path)
 
 
+def _validation_clips(options: argparse.Namespace, held_out: list[Recording], size: int,
+                      skipped: SkippedFiles) -> list[Clip]:
+    """What is measured on. ValueError when nothing can be read of a folder that was named for it.
+
+    Of a few recordings held out by chance all may be broken: that is told, and ends no run.
+    """
+    measured = RecordedClips(held_out, options.frames, size, skipped, augment=False)
+    try:
+        return [measured.clip(i) for i in range(min(VALIDATION_CLIPS, 4 * len(held_out)))]
+    except ValueError as error:
+        if options.validation_data is not None:
+            raise ValueError(f'validation data {options.validation_data}: {error}') from error
+        print(f'nothing is measured: of those held out, {error}; hold out more (--validation) or name a folder '
+              f'(--validation-data)', file=sys.stderr)
+        return []
+
+
 def prepare(options: argparse.Namespace, bags: BagFormat | None, skipped: SkippedFiles) -> Trainer:
     """Everything up to the first step. ValueError, FileNotFoundError or ConnectionError for what a user can mend."""
     world = dist.get_world_size() if dist.is_initialized() else 1
@@ -153,6 +171,7 @@ def prepare(options: argparse.Namespace, bags: BagFormat | None, skipped: Skippe
     steps = options.steps
     if options.epochs is not None:
         steps = max(1, math.ceil(options.epochs * len(training) / (clips * world)))
+    validation = _validation_clips(options, held_out, size, skipped)
     config = TrainConfig(
         output=options.output, model=model.config, steps=steps, minutes=options.minutes,
         schedule=Schedule(stages=((1.0, options.frames),), learning_rate=peak, warm_up=0.05, balance=(0.0, 0.0),
@@ -161,12 +180,8 @@ def prepare(options: argparse.Namespace, bags: BagFormat | None, skipped: Skippe
         augment=False, foreground=False, frozen=tuple(options.freeze), rates=tuple(rates.items()),
         weight_decay=options.weight_decay, ema=options.ema, seed=options.seed, workers=options.workers,
         device=options.device, half=options.bf16, save_every=options.save_every, log_every=options.log_every,
-        validate_every=options.validate_every if held_out else 0, weights_dtype=torch.float32)
+        validate_every=options.validate_every if validation else 0, weights_dtype=torch.float32)
     source = RecordedClips(training, options.frames, size, skipped, options.seed)
-    validation = []
-    if held_out:
-        measured = RecordedClips(held_out, options.frames, size, skipped, augment=False)
-        validation = [measured.clip(i) for i in range(min(VALIDATION_CLIPS, 4 * len(held_out)))]
     if not dist.is_initialized() or dist.get_rank() == 0:
         trained = sum(p.numel() for name, p in model.named_parameters() if part_of(name, options.freeze) is None)
         print(f'{len(training)} recordings to train on, {len(held_out)} to measure on; {model.name} at {size} pixels, '
@@ -219,7 +234,7 @@ def main(arguments: Sequence[str] | None = None, bags: BagFormat | None = None) 
 def _report(trainer: Trainer, skipped: SkippedFiles, complete: bool) -> None:
     output, left_out = trainer.config.output, skipped.all()
     if left_out:
-        print(f'{len(left_out)} files were left out:', file=sys.stderr)
+        print(f'{len(left_out)} {"file was" if len(left_out) == 1 else "files were"} left out:', file=sys.stderr)
         for file, reason in list(left_out.items())[:20]:
             print(f'  {file}: {reason}', file=sys.stderr)
         if len(left_out) > 20:
