@@ -146,6 +146,8 @@ def _validation_clips(options: argparse.Namespace, held_out: list[Recording], si
 
     Of a few recordings held out by chance all may be broken: that is told, and ends no run.
     """
+    if not held_out:
+        return []
     measured = RecordedClips(held_out, options.frames, size, skipped, augment=False)
     try:
         return [measured.clip(i) for i in range(min(VALIDATION_CLIPS, 4 * len(held_out)))]
