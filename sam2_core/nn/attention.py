@@ -111,7 +111,7 @@ def _counted(query: Tensor, key: Tensor, counts: Tensor) -> tuple[Tensor, Tensor
 def attention(query: Tensor, key: Tensor, value: Tensor, exists: Tensor | None = None) -> Tensor:
     """PyTorch's fused attention over (B, heads, N, C); ``exists``: bool, broadcast to (B, heads, N, M).
 
-    In training under bfloat16 autocast on a CPU it stays in float32: backwards, bfloat16 is three times slower there.
+    In training under bfloat16 autocast on a CPU it stays in float32: backward in bfloat16 takes three times as long.
     """
     if query.device.type == 'cpu' and torch.is_grad_enabled() and torch.is_autocast_enabled('cpu'):
         with torch.autocast('cpu', enabled=False):
