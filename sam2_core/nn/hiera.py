@@ -20,19 +20,22 @@ def _pool(x_bhwc: Tensor) -> Tensor:
     return F.max_pool2d(x_bhwc.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
 
 
-def _to_windows(x_bhwc: Tensor, window: int) -> tuple[Tensor, int, int]:
-    """Cut into (B * windows, window, window, C), zero-padded at the bottom and right; also the padded size."""
+def _to_windows(x_bhwc: Tensor, window: int, fill: Tensor) -> tuple[Tensor, int, int]:
+    """Cut into (B * windows, window, window, C), filled up at the bottom and right; also the full size."""
     batch, height, width, channels = x_bhwc.shape
-    padded_height, padded_width = -(-height // window) * window, -(-width // window) * window
-    x = F.pad(x_bhwc, (0, 0, 0, padded_width - width, 0, padded_height - height))
-    x = x.view(batch, padded_height // window, window, padded_width // window, window, channels)
-    return x.transpose(2, 3).reshape(-1, window, window, channels), padded_height, padded_width
+    full_height, full_width = -(-height // window) * window, -(-width // window) * window
+    if (full_height, full_width) != (height, width):
+        full = fill.to(x_bhwc.dtype).expand(batch, full_height, full_width, channels).clone()
+        full[:, :height, :width] = x_bhwc
+        x_bhwc = full
+    x = x_bhwc.view(batch, full_height // window, window, full_width // window, window, channels)
+    return x.transpose(2, 3).reshape(-1, window, window, channels), full_height, full_width
 
 
-def _from_windows(windows: Tensor, padded_height: int, padded_width: int, height: int, width: int) -> Tensor:
+def _from_windows(windows: Tensor, full_height: int, full_width: int, height: int, width: int) -> Tensor:
     window, channels = windows.shape[1], windows.shape[-1]
-    x = windows.view(-1, padded_height // window, padded_width // window, window, window, channels)
-    return x.transpose(2, 3).reshape(-1, padded_height, padded_width, channels)[:, :height, :width]
+    x = windows.view(-1, full_height // window, full_width // window, window, window, channels)
+    return x.transpose(2, 3).reshape(-1, full_height, full_width, channels)[:, :height, :width]
 
 
 @lru_cache(maxsize=16)
@@ -44,7 +47,7 @@ def _bicubic(size_in: int, size_out: int, device: torch.device) -> Tensor:
 
 
 class MultiScaleAttention(nn.Module):
-    """Self-attention over a (B, H, W, C) grid whose queries may be max-pooled by two."""
+    """Self-attention over a (B, H, W, C) grid, or in windows of it, whose queries may be max-pooled by two."""
 
     def __init__(self, dim: int, dim_out: int, num_heads: int, pool_queries: bool) -> None:
         super().__init__()
@@ -53,18 +56,29 @@ class MultiScaleAttention(nn.Module):
         self.qkv = nn.Linear(dim, dim_out * 3)
         self.proj = nn.Linear(dim_out, dim_out)
 
-    def forward(self, x_bhwc: Tensor) -> Tensor:
-        batch, height, width, _ = x_bhwc.shape
-        query, key, value = self.qkv(x_bhwc).chunk(3, dim=-1)
+    def forward(self, x_bhwc: Tensor, window: int = 0) -> Tensor:
+        """``window``: side of the windows, which do not see each other; 0: attention over all of the grid.
+
+        The published model fills the last windows up with zeros and projects those too. Here only what is there is
+        projected, before and after: the projection of zeros is the bias.
+        """
+        shrink = 2 if self.pool_queries else 1
+        height, width = (side // shrink for side in x_bhwc.shape[1:3])
+        qkv = self.qkv(x_bhwc)
+        if window:
+            bias = self.qkv.bias
+            qkv, full_height, full_width = _to_windows(qkv, window, bias() if callable(bias) else bias)
+        query, key, value = qkv.chunk(3, dim=-1)
         if self.pool_queries:
             query = _pool(query)
-            height, width = query.shape[1:3]
 
         def heads(t: Tensor) -> Tensor:
-            return t.reshape(batch, -1, self.num_heads, t.shape[-1] // self.num_heads).transpose(1, 2)
+            return t.reshape(len(t), -1, self.num_heads, t.shape[-1] // self.num_heads).transpose(1, 2)
 
-        x = attention(heads(query), heads(key), heads(value))
-        return self.proj(x.transpose(1, 2).reshape(batch, height, width, -1))
+        x = attention(heads(query), heads(key), heads(value)).transpose(1, 2).reshape(*query.shape[:3], -1)
+        if window:
+            x = _from_windows(x, full_height // shrink, full_width // shrink, height, width)
+        return self.proj(x)
 
 
 class MultiScaleBlock(nn.Module):
@@ -95,14 +109,7 @@ class MultiScaleBlock(nn.Module):
             shortcut = self.proj(normed)
             if self.pool_queries:
                 shortcut = _pool(shortcut)
-        if self.window:
-            windows, padded_height, padded_width = _to_windows(normed, self.window)
-            shrink = 2 if self.pool_queries else 1
-            attended = _from_windows(self.attn(windows), padded_height // shrink, padded_width // shrink,
-                                     *shortcut.shape[1:3])
-        else:
-            attended = self.attn(normed)
-        x = shortcut + attended
+        x = shortcut + self.attn(normed, self.window)
         return x + self.mlp(self.norm2(x))
 
 

@@ -164,6 +164,23 @@ def test_encoder_works_through_its_windows_in_bands(name, numbers, monkeypatch):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize('pool', [False, True], ids=['', 'pooled queries'])
+@pytest.mark.parametrize('height, width', [(6, 10), (8, 8), (2, 14)])
+def test_windows_are_filled_up_after_the_projection(height, width, pool):
+    """The published order: fill up with zeros, cut, project all, attend, project all, join, cut off."""
+    torch.manual_seed(0)
+    attend, window = hiera.MultiScaleAttention(8, 16, num_heads=2, pool_queries=pool), 4
+    picture = torch.randn(2, height, width, 8)
+    rows, columns = -(-height // window), -(-width // window)
+    padded = torch.nn.functional.pad(picture, (0, 0, 0, columns * window - width, 0, rows * window - height))
+    windows = padded.view(2, rows, window, columns, window, 8).transpose(2, 3).reshape(-1, window, window, 8)
+    side, attended = window // (1 + pool), attend(windows)
+    joined = attended.view(2, rows, columns, side, side, 16).transpose(2, 3).reshape(2, rows * side, columns * side, 16)
+    torch.testing.assert_close(attend(picture, window), joined[:, :height // (1 + pool), :width // (1 + pool)],
+                               atol=1e-6, rtol=1e-5)
+
+
+@torch.no_grad()
 def test_neck_and_the_decoders_projections_are_one_map(model):
     model = copy.deepcopy(model)
     encoder, decoder = model.image_encoder, model.sam_mask_decoder
