@@ -103,12 +103,13 @@ class Tracked(NamedTuple):
     late: np.ndarray | None = None  # the same, from a box in that frame; empty where the object was not visible
 
 
-def track(model: Sam2Model, clip: Clip, middle: bool) -> Tracked:
+def track(model: Sam2Model, clip: Clip, middle: bool, recent_frames: int | None = None) -> Tracked:
     """Track a clip. ``middle``: also correct and prompt in frame ``CORRECTION_FRAME``, in a copy of the tracker.
 
     The click is where the object was most wrong in the frame before: a live user sees no later one.
     """
     tracker, branch = StreamTracker(model), None
+    tracker.recent_frames = recent_frames
     count = min(OBJECTS, clip.masks.shape[1])
     prompts = [Prompt(k + 1, box=mask_box(clip.masks[0, k])) for k in range(count)]
     masks, present, corrected, late = [], [], [], []
@@ -198,13 +199,13 @@ def _recoveries(j: np.ndarray, visible: np.ndarray) -> list[bool]:
     return found
 
 
-def clip_figures(model: Sam2Model, clip: Clip, corrections: bool) -> Figures:
+def clip_figures(model: Sam2Model, clip: Clip, corrections: bool, recent_frames: int | None = None) -> Figures:
     """What one clip says, as lists to be joined with those of others and averaged."""
     figures: Figures = defaultdict(list)
     if clip.masks.shape[1]:
         with torch.inference_mode():
             first_frame(ImageSegmenter(model), clip, figures)
-            tracked = track(model, clip, corrections)
+            tracked = track(model, clip, corrections, recent_frames)
         judge(clip, tracked.masks, tracked.present, figures)
         if corrections:
             judge_middle(clip, tracked, figures)
@@ -218,13 +219,14 @@ def nano(weights: str, device: str = 'cpu') -> Sam2Model:
 
 
 @functools.cache
-def _clutter() -> ClutterBank:
+def clutter() -> ClutterBank:
+    """What lies around in the scenes of the clips."""
     return ClutterBank(TextureBank(SEED, TEXTURES), 60)
 
 
 def measure(number: int, weights: tuple[str, ...], device: str, corrections: bool) -> list[Figures]:
     """The figures of one clip, for each of the weights."""
-    clip = make_clip((SEED, number), _clutter(), FRAMES)
+    clip = make_clip((SEED, number), clutter(), FRAMES)
     return [clip_figures(nano(one, device), clip, corrections) for one in weights]
 
 
