@@ -21,7 +21,7 @@ import torch.distributed as dist
 from sam2_core.checkpoint import load_model
 from sam2_core.config import VARIANTS
 from sam2_core.model import Sam2Model
-from sam2_core.training.clips import Clip
+from sam2_core.training.clips import MAX_OBJECTS, Clip
 from sam2_core.training.datasets import (
     FORMATS,
     Format,
@@ -33,6 +33,7 @@ from sam2_core.training.datasets import (
 )
 from sam2_core.training.display import progress_bar
 from sam2_core.training.loop import Trainer
+from sam2_core.training.options import device, number, rate, whole
 from sam2_core.training.processes import join_processes
 from sam2_core.training.settings import Schedule, TrainConfig, part_of
 
@@ -52,14 +53,14 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument('--validation-data', type=Path, help='folder to measure on instead, in the same layout')
     data.add_argument('--image-topic', help='in bags; default: the one with most of the labels\' stamps')
     data.add_argument('--label-topic', help='in bags; default: the first of instances or label images')
-    data.add_argument('--frames', type=int, default=8, help='length of a clip; 1: images only')
-    data.add_argument('--workers', type=int, default=min(8, max(0, (os.cpu_count() or 1) - 1)),
+    data.add_argument('--frames', type=whole(1), default=8, help='length of a clip; 1: images only')
+    data.add_argument('--workers', type=whole(0), default=min(8, max(0, (os.cpu_count() or 1) - 1)),
                       help='processes that read')
 
     model = options.add_argument_group('model')
     model.add_argument('--model', default='nano', choices=VARIANTS, metavar='NAME', help=', '.join(VARIANTS))
     model.add_argument('--checkpoint', type=Path, help='weights to start from; default: the published ones')
-    model.add_argument('--image-size', type=int, help='side of the square the model sees; default: as published')
+    model.add_argument('--image-size', type=whole(32), help='side of the square the model sees; default: as published')
     model.add_argument('--freeze', nargs='*', default=['image_encoder'], metavar='PART',
                        help='parts not to train, by the start of their name (default: image_encoder); none: all train')
     model.add_argument('--recompute', action='store_true',
@@ -68,28 +69,26 @@ def parser() -> argparse.ArgumentParser:
     training = options.add_argument_group('training')
     training.add_argument('--output', type=Path, required=True, help='folder for weights, log, curves and checkpoint')
     length = training.add_mutually_exclusive_group(required=True)
-    length.add_argument('--epochs', type=float, help='times through the data')
-    length.add_argument('--steps', type=int)
-    length.add_argument('--minutes', type=float, help='of training; the learning rate ends at 0 when they are over')
-    training.add_argument('--lr', action='append', default=[], metavar='RATE or PART=RATE', type=_rate,
+    length.add_argument('--epochs', type=number(above=0), help='times through the data')
+    length.add_argument('--steps', type=whole(1))
+    length.add_argument('--minutes', type=number(above=0),
+                        help='of training; the learning rate ends at 0 when they are over')
+    training.add_argument('--lr', action='append', default=[], metavar='RATE or PART=RATE', type=rate,
                           help='highest learning rate, of all or of a part (default: 1e-5; nano: 2e-4)')
-    training.add_argument('--batch', type=int, default=2, help='clips at once, in each process')
-    training.add_argument('--accumulate', type=int, default=1, help='batches for one step')
-    training.add_argument('--objects', type=int, default=3, help='followed in each clip')
-    training.add_argument('--weight-decay', type=float, default=0.05)
-    training.add_argument('--ema', type=float, default=0.0, help='keep an average of the weights, for example 0.99')
+    training.add_argument('--batch', type=whole(1), default=2, help='clips at once, in each process')
+    training.add_argument('--accumulate', type=whole(1), default=1, help='batches for one step')
+    training.add_argument('--objects', type=whole(1, MAX_OBJECTS), default=3,
+                          help=f'followed in each clip, up to {MAX_OBJECTS}')
+    training.add_argument('--weight-decay', type=number(least=0), default=0.05)
+    training.add_argument('--ema', type=number(least=0, below=1), default=0.0,
+                          help='keep an average of the weights, for example 0.99')
     training.add_argument('--bf16', action='store_true', help='bfloat16 autocast')
-    training.add_argument('--seed', type=int, default=0)
-    training.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    training.add_argument('--save-every', type=float, default=120.0, metavar='SECONDS')
-    training.add_argument('--validate-every', type=int, default=200, metavar='STEPS')
-    training.add_argument('--log-every', type=int, default=20, metavar='STEPS')
+    training.add_argument('--seed', type=whole(0), default=0)
+    training.add_argument('--device', type=device, default='cuda' if torch.cuda.is_available() else 'cpu')
+    training.add_argument('--save-every', type=number(least=0), default=120.0, metavar='SECONDS')
+    training.add_argument('--validate-every', type=whole(0), default=200, metavar='STEPS')
+    training.add_argument('--log-every', type=whole(1), default=20, metavar='STEPS')
     return options
-
-
-def _rate(text: str) -> tuple[str | None, float]:
-    part, _, number = text.rpartition('=')
-    return part or None, float(number)
 
 
 def check_parts(model: Sam2Model, frozen: Sequence[str], rates: Sequence[str]) -> None:
@@ -160,7 +159,7 @@ def _validation_clips(options: argparse.Namespace, held_out: list[Recording], si
 
 
 def prepare(options: argparse.Namespace, bags: BagFormat | None, skipped: SkippedFiles) -> Trainer:
-    """Everything up to the first step. ValueError, FileNotFoundError or ConnectionError for what a user can mend."""
+    """Everything up to the first step. ValueError or OSError for what a user can mend."""
     world = dist.get_world_size() if dist.is_initialized() else 1
     model = load_model(options.model, options.checkpoint, device='cpu', image_size=options.image_size)
     rates = dict(options.lr)
@@ -221,7 +220,7 @@ def main(arguments: Sequence[str] | None = None, bags: BagFormat | None = None) 
     skipped = SkippedFiles(options.output / 'skipped.jsonl')
     try:
         trainer = prepare(options, bags, skipped)
-    except (ValueError, FileNotFoundError, ConnectionError) as error:
+    except (ValueError, OSError) as error:
         print(f'sam2_train: {error}', file=sys.stderr)
         return 2
     with progress_bar(trainer) as (say, bar):

@@ -16,6 +16,7 @@ from sam2_core.config import VARIANTS
 from sam2_core.training import checkpoints, loop
 from sam2_core.training.data import LARGEST_TRAINING_SEED, SyntheticClips
 from sam2_core.training.display import progress_bar
+from sam2_core.training.options import device, number, whole
 from sam2_core.training.processes import join_processes
 from sam2_core.training.settings import Schedule, TrainConfig
 
@@ -30,31 +31,31 @@ def parser() -> argparse.ArgumentParser:
                                       formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument('--output', type=Path, required=True, help='folder for weights, log, curves and checkpoint')
     length = options.add_mutually_exclusive_group(required=True)
-    length.add_argument('--minutes', type=float, help='length of the whole run')
-    length.add_argument('--steps', type=int, help='length of the whole run')
-    options.add_argument('--stop-after', type=float, help='seconds after which to save and leave')
+    length.add_argument('--minutes', type=number(above=0), help='length of the whole run')
+    length.add_argument('--steps', type=whole(1), help='length of the whole run')
+    options.add_argument('--stop-after', type=number(least=0), help='seconds after which to save and leave')
     options.add_argument('--model', default='nano', choices=VARIANTS, metavar='NAME', help='which shape to train')
     options.add_argument('--weights', type=Path, help='go on from these instead of from nothing')
-    options.add_argument('--rate', type=float, default=5e-4, help='learning rate when going on from weights')
-    options.add_argument('--longer-from', type=float, default=1.0,
+    options.add_argument('--rate', type=number(above=0), default=5e-4, help='learning rate when going on from weights')
+    options.add_argument('--longer-from', type=number(least=0), default=1.0,
                          help='going on: progress from which clips have 16 frames instead of 8')
-    options.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    options.add_argument('--chunks', type=int, help='of clips of 16 frames, per step and process')
-    options.add_argument('--clips', type=int, default=4, help='in a chunk')
-    options.add_argument('--echo', type=int, default=1, help='how many steps each clip serves')
-    options.add_argument('--workers', type=int, default=max(0, (os.cpu_count() or 1) - 1))
-    options.add_argument('--seed', type=int, default=0, help=f'of clips and chance, 0 to {LARGEST_TRAINING_SEED}')
+    options.add_argument('--device', type=device, default='cuda' if torch.cuda.is_available() else 'cpu')
+    options.add_argument('--chunks', type=whole(1), help='of clips of 16 frames, per step and process')
+    options.add_argument('--clips', type=whole(1), default=4, help='in a chunk')
+    options.add_argument('--echo', type=whole(1), default=1, help='how many steps each clip serves')
+    options.add_argument('--workers', type=whole(0), default=max(0, (os.cpu_count() or 1) - 1))
+    options.add_argument('--seed', type=whole(0), default=0, help=f'of clips and chance, 0 to {LARGEST_TRAINING_SEED}')
     options.add_argument('--bf16', action='store_true', help='bfloat16 autocast on a CPU too')
     options.add_argument('--no-graph', action='store_true', help='no CUDA graph')
     options.add_argument('--compile', action='store_true', help='use torch.compile')
-    options.add_argument('--validate-every', type=int, default=500, help='steps')
-    options.add_argument('--log-every', type=int, default=20, help='steps')
+    options.add_argument('--validate-every', type=whole(0), default=500, help='steps')
+    options.add_argument('--log-every', type=whole(1), default=20, help='steps')
     return options
 
 
 def prepare(options: argparse.Namespace) -> loop.Trainer:
-    """Everything up to the first step. ValueError or FileNotFoundError for what a user can mend."""
-    if not 0 <= options.seed <= LARGEST_TRAINING_SEED:
+    """Everything up to the first step. ValueError or OSError for what a user can mend."""
+    if options.seed > LARGEST_TRAINING_SEED:
         raise ValueError(f'seed {options.seed}: 0 to {LARGEST_TRAINING_SEED}; those above make the clips that models '
                          f'are measured on')
     if options.weights is not None and not options.weights.exists():
@@ -75,6 +76,7 @@ def prepare(options: argparse.Namespace) -> loop.Trainer:
         model = None if options.weights is None else checkpoints.load_weights(options.weights, config.model)
     except (SafetensorError, CheckpointError) as error:
         raise ValueError(f'weights {options.weights}: {error}') from error
+    options.output.mkdir(parents=True, exist_ok=True)
     source = SyntheticClips(config.seed, config.clip_frames, config.model.image_size, options.clips)
     return loop.Trainer(config, source, model)
 
@@ -90,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.device = join_processes(options.device)
     try:
         trainer = prepare(options)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f'training: {error}', file=sys.stderr)
         return 2
     if trainer.step and not trainer.rank:

@@ -92,6 +92,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
             raise ValueError(f'steps {self.steps} and minutes {self.minutes}: give one of them')
+        if (self.minutes if self.steps is None else self.steps) <= 0:  # it would never end
+            raise ValueError(f'steps {self.steps}, minutes {self.minutes}: must be above 0')
         if self.chunks % self.accumulate:
             raise ValueError(f'chunks {self.chunks}: must be a multiple of accumulate {self.accumulate}')
         if self.graph and self.accumulate > 1:

@@ -83,7 +83,7 @@ def test_measuring_the_middle_changes_no_other_figure(monkeypatch, scene_clip):
 @pytest.fixture
 def scene_clip():
     """Six frames of a clip of the set, cut short."""
-    whole = nano_quality.make_clip((nano_quality.SEED, 1), nano_quality._clutter(), 12)
+    whole = nano_quality.make_clip((nano_quality.SEED, 1), nano_quality.clutter(), 12)
     return Clip(whole.frames[::2], whole.masks[::2], whole.visible[::2], whole.kinds)
 
 
