@@ -86,7 +86,8 @@ def test_wheel_holds_the_weights_and_every_module(tmp_path):
     assert build.returncode == 0, build.stdout + build.stderr
     wheel, = tmp_path.glob('*.whl')
     expected = {str(path.relative_to(ROOT)) for package in ('sam2_core', 'sam2_ros')
-                for path in [*(ROOT / package).rglob('*.py'), *(ROOT / package).rglob('*.safetensors')]}
+                for path in [*(ROOT / package).rglob('*.py'), *(ROOT / package).rglob('*.safetensors'),
+                             *(ROOT / package).rglob('*.sh')]}
     assert 'sam2_core/weights/nano.safetensors' in expected
     assert expected - set(zipfile.ZipFile(wheel).namelist()) == set()
 

@@ -34,27 +34,39 @@ class Difference(NamedTuple):
         return self.largest <= TOLERANCE * max(1.0, self.scale)
 
 
-@torch.inference_mode()
 def verify(model: Sam2Model, folder: str | Path, every: Sequence[Stage], seed: int = 0) -> Iterator[Difference]:
-    """Run each graph in ``folder`` on random inputs, and the model on the same ones.
+    """Run each graph in ``folder`` with onnxruntime on random inputs, and the model on the same ones.
 
-    Some rows of memory and some points are empty: the model is given the others alone. ExportError without onnxruntime.
+    ExportError without onnxruntime.
     """
     need(['onnxruntime'])
     import onnxruntime
 
+    def run(stage: Stage, inputs: dict[str, Tensor]) -> list[Tensor]:
+        # made anew each time: large graphs take gigabytes
+        session = onnxruntime.InferenceSession(Path(folder) / f'{stage.name}.onnx', providers=['CPUExecutionProvider'])
+        found = session.run([port.name for port in stage.outputs], {name: t.numpy() for name, t in inputs.items()})
+        return [torch.from_numpy(output) for output in found]
+
+    return differences(model, every, run, seed)
+
+
+def differences(model: Sam2Model, every: Sequence[Stage],
+                run: Callable[[Stage, dict[str, Tensor]], Sequence[Tensor]], seed: int = 0) -> Iterator[Difference]:
+    """How far whatever runs the stages is from the model, float32 on the CPU, on random inputs.
+
+    Some rows of memory and some points are empty: the model is given the others alone.
+    """
     model = copy.deepcopy(model).cpu().float()
     model.memory_dtype = torch.float32
-    sample = _Sample(model, seed)
+    with torch.inference_mode():
+        sample = _Sample(model, seed)
     for stage in every:
-        session = onnxruntime.InferenceSession(Path(folder) / f'{stage.name}.onnx', providers=['CPUExecutionProvider'])
-        inputs = sample.inputs(stage)
-        found = session.run([port.name for port in stage.outputs], {name: t.numpy() for name, t in inputs.items()})
-        del session  # large graphs take gigabytes
-        expected = _EXPECTED[stage.kind](model, inputs)
-        for port, ours, theirs in zip(stage.outputs, found, expected, strict=True):
-            yield Difference(stage.name, port.name, float((torch.from_numpy(ours) - theirs).abs().max()),
-                             float(theirs.abs().max()))
+        with torch.inference_mode():
+            inputs = sample.inputs(stage)
+            expected = _EXPECTED[stage.kind](model, inputs)
+        for port, ours, theirs in zip(stage.outputs, run(stage, inputs), expected, strict=True):
+            yield Difference(stage.name, port.name, float((ours - theirs).abs().max()), float(theirs.abs().max()))
 
 
 class _Sample:
