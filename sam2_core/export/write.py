@@ -53,7 +53,7 @@ def export_onnx(model: Sam2Model, folder: str | Path, sizes: Sizes | None = None
     every = stages(model.config, sizes)
     for done, stage in enumerate(every):
         progress(done, len(every), stage)
-        _write_graph(graph_model, stage, folder / f'{stage.name}.onnx')
+        write_graph(graph_model, stage, folder / f'{stage.name}.onnx')
     (folder / 'model.json').write_text(json.dumps(description(model, sizes, every), indent=1) + '\n')
     script = folder / BUILD_SCRIPT.name
     script.write_text(BUILD_SCRIPT.read_text())
@@ -72,7 +72,8 @@ class _Graph(nn.Module):
         return self.stage.run(self.model, inputs)
 
 
-def _write_graph(model: GraphModel, stage: Stage, path: Path) -> None:
+def write_graph(model: GraphModel, stage: Stage, path: Path) -> None:
+    """Trace one stage and write it, weights included."""
     # with gradients enabled nothing runs in place, in blocks or as complex numbers (nn/attention.py)
     with torch.inference_mode(False), torch.enable_grad(), _quiet():
         program = torch.onnx.export(
