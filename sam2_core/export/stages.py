@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -139,7 +139,7 @@ class _Ports:
         return (self.stride16, logits, object_score, prompted), (memory,)
 
 
-def _image(stride16: Tensor | None, stride8: Any = None, stride4: Any = None) -> ImageFeatures:
+def _image(stride16: Tensor | None, stride8: Tensor | None = None, stride4: Tensor | None = None) -> ImageFeatures:
     return ImageFeatures(stride16, stride8, stride4)  # each stage reads some of them
 
 
