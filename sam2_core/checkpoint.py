@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sam2_core.approximations import pool_memory, quantize_encoder
+from sam2_core.compiled import CompiledStages
 from sam2_core.config import VARIANTS, check_image_size, variant
 from sam2_core.model import Sam2Model
 
@@ -60,7 +62,8 @@ _PACKAGED = {'nano': Path(__file__).parent / 'weights' / 'nano.safetensors'}
 
 
 def load_model(name: str | None = None, checkpoint: str | Path | None = None, device: str | torch.device | None = None,
-               dtype: torch.dtype = torch.float32, image_size: int | None = None) -> Sam2Model:
+               dtype: torch.dtype = torch.float32, image_size: int | None = None,
+               compile: bool | str = False, memory_pooling: int = 1, int8_encoder: bool = False) -> Sam2Model:
     """Load a model, ready for inference.
 
     name: one of ``VARIANTS``; None: recognised from ``checkpoint``. Nano is packaged; the official models are fetched
@@ -69,6 +72,11 @@ def load_model(name: str | None = None, checkpoint: str | Path | None = None, de
     device: 'cpu', 'cuda', 'cuda:1', ...; None: CUDA when there is a GPU, else the CPU.
     dtype: float32, bfloat16 or float16.
     image_size: side of the square the model sees, a multiple of 32; None: the one it was trained with.
+    compile: let trackers run compiled stages (torch.compile; CUDA graphs on a GPU), or the name of torch.compile's
+    backend. The first image of each kind takes minutes: ``model.compiled.warm_up`` goes through all. For GPUs: on a
+    CPU it works, but gains nothing.
+    memory_pooling: 2: an approximation, see ``approximations.pool_memory``; int8_encoder: likewise,
+    ``approximations.quantize_encoder``, on a CPU. What they cost is in docs/benchmarks.md.
     Raises ValueError for a name, device, dtype or size that does not exist, CheckpointError for weights that do not
     fit, FileNotFoundError for a missing file, ConnectionError when the weights cannot be fetched.
     """
@@ -89,7 +97,13 @@ def load_model(name: str | None = None, checkpoint: str | Path | None = None, de
     _fill(model, weights, path)
     for parameter in model.parameters():  # not the buffers: coordinates and positions stay float32
         parameter.data = parameter.data.to(dtype)
-    return model.to(device).eval().requires_grad_(False)
+    model = model.to(device).eval().requires_grad_(False)
+    pool_memory(model, memory_pooling)
+    if int8_encoder:
+        quantize_encoder(model)
+    if compile:
+        model.compiled = CompiledStages(model, 'inductor' if compile is True else compile)
+    return model
 
 
 def find_weights(name: str) -> Path:

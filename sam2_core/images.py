@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam2_core.model import ImageFeatures, Sam2Model
+from sam2_core.transfer import to_device, to_host
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -34,7 +36,7 @@ def encode_images(model: Sam2Model, images: Sequence[np.ndarray | Tensor]) -> li
     sizes = [check_image(image) for image in images]
     if not sizes:
         return []
-    features = model.encode_image(torch.cat([to_model(model, image) for image in images]))
+    features = (model.compiled or model).encode_image(torch.cat([to_model(model, image) for image in images]))
     return [EncodedImage(ImageFeatures(*(part[row:row + 1] for part in features)), height, width)
             for row, (height, width) in enumerate(sizes)]
 
@@ -57,15 +59,20 @@ def to_model(model: Sam2Model, image: np.ndarray | Tensor) -> Tensor:
     """
     if isinstance(image, np.ndarray):
         image = torch.from_numpy(image if image.flags.writeable and image.flags.c_contiguous else image.copy())
-    pixels = _stretch(image.to(model.device).permute(2, 0, 1)[None].float() / 255, model.image_size)
-    mean = torch.tensor(IMAGE_MEAN, device=model.device)[:, None, None]
-    std = torch.tensor(IMAGE_STD, device=model.device)[:, None, None]
+    pixels = _stretch(to_device(image, model.device).permute(2, 0, 1)[None].float() / 255, model.image_size)
+    mean, std = _mean_and_deviation(model.device)
     return ((pixels - mean) / std).to(model.dtype)
+
+
+@lru_cache(maxsize=16)
+def _mean_and_deviation(device: torch.device) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):
+        return tuple(torch.tensor(channels, device=device)[:, None, None] for channels in (IMAGE_MEAN, IMAGE_STD))
 
 
 def mask_to_model(model: Sam2Model, mask: np.ndarray) -> Tensor:
     """A user's bool mask (H, W) -> float32 (1, 1, S, S) of 0 and 1, stretched as the image is."""
-    pixels = torch.from_numpy(mask.astype(np.float32)).to(model.device)[None, None]
+    pixels = to_device(mask.astype(np.float32), model.device)[None, None]
     return (_stretch(pixels, model.image_size) >= 0.5).float()
 
 
@@ -77,4 +84,9 @@ def _stretch(pixels_bchw: Tensor, size: int) -> Tensor:
 
 def to_image(logits: Tensor, height: int, width: int) -> np.ndarray:
     """Mask logits (B, h, w) -> bool masks (B, height, width) in the image's pixels."""
-    return (F.interpolate(logits[:, None], size=(height, width), mode='bilinear')[:, 0] > 0).cpu().numpy()
+    return to_host(at_image_size(logits, height, width))[0]
+
+
+def at_image_size(logits: Tensor, height: int, width: int) -> Tensor:
+    """The same, still on the device."""
+    return F.interpolate(logits[:, None], size=(height, width), mode='bilinear')[:, 0] > 0

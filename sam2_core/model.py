@@ -5,7 +5,7 @@ of the published checkpoints, so that a state dict loads as it is.
 """
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from sam2_core.nn.memory_encoder import MemoryEncoder
 from sam2_core.nn.neck import FpnNeck
 from sam2_core.nn.position import sine_grid, sine_time
 from sam2_core.nn.prompt_encoder import NOT_A_POINT, PromptEncoder
+
+if TYPE_CHECKING:
+    from sam2_core.compiled import CompiledStages
 
 ABSENT_LOGIT = -1024.0  # mask logits of an object that is not visible
 MASK_SCALE, MASK_BIAS = 20.0, -10.0  # a mask of 0..1 enters the memory as -10..10, and leaves a mask prompt so
@@ -41,6 +44,8 @@ class Memory(NamedTuple):
     time_slots: Tensor  # int64 (B, F): 0 for the last frame, ... memory_frames - 1 for a conditioning frame
     pointers: Tensor  # (B, P, d_model)
     pointer_ages: Tensor  # (B, P), frames
+    frames_exist: Tensor | None = None  # bool (B, F): False for what only fills the tensor up; None: all exist
+    pointers_exist: Tensor | None = None  # bool (B, P), likewise
 
 
 class ObjectMasks(NamedTuple):
@@ -73,6 +78,7 @@ class Sam2Model(nn.Module):
     def __init__(self, config: Sam2Config, name: str = 'custom') -> None:
         super().__init__()
         self.config, self.name = config, name
+        self.compiled: CompiledStages | None = None  # what trackers run instead of the plain functions
         dim, memory_dim = config.d_model, config.memory_dim
         self.image_encoder = ImageEncoder(config)
         self.memory_attention = MemoryAttention(config)
@@ -136,8 +142,15 @@ class Sam2Model(nn.Module):
             image, self.image_position.to(self.dtype),
             torch.cat((memory.frames.to(self.dtype).flatten(1, 2), pointers), dim=1),
             torch.cat((position.flatten(1, 2), pointer_position), dim=1),
-            pointer_tokens=pieces)
+            pointer_tokens=pieces, exists=self._tokens_exist(memory, pieces))
         return attended.transpose(1, 2).unflatten(-1, (self.grid, self.grid))
+
+    def _tokens_exist(self, memory: Memory, pieces: int) -> Tensor | None:
+        """Which tokens of a memory may be looked at, bool (B, tokens); None: all."""
+        if memory.frames_exist is None:
+            return None
+        of_pointers = memory.pointers_exist.repeat_interleave(pieces // memory.pointers_exist.shape[1], dim=1)
+        return torch.cat((memory.frames_exist.repeat_interleave(self.grid ** 2, dim=1), of_pointers), dim=1)
 
     def _pointer_position(self, ages: Tensor, pieces: int) -> Tensor:
         if not self.config.pointer_time_codes:
@@ -181,6 +194,12 @@ class Sam2Model(nn.Module):
 
     def _absent(self, pointers: Tensor, visible: Tensor) -> Tensor:
         return torch.where(visible[:, None], pointers, self.no_obj_ptr)
+
+    def track_objects(self, image: ImageFeatures, memory: Memory) -> tuple[Tensor, ObjectMasks]:
+        """B objects in one image from their memories alone: conditioned features (B, d_model, h, w), and masks."""
+        features = self.attend_memory(image, memory)
+        points, labels = self.no_points(len(features))
+        return features, self.choose_masks(self.decode_masks(features, image, points, labels, multimask=True))
 
     def mask_prompt_logits(self, masks_bchw: Tensor) -> Tensor:
         """A user's masks (B, 1, S, S) of 0 and 1 as the logits that stand for them: float32 (B, 1, S / 4, S / 4)."""

@@ -1,19 +1,20 @@
 """Tracking of any number of objects through a live stream, with memory bounded from the first frame."""
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sam2_core.images import EncodedImage, check_image, encode_images, mask_to_model, to_image
+from sam2_core.images import EncodedImage, at_image_size, check_image, encode_images, mask_to_model
 from sam2_core.masks import mask_box
-from sam2_core.memory import MemoryBank, stack_memories
-from sam2_core.model import ImageFeatures, ObjectMasks, Sam2Model
+from sam2_core.memory import MemoryBank, MemoryShapes, stack_memories, write_memories
+from sam2_core.model import ImageFeatures, Memory, ObjectMasks, Sam2Model
 from sam2_core.prompts import Prompt, PromptError, merge_prompts
 from sam2_core.segmenter import MAX_PROMPT_LOGIT
+from sam2_core.transfer import to_device, to_host
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +51,7 @@ class StreamTracker:
         self.model = model
         self.max_objects = max_objects
         self.max_conditioning_frames = max_conditioning_frames
+        self._shapes = MemoryShapes(model.config, max_conditioning_frames)
         self._recent_frames: int | None = None
         self._banks: dict[int, MemoryBank] = {}
 
@@ -156,20 +158,30 @@ class StreamTracker:
 
     def _track(self, image: ImageFeatures) -> tuple[dict[int, Tensor], dict[int, ObjectMasks]]:
         """Each known object in this image, from its memory alone: conditioned features (d_model, h, w) and mask."""
-        batches: dict[tuple[int, int], list[int]] = {}
-        for object_id, bank in self._banks.items():
-            batches.setdefault(bank.length(self.recent_frames), []).append(object_id)
         conditioned, masks = {}, {}
-        for ids in batches.values():
-            memory = stack_memories([self._banks[i] for i in ids], self.recent_frames)
-            features = self.model.attend_memory(image, memory)
-            points, labels = self.model.no_points(len(ids))
-            decoded = self.model.decode_masks(features, image, points, labels, multimask=True)
-            chosen = self.model.choose_masks(decoded)
+        for ids, memory in self._batches():
+            features, chosen = (self.model.compiled or self.model).track_objects(image, memory)
             for row, object_id in enumerate(ids):
                 conditioned[object_id] = features[row]
                 masks[object_id] = ObjectMasks(*(part[row] for part in chosen))
         return conditioned, {object_id: masks[object_id] for object_id in self._banks}
+
+    def _batches(self) -> Iterator[tuple[list[int], Memory]]:
+        """Objects that can run together, with what they remember: those whose memories are equally long.
+
+        Where shapes must not change from image to image, those whose memories are complete, and the others filled up.
+        """
+        complete = self._shapes.complete(self.recent_frames)
+        groups: dict[tuple[int, int], list[int]] = {}
+        for object_id, bank in self._banks.items():
+            length = bank.length(self.recent_frames)
+            if self.model.compiled is not None and length != complete:
+                length = self._shapes.longest(self.recent_frames)
+            groups.setdefault(length, []).append(object_id)
+        for length, ids in groups.items():
+            filled_up = self.model.compiled is not None and length != complete
+            yield ids, stack_memories([self._banks[i] for i in ids], self.recent_frames,
+                                      length if filled_up else None)
 
     def _prompt(self, image: ImageFeatures, prompt: Prompt, size: tuple[int, int], conditioned: Tensor | None,
                 tracked: ObjectMasks | None) -> ObjectMasks:
@@ -184,19 +196,34 @@ class StreamTracker:
             else:
                 features = conditioned[None]
                 previous = tracked.logits.clamp(-MAX_PROMPT_LOGIT, MAX_PROMPT_LOGIT)[None, None]
-            decoded = model.decode_masks(
-                features, image, torch.from_numpy(points)[None].to(model.device),
-                torch.from_numpy(labels)[None].to(model.device), previous, multimask=len(points) <= 1)
+            decoded = model.decode_masks(features, image, to_device(points, model.device)[None],
+                                         to_device(labels, model.device)[None], previous, multimask=len(points) <= 1)
             masks = model.choose_masks(decoded)
         return ObjectMasks(*(part[0] for part in masks))
 
     def _remember(self, image: ImageFeatures, ids: list[int], masks: ObjectMasks, prompted: dict[int, Prompt]) -> None:
-        flags = torch.tensor([object_id in prompted for object_id in ids], device=self.model.device)
-        memories = self.model.encode_memory(image, masks, flags)
-        for object_id, memory, pointer in zip(ids, memories, masks.pointers, strict=True):
+        flags = [object_id in prompted for object_id in ids]
+        memories = self._encode(image, masks, flags)
+        for object_id in ids:
             if object_id not in self._banks:
                 self._banks[object_id] = MemoryBank(self.model, self.max_conditioning_frames)
-            self._banks[object_id].write(memory, pointer, object_id in prompted)
+        write_memories([self._banks[object_id] for object_id in ids], memories, masks.pointers, flags)
+
+    def _encode(self, image: ImageFeatures, masks: ObjectMasks, flags: list[bool]) -> Tensor:
+        """This frame's memory of each object. That of absent ones is the same for all: it is made once.
+
+        Which ones are absent is known without waiting on a CPU only.
+        """
+        stages, device = self.model.compiled or self.model, masks.logits.device
+        scores = masks.object_score.tolist() if device.type == 'cpu' and self.model.compiled is None else []
+        absent = [row for row, score in enumerate(scores) if score <= 0 and not flags[row]]
+        if len(absent) < 2:
+            return stages.encode_memory(image, masks, to_device(flags, device))
+        kept = [row for row in range(len(flags)) if row not in absent[1:]]
+        place = {row: i for i, row in enumerate(kept)}
+        memories = stages.encode_memory(image, ObjectMasks(*(part[kept] for part in masks)),
+                                        torch.tensor([flags[row] for row in kept]))
+        return memories[[place.get(row, place[absent[0]]) for row in range(len(flags))]]
 
 
 def _described(model: Sam2Model) -> str:
@@ -204,7 +231,7 @@ def _described(model: Sam2Model) -> str:
 
 
 def _results(ids: list[int], masks: ObjectMasks, height: int, width: int) -> dict[int, ObjectResult]:
-    pixels = to_image(masks.logits, height, width)
-    iou, object_score = masks.iou.tolist(), masks.object_score.tolist()
-    return {object_id: ObjectResult(pixels[row], masks.logits[row], mask_box(pixels[row]), iou[row], object_score[row])
+    pixels, iou, object_score = to_host(at_image_size(masks.logits, height, width), masks.iou, masks.object_score)
+    return {object_id: ObjectResult(pixels[row], masks.logits[row], mask_box(pixels[row]), float(iou[row]),
+                                    float(object_score[row]))
             for row, object_id in enumerate(ids)}

@@ -6,15 +6,21 @@ import torch
 
 from sam2_core import CheckpointError, Prompt, Sam2Model, StreamTracker, load_model
 from sam2_ros.parameters import Parameters
+from sam2_ros.shedding import half_of_recent_frames
 
 # OSError: no such file, no connection; RuntimeError: the device, out of memory first of all
 LOAD_ERRORS = (CheckpointError, OSError, ValueError, RuntimeError)
+MOST_WARMED = 32  # objects whose batches are compiled before the first image; of more, when they come
 
 
 def load(chosen: Parameters) -> Sam2Model:
     """Load the model and have everything compiled, cached and allocated. One of LOAD_ERRORS when it cannot be had."""
     model = load_model(chosen.model or None, chosen.checkpoint or None, chosen.device or None,
-                       getattr(torch, chosen.dtype), chosen.image_size or None)
+                       getattr(torch, chosen.dtype), chosen.image_size or None, compile=chosen.compile,
+                       memory_pooling=chosen.memory_pooling, int8_encoder=chosen.int8_encoder)
+    if model.compiled:
+        model.compiled.warm_up(min(chosen.max_objects, MOST_WARMED),
+                               recent_frames=(None, half_of_recent_frames(model)))
     _warm_up(model)
     return model
 

@@ -32,6 +32,13 @@ class Parameters:
                             choices=('float32', 'bfloat16', 'float16'))
     image_size: int = _parameter(0, 'Side of the square the model sees, pixels. 0: the one it was trained with.',
                                  when=MODEL, limits=(0, 4096, 32))
+    compile: bool = _parameter(
+        False, 'Compile the model when it is loaded, for a GPU: takes minutes, and every image less time.', when=MODEL)
+    memory_pooling: int = _parameter(
+        1, 'An approximation: objects look at the means of n x n remembered places. 1: off, 2: faster.', when=MODEL,
+        limits=(1, 2))
+    int8_encoder: bool = _parameter(
+        False, 'An approximation: the image encoder computes in 8-bit integers, on a CPU in float32.', when=MODEL)
     image_transport: str = _parameter(
         'raw', 'raw: sensor_msgs/Image on image. compressed: sensor_msgs/CompressedImage on image/compressed.',
         when=MODEL, choices=('raw', 'compressed'))

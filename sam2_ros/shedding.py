@@ -10,6 +10,8 @@ import math
 from collections import deque
 from enum import IntEnum
 
+from sam2_core import Sam2Model
+
 WINDOW = 2.0  # seconds of results that are judged together,
 FEWEST = 3  # and at least so many, where images are slow
 MISSED_FOR = 3.0  # longer than WINDOW: what lasts less than the difference is an accident and changes nothing
@@ -36,6 +38,11 @@ class Level(IntEnum):
 
 _DESCRIPTIONS = {Level.NOTHING: 'nothing left out', Level.PICTURES: 'no overlay, clouds and markers',
                  Level.MEMORY: 'half of the memory frames as well', Level.IMAGES: 'every second image as well'}
+
+
+def half_of_recent_frames(model: Sam2Model) -> int:
+    """``StreamTracker.recent_frames`` from ``Level.MEMORY`` on."""
+    return (model.config.memory_frames - 1) // 2
 
 
 class LoadShedder:

@@ -25,7 +25,7 @@ from sam2_ros.one_shot import OneShots, Picture
 from sam2_ros.parameters import Parameters
 from sam2_ros.prompt_reader import PromptReader, Reading
 from sam2_ros.prompting import NEEDS_IMAGE, PromptAnswer, PromptRequest, refuse
-from sam2_ros.shedding import Level
+from sam2_ros.shedding import Level, half_of_recent_frames
 from sam2_ros.spatial import OrientedBox, measure
 from sam2_ros.states import ObjectStates, probability, score_correction, unit
 
@@ -79,8 +79,7 @@ class Stream:
 
     def leave_out(self, level: Level) -> None:
         """Do less: what concerns the tracker and the images; the pictures are for whoever publishes."""
-        recent = self.tracker.model.config.memory_frames - 1
-        self.tracker.recent_frames = recent // 2 if level >= Level.MEMORY else None
+        self.tracker.recent_frames = half_of_recent_frames(self.tracker.model) if level >= Level.MEMORY else None
         self._every_second = level >= Level.IMAGES
 
     # --- what there is to do

@@ -19,14 +19,21 @@ EMPTY = -1  # the time slot, or age, of a row of memory that holds nothing
 
 
 @dataclass
-class HiddenKeys:
-    """What several attentions add to the scores of their keys, (B, 1, 1, M): 0, or HIDDEN. None: nothing is hidden."""
+class KnownPoints:
+    """Which tokens of the decoder exist, bool (B, M), for attentions that are not told; None: all."""
 
-    bias: Tensor | None = None
+    exist: Tensor | None = None
 
-    def hide(self, keys: Tensor) -> None:
-        """Hide the keys (B, M) that are True."""
-        self.bias = torch.where(keys, HIDDEN, 0.0)[:, None, None]
+
+def copy_weights(source: Sam2Model, target: Sam2Model) -> None:
+    """Make ``target`` compute what ``source`` does, in float32 on the CPU. ValueError for an int8 encoder."""
+    weights = source.state_dict()
+    if set(weights) != set(target.state_dict()):
+        raise ValueError(f'{source.name} with an int8 encoder: load it without int8_encoder')
+    target.load_state_dict({name: value.float() for name, value in weights.items()})
+    for ours, theirs in zip(target.memory_attention.layers, source.memory_attention.layers, strict=True):
+        ours.cross_attn_image.pooling = theirs.cross_attn_image.pooling
+    target.eval().requires_grad_(False)
 
 
 class GraphDecoder(MaskDecoder):
@@ -59,17 +66,16 @@ class GraphModel(Sam2Model):
     def __init__(self, model: Sam2Model) -> None:
         super().__init__(model.config, model.name)
         self.sam_mask_decoder = GraphDecoder(model.config)
-        self.load_state_dict({name: value.float() for name, value in model.state_dict().items()})
-        self.eval().requires_grad_(False)
-        self._hidden_memory, self._hidden_points = HiddenKeys(), HiddenKeys()
+        copy_weights(model, self)
+        self._points = KnownPoints()
         with torch.no_grad():
             self._make_constants()
             self._fuse()
         for layer in self.memory_attention.layers:
-            _attend_visible(layer.cross_attn_image, self._hidden_memory)
+            _attend_what_exists(layer.cross_attn_image, KnownPoints())
         for block in self.sam_mask_decoder.transformer.layers:
-            _attend_visible(block.self_attn, self._hidden_points)
-            _attend_visible(block.cross_attn_image_to_token, self._hidden_points)
+            _attend_what_exists(block.self_attn, self._points)
+            _attend_what_exists(block.cross_attn_image_to_token, self._points)
 
     def _make_constants(self) -> None:
         side, trunk, places = self.image_size // 4, self.image_encoder.trunk, self.sam_prompt_encoder.pe_layer
@@ -93,11 +99,9 @@ class GraphModel(Sam2Model):
 
     def attend_memory(self, features: ImageFeatures, memory: Memory) -> Tensor:
         """As the model does, for objects that remember less than there is room for: rows EMPTY are not looked at."""
-        tokens, pieces = memory.frames.shape[2], self.config.d_model // self.config.memory_dim
-        self._hidden_memory.hide(torch.cat(((memory.time_slots == EMPTY).repeat_interleave(tokens, dim=1),
-                                            (memory.pointer_ages == EMPTY).repeat_interleave(pieces, dim=1)), dim=1))
-        return super().attend_memory(features, memory._replace(
-            time_slots=memory.time_slots.clamp(min=0), pointer_ages=memory.pointer_ages.clamp(min=0)))
+        return super().attend_memory(features, Memory(
+            memory.frames, memory.time_slots.clamp(min=0), memory.pointers, memory.pointer_ages.clamp(min=0),
+            frames_exist=memory.time_slots != EMPTY, pointers_exist=memory.pointer_ages != EMPTY))
 
     def decode_prompted(self, features_bchw: Tensor, image: ImageFeatures, points: Tensor, labels: Tensor,
                         previous_logits: Tensor, use_previous: Tensor) -> ObjectMasks:
@@ -106,15 +110,15 @@ class GraphModel(Sam2Model):
         points (B, N, 2), labels (B, N): those NOT_A_POINT are not there; previous_logits (B, 1, S / 4, S / 4) count
         where ``use_previous`` (B,) bool. One point: the best of three masks; several: the single mask.
         """
-        encoder, absent = self.sam_prompt_encoder, labels == NOT_A_POINT
-        self._hidden_points.hide(F.pad(absent, (OUTPUT_TOKENS, 1)))  # the last token is no point on purpose
+        encoder, given = self.sam_prompt_encoder, labels != NOT_A_POINT
+        self._points.exist = F.pad(given, (OUTPUT_TOKENS, 1), value=True)  # the last token is no point on purpose
         previous = encoder.encode_masks(previous_logits.clamp(-MAX_PROMPT_LOGIT, MAX_PROMPT_LOGIT))
         decoded = self.sam_mask_decoder(
             features_bchw, encoder.pe_layer.grid(self.grid, self.grid)[None],
             encoder.encode_points(points, labels, self.image_size),
             torch.where(use_previous[:, None, None, None], previous, encoder.no_mask()),
-            image.stride8_bchw, image.stride4_bchw, (~absent).sum(dim=1) <= 1)
-        self._hidden_points.bias = None
+            image.stride8_bchw, image.stride4_bchw, given.sum(dim=1) <= 1)
+        self._points.exist = None
         return self.choose_masks(decoded)
 
 
@@ -134,14 +138,15 @@ def _fused(first: nn.Module, second: nn.Module) -> nn.Module:
     return fused.requires_grad_(False)
 
 
-def _attend_visible(attention: Attention, hidden: HiddenKeys) -> None:
-    """Let an attention add what is hidden to its scores. Values may be narrower than keys, with one head."""
+def _attend_what_exists(attention: Attention, points: KnownPoints) -> None:
+    """Let an attention leave keys out by plain sums. Values may be narrower than keys, with one head."""
 
-    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def attend(query: Tensor, key: Tensor, value: Tensor, exists: Tensor | None = None) -> Tensor:
         query, key, value = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (query, key, value))
         scores = query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)
-        if hidden.bias is not None:
-            scores = scores + hidden.bias
+        exists = points.exist if exists is None else exists
+        if exists is not None:
+            scores = scores + torch.where(exists, 0.0, HIDDEN)[:, None, None]
         return attention.out_proj((scores.softmax(dim=-1) @ value).transpose(1, 2).flatten(-2))
 
     attention.attend = attend

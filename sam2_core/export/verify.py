@@ -1,7 +1,6 @@
 """Do the graphs say what the model says? onnxruntime beside PyTorch, on the CPU."""
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_core.export.graph_model import EMPTY
+from sam2_core.export.graph_model import EMPTY, copy_weights
 from sam2_core.export.stages import Stage
 from sam2_core.export.write import need
 from sam2_core.model import ImageFeatures, Memory, ObjectMasks, Sam2Model
@@ -57,7 +56,8 @@ def differences(model: Sam2Model, every: Sequence[Stage],
 
     Some rows of memory and some points are empty: the model is given the others alone.
     """
-    model = copy.deepcopy(model).cpu().float()
+    source, model = model, Sam2Model(model.config, model.name)
+    copy_weights(source, model)
     model.memory_dtype = torch.float32
     with torch.inference_mode():
         sample = _Sample(model, seed)

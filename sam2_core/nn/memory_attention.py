@@ -23,10 +23,11 @@ class MemoryAttentionLayer(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
 
     def forward(self, x_bnc: Tensor, memory_keys: Tensor, memory: Tensor, pointer_tokens: int,
-                table: RotaryTable) -> Tensor:
+                table: RotaryTable, exists: Tensor | None) -> Tensor:
         normed = self.norm1(x_bnc)
         x_bnc = x_bnc + self.self_attn(normed, normed, normed, table)
-        x_bnc = x_bnc + self.cross_attn_image(self.norm2(x_bnc), memory_keys, memory, table, pointer_tokens)
+        x_bnc = x_bnc + self.cross_attn_image(self.norm2(x_bnc), memory_keys, memory, table, pointer_tokens,
+                                              exists)
         return x_bnc + self.linear2(self.linear1(self.norm3(x_bnc)).relu_())
 
 
@@ -41,13 +42,14 @@ class MemoryAttention(nn.Module):
         self.rotary = RotaryTable(config.d_model, grid, grid, config.rope_theta)
 
     def forward(self, image_bnc: Tensor, image_position_nc: Tensor, memory_bmc: Tensor, memory_position_bmc: Tensor,
-                pointer_tokens: int) -> Tensor:
+                pointer_tokens: int, exists: Tensor | None = None) -> Tensor:
         """Image (1 or B, N, d_model), memory (B, M, memory_dim) ending in its pointers' tokens -> (B, N, d_model).
 
+        ``exists``: bool (B, M), False for tokens that must not be looked at; None: all are there.
         One image for all B objects is one until the first look at their memories: what comes before is done once.
         """
         x = image_bnc + 0.1 * image_position_nc
         keys = memory_bmc + memory_position_bmc
         for layer in self.layers:
-            x = layer(x, keys, memory_bmc, pointer_tokens, self.rotary)
+            x = layer(x, keys, memory_bmc, pointer_tokens, self.rotary, exists)
         return self.norm(x)

@@ -13,17 +13,15 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from sam2_core.checkpoint import load_model
 from sam2_core.config import VARIANTS
 from sam2_core.model import Sam2Model
+from sam2_core.training.clips import Clip
 from sam2_core.training.datasets import (
     FORMATS,
     Format,
@@ -33,7 +31,10 @@ from sam2_core.training.datasets import (
     open_recordings,
     split_recordings,
 )
-from sam2_core.training.loop import Schedule, TrainConfig, Trainer, join_processes, part_of
+from sam2_core.training.display import progress_bar
+from sam2_core.training.loop import Trainer
+from sam2_core.training.processes import join_processes
+from sam2_core.training.settings import Schedule, TrainConfig, part_of
 
 VALIDATION_CLIPS = 16
 BagFormat = Callable[[str | None, str | None], Format]
@@ -139,6 +140,25 @@ def _remember_settings(options: argparse.Namespace, world: int) -> None:
         part.replace(path)
 
 
+def _validation_clips(options: argparse.Namespace, held_out: list[Recording], size: int,
+                      skipped: SkippedFiles) -> list[Clip]:
+    """What is measured on. ValueError when nothing can be read of a folder that was named for it.
+
+    Of a few recordings held out by chance all may be broken: that is told, and ends no run.
+    """
+    if not held_out:
+        return []
+    measured = RecordedClips(held_out, options.frames, size, skipped, augment=False)
+    try:
+        return [measured.clip(i) for i in range(min(VALIDATION_CLIPS, 4 * len(held_out)))]
+    except ValueError as error:
+        if options.validation_data is not None:
+            raise ValueError(f'validation data {options.validation_data}: {error}') from error
+        print(f'nothing is measured: of those held out, {error}; hold out more (--validation) or name a folder '
+              f'(--validation-data)', file=sys.stderr)
+        return []
+
+
 def prepare(options: argparse.Namespace, bags: BagFormat | None, skipped: SkippedFiles) -> Trainer:
     """Everything up to the first step. ValueError, FileNotFoundError or ConnectionError for what a user can mend."""
     world = dist.get_world_size() if dist.is_initialized() else 1
@@ -153,6 +173,7 @@ def prepare(options: argparse.Namespace, bags: BagFormat | None, skipped: Skippe
     steps = options.steps
     if options.epochs is not None:
         steps = max(1, math.ceil(options.epochs * len(training) / (clips * world)))
+    validation = _validation_clips(options, held_out, size, skipped)
     config = TrainConfig(
         output=options.output, model=model.config, steps=steps, minutes=options.minutes,
         schedule=Schedule(stages=((1.0, options.frames),), learning_rate=peak, warm_up=0.05, balance=(0.0, 0.0),
@@ -161,12 +182,8 @@ def prepare(options: argparse.Namespace, bags: BagFormat | None, skipped: Skippe
         augment=False, foreground=False, frozen=tuple(options.freeze), rates=tuple(rates.items()),
         weight_decay=options.weight_decay, ema=options.ema, seed=options.seed, workers=options.workers,
         device=options.device, half=options.bf16, save_every=options.save_every, log_every=options.log_every,
-        validate_every=options.validate_every if held_out else 0, weights_dtype=torch.float32)
+        validate_every=options.validate_every if validation else 0, weights_dtype=torch.float32)
     source = RecordedClips(training, options.frames, size, skipped, options.seed)
-    validation = []
-    if held_out:
-        measured = RecordedClips(held_out, options.frames, size, skipped, augment=False)
-        validation = [measured.clip(i) for i in range(min(VALIDATION_CLIPS, 4 * len(held_out)))]
     if not dist.is_initialized() or dist.get_rank() == 0:
         trained = sum(p.numel() for name, p in model.named_parameters() if part_of(name, options.freeze) is None)
         print(f'{len(training)} recordings to train on, {len(held_out)} to measure on; {model.name} at {size} pixels, '
@@ -175,14 +192,14 @@ def prepare(options: argparse.Namespace, bags: BagFormat | None, skipped: Skippe
     return Trainer(config, source, model, validation)
 
 
-class _Display:
-    """What a person sees of a run."""
+class _Lines:
+    """The lines that a person reads: figures, and what was left out meanwhile."""
 
-    def __init__(self, skipped: SkippedFiles, bar: Callable[[], None], say: Callable[[str], None]) -> None:
-        self.skipped, self.bar, self.say = skipped, bar, say
+    def __init__(self, skipped: SkippedFiles, say: Callable[[str], None]) -> None:
+        self.skipped, self.say = skipped, say
         self.named = 0
 
-    def line(self, line: dict) -> None:
+    def show(self, line: dict) -> None:
         """A line of the log."""
         found = list(self.skipped.all().items())
         for file, reason in found[self.named:]:
@@ -192,25 +209,6 @@ class _Display:
         kind = 'validation_' if any(name.startswith('validation') for name in line) else ''
         figures = [f'{label} {line[kind + name]:.3f}' for name, label in names.items() if kind + name in line]
         self.say(f'step {line["step"]}{", validation" if kind else ""}: {", ".join(figures)}')
-
-
-@contextmanager
-def _display(trainer: Trainer, skipped: SkippedFiles):
-    """Lines, and on a terminal a progress bar below them."""
-    console = Console(stderr=True)
-    if trainer.rank or not console.is_terminal:
-        yield _Display(skipped, lambda: None, lambda text: print(text, file=sys.stderr, flush=True))
-        return
-    columns = TextColumn('step {task.fields[step]}'), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task('training', total=1.0, step=trainer.step)
-
-        def bar() -> None:
-            if trainer.world == 1 or trainer.config.steps:  # elsewhere all processes must ask
-                progress.update(task, completed=trainer.progress())
-            progress.update(task, step=trainer.step)
-
-        yield _Display(skipped, bar, lambda text: console.print(text, highlight=False, markup=False))
 
 
 def main(arguments: Sequence[str] | None = None, bags: BagFormat | None = None) -> int:
@@ -226,8 +224,8 @@ def main(arguments: Sequence[str] | None = None, bags: BagFormat | None = None) 
     except (ValueError, FileNotFoundError, ConnectionError) as error:
         print(f'sam2_train: {error}', file=sys.stderr)
         return 2
-    with _display(trainer, skipped) as display:
-        complete = trainer.run(display.line, display.bar)
+    with progress_bar(trainer) as (say, bar):
+        complete = trainer.run(_Lines(skipped, say).show, bar)
     if trainer.rank == 0:
         _report(trainer, skipped, complete)
     if dist.is_initialized():
@@ -238,7 +236,7 @@ def main(arguments: Sequence[str] | None = None, bags: BagFormat | None = None) 
 def _report(trainer: Trainer, skipped: SkippedFiles, complete: bool) -> None:
     output, left_out = trainer.config.output, skipped.all()
     if left_out:
-        print(f'{len(left_out)} files were left out:', file=sys.stderr)
+        print(f'{len(left_out)} {"file was" if len(left_out) == 1 else "files were"} left out:', file=sys.stderr)
         for file, reason in list(left_out.items())[:20]:
             print(f'  {file}: {reason}', file=sys.stderr)
         if len(left_out) > 20:

@@ -17,6 +17,7 @@ class Clip(NamedTuple):
     frames: np.ndarray  # uint8 RGB (T, H, W, 3)
     masks: np.ndarray  # bool (T, K, H, W), the visible part; empty where the object is not visible
     visible: np.ndarray  # bool (T, K)
+    kinds: np.ndarray | None = None  # int (K,): objects that look exactly alike are of one kind; None: not known
 
 
 class PackedClips(NamedTuple):

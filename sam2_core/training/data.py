@@ -20,6 +20,7 @@ from sam2_core.training.sprites import ClutterBank
 from sam2_core.training.textures import TextureBank
 
 TEXTURES = 600
+LARGEST_TRAINING_SEED = 999  # those above are for validation and benchmarks
 
 
 class ClipSource(Protocol):
@@ -29,7 +30,7 @@ class ClipSource(Protocol):
 
 
 class SyntheticClips:
-    """Scenes from a seed. Seeds below 1000 are for training, those above for validation and benchmarks."""
+    """Scenes from a seed. Seeds up to LARGEST_TRAINING_SEED are for training."""
 
     def __init__(self, seed: int, frames: int, size: int, chunk: int = 4, textures: int = TEXTURES) -> None:
         self.seed, self.frames, self.size, self.chunk = seed, frames, size, chunk
@@ -38,7 +39,7 @@ class SyntheticClips:
     def __getitem__(self, number: int) -> PackedClips:
         rendered = [render((self.seed, number * self.chunk + i), self.clutter, self.frames, self.size)
                     for i in range(self.chunk)]
-        frames, objects = (torch.from_numpy(np.stack(part)) for part in zip(*rendered, strict=True))
+        frames, objects = (torch.from_numpy(np.stack(part)) for part in list(zip(*rendered, strict=True))[:2])
         return PackedClips(frames, torch.where(objects > 0, 1 << (objects - 1).clamp(max=7), 0).byte())  # 1 -> bit 0
 
 

@@ -8,17 +8,13 @@ minutes where the time is given: then the learning rate reaches 0 when the time 
 """
 from __future__ import annotations
 
-import argparse
 import copy
 import json
-import math
-import os
 import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,102 +22,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sam2_core.config import VARIANTS, Sam2Config
 from sam2_core.model import Sam2Model
 from sam2_core.training import checkpoints, curves
 from sam2_core.training.clips import Clip, PackedClips, pack, split
 from sam2_core.training.data import Augmentation, ClipSource, SyntheticClips, batches
 from sam2_core.training.initialise import new_model, start_memory
+from sam2_core.training.processes import join_processes
 from sam2_core.training.rollout import ForegroundHead, Knobs, Step, normalise, step_losses
+from sam2_core.training.settings import Schedule, TrainConfig, part_of
+
+__all__ = ['Schedule', 'TrainConfig', 'Trainer', 'join_processes', 'main', 'part_of']
 
 VALIDATION_SEED = 1000
 _EAGER_STEPS = 3  # before a step is captured
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """What changes during training, as functions of the progress 0..1."""
-
-    stages: tuple[tuple[float, int], ...] = ((0.12, 1), (0.32, 4), (0.85, 8), (1.0, 16))  # (until, frames per clip)
-    learning_rate: float = 1.2e-3
-    warm_up: float = 0.02
-    balance: tuple[float, float] = (1.0, 0.05)
-    balance_fades: tuple[float, float] = (0.05, 0.15)
-    true_masks: tuple[float, float] = (0.85, 0.0)
-    true_presence: tuple[float, float] = (1.0, 0.0)
-    foreground: tuple[float, float] = (0.3, 0.02)
-
-    @classmethod
-    def going_on(cls, learning_rate: float = 5e-4, stages: tuple[tuple[float, int], ...] = ((1.0, 8),)) -> Schedule:
-        """For a model that segments and tracks already."""
-        return cls(stages, learning_rate, 0.03, (0.05, 0.05), true_masks=(0.1, 0.0), true_presence=(0.3, 0.0),
-                   foreground=(0.05, 0.02))
-
-    def frames(self, progress: float) -> int:
-        """Frames per clip."""
-        return next((frames for until, frames in self.stages if progress < until), self.stages[-1][1])
-
-    def rate(self, progress: float) -> float:
-        """Learning rate: up in a line, down in half a cosine."""
-        if progress < self.warm_up:
-            return self.learning_rate * (progress + 1e-3) / (self.warm_up + 1e-3)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-    def set(self, knobs: Knobs, progress: float) -> None:
-        """Write the present values into ``knobs``."""
-        memory = next((until for until, frames in self.stages if frames == 1), 0.0)  # here memory begins
-        since = progress - memory
-        knobs.balance.fill_(_fade(progress, *self.balance_fades, *self.balance))
-        knobs.true_masks.fill_(_fade(since, 0.02, 0.20, *self.true_masks))
-        knobs.true_presence.fill_(_fade(since, 0.05, 0.35, *self.true_presence))
-        knobs.foreground.fill_(_fade(progress, 0.1, 0.5, *self.foreground))
-
-
-def _fade(x: float, start: float, stop: float, first: float, last: float) -> float:
-    return first + (last - first) * min(1.0, max(0.0, (x - start) / (stop - start)))
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """A training run."""
-
-    output: Path
-    model: Sam2Config
-    steps: int | None = None  # one of steps and minutes
-    minutes: float | None = None
-    schedule: Schedule = field(default_factory=Schedule)
-    chunks: int = 4  # per step and process
-    echo: int = 1  # each chunk serves this many steps, each time with other objects, prompts, order and colours
-    clip_frames: int = 16  # of the clips that are read; they are cut to what the stage wants
-    objects: int = 3
-    accumulate: int = 1  # the chunks of a step are done in this many parts, as if each were another process's
-    augment: bool = True  # on the device; off where the source has done it
-    foreground: bool = True  # an auxiliary loss that helps a new model to start
-    frozen: tuple[str, ...] = ()  # parts of the model that are not trained
-    rates: tuple[tuple[str, float], ...] = ()  # parts with a learning rate of their own, instead of the schedule's
-    weight_decay: float = 0.05
-    clip_norm: float = 1.0
-    ema: float = 0.999  # 0: no average is kept
-    seed: int = 0
-    workers: int = 0
-    device: str = 'cpu'
-    half: bool = False  # bfloat16 autocast
-    graph: bool = False  # replay the step as a CUDA graph
-    compile: bool = False  # torch.compile
-    stop_after: float | None = None  # seconds; save and leave
-    save_every: float = 120.0  # seconds
-    log_every: int = 20
-    validate_every: int = 500
-    validation_clips: int = 12
-    weights_dtype: torch.dtype = torch.float16
-
-    def __post_init__(self) -> None:
-        if (self.steps is None) == (self.minutes is None):
-            raise ValueError(f'steps {self.steps} and minutes {self.minutes}: give one of them')
-        if self.chunks % self.accumulate:
-            raise ValueError(f'chunks {self.chunks}: must be a multiple of accumulate {self.accumulate}')
-        if self.graph and self.accumulate > 1:
-            raise ValueError(f'accumulate {self.accumulate}: a CUDA graph holds one part only; leave graph off')
 
 
 class Trainer:
@@ -157,7 +70,8 @@ class Trainer:
         self.source = source or SyntheticClips(config.seed, config.clip_frames, config.model.image_size)
         self.knobs = Knobs.on(self.device)
         self.ema_rate = torch.zeros((), device=self.device)
-        self.step, self.elapsed, self.stage_frames = 0, 0.0, 0
+        self.step, self.elapsed, self.stage_frames, self.rate = 0, 0.0, 0, 0.0
+        self.done = 0.0  # what progress() said last: no other process need be asked
         self._graph: torch.cuda.CUDAGraph | None = None
         self._eager_left = _EAGER_STEPS
         self._inputs: PackedClips | None = None
@@ -213,13 +127,14 @@ class Trainer:
         """How far the run is, 0..1; the same in all processes."""
         config = self.config
         if config.steps is not None:
-            return self.step / config.steps
-        progress = self.elapsed / (60 * config.minutes)
-        if self.world > 1:
-            shared = torch.tensor([progress], dtype=torch.float64, device=self.device)
-            dist.broadcast(shared, 0)
-            progress = float(shared)
-        return progress
+            self.done = self.step / config.steps
+        else:
+            self.done = self.elapsed / (60 * config.minutes)
+            if self.world > 1:
+                shared = torch.tensor([self.done], dtype=torch.float64, device=self.device)
+                dist.broadcast(shared, 0)
+                self.done = float(shared)
+        return self.done
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.half)
@@ -293,7 +208,7 @@ class Trainer:
         for mine, new in zip(self._inputs, clips, strict=True):
             mine.copy_(new)
         config.schedule.set(self.knobs, progress)
-        rate = config.schedule.rate(progress)
+        self.rate = rate = config.schedule.rate(progress)
         for group in self.optimizer.param_groups:
             if isinstance(group['lr'], Tensor):
                 group['lr'].fill_(rate * group['scale'])
@@ -393,12 +308,12 @@ class Trainer:
         dist.all_reduce(told, dist.ReduceOp.MAX)
         return bool(told)
 
-    def run(self, show: Callable[[dict], None] | None = None, each_step: Callable[[], None] = lambda: None) -> bool:
+    def run(self, show: Callable[[dict], None] = lambda line: None,
+            each_step: Callable[[], None] = lambda: None) -> bool:
         """Train until the end, or until it is time to leave. True when the run is complete.
 
-        ``show`` is given every line of the log (default: printed), ``each_step`` is called after every step.
+        ``show`` is given every line of the log, ``each_step`` is called after every step.
         """
-        show = show or _print
         config = self.config
         entered = started = saved = time.monotonic()
         stop = []
@@ -428,7 +343,7 @@ class Trainer:
                 now = time.monotonic()
                 if self.step % config.log_every == 0 and log:
                     line = {'step': self.step, 'minutes': round(self.elapsed / 60, 3), 'frames': self.stage_frames,
-                            'rate': config.schedule.rate(self.progress()) if self.world == 1 else None}
+                            'rate': self.rate}
                     line |= {name: round(float(value), 4) for name, value in self.figures.items()}
                     now = time.monotonic()
                     line |= {'images_per_s': round(images / (now - since), 1),
@@ -466,12 +381,6 @@ def _forget_after(log: Path, step: int) -> None:
         log.write_text(''.join(line + '\n' for line in lines))
 
 
-def part_of(name: str, parts: Iterable[str]) -> str | None:
-    """The longest of ``parts`` that a parameter's dotted name lies in; None when it lies in none."""
-    inside = [part for part in parts if name == part or name.startswith(part + '.')]
-    return max(inside, key=len, default=None)
-
-
 def _write(log: Path, line: dict, show: Callable[[dict], None]) -> None:
     line = {name: value for name, value in line.items() if value == value}  # nothing to see is no number
     with log.open('a') as file:
@@ -479,68 +388,10 @@ def _write(log: Path, line: dict, show: Callable[[dict], None]) -> None:
     show(line)
 
 
-def _print(line: dict) -> None:
-    shown = ('step', 'minutes', 'frames', 'loss', 'image_box_j', 'image_click_j', 'video_tracked_j',
-             'video_absent_right', 'gradient', 'images_per_s', 'data_wait', 'validation_image_box_j',
-             'validation_video_tracked_j', 'validation_video_absent_right')
-    text = ' '.join(f'{name.replace("validation_", "v:")} {line[name]}' for name in shown if name in line)
-    print(text, file=sys.stderr, flush=True)
-
-
-def join_processes(device: str) -> str:
-    """Meet the other processes that ``torchrun`` started, if it did; the device of this one."""
-    on_gpu = device.startswith('cuda')
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    if 'LOCAL_RANK' not in os.environ:
-        return device
-    dist.init_process_group('nccl' if on_gpu else 'gloo')
-    if not on_gpu:
-        return device
-    torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
-    return f'cuda:{os.environ["LOCAL_RANK"]}'
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Train nano on synthetic clips. Exit code 0: complete; 3: left before the end, run it again to go on."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--output', type=Path, required=True, help='folder for weights, log, curves and checkpoint')
-    length = parser.add_mutually_exclusive_group(required=True)
-    length.add_argument('--minutes', type=float, help='length of the whole run')
-    length.add_argument('--steps', type=int, help='length of the whole run')
-    parser.add_argument('--stop-after', type=float, help='seconds after which to save and leave')
-    parser.add_argument('--model', default='nano', help='which shape to train')
-    parser.add_argument('--weights', type=Path, help='go on from these instead of from nothing')
-    parser.add_argument('--rate', type=float, default=5e-4, help='learning rate when going on from weights')
-    parser.add_argument('--longer-from', type=float, default=1.0,
-                        help='going on: progress from which clips have 16 frames instead of 8')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--chunks', type=int, help='of clips of 16 frames, per step and process')
-    parser.add_argument('--clips', type=int, default=4, help='in a chunk')
-    parser.add_argument('--echo', type=int, default=1, help='how many steps each clip serves')
-    parser.add_argument('--workers', type=int, default=max(0, (os.cpu_count() or 1) - 1))
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--bf16', action='store_true', help='bfloat16 autocast on a CPU too')
-    parser.add_argument('--no-graph', action='store_true', help='no CUDA graph')
-    parser.add_argument('--compile', action='store_true', help='use torch.compile')
-    parser.add_argument('--validate-every', type=int, default=500, help='steps')
-    parser.add_argument('--log-every', type=int, default=20, help='steps')
-    options = parser.parse_args(arguments)
-    options.device = join_processes(options.device)
-    on_gpu = options.device.startswith('cuda')
-    config = TrainConfig(
-        output=options.output, model=VARIANTS[options.model], steps=options.steps, minutes=options.minutes,
-        chunks=options.chunks or (4 if on_gpu else 1), echo=options.echo, workers=options.workers,
-        device=options.device, seed=options.seed,
-        half=on_gpu or options.bf16, graph=on_gpu and not options.no_graph and not dist.is_initialized(), compile=options.compile,
-        schedule=Schedule() if options.weights is None else Schedule.going_on(
-            options.rate, ((options.longer_from, 8), (1.0, 16))),
-        stop_after=options.stop_after, validate_every=options.validate_every, log_every=options.log_every)
-    model = None if options.weights is None else checkpoints.load_weights(options.weights, config.model)
-    source = SyntheticClips(config.seed, config.clip_frames, config.model.image_size, options.clips)
-    complete = Trainer(config, source, model).run()
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    return 0 if complete else 3
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; see ``sam2_core.training.command``, which needs what is above."""
+    from sam2_core.training import command
+    return command.main(arguments)
 
 
 if __name__ == '__main__':

@@ -10,20 +10,12 @@ from numpy.random import Generator
 
 from sam2_core.training import sprites
 from sam2_core.training.clips import MAX_OBJECTS, VISIBLE_PIXELS, Clip
+from sam2_core.training.drawing import draw_shadow, draw_thing, move, turn
 from sam2_core.training.sprites import SPRITE_SIZE, ClutterBank, Thing
 from sam2_core.training.textures import TEXTURE_SIZE
 
 _HALF = SPRITE_SIZE / 2
 _CANVAS = 1.6  # the background is this many times as wide as the frame
-
-
-def _move(x: float, y: float) -> np.ndarray:
-    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], np.float64)
-
-
-def _turn(angle: float, scale_x: float = 1.0, scale_y: float = 1.0) -> np.ndarray:
-    c, s = np.cos(angle), np.sin(angle)
-    return np.array([[c * scale_x, -s * scale_y, 0], [s * scale_x, c * scale_y, 0], [0, 0, 1]])
 
 
 def _wander(rng: Generator, frames: int, step: float, memory: float = 0.9) -> np.ndarray:
@@ -210,8 +202,8 @@ class Scene:
         roll = _wander(rng, frames, rng.choice([0.0, 0.0, 0.003, 0.012]))
         zoom = np.exp(np.clip(_wander(rng, frames, rng.choice([0.0, 0.0, 0.003, 0.012])), -0.3, 0.5))
         shake = rng.normal(0, rng.choice([0.0, 0.0, 0.4, 1.2]), (frames, 2))
-        self.camera = [_move(size / 2 + pan[t, 0] + shake[t, 0], size / 2 + pan[t, 1] + shake[t, 1])
-                       @ _turn(roll[t], zoom[t], zoom[t]) @ _move(-size / 2, -size / 2) for t in range(frames)]
+        self.camera = [move(size / 2 + pan[t, 0] + shake[t, 0], size / 2 + pan[t, 1] + shake[t, 1])
+                       @ turn(roll[t], zoom[t], zoom[t]) @ move(-size / 2, -size / 2) for t in range(frames)]
         self.shadow = rng.uniform(0.15, 0.55) if rng.random() < 0.5 else 0.0
         self.shadow_offset = rng.normal(0, 0.03, 2) * size
         self.panel = None
@@ -263,8 +255,8 @@ class Scene:
                      else self.clutter.draw(rng))
             extent = side * np.exp(rng.uniform(np.log(0.03), np.log(0.35)))
             scale = extent / SPRITE_SIZE
-            place = _move(*rng.uniform(0, side, 2)) @ _turn(rng.uniform(0, 6.3), scale, scale) @ _move(-_HALF, -_HALF)
-            _draw(canvas, labels, thing, place, 0.0, 0)
+            place = move(*rng.uniform(0, side, 2)) @ turn(rng.uniform(0, 6.3), scale, scale) @ move(-_HALF, -_HALF)
+            draw_thing(canvas, labels, thing, place, 0.0, 0)
         if rng.random() < 0.3:
             canvas = cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.7, 3))
         if rng.random() < 0.5:
@@ -277,25 +269,25 @@ class Scene:
         path = self.paths[i]
         scale = path.extent(t) / (2 * sprites._REACH)
         aspect = self.things[i].aspect
-        return (self.camera[t] @ _move(*path.position[t]) @ _turn(path.angle[t], scale * aspect, scale / aspect)
-                @ _move(-_HALF, -_HALF))
+        return (self.camera[t] @ move(*path.position[t]) @ turn(path.angle[t], scale * aspect, scale / aspect)
+                @ move(-_HALF, -_HALF))
 
     def draw(self, t: int) -> tuple[np.ndarray, np.ndarray]:
         """Frame ``t``, uint8 (S, S, 3), and the number of the thing seen in each pixel, from 1, uint8 (S, S)."""
         size, rng = self.size, self.rng
         margin = size * (_CANVAS - 1) / 2
-        frame = cv2.warpAffine(self.background, (self.camera[t] @ _move(-margin, -margin))[:2], (size, size),
+        frame = cv2.warpAffine(self.background, (self.camera[t] @ move(-margin, -margin))[:2], (size, size),
                                flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
         labels = np.zeros((size, size), np.uint8)
         for i in np.argsort(self.depth):
             place = self._place(i, t)
             if self.shadow:
-                _draw_shadow(frame, self.things[i], _move(*self.shadow_offset) @ place, t, self.shadow)
-            _draw(frame, labels, self.things[i], place, t, i + 1)
+                draw_shadow(frame, self.things[i], move(*self.shadow_offset) @ place, t, self.shadow)
+            draw_thing(frame, labels, self.things[i], place, t, i + 1)
         if self.panel is not None:
             texture, x, y = self.panel
             height, width = texture.shape[:2]
-            place = (self.camera[t] @ _move(x, y))[:2]
+            place = (self.camera[t] @ move(x, y))[:2]
             alpha = cv2.warpAffine(np.full((height, width), 255, np.uint8), place, (size, size))
             frame = np.where(alpha[..., None] > 127, cv2.warpAffine(texture, place, (size, size)), frame)
             labels[alpha > 127] = 0
@@ -312,88 +304,13 @@ class Scene:
         return frame, labels
 
 
-def _cut(place: np.ndarray, side: int, width: int, height: int) -> tuple[int, int, int, int] | None:
-    """The part of the frame that a square sprite of ``side`` pixels can touch."""
-    corners = place @ np.array([[0, side, side, 0], [0, 0, side, side], [1, 1, 1, 1]])
-    x0, y0 = np.maximum(np.floor(corners[:2].min(axis=1)).astype(int), 0)
-    x1, y1 = np.minimum(np.ceil(corners[:2].max(axis=1)).astype(int) + 1, (width, height))
-    return (x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None
-
-
-def _warp(image: np.ndarray, place: np.ndarray, cut: tuple[int, int, int, int], border: int) -> np.ndarray:
-    x0, y0, x1, y1 = cut
-    return cv2.warpAffine(image, (_move(-x0, -y0) @ place)[:2], (x1 - x0, y1 - y0), flags=cv2.INTER_LINEAR,
-                          borderMode=border)
-
-
-def _level(thing_levels: list, place: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
-    """The smaller copy of a sprite that suits its size in the frame, and its place."""
-    scale = np.sqrt(abs(np.linalg.det(place[:2, :2])))
-    level = int(np.clip(np.floor(np.log2(1 / max(scale, 1e-3)) + 0.3), 0, len(thing_levels) - 1))
-    return thing_levels[level], place @ _turn(0.0, 2 ** level, 2 ** level)
-
-
-def _posed(thing: Thing, place: np.ndarray, t: float) -> list[np.ndarray]:
-    """The place of every part of a thing at time ``t``."""
-    places = []
-    for part in thing.parts:
-        if part.parent < 0:
-            places.append(place)
-            continue
-        angle = part.rest + part.swing * np.sin(part.rate * t + part.phase)
-        places.append(places[part.parent] @ _move(*part.anchor) @ _turn(angle, part.stretch, part.stretch)
-                      @ _move(-part.pivot[0], -part.pivot[1]))
-    return places
-
-
-def _bent(colour: np.ndarray, alpha: np.ndarray, thing: Thing, t: float) -> tuple[np.ndarray, np.ndarray]:
-    side = alpha.shape[0]
-    waves, rate, phase_x, phase_y = thing.soft_waves
-    amplitude = thing.softness * side / SPRITE_SIZE
-    line = np.arange(side, dtype=np.float32)
-    turn = line * np.float32(2 * np.pi * waves / side)
-    map_x = np.repeat(line[None], side, 0) + (amplitude * np.sin(turn + rate * t + phase_x)).astype(np.float32)[:, None]
-    map_y = np.repeat(line[:, None], side, 1) + (amplitude * np.sin(turn + rate * 1.3 * t + phase_y)).astype(
-        np.float32)[None]
-    return (cv2.remap(colour, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT),
-            cv2.remap(alpha, map_x, map_y, cv2.INTER_LINEAR))
-
-
-def _draw(frame: np.ndarray, labels: np.ndarray, thing: Thing, place: np.ndarray, t: float, label: int) -> None:
-    for part, part_place in zip(thing.parts, _posed(thing, place, t), strict=True):
-        (colour, alpha), part_place = _level(part.sprite.levels, part_place)
-        cut = _cut(part_place, alpha.shape[0], frame.shape[1], frame.shape[0])
-        if cut is None:
-            continue
-        if thing.softness:
-            colour, alpha = _bent(colour, alpha, thing, t)
-        cover = _warp(alpha, part_place, cut, cv2.BORDER_CONSTANT)
-        paint = _warp(colour, part_place, cut, cv2.BORDER_REPLICATE)
-        x0, y0, x1, y1 = cut
-        weight = cover.astype(np.float32) * np.float32(1 / 255)
-        frame[y0:y1, x0:x1] = cv2.blendLinear(paint, np.ascontiguousarray(frame[y0:y1, x0:x1]), weight, 1 - weight)
-        labels[y0:y1, x0:x1][cover > 127] = label
-
-
-def _draw_shadow(frame: np.ndarray, thing: Thing, place: np.ndarray, t: float, strength: float) -> None:
-    part, place = thing.parts[0], _posed(thing, place, t)[0]
-    alpha = part.sprite.levels[-1][1]  # the smallest copy: shadows are soft
-    level = 2 ** (len(part.sprite.levels) - 1)
-    place = place @ _turn(0.0, level, level)
-    cut = _cut(place, alpha.shape[0], frame.shape[1], frame.shape[0])
-    if cut is None:
-        return
-    x0, y0, x1, y1 = cut
-    light = 1 - _warp(alpha, place, cut, cv2.BORDER_CONSTANT).astype(np.float32) * np.float32(strength / 255)
-    region = np.ascontiguousarray(frame[y0:y1, x0:x1])
-    frame[y0:y1, x0:x1] = cv2.blendLinear(region, region, light, np.zeros_like(light))
-
-
-def render(seed: int | tuple[int, ...], clutter: ClutterBank, frames: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+def render(seed: int | tuple[int, ...], clutter: ClutterBank, frames: int,
+           size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Frames uint8 (T, S, S, 3), and in each pixel the number of the object seen, uint8 (T, S, S), 0 for none.
 
     Objects are numbered from 1 in random order. Each is visible in the first frame: things that only come later are
-    not labelled, nor are objects in frames where hardly anything of them is seen.
+    not labelled, nor are objects in frames where hardly anything of them is seen. Last, the kind of each object, int64
+    (K,): identical twins are of one kind.
     """
     rng = np.random.default_rng(seed)
     scene = Scene(rng, clutter, frames, size)
@@ -401,15 +318,16 @@ def render(seed: int | tuple[int, ...], clutter: ClutterBank, frames: int, size:
     labels = np.stack([labels for _, labels in drawn])
     counts = np.stack([np.bincount(part.reshape(-1), minlength=len(scene.things) + 1) for part in labels])
     present = [i for i in range(1, len(scene.things) + 1) if counts[0, i] >= 4 * VISIBLE_PIXELS][:MAX_OBJECTS]
+    order = rng.permutation(present).astype(np.int64)
     numbers = np.zeros((frames, 256), np.uint8)
-    for number, i in enumerate(rng.permutation(present), 1):
+    for number, i in enumerate(order, 1):
         numbers[counts[:, i] >= VISIBLE_PIXELS, i] = number
     objects = np.stack([cv2.LUT(part, table) for part, table in zip(labels, numbers, strict=True)])
-    return np.stack([frame for frame, _ in drawn]), objects
+    return np.stack([frame for frame, _ in drawn]), objects, np.where(order <= scene.twins, 0, order)
 
 
 def make_clip(seed: int | tuple[int, ...], clutter: ClutterBank, frames: int, size: int = 256) -> Clip:
     """A clip of ``frames`` frames of ``size`` x ``size`` pixels, a function of ``seed`` and the bank alone."""
-    pixels, objects = render(seed, clutter, frames, size)
+    pixels, objects, kinds = render(seed, clutter, frames, size)
     masks = objects[:, None] == np.arange(1, objects[0].max() + 1, dtype=np.uint8)[None, :, None, None]
-    return Clip(pixels, masks, masks.any(axis=(2, 3)))
+    return Clip(pixels, masks, masks.any(axis=(2, 3)), kinds)

@@ -234,6 +234,29 @@ def test_what_is_broken_in_coco_is_named(data, skipped):
         images[0].read([0])
 
 
+def test_coco_images_of_another_size_than_annotated_are_refused(data, skipped):
+    """As when pictures were made smaller for training, but not their polygons: these would lie elsewhere."""
+    coco_folder(data)
+    path = data / 'train' / '1.jpg'
+    path.write_bytes(jpeg(cv2.resize(scene(3)[0], (WIDTH // 2, HEIGHT // 2))))
+    images = open_recordings(data, skipped)
+    with pytest.raises(BrokenSample, match='1.jpg: an image of 64x48, annotated in .* as one of 128x96'):
+        images[1].read([0])
+    images[0].read([0])
+
+
+def test_coco_annotations_without_any_mask_are_named(data, skipped):
+    coco_folder(data)
+    path = data / 'annotations' / 'instances_train.json'
+    content = json.loads(path.read_text())
+    for annotation in content['annotations']:
+        del annotation['segmentation']
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match='nothing to train on in the layout coco.*1 files were left out'):
+        open_recordings(data, skipped)
+    assert 'none of 12 annotations is the mask of an object' in skipped.all()[str(path)]
+
+
 # --- folders
 
 def test_unknown_layout_is_refused_with_those_there_are(data, skipped):

@@ -144,7 +144,7 @@ def test_what_objects_share_of_the_image_is_computed_once(model, image):
     repeated = image._replace(stride16_bchw=image.stride16_bchw.repeat(OBJECTS, 1, 1, 1))
     torch.testing.assert_close(together, model.attend_memory(repeated, memory), atol=1e-4, rtol=0)
     for i in range(OBJECTS):
-        alone = model.attend_memory(image, Memory(*(part[i:i + 1] for part in memory)))
+        alone = model.attend_memory(image, Memory(*(part[i:i + 1] for part in memory[:4])))
         torch.testing.assert_close(together[i], alone[0], atol=1e-4, rtol=0)
 
 

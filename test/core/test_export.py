@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sam2_core import Prompt, StreamTracker
+from sam2_core.approximations import pool_memory, quantize_encoder
 from sam2_core.export import ExportError, Sizes, cli, export_onnx, stages, verify
 from sam2_core.export.graph_model import GraphModel
 from sam2_core.export.verify import differences
@@ -36,6 +37,28 @@ def test_what_is_traced_computes_what_the_model_does(model, sizes):
     found = list(differences(model, stages(model.config, sizes), run))
     assert len(found) == 4 + 6 * len(sizes.objects) + 7
     assert [d for d in found if d.largest > 1e-5 * max(1, d.scale)] == []
+
+
+def test_pooled_memory_is_exported_too(nano):
+    model = copy.deepcopy(nano)
+    pool_memory(model, 2)
+    graph_model = GraphModel(model)
+    stage = next(stage for stage in stages(model.config, Sizes((2,))) if stage.kind == 'attend_memory')
+
+    def run(stage, inputs):
+        with torch.enable_grad():
+            return stage.run(graph_model, tuple(inputs.values()))
+
+    pooled, = differences(model, [stage], run)
+    exact, = differences(nano, [stage], run)
+    assert pooled.largest < 1e-5 * pooled.scale < exact.largest
+
+
+def test_int8_encoder_is_refused(nano):
+    model = copy.deepcopy(nano)
+    quantize_encoder(model)
+    with pytest.raises(ValueError, match='nano with an int8 encoder: load it without int8_encoder'):
+        GraphModel(model)
 
 
 def test_exporting_leaves_the_model_as_it_was(nano, scene):

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from sam2_core import Prompt, StreamTracker, load_model
 from sam2_core.config import VARIANTS
 from sam2_core.training.cli import main
+from sam2_core.training.datasets import SkippedFiles, open_recordings, split_recordings
 from sam2_core.training.initialise import new_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -186,6 +187,30 @@ def test_broken_files_are_named_and_counted(command, start, tmp_path, capsys):
     assert '2 files were left out:' in text
     assert f'{folder}/JPEGImages/clip1/00001.jpg: not an image' in text
     assert f'{folder}/Annotations/clip3/00000.png: not a PNG' in text
+
+
+def test_a_run_goes_on_when_all_that_was_held_out_is_broken(command, tmp_path, capsys):
+    folder = tmp_path / 'data'
+    for i in range(5):
+        davis_clip(folder, f'clip{i}', frames=2)
+    skipped = SkippedFiles(tmp_path / 'skipped.jsonl')
+    held_out = split_recordings(open_recordings(folder, skipped), 0.2)[1]
+    assert len(held_out) == 1
+    for image in (folder / 'JPEGImages' / Path(held_out[0].name).name).glob('*.jpg'):
+        image.write_bytes(b'broken')
+    assert main(command('--data', str(folder), '--steps', '1', '--validation', '0.2')) == 0
+    text = capsys.readouterr().err
+    assert 'nothing is measured: of those held out, none of the 1 recordings can be used' in text
+    assert '1 file was left out:' in text
+    assert (tmp_path / 'run' / 'weights.safetensors').exists()
+
+
+def test_a_folder_to_measure_on_must_be_readable(command, data, tmp_path, capsys):
+    davis_clip(tmp_path / 'bad', 'clip', frames=2)
+    for image in (tmp_path / 'bad').rglob('*.jpg'):
+        image.write_bytes(b'broken')
+    assert main(command('--steps', '1', '--validation-data', str(tmp_path / 'bad'))) == 2
+    assert f'validation data {tmp_path / "bad"}: none of the 1 recordings can be used' in capsys.readouterr().err
 
 
 def test_other_settings_do_not_go_on_with_a_run(command, capsys):

@@ -1,4 +1,6 @@
 """Synthetic clips: exact, reproducible, and with what a tracker must learn."""
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,19 @@ def test_objects_disappear_and_return(clips):
     returns = [(~clip.visible[:-1] & clip.visible[1:]).sum() for clip in clips]
     assert sum(part.sum() for part in hidden) > 0
     assert sum(returns) > 0
+
+
+def test_objects_of_one_kind_look_alike(clutter):
+    """Their colours are nearer to each other than to those of the other things, also where they are turned."""
+    alike, unlike = [], []
+    for number in range(40):
+        clip = make_clip((7, number), clutter, 2, SIZE)
+        colours = [clip.frames[0][mask].mean(axis=0) for mask in clip.masks[0]]
+        for a, b in itertools.combinations(range(len(colours)), 2):
+            distances = alike if clip.kinds[a] == clip.kinds[b] else unlike
+            distances.append(np.linalg.norm(colours[a] - colours[b]))
+    assert len(alike) > 5 and len(unlike) > 20
+    assert np.median(alike) < 0.3 * np.median(unlike)
 
 
 def test_masks_follow_what_is_drawn(clips):

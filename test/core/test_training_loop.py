@@ -71,7 +71,18 @@ def test_a_run_leaves_weights_log_and_curves(tmp_path):
     model = load_weights(tmp_path / 'weights.safetensors', VARIANTS['nano'])
     assert model.config == TINY  # the shape is in the file
     assert cv2.imread(str(tmp_path / 'curves.png')) is not None
-    assert all(path.stat().st_size < 16 * 2 ** 20 for path in (tmp_path / 'checkpoint').iterdir())
+
+
+def test_no_file_of_a_nano_run_is_too_large_to_be_sent_back(tmp_path):
+    """Machines that are lent may return no file above 16 MiB."""
+    nano = replace(VARIANTS['nano'], image_size=64)  # as many weights as at 256
+    config = TrainConfig(tmp_path, nano, steps=1, chunks=1, validate_every=0, clip_frames=4,
+                         schedule=Schedule(stages=((1.0, 4),)))
+    Trainer(config, SyntheticClips(0, 4, 64, 1, textures=8)).run()
+    sizes = {path.name: path.stat().st_size for path in tmp_path.rglob('*') if path.is_file()}
+    assert {'weights.safetensors', 'model.safetensors', 'average.safetensors', 'exp_avg.safetensors'} <= sizes.keys()
+    assert sizes['exp_avg_sq.safetensors'] > 10_000_000  # it did hold a whole nano
+    assert max(sizes.values()) < 16 * 2 ** 20, sizes
 
 
 def test_the_rate_rises_then_falls_to_nothing():

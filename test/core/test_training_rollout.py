@@ -85,3 +85,24 @@ def test_masks_and_tokens_enter_the_memory_without_a_way_back(model):
     chosen.pointers.sum().backward()
     assert tokens.grad is None
     assert model.obj_ptr_proj.layers[0].weight.grad.abs().sum() > 0
+
+
+def test_gradients_in_bfloat16_on_a_cpu_are_near_those_in_float32(model):
+    def gradient(half):
+        model.zero_grad()
+        torch.manual_seed(2)
+        with torch.autocast('cpu', torch.bfloat16, enabled=half):
+            loss, _ = step_losses(model, None, clips, Step(4), Knobs.on(torch.device('cpu')))
+        loss.backward()
+        return loss.detach(), {name: p.grad.flatten() for name, p in model.named_parameters() if p.grad is not None}
+
+    model.sam_mask_decoder.stability_threshold = -1.0
+    clips = SyntheticClips(1, 4, 64, 2, textures=10)[0]
+    (exact_loss, exact), (half_loss, half) = gradient(False), gradient(True)
+    assert float(half_loss) == pytest.approx(float(exact_loss), rel=0.02)
+    assert exact.keys() == half.keys() and all(torch.isfinite(part).all() for part in half.values())
+    for part in ('image_encoder', 'memory_attention', 'memory_encoder', 'sam_mask_decoder'):
+        a, b = (torch.cat([g for name, g in grads.items() if name.startswith(part)]) for grads in (exact, half))
+        assert torch.cosine_similarity(a, b, dim=0) > 0.98, part
+        assert float(b.norm()) == pytest.approx(float(a.norm()), rel=0.1), part
+        assert not torch.equal(a, b), part

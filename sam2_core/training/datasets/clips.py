@@ -40,7 +40,7 @@ class RecordedClips:
                 return self._cut(self.recordings[which], np.random.default_rng((self.seed, number, attempt)))
             except BrokenSample as error:  # tried again next time: other frames of it may do, and a choice that
                 self.skipped.add(error)    # depended on what this process has seen would not be the same in another
-        raise ValueError(f'none of the {len(order)} recordings can be trained on; {self.skipped.path} says why')
+        raise ValueError(f'none of the {len(order)} recordings can be used; {self.skipped.path} says why')
 
     def _order(self, epoch: int) -> np.ndarray:
         if self._epoch is None or self._epoch[0] != epoch:

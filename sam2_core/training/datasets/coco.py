@@ -47,6 +47,9 @@ def _read(path: Path, folder: Path, skipped: SkippedFiles) -> list[CocoImage]:
     for annotation in content['annotations']:
         if not annotation.get('iscrowd') and annotation.get('segmentation'):
             objects.setdefault(annotation['image_id'], []).append(annotation['segmentation'])
+    if content['annotations'] and not objects:
+        skipped.add(BrokenSample(path, f'none of {len(content["annotations"])} annotations is the mask of an object: '
+                                       f'boxes, crowds and key points are not enough'))
     split = path.stem.rsplit('_', 1)[-1]
     places = [folder, folder / 'images', folder / split, folder / 'images' / split]
     found = []
@@ -58,23 +61,27 @@ def _read(path: Path, folder: Path, skipped: SkippedFiles) -> list[CocoImage]:
             skipped.add(BrokenSample(entry['file_name'], f'named in {path.name}, but in none of '
                                                          f'{", ".join(str(place) for place in places)}'))
             continue
-        found.append(CocoImage(file, path, objects[entry['id']]))
+        found.append(CocoImage(file, path, objects[entry['id']], (entry.get('width'), entry.get('height'))))
     return found
 
 
 class CocoImage:
     """One image with its objects; a recording of one frame."""
 
-    def __init__(self, file: Path, source: Path, objects: list) -> None:
-        self.name, self.file, self.source, self.objects = str(file), file, source, objects
+    def __init__(self, file: Path, source: Path, objects: list, size: tuple[int | None, int | None]) -> None:
+        self.name, self.file, self.source, self.objects, self.size = str(file), file, source, objects, size
 
     def __len__(self) -> int:
         return 1
 
     def read(self, frames: Sequence[int]) -> Labelled:
         image = read_image(self.file)
+        height, width = image.shape[:2]
+        if None not in self.size and self.size != (width, height):  # polygons would lie elsewhere
+            raise BrokenSample(self.file, f'an image of {width}x{height}, annotated in {self.source.name} as one of '
+                                          f'{self.size[0]}x{self.size[1]}')
         try:
-            masks = np.stack([segmentation_mask(found, *image.shape[:2]) for found in self.objects])
+            masks = np.stack([segmentation_mask(found, height, width) for found in self.objects])
         except (ValueError, KeyError, TypeError) as error:
             raise BrokenSample(self.file, f'annotation in {self.source.name}: {error}') from error
         return Labelled([image for _ in frames], [masks for _ in frames])

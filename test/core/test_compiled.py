@@ -1,0 +1,136 @@
+"""Compiled stages: static shapes, the same results, and nothing compiled again while objects come and go."""
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from sam2_core import VARIANTS, Prompt, Sam2Model, StreamTracker, encode_images, load_model
+from sam2_core.compiled import CompiledStages, batch_size
+from sam2_core.memory import MemoryBank, stack_memories
+
+
+def remembering(model, conditioning):
+    """A bank of a frame for each flag, filled with noise."""
+    bank, generator = MemoryBank(model, 4), torch.Generator().manual_seed(len(conditioning))
+    for flag in conditioning:
+        bank.write(torch.randn(model.grid ** 2, model.config.memory_dim, generator=generator),
+                   torch.randn(model.config.d_model, generator=generator), flag)
+    return bank
+
+
+@torch.no_grad()
+def test_memory_that_is_filled_up_says_what_it_says_alone(nano):
+    """Three objects of different age in one batch of the longest shape, and what fills them up is looked at by none."""
+    banks = [remembering(nano, flags) for flags in ([True], [True, False, False], [True] * 3 + [False] * 20)]
+    features = nano.encode_image(torch.randn(1, 3, 256, 256, generator=torch.Generator().manual_seed(0)))
+    together = stack_memories(banks, length=(10, 19))
+    assert together.frames.shape[:2] == (3, 10) and together.pointers.shape[:2] == (3, 19)
+    filler = ~together.frames_exist
+    assert filler.sum() == 9 + 7 + 1
+    together.frames[filler] = 1000.0
+    together.pointers[~together.pointers_exist] = -1000.0
+    for row, bank in enumerate(banks):
+        alone = nano.attend_memory(features, stack_memories([bank]))[0]
+        torch.testing.assert_close(nano.attend_memory(features, together)[row], alone, atol=1e-4, rtol=0)
+
+
+def test_batches_have_few_sizes():
+    assert [batch_size(n) for n in (1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33)] == [1, 2, 4, 4, 8, 8, 16, 16, 32, 32, 48]
+
+
+def test_unknown_backend_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match="compile 'inductr'.*inductor"):
+        load_model('nano', compile='inductr')
+
+
+@pytest.mark.slow
+def test_objects_come_go_and_are_corrected_without_compiling_again():
+    """Dynamo traces and guards as for a GPU, and PyTorch runs what it found. Few layers: tracing takes time."""
+    torch.manual_seed(0)
+    plain = Sam2Model(replace(VARIANTS['nano'], image_size=64, stages=(1, 1, 1, 1), global_attention_blocks=(2,),
+                              memory_attention_layers=1, decoder_layers=1)).eval().requires_grad_(False)
+    compiled = copy.deepcopy(plain)
+    compiled.compiled = CompiledStages(compiled, 'eager')
+    told = []
+    compiled.compiled.warm_up(3, recent_frames=(None, 3), show=told.append)
+    assert told == ['image encoder', 'batches of 1', 'batches of 2', 'batches of 4']
+    made = counters['stats']['unique_graphs']
+    assert made
+    trackers = [StreamTracker(plain), StreamTracker(compiled)]
+    generator = np.random.default_rng(0)
+    for frame in range(24):
+        image = np.kron(generator.integers(0, 255, (6, 8, 3), np.uint8), np.ones((10, 10, 1), np.uint8))
+        prompts = {0: [Prompt(1, box=(5, 5, 40, 40))], 2: [Prompt(2, box=(30, 10, 70, 50))],
+                   4: [Prompt(1, points=[(20, 20)], labels=[1])], 19: [Prompt(3, points=[(60, 30)], labels=[1])],
+                   20: [Prompt(2, points=[(40, 20)], labels=[0])]}.get(frame, [])
+        expected, result = (tracker.step(image, prompts) for tracker in trackers)
+        assert list(result.objects) == list(expected.objects)
+        for object_id, item in result.objects.items():
+            torch.testing.assert_close(item.logits, expected.objects[object_id].logits, atol=0.05, rtol=0.01)
+        for tracker in trackers:
+            if frame == 21:
+                tracker.remove(1)
+            if frame == 22:
+                tracker.recent_frames = 3
+    assert counters['stats']['unique_graphs'] == made
+
+
+@torch.inference_mode()
+def test_memory_of_absent_objects_is_made_once(nano, scene, monkeypatch):
+    """Two hidden, one in view, one hidden but prompted: its memory is of another kind."""
+    tracker = StreamTracker(nano)
+    tracker.step(scene.image(0), [Prompt(k, box=scene.box(1 + k % 2, 0)) for k in (1, 2, 3, 4)])
+    image = encode_images(nano, [scene.image(1)])[0].features
+    masks = tracker._track(image)[1]
+    together = type(masks[1])(*(torch.stack(parts) for parts in zip(*masks.values(), strict=True)))
+    together = together._replace(object_score=torch.tensor([-3.0, 2.0, -8.0, -1.0]),
+                                 logits=together.logits.clone())
+    together.logits[[0, 2, 3]] = -1024.0
+    flags = [False, False, False, True]
+    expected = nano.encode_memory(image, together, torch.tensor(flags))
+    rows = []
+    encode = nano.encode_memory
+    monkeypatch.setattr(nano, 'encode_memory', lambda *inputs: rows.append(len(inputs[2])) or encode(*inputs))
+    assert torch.equal(tracker._encode(image, together, flags), expected)
+    assert rows == [3]
+    assert not torch.equal(expected[0], expected[1])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+def test_a_step_waits_for_the_gpu_once(scene):
+    """While the step is queued nothing asks the GPU for a result; the end is the one wait."""
+    model = load_model('nano', device='cuda')
+    tracker = StreamTracker(model)
+    tracker.step(scene.image(0), [Prompt(1, box=scene.box(1, 0)), Prompt(2, box=scene.box(2, 0))])
+    for frame in range(1, 4):
+        tracker.step(scene.image(frame))
+    waits = []
+    synchronize = torch.cuda.Stream.synchronize
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.cuda.Stream, 'synchronize', lambda stream: waits.append(1) or synchronize(stream))
+            tracker.step(scene.image(4))
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+    assert waits == [1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+def test_cuda_graphs_give_the_masks_of_the_plain_model(scene):
+    plain, compiled = (load_model('nano', device='cuda', compile=flag) for flag in (False, True))
+    compiled.compiled.warm_up(2)
+    trackers = [StreamTracker(plain), StreamTracker(compiled)]
+    for frame in range(20):
+        prompts = [Prompt(1, box=scene.box(1, 0)), Prompt(2, box=scene.box(2, 0))] if frame == 0 else []
+        expected, result = (tracker.step(scene.image(frame), prompts) for tracker in trackers)
+        for object_id, item in result.objects.items():
+            assert (item.mask ^ expected.objects[object_id].mask).mean() < 1e-3
+    allocated = []
+    for frame in range(20, 30):
+        trackers[1].step(scene.image(frame))
+        allocated.append(torch.cuda.memory_stats()['allocated_bytes.all.current'])
+    assert max(allocated) == min(allocated)
