@@ -73,6 +73,8 @@ class ImageEncoder(nn.Module):
 class Sam2Model(nn.Module):
     """SAM 2 for square images of ``config.image_size``. Holds weights and constant tables, no state."""
 
+    memory_dtype = MEMORY_DTYPE
+
     def __init__(self, config: Sam2Config, name: str = 'custom') -> None:
         super().__init__()
         self.config, self.name = config, name
@@ -230,4 +232,4 @@ class Sam2Model(nn.Module):
         if self.config.no_object_embedding:
             absent = (masks.object_score <= 0).to(self.dtype)
             memory = memory + absent[:, None, None] * self.no_obj_embed_spatial
-        return memory.to(MEMORY_DTYPE)
+        return memory.to(self.memory_dtype)

@@ -50,7 +50,7 @@ def test_parameters_file_explains_every_parameter():
 
 def test_package_xml_names_every_package_that_is_imported():
     keys = {'cv2': 'python3-opencv', 'numpy': 'python3-numpy', 'rich': 'python3-rich', 'yaml': 'python3-yaml'}
-    from_pip = {'torch', 'safetensors', 'huggingface_hub', 'rosbags', 'ray'}
+    from_pip = {'torch', 'safetensors', 'huggingface_hub', 'rosbags', 'ray', 'onnxruntime'}
     optional = {'vision_msgs', 'tf2_ros'}  # package.xml has no tag for it: docs/install.md
     imported = set()
     for path in [path for folder in ('sam2_core', 'sam2_ros', 'launch') for path in (ROOT / folder).rglob('*.py')]:
@@ -86,7 +86,8 @@ def test_wheel_holds_the_weights_and_every_module(tmp_path):
     assert build.returncode == 0, build.stdout + build.stderr
     wheel, = tmp_path.glob('*.whl')
     expected = {str(path.relative_to(ROOT)) for package in ('sam2_core', 'sam2_ros')
-                for path in [*(ROOT / package).rglob('*.py'), *(ROOT / package).rglob('*.safetensors')]}
+                for path in [*(ROOT / package).rglob('*.py'), *(ROOT / package).rglob('*.safetensors'),
+                             *(ROOT / package).rglob('*.sh')]}
     assert 'sam2_core/weights/nano.safetensors' in expected
     assert expected - set(zipfile.ZipFile(wheel).namelist()) == set()
 

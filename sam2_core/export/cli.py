@@ -1,0 +1,78 @@
+"""Write a model as ONNX graphs with static shapes, and a script that builds TensorRT engines from them.
+
+    sam2_export --model sam2.1_hiera_tiny --onnx graphs --objects 1 4 --verify
+
+docs/export.md tells how to run them.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from sam2_core.checkpoint import load_model
+from sam2_core.config import VARIANTS
+from sam2_core.export.stages import Sizes, Stage
+from sam2_core.export.verify import TOLERANCE, verify
+from sam2_core.export.write import NEEDED, ExportError, export_onnx, need
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of ``sam2_export``."""
+    options = argparse.ArgumentParser('sam2_export', description=__doc__,
+                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument('--model', metavar='NAME', help=', '.join(VARIANTS))
+    options.add_argument('--checkpoint', type=Path, help='local weights; default: the published ones')
+    options.add_argument('--image-size', type=int, help='side of the square the model sees, a multiple of 32')
+    options.add_argument('--onnx', type=Path, required=True, metavar='DIR', help='folder to write to')
+    sizes = options.add_argument_group('fixed in the graphs')
+    sizes.add_argument('--objects', type=int, nargs='+', default=[1], metavar='N',
+                       help='objects that run at once: graphs for each number (1)')
+    sizes.add_argument('--memory-frames', type=int, default=Sizes.memory_frames, metavar='N',
+                       help=f'frames of memory that are looked at, prompted and recent ({Sizes.memory_frames})')
+    sizes.add_argument('--pointers', type=int, default=Sizes.pointers, metavar='N',
+                       help=f'object pointers that are looked at ({Sizes.pointers})')
+    sizes.add_argument('--points', type=int, default=Sizes.points, metavar='N',
+                       help=f'points of a prompt, at most; a box counts as two ({Sizes.points})')
+    options.add_argument('--verify', action='store_true',
+                         help='run each graph with onnxruntime and compare it with PyTorch')
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Export. Exit code 0: done; 1: a graph differs from the model; 2: cannot start."""
+    options = parser().parse_args(arguments)
+    try:
+        need([*NEEDED, *(['onnxruntime'] if options.verify else [])])
+        sizes = Sizes(tuple(options.objects), options.memory_frames, options.pointers, options.points)
+        model = load_model(options.model, options.checkpoint, device='cpu', image_size=options.image_size)
+        options.onnx.mkdir(parents=True, exist_ok=True)
+    except (ExportError, ValueError, OSError) as error:
+        print(f'sam2_export: {error}', file=sys.stderr)
+        return 2
+    started = time.monotonic()
+
+    def progress(done: int, total: int, stage: Stage) -> None:
+        print(f'[{done + 1}/{total}, {time.monotonic() - started:.0f} s] {stage.name}', file=sys.stderr, flush=True)
+
+    every = export_onnx(model, options.onnx, sizes, progress)
+    print(f'{len(every)} graphs of {model.name} at {model.image_size} pixels, model.json and build_tensorrt.sh are in '
+          f'{options.onnx}', file=sys.stderr)
+    if not options.verify:
+        return 0
+    print(f'{"graph":<20}{"output":<16}{"difference":>12}{"largest value":>16}')
+    differ = []
+    for found in verify(model, options.onnx, every):
+        print(f'{found.stage:<20}{found.output:<16}{found.largest:>12.2g}{found.scale:>16.3g}', flush=True)
+        if not found.small:
+            differ.append(f'{found.output} of {found.stage}')
+    if differ:
+        print(f'sam2_export: {", ".join(differ)}: more than {TOLERANCE:g} of the largest value from PyTorch',
+              file=sys.stderr)
+    return int(bool(differ))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
