@@ -33,7 +33,8 @@ def bars(title: str, rows: Mapping[str, Mapping[str, float]], stacked: bool = Fa
         x = float(LEFT)
         for name, value in values.items():
             parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{value * scale:.1f}" height="{BAR - 1}" '
-                         f'fill="{_colour(names, name)}"><title>{escape(label)}: {escape(name)} {value:.4g}</title></rect>')
+                         f'fill="{_colour(names, name)}">'
+                         f'<title>{escape(label)}: {escape(name)} {value:.4g}</title></rect>')
             if stacked:
                 x += value * scale
             else:
@@ -85,7 +86,8 @@ def _heading(title: str, names: Sequence[str]) -> list[str]:
     """Title and legend."""
     parts, x = [_text(LABEL, 14, title)], float(LABEL)
     for name in names:
-        parts += [f'<rect x="{x}" y="22" width="11" height="11" fill="{_colour(names, name)}"/>', _text(x + 15, 32, name)]
+        parts += [f'<rect x="{x}" y="22" width="11" height="11" fill="{_colour(names, name)}"/>',
+                  _text(x + 15, 32, name)]
         x += 32 + 6.6 * len(name)
     return parts
 

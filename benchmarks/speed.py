@@ -106,8 +106,9 @@ class Measurement:
 
     def _stages(self, step: Step, flop: dict[str, int]) -> dict[str, dict]:
         """Median time and operations of each stage of ours."""
-        runs = [stage_seconds(self.models['sam2_core'], lambda image=image: step(image), self.setting.device, self.clock)
-                for image in self.images[-max(1, min(5, self.runs)):]]
+        model, setting = self.models['sam2_core'], self.setting
+        runs = [stage_seconds(model, lambda image=image: step(image), setting.device, self.clock)
+                for image in self.images[-min(5, self.runs):]]
         inside = sum(value for stage, value in flop.items() if stage != 'all')
         return {stage: {'ms': median_ms([run[stage] for run in runs]), 'flop': flop.get(stage, flop['all'] - inside)}
                 for stage in runs[0]}

@@ -91,7 +91,8 @@ class Stopwatch:
         return sum(a.elapsed_time(b) / 1e3 if self._gpu else b - a for a, b in self._marks)
 
 
-def stage_seconds(model: nn.Module, frame: Callable[[], object], device: torch.device, clock: Clock) -> dict[str, float]:
+def stage_seconds(model: nn.Module, frame: Callable[[], object], device: torch.device,
+                  clock: Clock) -> dict[str, float]:
     """Seconds of one frame of ours by stage, and the rest: images to the model, masks to the image."""
     watches = {stage: Stopwatch(device, clock) for stage in [*STAGES.values(), REST]}
 
@@ -143,7 +144,8 @@ def peak_memory(side: str, setting: Setting, objects: list[int]) -> dict[int, fl
                str(setting.dtype).removeprefix('torch.'), str(setting.weights), *map(str, objects)]
     done = subprocess.run([*command, *(['--compile'] if setting.compile else [])], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f'memory of {side}: {" ".join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}')
+        raise RuntimeError(f'memory of {side}: {" ".join(command)} ended with {done.returncode}:\n'
+                           f'{done.stderr[-3000:]}')
     return {int(count): mib for count, mib in json.loads(done.stdout.splitlines()[-1]).items()}
 
 

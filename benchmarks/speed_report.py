@@ -34,12 +34,12 @@ def tables(result: dict, console: Console) -> None:
     rows = result['rows']
     names = list(dict.fromkeys(name for row in rows for name in row['sides']))
     peaks = ', '.join(f'{peak / 1e9:.0f} GFLOP/s on {device}' for device, peak in result['peak_flop_per_s'].items())
-    title = (f'{result["hardware"]}, {result["threads"]} CPU threads, {result["dtype"]}'
-             f'{", compiled" if result["compile"] else ""}, torch {result["torch"]}, {result["date"]}; '
-             f'a large matrix product: {peaks}')
+    console.print(f'{result["hardware"]}, {result["threads"]} CPU threads, {result["dtype"]}'
+                  f'{", compiled" if result["compile"] else ""}, torch {result["torch"]}, {result["date"]}; '
+                  f'a large matrix product: {peaks}', highlight=False)
 
     def table(what: str, *columns: str) -> Table:
-        made = Table(title=f'{what}, {title}')
+        made = Table(title=what, title_justify='left')
         for column in ('model', 'image', 'objects', 'device', *columns):
             made.add_column(column, justify='left' if column == 'model' else 'right')
         return made
