@@ -4,10 +4,14 @@ from __future__ import annotations
 import os
 import platform
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+
+from sam2_core import Sam2Model, load_model
+from sam2_core.config import variant
 
 Box = tuple[float, float, float, float]
 
@@ -18,6 +22,19 @@ def boxes(objects: int, width: int, height: int | None = None) -> list[Box]:
     right, down = width / side, (height or width) / side
     return [((i % side + 0.2) * right, (i // side + 0.2) * down, (i % side + 0.8) * right, (i // side + 0.8) * down)
             for i in range(objects)]
+
+
+def random_model(name: str, image_size: int | None, device: torch.device | str = 'cpu') -> Sam2Model:
+    """A model with random weights, which do not change the time."""
+    config = variant(name)
+    config = config if image_size is None else replace(config, image_size=image_size)
+    return Sam2Model(config, name).eval().requires_grad_(False).to(device)
+
+
+def make_model(name: str, image_size: int | None, device: torch.device | str, random_weights: bool) -> Sam2Model:
+    """A model with its published weights, fetched where they are not there, or with random ones."""
+    return random_model(name, image_size, device) if random_weights else (
+        load_model(name, device=device, image_size=image_size))
 
 
 def facts(device: torch.device) -> dict:
