@@ -59,14 +59,18 @@ class Measurement:
         self.names = sides_for(setting.model, wanted)
         write_weights(setting)
         self.models = {name: SIDES[name].build(setting) for name in self.names}
-        self._plain = SIDES['sam2_core'].build(replace(setting, compile=False)) if setting.compile else (
+        self._plain = SIDES['sam2_core'].build(replace(setting, compile='')) if setting.compile else (
             self.models['sam2_core'])  # compiled code cannot be looked into
         self.images = moving_scene(1 + warm_up + runs, setting.image_size)
 
     def row(self, objects: int) -> dict:
         """The figures with so many objects, but for memory."""
         setting, (first, *images) = self.setting, self.images
-        started = {name: SIDES[name].start(self.models[name], setting, first, objects) for name in self.names}
+        started, warm_up = {}, {}
+        for name in self.names:
+            begin = self.clock()
+            started[name] = SIDES[name].start(self.models[name], setting, first, objects)
+            warm_up[name] = self.clock() - begin
         flop = self._count(objects, {name: step for name, (step, _) in started.items()})
         seconds: dict[str, list[float]] = {name: [] for name in self.names}
         overlaps: dict[str, list[float]] = {name: [] for name in self.names}
@@ -80,7 +84,7 @@ class Measurement:
                 for name in self.names:
                     overlaps[name] += [iou(a, b) for a, b in zip(masks['sam2_core'], masks[name], strict=True)]
         sides = {name: {'ms': median_ms(seconds[name][self.warm_up:]), 'flop': flop[name]['all'],
-                        'warm_up_s': sum(seconds[name][:self.warm_up]),
+                        'warm_up_s': warm_up[name] + sum(seconds[name][:self.warm_up]),
                         'mask_iou': float(np.mean(overlaps[name]))} for name in self.names}
         step, tracker = started['sam2_core']
         return {'model': setting.model, 'image_size': setting.image_size, 'objects': objects,
@@ -94,9 +98,9 @@ class Measurement:
         for name in self.names:
             if name == 'sam2_core':
                 step = steps[name] if not self.setting.compile else SIDES[name].start(
-                    self._plain, replace(self.setting, compile=False), first, objects)[0]
+                    self._plain, replace(self.setting, compile=''), first, objects)[0]
                 counted[name] = count_flop(self._plain, lambda step=step: step(image))
-            elif self.setting.compile and name == 'sam2':
+            elif self.setting.compile == 'inductor' and name == 'sam2':
                 counted[name] = {'all': None}
             else:
                 with flop_counter() as counter:
@@ -109,7 +113,7 @@ class Measurement:
         model, setting = self.models['sam2_core'], self.setting
         runs = [stage_seconds(model, lambda image=image: step(image), setting.device, self.clock)
                 for image in self.images[-min(5, self.runs):]]
-        inside = sum(value for stage, value in flop.items() if stage != 'all')
+        inside = sum(flop[stage] for stage in runs[0] if stage in flop)
         return {stage: {'ms': median_ms([run[stage] for run in runs]), 'flop': flop.get(stage, flop['all'] - inside)}
                 for stage in runs[0]}
 
@@ -152,8 +156,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument('--devices', nargs='+', type=torch.device,
                         default=[torch.device('cuda' if torch.cuda.is_available() else 'cpu')])
     parser.add_argument('--dtype', default='float32', choices=DTYPES)
-    parser.add_argument('--compile', action='store_true', help='load_model(..., compile=True), and sam2 in its own '
-                                                               'compiled mode; transformers has none')
+    parser.add_argument('--compile', nargs='?', const='inductor', default='', metavar='BACKEND',
+                        help='ours with load_model(..., compile=BACKEND), and with inductor, the default, sam2 in its '
+                             'own compiled mode; transformers has none')
     parser.add_argument('--sides', nargs='+', default=list(SIDES), choices=list(SIDES), help='sam2_core always is one')
     parser.add_argument('--runs', type=int, default=3, help='timed frames')
     parser.add_argument('--warm-up', type=int, help='frames before them, at least 1; default: 1, on a GPU 3')

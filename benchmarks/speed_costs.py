@@ -22,6 +22,8 @@ from sam2_core.config import VARIANTS
 Clock = Callable[[], float]
 STAGES = {'encode_image': 'encode_image', 'attend_memory': 'attend_memory', 'decode_masks': 'decode_masks',
           'choose_masks': 'decode_masks', 'encode_memory': 'encode_memory'}  # method of the model -> stage
+TRACK = 'attend_memory and decode_masks'
+COMPILED_STAGES = {'encode_image': 'encode_image', 'track_objects': TRACK, 'encode_memory': 'encode_memory'}
 REST = 'images in, masks out'
 DTYPES = ('float32', 'bfloat16', 'float16')
 
@@ -39,21 +41,20 @@ def flop_counter() -> FlopCounterMode:
 
 @contextmanager
 def around_stages(model: nn.Module, around: Callable[[str, Callable], Callable]) -> Iterator[None]:
-    """The model's methods replaced by ``around(stage, method)``, for as long as this lasts."""
-    before = dict(model.__dict__)
+    """What a tracker calls of the model replaced by ``around(stage, method)``, for as long as this lasts."""
+    owner, stages = (model, STAGES) if model.compiled is None else (model.compiled, COMPILED_STAGES)
     try:
-        for name, stage in STAGES.items():
-            method = getattr(model, name)
-            setattr(model, name, functools.wraps(method)(around(stage, method)))
+        for name, stage in stages.items():
+            method = getattr(owner, name)
+            setattr(owner, name, functools.wraps(method)(around(stage, method)))
         yield
     finally:
-        for name in STAGES:
-            del model.__dict__[name]
-        model.__dict__.update({name: before[name] for name in STAGES if name in before})
+        for name in stages:
+            owner.__dict__.pop(name, None)  # the class has the method
 
 
 def count_flop(model: nn.Module, frame: Callable[[], object]) -> dict[str, int]:
-    """Operations of one frame of ours by stage, and in all: {stage: FLOP, 'all': FLOP}."""
+    """Operations of one frame of ours, not compiled, by stage and in all: {stage: FLOP, 'all': FLOP}."""
     counted = dict.fromkeys(STAGES.values(), 0)
 
     def around(stage: str, method: Callable) -> Callable:
@@ -66,7 +67,7 @@ def count_flop(model: nn.Module, frame: Callable[[], object]) -> dict[str, int]:
 
     with around_stages(model, around), flop_counter() as counter:
         frame()
-    return counted | {'all': counter.get_total_flops()}
+    return counted | {TRACK: counted['attend_memory'] + counted['decode_masks'], 'all': counter.get_total_flops()}
 
 
 class Stopwatch:
@@ -94,7 +95,8 @@ class Stopwatch:
 def stage_seconds(model: nn.Module, frame: Callable[[], object], device: torch.device,
                   clock: Clock) -> dict[str, float]:
     """Seconds of one frame of ours by stage, and the rest: images to the model, masks to the image."""
-    watches = {stage: Stopwatch(device, clock) for stage in [*STAGES.values(), REST]}
+    stages = STAGES if model.compiled is None else COMPILED_STAGES
+    watches = {stage: Stopwatch(device, clock) for stage in [*stages.values(), REST]}
 
     def around(stage: str, method: Callable) -> Callable:
         def run(*arguments, **options):
@@ -142,7 +144,7 @@ def peak_memory(side: str, setting: Setting, objects: list[int]) -> dict[int, fl
     """
     command = [sys.executable, __file__, side, setting.model, str(setting.image_size), str(setting.device),
                str(setting.dtype).removeprefix('torch.'), str(setting.weights), *map(str, objects)]
-    done = subprocess.run([*command, *(['--compile'] if setting.compile else [])], capture_output=True, text=True)
+    done = subprocess.run([*command, '--compile', setting.compile], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f'memory of {side}: {" ".join(command)} ended with {done.returncode}:\n'
                            f'{done.stderr[-3000:]}')
@@ -181,7 +183,7 @@ def main() -> None:
     parser.add_argument('dtype', choices=DTYPES)
     parser.add_argument('weights', type=Path)
     parser.add_argument('objects', type=int, nargs='+')
-    parser.add_argument('--compile', action='store_true')
+    parser.add_argument('--compile', default='')
     options = parser.parse_args()
     setting = Setting(options.model, options.image_size, options.device, getattr(torch, options.dtype), options.weights,
                       options.compile)

@@ -37,7 +37,7 @@ class Setting:
     device: torch.device
     dtype: torch.dtype
     weights: Path  # random ones, as a published checkpoint
-    compile: bool = False
+    compile: str = ''  # backend of torch.compile; empty: not compiled
 
 
 class Side(NamedTuple):
@@ -57,7 +57,7 @@ def write_weights(setting: Setting) -> None:
 # --- ours
 
 def build_ours(setting: Setting) -> nn.Module:
-    options = {'compile': True} if setting.compile else {}
+    options = {'compile': setting.compile} if setting.compile else {}
     return load_model(setting.model, setting.weights, device=setting.device, dtype=setting.dtype,
                       image_size=setting.image_size, **options)
 
@@ -129,7 +129,7 @@ def build_sam2(setting: Setting) -> nn.Module:
         hydra_overrides_extra=[f'++model.image_size={setting.image_size}',
                                *(f'++model.memory_attention.layer.{name}_attention.feat_sizes=[{grid},{grid}]'
                                  for name in ('self', 'cross'))],
-        vos_optimized=setting.compile)
+        vos_optimized=setting.compile == 'inductor')
     predictor.fill_hole_area = 0  # work on finished masks that nobody else here does
     return predictor.requires_grad_(False)
 
