@@ -7,36 +7,45 @@ Over frames: a texture moves and objects are tracked without end. Processor time
 are read, and the last window of frames is compared with the one that begins at frame 100. A computer that does other
 work drifts by more than the few per cent in question, so a copy of the tracker as it was in the beginning takes every
 tenth image as well: the ratio of the old one's change to the young one's is what age costs. Over objects: the same
-images with 1, 2, 4, ... objects, medians.
+images with 1, 2, 4, ... objects, medians. On a GPU the counters of PyTorch's allocator are read too: bytes it holds,
+and how often it had to ask the driver for more (segments).
 """
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import plots
 import torch
+from parts import boxes, facts, make_model, resident
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from sam2_core import Prompt, Sam2Model, StreamTracker, load_model
-from sam2_core.config import VARIANTS, variant
+from sam2_core import Prompt, Sam2Model, StreamTracker
+from sam2_core.config import VARIANTS
 
 FILLED = 20  # frames after which memories do not get longer
 YOUNG_EVERY = 10  # frames
+POINTS = 100  # of a curve
+
+Memory = dict[str, float]  # what is counted -> how much
 
 
-def resident() -> float:
-    """Memory of this process, MiB. Linux only."""
-    pages = int(Path('/proc/self/statm').read_text().split()[1])
-    return pages * os.sysconf('SC_PAGE_SIZE') / 2 ** 20
+def memory_now(device: torch.device) -> Memory:
+    """Resident memory, MiB; on a GPU the allocator's counters as well."""
+    if device.type != 'cuda':
+        return {'resident_mib': resident()}
+    counters = torch.cuda.memory_stats(device)
+    return {'resident_mib': resident(),
+            'allocated_mib': counters['allocated_bytes.all.current'] / 2 ** 20,
+            'reserved_mib': counters['reserved_bytes.all.current'] / 2 ** 20,
+            'segments': counters['segment.all.allocated'],  # since the process began, as the next
+            'allocations': counters['allocation.all.allocated']}
 
 
 def picture(number: int, side: int) -> np.ndarray:
@@ -49,11 +58,7 @@ def picture(number: int, side: int) -> np.ndarray:
 def started(model: Sam2Model, images: list[np.ndarray], objects: int) -> StreamTracker:
     """A tracker of ``objects`` objects with full memories."""
     tracker = StreamTracker(model)
-    side = images[0].shape[0]
-    rows = int(np.ceil(objects ** 0.5))
-    cell = side / rows
-    prompts = [Prompt(i + 1, box=((i % rows + 0.2) * cell, (i // rows + 0.2) * cell,
-                                  (i % rows + 0.8) * cell, (i // rows + 0.8) * cell)) for i in range(objects)]
+    prompts = [Prompt(i + 1, box=box) for i, box in enumerate(boxes(objects, images[0].shape[0]))]
     for number in range(FILLED):
         tracker.step(images[number % len(images)], prompts if number == 0 else [])
     return tracker
@@ -81,7 +86,7 @@ def over_frames(model: Sam2Model, images: list[np.ndarray], frames: int, objects
             image = images[number % len(images)]
             elapsed = timed(old, image)
             times.append((elapsed, timed(young.fork(young.object_ids), image) if number % YOUNG_EVERY == 0 else None))
-            memory.append(resident())
+            memory.append(memory_now(model.device))
 
     def medians(part: list[tuple[float, float | None]]) -> tuple[float, float]:
         return (statistics.median(of_old for of_old, _ in part),
@@ -93,8 +98,16 @@ def over_frames(model: Sam2Model, images: list[np.ndarray], frames: int, objects
     return {'frames': frames, 'objects': objects, 'window': window, 'first_ms': first, 'last_ms': last,
             'young_first_ms': young_first, 'young_last_ms': young_last,
             'age_ratio': last / first * young_first / young_last,
-            'memory_first_mib': memory[begin + window - 1], 'memory_last_mib': memory[-1],
-            'tracker_mib': old.memory_bytes / 2 ** 20}
+            'memory_first': memory[begin + window - 1], 'memory_last': memory[-1],
+            'tracker_mib': old.memory_bytes / 2 ** 20, 'curve': curve(times, memory)}
+
+
+def curve(times: list[tuple[float, float | None]], memory: list[Memory]) -> dict[str, list[float]]:
+    """At most POINTS points of the run: the frame, the median time of those up to it, memory there."""
+    stretch = -(-len(times) // POINTS)
+    ends = list(range(stretch, len(times) + 1, stretch))
+    return {'frame': ends, 'ms': [statistics.median(ms for ms, _ in times[end - stretch:end]) for end in ends],
+            **{name: [memory[end - 1][name] for end in ends] for name in memory[0] if name != 'allocations'}}
 
 
 def over_objects(model: Sam2Model, images: list[np.ndarray], counts: list[int], runs: int) -> list[dict]:
@@ -109,6 +122,17 @@ def over_objects(model: Sam2Model, images: list[np.ndarray], counts: list[int], 
     return rows
 
 
+def panels(growth: dict, rows: list[dict]) -> list[plots.Panel]:
+    """Time and memory over frames, time over objects."""
+    points = growth['curve']
+
+    def over_frames(*names: str) -> dict[str, list[tuple[float, float]]]:
+        return {name: list(zip(points['frame'], points[name], strict=True)) for name in names if name in points}
+    return [plots.lines(f'milliseconds per frame, {growth["objects"]} objects', 'frames', over_frames('ms')),
+            plots.lines('memory, MiB', 'frames', over_frames('resident_mib', 'allocated_mib', 'reserved_mib')),
+            plots.lines('milliseconds per frame', 'objects', {'ms': [(row['objects'], row['ms']) for row in rows]})]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--model', default='nano', choices=list(VARIANTS), metavar='NAME')
@@ -120,27 +144,27 @@ def main() -> None:
     parser.add_argument('--objects', nargs='+', type=int, default=[1, 2, 4, 8, 16])
     parser.add_argument('--runs', type=int, default=9, help='frames for each number of objects')
     parser.add_argument('--json', type=Path, help='write the figures here too')
+    parser.add_argument('--plot', type=Path, help='draw them here, as SVG')
     options = parser.parse_args()
     if options.frames < 200:
         parser.error(f'--frames {options.frames}: at least 200')
-    if options.random_weights:
-        config = variant(options.model)
-        config = config if options.image_size is None else replace(config, image_size=options.image_size)
-        model = Sam2Model(config, options.model).eval().requires_grad_(False).to(options.device)
-    else:
-        model = load_model(options.model, device=options.device, image_size=options.image_size)
+    model = make_model(options.model, options.image_size, options.device, options.random_weights)
     images = [picture(number, model.image_size) for number in range(40)]
     console = Console(width=120)
     growth = over_frames(model, images, options.frames, options.tracked, console)
-    hardware = torch.cuda.get_device_name() if model.device.type == 'cuda' else platform.processor() or 'CPU'
+    known = facts(model.device)
     kind = 'by the clock' if model.device.type == 'cuda' else 'of processor time'
-    title = (f'{options.model} {model.image_size} px, {hardware}, {torch.get_num_threads()} CPU threads, milliseconds '
-             f'{kind}, {time.strftime("%Y-%m-%d")}')
+    title = (f'{options.model} {model.image_size} px, {known["hardware"]}, {known["threads"]} CPU threads, '
+             f'milliseconds {kind}, {known["date"]}')
     table = Table('', f'{growth["window"]} frames from 100', 'the last as many', title=title)
     table.add_row('a frame', f'{growth["first_ms"]:.1f}', f'{growth["last_ms"]:.1f}')
     table.add_row('a frame of the tracker as it began', f'{growth["young_first_ms"]:.1f}',
                   f'{growth["young_last_ms"]:.1f}')
-    table.add_row('memory of the process, MiB', f'{growth["memory_first_mib"]:.0f}', f'{growth["memory_last_mib"]:.0f}')
+    for name, what in (('resident_mib', 'memory of the process, MiB'), ('allocated_mib', 'memory of tensors, GPU, MiB'),
+                       ('reserved_mib', 'memory held, GPU, MiB'), ('segments', 'times the driver was asked for more'),
+                       ('allocations', 'tensors allocated')):
+        if name in growth['memory_last']:
+            table.add_row(what, f'{growth["memory_first"][name]:.0f}', f'{growth["memory_last"][name]:.0f}')
     console.print(table, f'after {growth["frames"]} frames, what age costs: {growth["age_ratio"]:.3f}')
     rows = over_objects(model, images, options.objects, options.runs)
     table = Table('objects', 'ms per frame', 'per added object', 'tracker MiB', title=title)
@@ -150,10 +174,11 @@ def main() -> None:
                       f'{row["tracker_mib"]:.2f}')
     console.print(table)
     if options.json:
-        options.json.write_text(json.dumps({
-            'model': options.model, 'image_size': model.image_size, 'hardware': hardware,
-            'threads': torch.get_num_threads(), 'torch': torch.__version__, 'date': time.strftime('%Y-%m-%d'),
-            'over_frames': growth, 'over_objects': rows}, indent=2) + '\n')
+        options.json.write_text(json.dumps(known | {
+            'model': options.model, 'image_size': model.image_size, 'over_frames': growth, 'over_objects': rows},
+            indent=2) + '\n')
+    if options.plot:
+        plots.write(options.plot, title, panels(growth, rows))
 
 
 if __name__ == '__main__':

@@ -1,97 +1,44 @@
-"""Time per frame with full memories, beside transformers' Sam2VideoModel on the same weights in the same run.
+"""Time per frame with full memories, beside transformers and the package sam2 on the same weights in the same run.
 
     python benchmarks/speed.py                                   # tiny at 1024, 1 and 4 objects
-    python benchmarks/speed.py --models nano sam2.1_hiera_large --objects 1 8 16 --device cuda --dtype bfloat16
+    python benchmarks/speed.py --quick                           # nano and tiny at 256, a minute
+    python benchmarks/speed.py --models nano sam2.1_hiera_tiny sam2.1_hiera_large --objects 1 2 4 8 16 \\
+        --devices cuda --dtype bfloat16 --compile --runs 9 --json speed.json --plot speed.svg
 
-The two sides take turns; medians and their ratio are shown, with the overlap of their masks in the timed frames beside
-them. Memories are filled first (one conditioning frame, six recent ones, sixteen pointers), so that every timed frame
-costs what frames cost on a robot. Weights are random: they do not change the time.
+The sides take turns; medians, their ratio and the overlap of their masks in the timed frames are shown. Memories are
+filled first (one conditioning frame, six recent ones, sixteen pointers), so that every timed frame costs what frames
+cost on a robot. Weights are random: they do not change the time. After the timed frames ours runs a few more with a
+stopwatch around each stage. Operations are counted in the frame that warms up; the machine's best is the fastest of
+large matrix products that are done before each row, in the same numbers and threads. Peak memory is that of one side
+in a process of its own. The package sam2 takes part where it is installed; it has no nano.
 """
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from parts import facts
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
-from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
+from speed_costs import DTYPES, Clock, count_flop, flop_counter, matrix_product, peak_memory, stage_seconds
+from speed_report import complete, label, picture, tables
+from speed_sides import SIDES, Setting, Step, moving_scene, sides_for, write_weights
 
-from sam2_core import Prompt, StreamTracker, load_model
 from sam2_core.config import VARIANTS
 from sam2_core.metrics import iou
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'test' / 'core'))
-from reference import moving_scene, pixel_values, published_state, reference_model  # noqa: E402
-
-Step = Callable[[np.ndarray], list[np.ndarray]]  # an image -> one mask (image_size / 4 squared) for each object
-FILLED = 16  # frames after which memories do not get longer
+KEY = ('model', 'image_size', 'objects', 'device')  # of a row
 
 
-def boxes(objects: int, size: int) -> list[tuple[float, float, float, float]]:
-    """As many boxes as wanted, in a grid."""
-    side = int(np.ceil(objects ** 0.5))
-    cell = size / side
-    return [((i % side + 0.2) * cell, (i // side + 0.2) * cell, (i % side + 0.8) * cell, (i // side + 0.8) * cell)
-            for i in range(objects)]
-
-
-@torch.inference_mode()
-def our_tracker(model, image: np.ndarray, objects: int) -> tuple[StreamTracker, Step]:
-    """A tracker whose memories are full, and its step."""
-    tracker = StreamTracker(model)
-    tracker.step(image, [Prompt(i + 1, box=box) for i, box in enumerate(boxes(objects, model.image_size))])
-    for bank in tracker._banks.values():
-        for _ in range(1, FILLED):
-            bank.write(bank._frames.storage[0].clone(), bank._pointers.storage[0].clone(), conditioning=False)
-
-    def step(image: np.ndarray) -> list[np.ndarray]:
-        return [(item.logits > 0).cpu().numpy() for item in tracker.step(image).objects.values()]
-
-    return tracker, step
-
-
-@torch.inference_mode()
-def their_step(model, image: np.ndarray, objects: int, device: torch.device, dtype: torch.dtype) -> Step:
-    """transformers' streaming session with full memories."""
-    session = Sam2VideoInferenceSession(inference_device=device, inference_state_device=device, dtype=dtype)
-    for i, box in enumerate(boxes(objects, model.config.image_size)):
-        session.obj_id_to_idx(i + 1)
-        session.add_point_inputs(i, 0, {
-            'point_coords': torch.tensor(box, device=device).reshape(1, 1, 2, 2).to(dtype),
-            'point_labels': torch.tensor([[[2, 3]]], dtype=torch.int32, device=device)})
-    session.obj_with_new_inputs = list(range(1, objects + 1))
-
-    def show(image: np.ndarray, number: int):
-        frame = pixel_values(image).to(device, dtype)
-        return model(session, frame=frame, frame_idx=number).pred_masks
-
-    show(image, 0)
-    for outputs in session.output_dict_per_obj.values():
-        for number in range(1, FILLED):
-            outputs['non_cond_frame_outputs'][number] = outputs['cond_frame_outputs'][0]
-    number = FILLED
-
-    @torch.inference_mode()
-    def step(image: np.ndarray) -> list[np.ndarray]:
-        nonlocal number
-        masks = show(image, number) > 0
-        number += 1
-        return list(masks.reshape(objects, *masks.shape[-2:]).cpu().numpy())
-
-    return step
-
-
-def timed(step: Step, image: np.ndarray, device: torch.device,
-          clock: Callable[[], float]) -> tuple[float, list[np.ndarray]]:
+def timed(step: Step, image: np.ndarray, device: torch.device, clock: Clock) -> tuple[float, list[np.ndarray]]:
     """Seconds, masks."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
@@ -100,74 +47,171 @@ def timed(step: Step, image: np.ndarray, device: torch.device,
     return clock() - start, masks
 
 
-def measure(name: str, image_size: int | None, objects: list[int], device: torch.device, dtype: torch.dtype,
-            runs: int, folder: Path, clock: Callable[[], float]) -> list[dict]:
-    """One row for each number of objects."""
-    size = image_size or VARIANTS[name].image_size
-    theirs = reference_model(name, size)
-    torch.save({'model': published_state(theirs)}, folder / 'weights.pt')
-    ours = load_model(name, folder / 'weights.pt', device=device, dtype=dtype, image_size=size)
-    theirs = theirs.to(device, dtype)
-    images = moving_scene(runs + 2, size)
-    rows = []
-    for count in objects:
-        tracker, our_step = our_tracker(ours, images[0], count)
-        steps = {'ours': our_step, 'theirs': their_step(theirs, images[0], count, device, dtype)}
-        seconds: dict[str, list[float]] = {'ours': [], 'theirs': []}
-        overlaps = []
-        for i, image in enumerate(track(images[1:], description=f'{name} {size} px, {count} objects', transient=True)):
-            masks = {}
-            for side in ('ours', 'theirs') if i % 2 else ('theirs', 'ours'):
-                elapsed, masks[side] = timed(steps[side], image, device, clock)
-                if i:  # the first frame warms up
-                    seconds[side].append(elapsed)
-            overlaps += [iou(a, b) for a, b in zip(masks['ours'], masks['theirs'], strict=True)]
-        our_median, their_median = (statistics.median(seconds[side]) for side in ('ours', 'theirs'))
-        rows.append({'model': name, 'image_size': size, 'objects': count, 'ours_ms': our_median * 1e3,
-                     'transformers_ms': their_median * 1e3, 'ratio': their_median / our_median,
-                     'mean_iou': float(np.mean(overlaps)), 'tracker_mib': tracker.memory_bytes / 2 ** 20})
-    return rows
+def median_ms(seconds: list[float]) -> float:
+    return statistics.median(seconds) * 1e3
+
+
+class Measurement:
+    """One model at one size on one device: every side of it, built once for all numbers of objects."""
+
+    def __init__(self, setting: Setting, wanted: list[str], runs: int, warm_up: int, clock: Clock) -> None:
+        self.setting, self.runs, self.warm_up, self.clock = setting, runs, warm_up, clock
+        self.names = sides_for(setting.model, wanted)
+        write_weights(setting)
+        self.models = {name: SIDES[name].build(setting) for name in self.names}
+        self._plain = SIDES['sam2_core'].build(replace(setting, compile='')) if setting.compile else (
+            self.models['sam2_core'])  # compiled code cannot be looked into
+        self.images = moving_scene(1 + warm_up + runs, setting.image_size)
+
+    def row(self, objects: int) -> dict:
+        """The figures with so many objects, but for memory."""
+        setting, (first, *images) = self.setting, self.images
+        started, warm_up = {}, {}
+        for name in self.names:
+            begin = self.clock()
+            started[name] = SIDES[name].start(self.models[name], setting, first, objects)
+            warm_up[name] = self.clock() - begin
+        flop = self._count(objects, {name: step for name, (step, _) in started.items()})
+        seconds: dict[str, list[float]] = {name: [] for name in self.names}
+        overlaps: dict[str, list[float]] = {name: [] for name in self.names}
+        title = f'{setting.model} {setting.image_size} px, {objects} objects, {setting.device}'
+        for i, image in enumerate(track(images, description=title, transient=True)):
+            turn, masks = i % len(self.names), {}
+            for name in self.names[turn:] + self.names[:turn]:
+                elapsed, masks[name] = timed(started[name][0], image, setting.device, self.clock)
+                seconds[name].append(elapsed)
+            if i >= self.warm_up:
+                for name in self.names:
+                    overlaps[name] += [iou(a, b) for a, b in zip(masks['sam2_core'], masks[name], strict=True)]
+        sides = {name: {'ms': median_ms(seconds[name][self.warm_up:]), 'flop': flop[name]['all'],
+                        'warm_up_s': warm_up[name] + sum(seconds[name][:self.warm_up]),
+                        'mask_iou': float(np.mean(overlaps[name]))} for name in self.names}
+        step, tracker = started['sam2_core']
+        return {'model': setting.model, 'image_size': setting.image_size, 'objects': objects,
+                'device': str(setting.device), 'runs': self.runs, 'sides': sides,
+                'stages': self._stages(step, flop['sam2_core']), 'tracker_mib': tracker.memory_bytes / 2 ** 20}
+
+    def _count(self, objects: int, steps: dict[str, Step]) -> dict[str, dict]:
+        """Operations of a frame of each side; of compiled peers they are not known."""
+        first, image = self.images[0], self.images[1]
+        counted: dict[str, dict] = {}
+        for name in self.names:
+            if name == 'sam2_core':
+                step = steps[name] if not self.setting.compile else SIDES[name].start(
+                    self._plain, replace(self.setting, compile=''), first, objects)[0]
+                counted[name] = count_flop(self._plain, lambda step=step: step(image))
+            elif self.setting.compile == 'inductor' and name == 'sam2':
+                counted[name] = {'all': None}
+            else:
+                with flop_counter() as counter:
+                    steps[name](image)
+                counted[name] = {'all': counter.get_total_flops()}
+        return counted
+
+    def _stages(self, step: Step, flop: dict[str, int]) -> dict[str, dict]:
+        """Median time and operations of each stage of ours."""
+        model, setting = self.models['sam2_core'], self.setting
+        runs = [stage_seconds(model, lambda image=image: step(image), setting.device, self.clock)
+                for image in self.images[-min(5, self.runs):]]
+        inside = sum(flop[stage] for stage in runs[0] if stage in flop)
+        return {stage: {'ms': median_ms([run[stage] for run in runs]), 'flop': flop.get(stage, flop['all'] - inside)}
+                for stage in runs[0]}
+
+
+def measure(options: argparse.Namespace, result: dict, save: Callable[[], None]) -> None:
+    """Fills ``result['rows']`` and saves after each."""
+    clock = time.process_time if options.processor_time else time.perf_counter
+    dtype, done = getattr(torch, options.dtype), {tuple(row[key] for key in KEY) for row in result['rows']}
+    folder = Path.home() / '.cache' / 'sam2_ros_benchmarks'
+    for device in options.devices:
+        for name in options.models:
+            for size in options.image_sizes or [VARIANTS[name].image_size]:
+                counts = [count for count in options.objects if (name, size, count, str(device)) not in done]
+                if not counts:
+                    continue
+                setting = Setting(name, size, device, dtype, folder / f'{name}.pt', options.compile)
+                warm_up = options.warm_up or (3 if device.type == 'cuda' else 1)
+                measurement, rows = Measurement(setting, options.sides, options.runs, warm_up, clock), []
+                for count in counts:
+                    peak = matrix_product(device, dtype, clock)
+                    result['peak_flop_per_s'][str(device)] = max(peak, result['peak_flop_per_s'].get(str(device), 0.0))
+                    rows.append(measurement.row(count))
+                    result['rows'].append(rows[-1])
+                    save()
+                names = measurement.names
+                del measurement
+                if options.memory:
+                    for side in track(names, description=f'memory of {label(rows[0])}', transient=True):
+                        peaks = peak_memory(side, setting, counts)
+                        for row in rows:
+                            row['sides'][side]['peak_mib'] = peaks[row['objects']]
+                    save()
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--models', nargs='+', default=['sam2.1_hiera_tiny'], choices=list(VARIANTS), metavar='NAME')
+    parser.add_argument('--objects', nargs='+', type=int, default=[1, 4])
+    parser.add_argument('--image-sizes', nargs='+', type=int, help="default: each model's own")
+    parser.add_argument('--devices', nargs='+', type=torch.device,
+                        default=[torch.device('cuda' if torch.cuda.is_available() else 'cpu')])
+    parser.add_argument('--dtype', default='float32', choices=DTYPES)
+    parser.add_argument('--compile', nargs='?', const='inductor', default='', metavar='BACKEND',
+                        help='ours with load_model(..., compile=BACKEND), and with inductor, the default, sam2 in its '
+                             'own compiled mode; transformers has none')
+    parser.add_argument('--sides', nargs='+', default=list(SIDES), choices=list(SIDES), help='sam2_core always is one')
+    parser.add_argument('--runs', type=int, default=3, help='timed frames')
+    parser.add_argument('--warm-up', type=int, help='frames before them, at least 1; default: 1, on a GPU 3')
+    parser.add_argument('--quick', action='store_true', help='nano and tiny at 256 with 1 and 4 objects')
+    parser.add_argument('--no-memory', dest='memory', action='store_false', help='leave peak memory out')
+    parser.add_argument('--processor-time', action='store_true',
+                        help='instead of the clock: for a CPU that does other work too, with OMP_NUM_THREADS=1')
+    parser.add_argument('--json', type=Path, help='write the figures here too, after each row')
+    parser.add_argument('--resume', action='store_true', help='go on with the file of --json: leave its rows out')
+    parser.add_argument('--plot', type=Path, help='draw them here, as SVG')
+    options = parser.parse_args()
+    if options.processor_time and any(device.type == 'cuda' for device in options.devices):
+        parser.error('--processor-time says nothing about a GPU')
+    if options.resume and not options.json:
+        parser.error('--resume: goes on with the file of --json, which is not given')
+    if options.runs < 1 or min(options.objects) < 1:
+        parser.error(f'--runs {options.runs}, --objects {options.objects}: at least 1')
+    if options.quick:
+        options.models, options.image_sizes, options.objects = ['nano', 'sam2.1_hiera_tiny'], [256], [1, 4]
+    options.sides = ['sam2_core', *(name for name in options.sides if name != 'sam2_core')]
+    return options
+
+
+def version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--models', nargs='+', default=['sam2.1_hiera_tiny'], choices=list(VARIANTS),
-                        metavar='NAME')
-    parser.add_argument('--objects', nargs='+', type=int, default=[1, 4])
-    parser.add_argument('--image-size', type=int, help="default: the model's own")
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--dtype', default='float32', choices=['float32', 'bfloat16', 'float16'])
-    parser.add_argument('--runs', type=int, default=3, help='timed frames')
-    parser.add_argument('--processor-time', action='store_true',
-                        help='instead of the clock: for a CPU that does other work too, with OMP_NUM_THREADS=1')
-    parser.add_argument('--json', type=Path, help='write the figures here too')
-    arguments = parser.parse_args()
-    device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
-    if arguments.processor_time and device.type == 'cuda':
-        parser.error('--processor-time says nothing about a GPU')
-    clock = time.process_time if arguments.processor_time else time.perf_counter
-    hardware = torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.processor() or 'CPU'
-    folder = Path.home() / '.cache' / 'sam2_ros_benchmarks'
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for name in arguments.models:
-        rows += measure(name, arguments.image_size, arguments.objects, device, dtype, arguments.runs, folder, clock)
+    options = parse()
+    result = facts(options.devices[0]) | {
+        'transformers': version('transformers'), 'sam2': version('sam2'), 'dtype': options.dtype,
+        'compile': options.compile, 'clock': 'ms of processor time' if options.processor_time else 'ms',
+        'peak_flop_per_s': {}, 'rows': []}
+    if options.resume and options.json.exists():
+        earlier = json.loads(options.json.read_text())
+        differing = [key for key in ('hardware', 'threads', 'torch', 'dtype', 'compile', 'clock')
+                     if earlier[key] != result[key]]
+        if differing:
+            raise SystemExit(f'--resume: {options.json} was measured with another {", ".join(differing)}')
+        result = earlier
 
-    kind = 'milliseconds of processor time' if arguments.processor_time else 'milliseconds'
-    table = Table(title=f'{kind} per frame, {hardware}, {torch.get_num_threads()} CPU threads, '
-                        f'{arguments.dtype}, torch {torch.__version__}, {time.strftime("%Y-%m-%d")}')
-    for column in ('model', 'image', 'objects', 'sam2_core', 'transformers', 'ratio', 'mask IoU', 'tracker MiB'):
-        table.add_column(column, justify='left' if column == 'model' else 'right')
-    for row in rows:
-        table.add_row(row['model'], str(row['image_size']), str(row['objects']), f'{row["ours_ms"]:.1f}',
-                      f'{row["transformers_ms"]:.1f}', f'{row["ratio"]:.2f}', f'{row["mean_iou"]:.4f}',
-                      f'{row["tracker_mib"]:.2f}')
-    Console(width=130).print(table)
-    if arguments.json:
-        arguments.json.write_text(json.dumps({
-            'hardware': hardware, 'threads': torch.get_num_threads(), 'dtype': arguments.dtype,
-            'processor_time': arguments.processor_time,
-            'torch': torch.__version__, 'date': time.strftime('%Y-%m-%d'), 'rows': rows}, indent=2) + '\n')
+    def save() -> None:
+        if options.json:
+            options.json.write_text(json.dumps(complete(result), indent=2) + '\n')
+
+    measure(options, result, save)
+    complete(result)
+    tables(result, Console(width=150))
+    if options.plot:
+        picture(result, options.plot)
 
 
 if __name__ == '__main__':
