@@ -33,10 +33,16 @@ def fused_on_cpu(query, key, value, *_, out_shape=None, **__) -> int:
     return sdpa_flop_count(query, key, value)
 
 
+def added_in_place(_, first, second, *, out_shape=None, **__) -> int:
+    """Nor the matrix product that is added to what is there."""
+    return 2 * first[0] * first[1] * second[1]
+
+
 def flop_counter() -> FlopCounterMode:
     """Counts 2 for each multiplication and addition of matrix products, convolutions and attention."""
-    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return FlopCounterMode(display=False, custom_mapping={fused: fused_on_cpu})
+    return FlopCounterMode(display=False, custom_mapping={
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: fused_on_cpu,
+        torch.ops.aten.addmm_: added_in_place})
 
 
 @contextmanager

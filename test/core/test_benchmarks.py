@@ -61,6 +61,18 @@ def test_operations_are_those_of_the_published_model(tmp_path, monkeypatch):
     assert counter.get_total_flops() / 1e9 == pytest.approx(PUBLISHED_TINY, rel=0.02)
 
 
+@torch.no_grad()
+def test_operations_of_attention_block_by_block_are_counted(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from speed_costs import flop_counter
+
+    from sam2_core.nn.attention import _average
+    query, key, value = torch.randn(8, 4), torch.randn(1000, 4), torch.randn(1000, 3)
+    with flop_counter() as counter:
+        _average(query, key, value)
+    assert counter.get_total_flops() == 2 * 8 * 1000 * (4 + 3)
+
+
 @pytest.mark.slow
 def test_growth_writes_time_and_memory_over_frames_and_objects(tmp_path):
     result, texts = run('growth.py', tmp_path, '--frames', '200', '--image-size', '64', '--tracked', '1', '--objects',
