@@ -23,8 +23,9 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from growth import picture, started
+from growth import picture
 from nano_quality import FRAMES, SEED, clip_figures, clutter
+from parts import facts, full_tracker
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -88,7 +89,7 @@ def speed(name: str, size: int, counts: list[int], runs: int, device: str,
     for count in counts:
         trackers = {}
         for change in track(changes_for(device), description=f'{count} objects: filling memories', transient=True):
-            tracker = started(change.model(name, size, device, weights), images, count)
+            tracker = full_tracker(change.model(name, size, device, weights), images[0], count)
             tracker.recent_frames = change.recent_frames
             trackers[change.name] = tracker
         times: dict[str, list[float]] = {change: [] for change in trackers}
@@ -167,9 +168,8 @@ def main() -> None:
         table.add_row(*cells, f'{judged[change.name]["J&F"]:.3f}', f'{judged[change.name]["first_frame_box"]:.3f}')
     Console(width=120).print(table)
     if options.json:
-        options.json.write_text(json.dumps({
-            'model': options.model, 'image_size': options.image_size, 'device': options.device, 'clips': options.clips,
-            'date': time.strftime('%Y-%m-%d'), 'torch': torch.__version__,
+        options.json.write_text(json.dumps(facts(torch.device(options.device)) | {
+            'model': options.model, 'image_size': options.image_size, 'clips': options.clips,
             'rows': {c.name: {'ms': timed[c.name]} | judged[c.name] for c in rows}}, indent=2) + '\n')
 
 

@@ -1,4 +1,4 @@
-"""What several benchmarks share: prompts, the machine they ran on, the memory of this process."""
+"""What several benchmarks share: prompts, full trackers, the machine they ran on, the memory of this process."""
 from __future__ import annotations
 
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sam2_core import Sam2Model, load_model
+from sam2_core import Prompt, Sam2Model, StreamTracker, load_model
 from sam2_core.config import variant
 
 Box = tuple[float, float, float, float]
@@ -35,6 +35,18 @@ def make_model(name: str, image_size: int | None, device: torch.device | str, ra
     """A model with its published weights, fetched where they are not there, or with random ones."""
     return random_model(name, image_size, device) if random_weights else (
         load_model(name, device=device, image_size=image_size))
+
+
+@torch.inference_mode()
+def full_tracker(model: Sam2Model, image: np.ndarray, objects: int) -> StreamTracker:
+    """A tracker whose memories are full: this one image as conditioning frame, six recent ones and sixteen pointers."""
+    tracker = StreamTracker(model)
+    height, width = image.shape[:2]
+    tracker.step(image, [Prompt(i + 1, box=box) for i, box in enumerate(boxes(objects, width, height))])
+    for bank in tracker._banks.values():
+        for _ in range(1, model.config.object_pointers):
+            bank.write(bank._frames.storage[0].clone(), bank._pointers.storage[0].clone(), conditioning=False)
+    return tracker
 
 
 def facts(device: torch.device) -> dict:

@@ -15,11 +15,11 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from parts import boxes
+from parts import boxes, full_tracker
 from torch import nn
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
 
-from sam2_core import Prompt, StreamTracker, load_model
+from sam2_core import StreamTracker, load_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'test' / 'core'))
 from reference import moving_scene, pixel_values, published_state, reference_model  # noqa: E402, F401
@@ -62,13 +62,8 @@ def build_ours(setting: Setting) -> nn.Module:
                       image_size=setting.image_size, **options)
 
 
-@torch.inference_mode()
 def start_ours(model: nn.Module, setting: Setting, image: np.ndarray, objects: int) -> tuple[Step, StreamTracker]:
-    tracker = StreamTracker(model)
-    tracker.step(image, [Prompt(i + 1, box=box) for i, box in enumerate(boxes(objects, setting.image_size))])
-    for bank in tracker._banks.values():
-        for _ in range(1, FILLED):
-            bank.write(bank._frames.storage[0].clone(), bank._pointers.storage[0].clone(), conditioning=False)
+    tracker = full_tracker(model, image, objects)
 
     def step(image: np.ndarray) -> list[np.ndarray]:
         return [(item.logits > 0).cpu().numpy() for item in tracker.step(image).objects.values()]

@@ -83,3 +83,16 @@ def test_growth_writes_time_and_memory_over_frames_and_objects(tmp_path):
     assert len(growth['curve']['frame']) == len(growth['curve']['ms']) == len(growth['curve']['resident_mib']) == 100
     assert [row['objects'] for row in result['over_objects']] == [1, 2]
     assert 'memory, MiB' in texts
+
+
+@pytest.mark.slow
+def test_approximations_have_speed_and_quality_side_by_side(tmp_path):
+    figures = tmp_path / 'figures.json'
+    subprocess.run([sys.executable, BENCHMARKS / 'approximations.py', '--model', 'nano', '--image-size', '64',
+                    '--objects', '1', '--runs', '1', '--clips', '1', '--jobs', '1', '--device', 'cpu',
+                    '--json', figures], check=True)
+    rows = json.loads(figures.read_text())['rows']
+    assert {'exact', 'bfloat16', 'image 1/2', '1 recent frame', 'pooled memory', 'int8 encoder'} <= rows.keys()
+    for row in rows.values():
+        assert row['ms']['1'] > 0 and 0 < row['J&F'] <= 1 and 0 < row['first_frame_box'] <= 1
+    assert len({row['J&F'] for row in rows.values()}) == len(rows)  # each row is another computation
