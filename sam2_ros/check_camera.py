@@ -106,6 +106,9 @@ def loss(stamps: Sequence[int]) -> float | None:
         return None
     periods = gaps / np.percentile(gaps, 10)
     periods /= np.median(periods[periods < 1.5])  # the jitter of one gap is no measure
+    for longest in (1.5, 2.5, 4.5, 8.5):  # the longer a gap the better it tells the period, once it can be counted
+        counted = periods[periods < longest]
+        periods *= np.round(counted).sum() / counted.sum()
     if np.mean(np.abs(periods - np.round(periods)) < 0.25) < REGULAR:
         return None
     steps = np.maximum(np.round(periods), 1)

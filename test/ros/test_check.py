@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.topic_endpoint_info import TopicEndpointInfo
@@ -129,6 +129,7 @@ def test_an_image_without_frame_is_named():
 
 # --- rate
 
+@example(lost=0.75, jitter=0.078125, period=1.0, seed=1)
 @given(lost=st.floats(0, 0.75), jitter=st.floats(0, 0.08), period=st.floats(0.005, 1.0), seed=st.integers(0, 1000))
 def test_lost_images_are_counted_by_the_gaps_they_leave(lost, jitter, period, seed):
     """Within what so few images can tell; that nothing is lost is said exactly."""
@@ -137,7 +138,9 @@ def test_lost_images_are_counted_by_the_gaps_they_leave(lost, jitter, period, se
     stamps = (np.arange(400) + rng.uniform(-jitter, jitter, 400)) * period * 1e9 + START
     seen = stamps[kept]
     first, last = np.flatnonzero(kept)[[0, -1]]
-    assert loss([int(stamp) for stamp in seen]) == pytest.approx(1 - kept[first:last + 1].mean(), abs=1e-6)
+    missing = 1 - kept[first:last + 1].mean()
+    assume(missing <= 0.775)  # chance may take more than was asked for
+    assert loss([int(stamp) for stamp in seen]) == pytest.approx(missing, abs=1e-6)
 
 
 def test_no_loss_is_claimed_where_stamps_are_irregular():

@@ -94,7 +94,7 @@ def test_nothing_of_a_model_outlives_cleanup(context, names):
 def test_a_device_without_room_for_the_model_leaves_the_node_unconfigured_with_the_reason(context, monkeypatch):
     node = make(context)
 
-    def load_model(*arguments):
+    def load_model(*arguments, **options):
         raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 MiB')
     with monkeypatch.context() as full:
         full.setattr('sam2_ros.loading.load_model', load_model)
