@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sam2_core.model import MASK_BIAS, MASK_SCALE, ImageFeatures, Memory, ObjectMasks, Sam2Model
 from sam2_core.nn.attention import Attention, RotaryAttention
 from sam2_core.nn.mask_decoder import MASK_TOKENS, DecodedMasks, MaskDecoder
-from sam2_core.nn.prompt_encoder import NOT_A_POINT
+from sam2_core.nn.prompt_encoder import FOREGROUND, NOT_A_POINT
 from sam2_core.segmenter import MAX_PROMPT_LOGIT
 
 HIDDEN = -10000.0  # added to a score: its weight is exactly 0 then; float16 holds it
@@ -99,9 +99,10 @@ class GraphModel(Sam2Model):
 
     def attend_memory(self, features: ImageFeatures, memory: Memory) -> Tensor:
         """As the model does, for objects that remember less than there is room for: rows EMPTY are not looked at."""
-        return super().attend_memory(features, Memory(
-            memory.frames, memory.time_slots.clamp(min=0), memory.pointers, memory.pointer_ages.clamp(min=0),
-            frames_exist=memory.time_slots != EMPTY, pointers_exist=memory.pointer_ages != EMPTY))
+        frames_exist, pointers_exist = memory.time_slots != EMPTY, memory.pointer_ages != EMPTY
+        return super().attend_memory(features, Memory(  # not clamped: TensorRT's parser clips no integers
+            memory.frames, torch.where(frames_exist, memory.time_slots, 0), memory.pointers,
+            torch.where(pointers_exist, memory.pointer_ages, 0), frames_exist, pointers_exist))
 
     def decode_prompted(self, features_bchw: Tensor, image: ImageFeatures, points: Tensor, labels: Tensor,
                         previous_logits: Tensor, use_previous: Tensor) -> ObjectMasks:
@@ -111,7 +112,8 @@ class GraphModel(Sam2Model):
         where ``use_previous`` (B,) bool. One point: the best of three masks; several: the single mask.
         """
         encoder, given = self.sam_prompt_encoder, labels != NOT_A_POINT
-        self._points.exist = F.pad(given, (OUTPUT_TOKENS, 1), value=True)  # the last token is no point on purpose
+        # the last token is no point on purpose; labels are padded because TensorRT's parser pads no booleans
+        self._points.exist = F.pad(labels, (OUTPUT_TOKENS, 1), value=FOREGROUND) != NOT_A_POINT
         previous = encoder.encode_masks(previous_logits.clamp(-MAX_PROMPT_LOGIT, MAX_PROMPT_LOGIT))
         decoded = self.sam_mask_decoder(
             features_bchw, encoder.pe_layer.grid(self.grid, self.grid)[None],

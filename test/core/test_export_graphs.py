@@ -19,6 +19,13 @@ from sam2_core.export.write import write_graph
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # PyTorch's exporter: six seconds of a core for a graph
 OBJECTS, ROOM = 2, {'memory_frames': 8, 'pointers': 17, 'points': 4}  # room for a correction besides the first prompt
 SIZES = Sizes((OBJECTS,), **ROOM)
+ANY = {'Cast', 'Concat', 'Expand', 'Gather', 'GatherND', 'Reshape', 'Slice', 'Squeeze', 'Transpose', 'Unsqueeze',
+       'Where'}
+NUMBERS = ANY | {'Add', 'ArgMax', 'ConstantOfShape', 'Div', 'Equal', 'Greater', 'GreaterOrEqual', 'LessOrEqual', 'Max',
+                 'Mul', 'Pad', 'ReduceMax', 'ReduceSum', 'Split', 'Sub'}
+FLOATS = NUMBERS | {'Clip', 'Conv', 'ConvTranspose', 'Cos', 'Erf', 'Gemm', 'LayerNormalization', 'MatMul', 'MaxPool',
+                    'Relu', 'Resize', 'Sigmoid', 'Sin', 'Softmax'}
+READ_BY_TENSORRT = {'BOOL': ANY | {'Not'}, 'INT32': NUMBERS, 'INT64': NUMBERS, 'FLOAT': FLOATS}
 KINDS = {'encode_image', 'attend_memory', 'decode_tracked', 'decode_prompted', 'adopt_mask', 'encode_memory'}
 
 
@@ -71,6 +78,20 @@ def check_stream(model, folder, scene, limit):
     return graph_tracker
 
 
+def check_operators(folder):
+    """docs/operators.md of onnx-tensorrt for TensorRT 10.0, as far as it is needed here."""
+    for path in folder.glob('*.onnx'):
+        graph = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True, data_prop=True).graph
+        types = {value.name: value.type.tensor_type.elem_type
+                 for value in (*graph.input, *graph.output, *graph.value_info)}
+        types.update((weight.name, weight.data_type) for weight in graph.initializer)
+        for node in graph.node:
+            kind = onnx.TensorProto.DataType.Name(types[node.input[1 if node.op_type == 'Where' else 0]])
+            assert node.op_type in READ_BY_TENSORRT[kind], (path.name, node.op_type, kind)
+            attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+            assert node.op_type != 'Resize' or not attributes.get('antialias'), path.name
+
+
 def test_every_stage_equals_pytorch(nano, graphs):
     check_stages(nano, graphs)
 
@@ -92,6 +113,7 @@ def test_published_model_equals_pytorch(tmp_path, scene):
     export_onnx(model, tmp_path, SIZES)
     check_stages(model, tmp_path)
     check_stream(model, tmp_path, scene, limit=0.05)
+    check_operators(tmp_path)
 
 
 def test_version_2_0_equals_pytorch_where_it_differs_from_2_1(tmp_path):
@@ -131,6 +153,10 @@ def test_graphs_hold_no_complex_number_no_branch_and_no_dynamic_shape(graphs):
         assert types <= {getattr(onnx.TensorProto, name) for name in ('FLOAT', 'INT32', 'INT64', 'BOOL')}, path.name
         for value in values:
             assert all(d.HasField('dim_value') for d in value.type.tensor_type.shape.dim), (path.name, value.name)
+
+
+def test_every_operator_and_its_types_are_among_those_tensorrt_reads(graphs):
+    check_operators(graphs)
 
 
 def test_values_are_averaged_in_their_own_width(nano, graphs):
