@@ -24,10 +24,11 @@ def _to_windows(x_bhwc: Tensor, window: int, fill: Tensor) -> tuple[Tensor, int,
     """Cut into (B * windows, window, window, C), filled up at the bottom and right; also the full size."""
     batch, height, width, channels = x_bhwc.shape
     full_height, full_width = -(-height // window) * window, -(-width // window) * window
-    if (full_height, full_width) != (height, width):
-        full = fill.to(x_bhwc.dtype).expand(batch, full_height, full_width, channels).clone()
-        full[:, :height, :width] = x_bhwc
-        x_bhwc = full
+    fill = fill.to(x_bhwc.dtype)
+    if full_width > width:
+        x_bhwc = torch.cat((x_bhwc, fill.expand(batch, height, full_width - width, channels)), dim=2)
+    if full_height > height:
+        x_bhwc = torch.cat((x_bhwc, fill.expand(batch, full_height - height, full_width, channels)), dim=1)
     x = x_bhwc.view(batch, full_height // window, window, full_width // window, window, channels)
     return x.transpose(2, 3).reshape(-1, window, window, channels), full_height, full_width
 
