@@ -36,7 +36,7 @@ def encode_images(model: Sam2Model, images: Sequence[np.ndarray | Tensor]) -> li
     sizes = [check_image(image) for image in images]
     if not sizes:
         return []
-    features = (model.compiled or model).encode_image(torch.cat([to_model(model, image) for image in images]))
+    features = model.stages.encode_image(torch.cat([to_model(model, image) for image in images]))
     return [EncodedImage(ImageFeatures(*(part[row:row + 1] for part in features)), height, width)
             for row, (height, width) in enumerate(sizes)]
 

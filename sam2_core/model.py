@@ -100,6 +100,11 @@ class Sam2Model(nn.Module):
                                  persistent=False)
 
     @property
+    def stages(self) -> Sam2Model | CompiledStages:
+        """Whose ``encode_image``, ``track_objects`` and ``encode_memory`` trackers run: compiled, if there are."""
+        return self.compiled or self
+
+    @property
     def image_size(self) -> int:
         """Side of the square the model sees, pixels."""
         return self.config.image_size

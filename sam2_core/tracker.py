@@ -160,7 +160,7 @@ class StreamTracker:
         """Each known object in this image, from its memory alone: conditioned features (d_model, h, w) and mask."""
         conditioned, masks = {}, {}
         for ids, memory in self._batches():
-            features, chosen = (self.model.compiled or self.model).track_objects(image, memory)
+            features, chosen = self.model.stages.track_objects(image, memory)
             for row, object_id in enumerate(ids):
                 conditioned[object_id] = features[row]
                 masks[object_id] = ObjectMasks(*(part[row] for part in chosen))
@@ -172,16 +172,14 @@ class StreamTracker:
         Where shapes must not change from image to image, those whose memories are complete, and the others filled up.
         """
         complete = self._shapes.complete(self.recent_frames)
-        groups: dict[tuple[int, int], list[int]] = {}
+        groups: dict[tuple[int, int] | None, list[int]] = {}
         for object_id, bank in self._banks.items():
             length = bank.length(self.recent_frames)
-            if self.model.compiled is not None and length != complete:
-                length = self._shapes.longest(self.recent_frames)
-            groups.setdefault(length, []).append(object_id)
+            to_fill_up = self.model.compiled is not None and length != complete
+            groups.setdefault(None if to_fill_up else length, []).append(object_id)
         for length, ids in groups.items():
-            filled_up = self.model.compiled is not None and length != complete
             yield ids, stack_memories([self._banks[i] for i in ids], self.recent_frames,
-                                      length if filled_up else None)
+                                      self._shapes.longest(self.recent_frames) if length is None else None)
 
     def _prompt(self, image: ImageFeatures, prompt: Prompt, size: tuple[int, int], conditioned: Tensor | None,
                 tracked: ObjectMasks | None) -> ObjectMasks:
@@ -214,15 +212,15 @@ class StreamTracker:
 
         Which ones are absent is known without waiting on a CPU only.
         """
-        stages, device = self.model.compiled or self.model, masks.logits.device
+        device = masks.logits.device
         scores = masks.object_score.tolist() if device.type == 'cpu' and self.model.compiled is None else []
         absent = [row for row, score in enumerate(scores) if score <= 0 and not flags[row]]
         if len(absent) < 2:
-            return stages.encode_memory(image, masks, to_device(flags, device))
+            return self.model.stages.encode_memory(image, masks, to_device(flags, device))
         kept = [row for row in range(len(flags)) if row not in absent[1:]]
         place = {row: i for i, row in enumerate(kept)}
-        memories = stages.encode_memory(image, ObjectMasks(*(part[kept] for part in masks)),
-                                        torch.tensor([flags[row] for row in kept]))
+        memories = self.model.stages.encode_memory(image, ObjectMasks(*(part[kept] for part in masks)),
+                                                   torch.tensor([flags[row] for row in kept]))
         return memories[[place.get(row, place[absent[0]]) for row in range(len(flags))]]
 
 

@@ -1,6 +1,7 @@
 """Compiled stages: static shapes, the same results, and nothing compiled again while objects come and go."""
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,6 +36,25 @@ def test_memory_that_is_filled_up_says_what_it_says_alone(nano):
     for row, bank in enumerate(banks):
         alone = nano.attend_memory(features, stack_memories([bank]))[0]
         torch.testing.assert_close(nano.attend_memory(features, together)[row], alone, atol=1e-4, rtol=0)
+
+
+def test_objects_with_room_for_one_conditioning_frame_run_in_static_shapes(nano, scene):
+    """Then the longest memory is the complete one, and young objects are filled up to it beside old ones."""
+    static = copy.deepcopy(nano)
+    shapes = []
+
+    def track_objects(image, memory):
+        shapes.append((len(memory.frames), *memory.frames.shape[1:2], *memory.pointers.shape[1:2]))
+        return static.track_objects(image, memory)
+    static.compiled = SimpleNamespace(encode_image=static.encode_image, track_objects=track_objects,
+                                      encode_memory=static.encode_memory)
+    trackers = [StreamTracker(model, max_conditioning_frames=1) for model in (nano, static)]
+    for frame in range(20):
+        prompts = {0: [Prompt(1, box=scene.box(1, 0))], 17: [Prompt(2, box=scene.box(2, 17))]}.get(frame, [])
+        expected, result = (tracker.step(scene.image(frame), prompts) for tracker in trackers)
+        for object_id, item in result.objects.items():
+            torch.testing.assert_close(item.logits, expected.objects[object_id].logits, atol=0.05, rtol=0.01)
+    assert set(shapes) == {(1, 7, 16)} and len(shapes) == 19 + 2  # from frame 18 on, one batch for each
 
 
 def test_batches_have_few_sizes():
