@@ -8,7 +8,7 @@ import platform
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from sam2_ros.dds import PROFILE_VARIABLES, TRANSPORT_VARIABLE, image_profile
+from sam2_ros.dds import PROFILE_VARIABLES, SHARED_MEMORY, TRANSPORT_VARIABLE, dead_segments, image_profile
 from sam2_ros.findings import Finding, Verdict, bad, doubtful, good
 from sam2_ros.parameters import Parameters
 
@@ -33,7 +33,7 @@ def check_machine(parameters: Parameters, middleware: str, environment: Mapping[
     yield check_weights(parameters.model, parameters.checkpoint)
     yield check_transport(middleware, environment)
     if 'fastrtps' in middleware:
-        yield check_shared_memory(Path('/dev/shm'))
+        yield check_shared_memory(SHARED_MEMORY)
 
 
 def check_packages(required: Mapping[str, str] = PACKAGES, optional: Mapping[str, str] = OPTIONAL) -> Iterator[Finding]:
@@ -144,6 +144,8 @@ def check_shared_memory(folder: Path) -> Finding:
         return bad('shared memory', f'{folder} cannot be used ({error.strerror}): mount a tmpfs there')
     free = room.f_bavail * room.f_frsize
     text = f'{free / 2**20:.0f} MiB free in {folder}'
+    if dead := dead_segments(folder):
+        text += f', {len(dead)} segments of processes that were killed, which sam2_node removes when it starts'
     if free < 2 * SEGMENT:
         return bad('shared memory', f'{text}, camera and node need {2 * SEGMENT / 2**20:.0f}: in a container, '
                                     f'docker run --shm-size=1g, or --ipc=host')

@@ -1,6 +1,11 @@
-"""The Fast DDS profile that lets whole camera images through; without it most best-effort images are lost."""
+"""Fast DDS and whole camera images: the profile that lets them through, without which most best-effort images are
+lost, and the shared memory it takes for them.
+"""
+import fcntl
 import os
+import re
 import sys
+import time
 from pathlib import Path
 
 # Jazzy's Fast DDS reads only the first name, Kilted's only warns about it and prefers the second.
@@ -8,6 +13,9 @@ PROFILE_VARIABLES = ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES
 # A profile with transports of its own would silently overrule this choice of the user.
 TRANSPORT_VARIABLE = 'FASTDDS_BUILTIN_TRANSPORTS'
 PROFILE = Path('config', 'fastdds_images.xml')
+SHARED_MEMORY = Path('/dev/shm')
+_LOCK_NAME = re.compile(r'(fastrtps_[0-9a-f]{16})_el')  # of one process's segment; those of ports are shared
+_LOCKING_TIME = 10.0  # seconds; a process makes the file before it locks it
 
 
 def image_profile():
@@ -41,3 +49,37 @@ def use_image_profile():
     Call it before ``rclpy.init()``: Fast DDS reads the environment once.
     """
     os.environ.update(image_profile_environment())
+
+
+def dead_segments(folder=SHARED_MEMORY):
+    """Return the segments (paths) of processes that were killed. Whoever lives holds a lock on the file beside its own.
+
+    With the image profile each takes 64 MiB until it is removed; nobody else does that, nor ever uses it again.
+    """
+    matches = [(path, _LOCK_NAME.fullmatch(path.name)) for path in folder.glob('fastrtps_*_el')]
+    return sorted(folder / match[1] for path, match in matches if match and _is_free(path))
+
+
+def _is_free(lock):
+    try:
+        with lock.open('rb') as file:
+            if time.time() - os.fstat(file.fileno()).st_mtime < _LOCKING_TIME:
+                return False
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held, gone, or another user's
+        return False
+    return True
+
+
+def remove_dead_segments(folder=SHARED_MEMORY):
+    """Remove the segments of processes that were killed and return how many bytes that freed."""
+    freed = 0
+    for segment in dead_segments(folder):
+        try:
+            size = segment.stat().st_blocks * 512
+            segment.unlink()
+            Path(f'{segment}_el').unlink()
+        except OSError:  # another user's, or another process is just doing the same
+            continue
+        freed += size
+    return freed

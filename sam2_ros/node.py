@@ -22,7 +22,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from sam2_core import Sam2Model
 from sam2_ros import parameters
 from sam2_ros.camera import Camera
-from sam2_ros.dds import use_image_profile
+from sam2_ros.dds import remove_dead_segments, use_image_profile
 from sam2_ros.diagnostics import Diagnostics
 from sam2_ros.loading import LOAD_ERRORS, load
 from sam2_ros.parameters import Parameters
@@ -196,9 +196,13 @@ def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM. Returns the process's exit code."""
     gc.freeze()  # PyTorch's modules hold no garbage; going through them takes a second at the end, and pauses before
     use_image_profile()
+    freed = remove_dead_segments()
     # rclpy shuts down on SIGINT by itself; a KeyboardInterrupt would strike anywhere, within rclpy's conversions too
     signal.signal(signal.SIGINT, lambda number, frame: None)
     rclpy.init(args=args)
+    if freed:
+        rclpy.logging.get_logger('sam2').info(
+            f'{freed / 2**20:.0f} MiB of shared memory freed, which processes that were killed had left')
     try:
         node = Sam2Node()
     except (InvalidParameterTypeException, InvalidParameterValueException) as error:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import sam2_ros.cores  # noqa: F401  before torch
+from sam2_ros.dds import remove_dead_segments
 
 SYSTEM = Path(__file__).parent / 'system'
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
@@ -14,6 +15,10 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if SYSTEM in item.path.parents:
             item.add_marker('system')
+
+
+def pytest_sessionfinish():
+    remove_dead_segments()  # nodes are killed in many tests
 
 
 @pytest.fixture

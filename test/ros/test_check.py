@@ -1,5 +1,6 @@
 """What sam2_check says about a machine and about what came on a camera's topics: no process, no DDS."""
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -332,6 +333,13 @@ def test_the_image_profile_has_to_be_in_the_environment(environment, verdict, te
 def test_shared_memory_has_to_be_there():
     assert 'mount a tmpfs' in check_shared_memory(Path('/no/such/folder')).text
     assert check_shared_memory(Path('/proc')).verdict is BAD  # a file system without any room
+
+
+def test_segments_of_killed_processes_are_counted(tmp_path):
+    lock = tmp_path / 'fastrtps_0123456789abcdef_el'
+    lock.touch()
+    os.utime(lock, (0, 0))
+    assert '1 segments of processes that were killed' in check_shared_memory(tmp_path).text
 
 
 # --- the command line

@@ -1,4 +1,4 @@
-"""The image profile: who gets it, where it is found, and that Fast DDS does as it says."""
+"""The image profile: who gets it, where it is found, that Fast DDS does as it says, and what killed processes leave."""
 import json
 import os
 import subprocess
@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from sam2_ros.dds import PROFILE_VARIABLES, TRANSPORT_VARIABLE, image_profile, image_profile_environment
+from sam2_ros.dds import (
+    PROFILE_VARIABLES,
+    TRANSPORT_VARIABLE,
+    dead_segments,
+    image_profile,
+    image_profile_environment,
+    remove_dead_segments,
+)
 
 SEGMENT_SIZE = 64 * 2**20  # as in config/fastdds_images.xml
 OPEN_SEGMENTS = '''
@@ -19,9 +26,22 @@ rclpy.init()
 node = rclpy.create_node("holder")
 maps = [line.split() for line in open("/proc/self/maps") if "/dev/shm/fastrtps_" in line]
 print(json.dumps([os.stat(fields[5]).st_size for fields in maps]))
+if sys.argv[2:] == ["stay"]:
+    open_files = [os.readlink(entry) for entry in os.scandir("/proc/self/fd") if os.path.exists(entry)]
+    own = [name[:-3] for name in open_files if name.endswith("_el") and "port" not in name]  # others are mapped too
+    print(max(own, key=os.path.getsize), flush=True)
+    sys.stdin.read()
 node.destroy_node()
 rclpy.shutdown()
 '''
+HOLD_LOCK = '''
+import fcntl, sys
+lock = open(sys.argv[1])
+fcntl.flock(lock, fcntl.LOCK_EX)
+print(flush=True)
+sys.stdin.read()
+'''
+LONG_AGO = (0, 0)
 
 
 @pytest.fixture(autouse=True)
@@ -78,3 +98,60 @@ def test_missing_profile_names_the_places_and_the_cure(monkeypatch, tmp_path):
 def test_fast_dds_opens_a_segment_that_holds_images(ros_domain):
     assert largest_segment('use') >= SEGMENT_SIZE
     assert largest_segment('leave') < SEGMENT_SIZE
+
+
+def leave(folder, name, size=1000):
+    """A segment and its lock as a process leaves them that was killed long ago."""
+    segment, lock = folder / name, folder / f'{name}_el'
+    segment.write_bytes(bytes(size))
+    lock.touch()
+    os.utime(lock, LONG_AGO)
+    return segment
+
+
+@pytest.fixture
+def held(tmp_path):
+    """The segment of a process that lives."""
+    segment = leave(tmp_path, 'fastrtps_00000000000000aa')
+    with subprocess.Popen([sys.executable, '-c', HOLD_LOCK, f'{segment}_el'], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        yield segment
+        process.stdin.close()
+
+
+def test_segments_of_killed_processes_are_removed_and_no_others(tmp_path, held):
+    dead = leave(tmp_path, 'fastrtps_0123456789abcdef', size=2**20)
+    port = leave(tmp_path, 'fastrtps_port7000')  # Fast DDS looks after these itself
+    young = leave(tmp_path, 'fastrtps_00000000000000bb')
+    os.utime(f'{young}_el')  # its process may be about to lock it
+    without_lock = tmp_path / 'fastrtps_00000000000000cc'
+    without_lock.touch()
+    before = {path for path in tmp_path.iterdir() if not path.name.startswith(dead.name)}
+    assert dead_segments(tmp_path) == [dead]
+    assert remove_dead_segments(tmp_path) == 2**20
+    assert set(tmp_path.iterdir()) == before >= {held, port, young, without_lock}
+    assert remove_dead_segments(tmp_path) == 0
+
+
+def test_no_shared_memory_has_no_dead_segments(tmp_path):
+    assert dead_segments(tmp_path / 'none') == []
+
+
+@pytest.mark.system  # a node that starts looks at the segments of all processes
+def test_node_removes_what_a_killed_process_left(ros_domain):
+    with subprocess.Popen([sys.executable, '-c', OPEN_SEGMENTS, 'use', 'stay'], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        segment = Path(process.stdout.readline().strip())
+        lock = Path(f'{segment}_el')
+        os.utime(lock, LONG_AGO)
+        assert segment not in dead_segments()  # it lives
+        process.kill()
+    assert segment.stat().st_size >= SEGMENT_SIZE
+    node = subprocess.run([sys.executable, '-m', 'sam2_ros.node', '--ros-args', '-p', 'max_objects:=-1'],
+                          capture_output=True, text=True, timeout=60)
+    assert node.returncode == 1  # it ends at once, of its parameter
+    assert 'MiB of shared memory freed' in node.stdout + node.stderr
+    assert not segment.exists()
+    assert not lock.exists()
