@@ -55,11 +55,11 @@ def check_image(image: np.ndarray | Tensor) -> tuple[int, int]:
 def to_model(model: Sam2Model, image: np.ndarray | Tensor) -> Tensor:
     """uint8 RGB (H, W, 3) -> float (1, 3, S, S) on the model's device, stretched to the square and normalised.
 
-    Bilinear with antialias on the values scaled to 0..1, as the published image predictor does.
+    Bilinear with antialias, as the published image predictor does; values are scaled afterwards, where they are fewer.
     """
     if isinstance(image, np.ndarray):
         image = torch.from_numpy(image if image.flags.writeable and image.flags.c_contiguous else image.copy())
-    pixels = _stretch(to_device(image, model.device).permute(2, 0, 1)[None].float() / 255, model.image_size)
+    pixels = _stretch(to_device(image, model.device).permute(2, 0, 1)[None].float(), model.image_size)
     mean, std = _mean_and_deviation(model.device)
     return ((pixels - mean) / std).to(model.dtype)
 
@@ -67,7 +67,7 @@ def to_model(model: Sam2Model, image: np.ndarray | Tensor) -> Tensor:
 @lru_cache(maxsize=16)
 def _mean_and_deviation(device: torch.device) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False):
-        return tuple(torch.tensor(channels, device=device)[:, None, None] for channels in (IMAGE_MEAN, IMAGE_STD))
+        return tuple(torch.tensor(channels, device=device)[:, None, None] * 255 for channels in (IMAGE_MEAN, IMAGE_STD))
 
 
 def mask_to_model(model: Sam2Model, mask: np.ndarray) -> Tensor:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_core.config import Sam2Config
+from sam2_core.nn.derived import Derived
 from sam2_core.nn.hiera import Hiera
 from sam2_core.nn.layers import MLP
 from sam2_core.nn.mask_decoder import DecodedMasks, MaskDecoder
@@ -19,7 +20,7 @@ from sam2_core.nn.memory_attention import MemoryAttention
 from sam2_core.nn.memory_encoder import MemoryEncoder
 from sam2_core.nn.neck import FpnNeck
 from sam2_core.nn.position import sine_grid, sine_time
-from sam2_core.nn.prompt_encoder import NOT_A_POINT, PromptEncoder
+from sam2_core.nn.prompt_encoder import PromptEncoder
 
 if TYPE_CHECKING:
     from sam2_core.compiled import CompiledStages
@@ -43,7 +44,7 @@ class Memory(NamedTuple):
     frames: Tensor  # (B, F, tokens, memory_dim)
     time_slots: Tensor  # int64 (B, F): 0 for the last frame, ... memory_frames - 1 for a conditioning frame
     pointers: Tensor  # (B, P, d_model)
-    pointer_ages: Tensor  # (B, P), frames
+    pointer_ages: Tensor  # (B, P), frames; where integers, at most config.max_pointer_distance
     frames_exist: Tensor | None = None  # bool (B, F): False for what only fills the tensor up; None: all exist
     pointers_exist: Tensor | None = None  # bool (B, P), likewise
 
@@ -95,6 +96,7 @@ class Sam2Model(nn.Module):
             self.no_obj_embed_spatial = nn.Parameter(torch.zeros(1, memory_dim))
         if config.pointer_time_codes:
             self.obj_ptr_tpos_proj = nn.Linear(dim, memory_dim)
+            self._pointer_codes = Derived()
         for table, channels in (('image_position', dim), ('memory_position', memory_dim)):  # (tokens, channels)
             self.register_buffer(table, sine_grid(channels, self.grid, self.grid).flatten(1).T.contiguous(),
                                  persistent=False)
@@ -160,21 +162,37 @@ class Sam2Model(nn.Module):
     def _pointer_position(self, ages: Tensor, pieces: int) -> Tensor:
         if not self.config.pointer_time_codes:
             return torch.zeros(len(ages), pieces, self.config.memory_dim, device=self.device, dtype=self.dtype)
-        codes = sine_time(ages / (self.config.object_pointers - 1), self.config.d_model).to(self.dtype)
-        return self.obj_ptr_tpos_proj(codes).repeat_interleave(pieces // ages.shape[1], dim=1)
+        if ages.is_floating_point():
+            codes = self._pointer_codes_of(ages)
+        else:
+            projection = self.obj_ptr_tpos_proj
+            table = self._pointer_codes.get((projection.weight, projection.bias), self._make_pointer_codes)
+            codes = F.embedding(ages.long(), table)
+        return codes.repeat_interleave(pieces // ages.shape[1], dim=1)
+
+    def _make_pointer_codes(self) -> Tensor:
+        """The codes of all ages a pointer can have, (max_pointer_distance + 1, memory_dim)."""
+        return self._pointer_codes_of(torch.arange(self.config.max_pointer_distance + 1, device=self.device))
+
+    def _pointer_codes_of(self, ages: Tensor) -> Tensor:
+        codes = sine_time(ages / (self.config.object_pointers - 1), self.config.d_model)
+        return self.obj_ptr_tpos_proj(codes.to(self.dtype))
 
     def decode_masks(self, features_bchw: Tensor, image: ImageFeatures, points: Tensor | None = None,
                      labels: Tensor | None = None, mask_logits: Tensor | None = None,
-                     multimask: bool = False) -> DecodedMasks:
+                     multimask: bool = False, unprompted: bool = False) -> DecodedMasks:
         """Masks for B objects in one image.
 
         features_bchw: (B, d_model, h, w), conditioned on memory or not; image: one encoded image; points: (B, P, 2)
         in pixels of the model's square image, with labels (B, P) of prompt_encoder; mask_logits: float
-        (B, 1, S / 4, S / 4). None for points: no token at all (a mask prompt for an image alone).
+        (B, 1, S / 4, S / 4). No points: no token at all (a mask prompt for an image alone), or, where ``unprompted``,
+        those of a frame of a video that nobody prompts.
         """
         batch = features_bchw.shape[0]
         encoder = self.sam_prompt_encoder
-        if points is None:
+        if unprompted:
+            tokens = encoder.no_points(batch)
+        elif points is None:
             tokens = features_bchw.new_zeros(batch, 0, self.config.d_model)
         else:
             tokens = encoder.encode_points(points, labels, self.image_size)
@@ -182,11 +200,6 @@ class Sam2Model(nn.Module):
         position = encoder.pe_layer.grid(self.grid, self.grid)[None].to(self.dtype)
         return self.sam_mask_decoder(features_bchw, position, tokens, mask_features, image.stride8_bchw,
                                      image.stride4_bchw, multimask)
-
-    def no_points(self, batch: int) -> tuple[Tensor, Tensor]:
-        """The points and labels of a frame without a prompt: one point that is none."""
-        return (torch.zeros(batch, 1, 2, device=self.device),
-                torch.full((batch, 1), NOT_A_POINT, dtype=torch.int64, device=self.device))
 
     def choose_masks(self, decoded: DecodedMasks) -> ObjectMasks:
         """Of each object's masks the one with the highest predicted IoU, with its pointer."""
@@ -203,8 +216,7 @@ class Sam2Model(nn.Module):
     def track_objects(self, image: ImageFeatures, memory: Memory) -> tuple[Tensor, ObjectMasks]:
         """B objects in one image from their memories alone: conditioned features (B, d_model, h, w), and masks."""
         features = self.attend_memory(image, memory)
-        points, labels = self.no_points(len(features))
-        return features, self.choose_masks(self.decode_masks(features, image, points, labels, multimask=True))
+        return features, self.choose_masks(self.decode_masks(features, image, multimask=True, unprompted=True))
 
     def mask_prompt_logits(self, masks_bchw: Tensor) -> Tensor:
         """A user's masks (B, 1, S, S) of 0 and 1 as the logits that stand for them: float32 (B, 1, S / 4, S / 4)."""
@@ -217,8 +229,8 @@ class Sam2Model(nn.Module):
         masks = masks_bchw.float()
         logits = self.mask_prompt_logits(masks)
         features = image.stride16_bchw.expand(batch, -1, -1, -1)
-        points, labels = self.no_points(batch)
-        decoded = self.decode_masks(features, image, points, labels, self.mask_downsample(masks.to(self.dtype)))
+        prompt = self.mask_downsample(masks.to(self.dtype))
+        decoded = self.decode_masks(features, image, mask_logits=prompt, unprompted=True)
         present = masks.flatten(1).any(dim=1)
         return ObjectMasks(logits[:, 0], torch.ones(batch, device=self.device),
                            present.float() * MASK_SCALE + MASK_BIAS,

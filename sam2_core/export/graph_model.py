@@ -81,6 +81,8 @@ class GraphModel(Sam2Model):
         side, trunk, places = self.image_size // 4, self.image_encoder.trunk, self.sam_prompt_encoder.pe_layer
         _replace(trunk, 'position', trunk.position(side, side))
         _replace(places, 'grid', places.grid(self.grid, self.grid))
+        if self.config.pointer_time_codes:
+            _replace(self, '_make_pointer_codes', self._make_pointer_codes())
         lines = torch.eye(self.image_size)[None, None]  # shrinking the lines of a mask by four is one matrix
         shrink = F.interpolate(lines, size=(side, self.image_size), mode='bilinear', antialias=True)[0, 0]
         self.register_buffer('shrink', shrink, persistent=False)

@@ -154,9 +154,8 @@ def _attend_memory(model: GraphModel, stride16: Tensor, frames: Tensor, time_slo
 
 
 def _decode_tracked(model: GraphModel, features: Tensor, stride8: Tensor, stride4: Tensor) -> tuple[Tensor, ...]:
-    points, labels = model.no_points(features.shape[0])
-    return model.choose_masks(model.decode_masks(features, _image(None, stride8, stride4), points, labels,
-                                                 multimask=True))
+    return model.choose_masks(model.decode_masks(features, _image(None, stride8, stride4), multimask=True,
+                                                 unprompted=True))
 
 
 def _decode_prompted(model: GraphModel, features: Tensor, stride8: Tensor, stride4: Tensor, points: Tensor,

@@ -143,9 +143,8 @@ def _attend_memory(model: Sam2Model, inputs: dict[str, Tensor]) -> Sequence[Tens
 
 
 def _decode_tracked(model: Sam2Model, inputs: dict[str, Tensor]) -> Sequence[Tensor]:
-    features = inputs['features']
-    return model.choose_masks(model.decode_masks(features, _features(inputs), *model.no_points(len(features)),
-                                                 multimask=True))
+    return model.choose_masks(model.decode_masks(inputs['features'], _features(inputs), multimask=True,
+                                                 unprompted=True))
 
 
 def _decode_prompted(model: Sam2Model, inputs: dict[str, Tensor]) -> Sequence[Tensor]:

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sam2_core.config import Sam2Config
 from sam2_core.nn.attention import attention, runs_plainly_on_cpu
+from sam2_core.nn.derived import Derived
 from sam2_core.nn.layers import MLP
 
 NUMBERS_AT_ONCE = 2 ** 22  # in the widest layer of a block on a CPU
@@ -138,6 +139,7 @@ class Hiera(nn.Module):
         self.patch_embed = PatchEmbed(dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, dim, config.position_grid, config.position_grid))
         self.pos_embed_window = nn.Parameter(torch.zeros(1, dim, config.window_sizes[0], config.window_sizes[0]))
+        self._position = Derived()
         self.blocks = nn.ModuleList()
         stage = 0
         for i in range(config.blocks):
@@ -152,6 +154,9 @@ class Hiera(nn.Module):
 
     def position(self, height: int, width: int) -> Tensor:
         """The position embedding (1, H, W, C): a coarse one resized, plus one per window position repeated."""
+        return self._position.get((self.pos_embed, self.pos_embed_window), self._make_position, height, width)
+
+    def _make_position(self, height: int, width: int) -> Tensor:
         # resized as one matrix product for each axis, which is many times faster than a bicubic kernel on a CPU
         rows, columns = (_bicubic(self.pos_embed.shape[-1], size, self.pos_embed.device) for size in (height, width))
         coarse = rows @ self.pos_embed.float() @ columns.T

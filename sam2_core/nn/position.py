@@ -6,6 +6,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from sam2_core.nn.derived import Derived
+
 
 def sine_grid(channels: int, height: int, width: int, device: torch.device | None = None) -> Tensor:
     """Sine encoding of a grid, float32 (channels, height, width); rows first, then columns.
@@ -41,6 +43,7 @@ class FourierPosition(nn.Module):
         super().__init__()
         # a buffer: it keeps its float32 when the parameters are cast, because it multiplies coordinates
         self.register_buffer('positional_encoding_gaussian_matrix', torch.randn(2, channels // 2))
+        self._grid = Derived()
 
     def forward(self, points: Tensor) -> Tensor:
         """Points (..., 2) as x, y in 0..1 -> float32 (..., channels)."""
@@ -49,6 +52,9 @@ class FourierPosition(nn.Module):
 
     def grid(self, height: int, width: int) -> Tensor:
         """The encoding of every cell centre of a grid, float32 (channels, height, width)."""
+        return self._grid.get((self.positional_encoding_gaussian_matrix,), self._make_grid, height, width)
+
+    def _make_grid(self, height: int, width: int) -> Tensor:
         device = self.positional_encoding_gaussian_matrix.device
         y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
         x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width

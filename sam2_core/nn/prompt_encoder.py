@@ -42,6 +42,10 @@ class PromptEncoder(nn.Module):
         position = self.pe_layer(points) * (labels != NOT_A_POINT)[..., None]
         return position.to(kinds.dtype) + kinds[labels + 1]
 
+    def no_points(self, batch: int) -> Tensor:
+        """The tokens of a frame without a prompt, (B, 2, d_model): one point that is none, and the padding."""
+        return self.not_a_point_embed.weight.expand(batch, 2, -1)
+
     def encode_masks(self, logits_bchw: Tensor) -> Tensor:
         """Mask logits (B, 1, 4 h, 4 w) -> (B, d_model, h, w)."""
         return self.mask_downscaling(logits_bchw)

@@ -259,8 +259,7 @@ def _video_losses(model: Sam2Model, levels: ImageFeatures, masks: Tensor, visibi
             chosen = _first_prompts(model, image, truth, targets, visible, weight, tally)
         else:
             features = model.attend_memory(image, memory.read(t))
-            points, labels = model.no_points(rows)
-            decoded = model.decode_masks(features, image, points, labels, multimask=True)
+            decoded = model.decode_masks(features, image, multimask=True, unprompted=True)
             tally.add('tracked', decoded, targets, visible, weight, ALL_MASKS)
             told = torch.rand(rows, device=device) < knobs.true_presence
             score = torch.where(told, visible.float() * MASK_SCALE + MASK_BIAS, decoded.object_score)

@@ -165,7 +165,7 @@ def stage_errors(pair: Pair, tracked: int = 8) -> dict[str, float]:
     for stage, multimask in (('tracking', True), ('single mask', False)):
         theirs = pair.theirs._single_frame_forward(image_embeddings=[*high, attended], multimask_output=multimask)
         ours = pair.ours.choose_masks(pair.ours.decode_masks(
-            attended, image, *pair.ours.no_points(1), multimask=multimask))
+            attended, image, multimask=multimask, unprompted=True))
         errors[f'{stage}: logits'] = error(ours.logits, theirs.pred_masks[0])
         errors[f'{stage}: pointer'] = error(ours.pointers, theirs.object_pointer[0])
         errors[f'{stage}: scores'] = max(error(ours.iou, theirs.iou_scores[0].max(-1).values),

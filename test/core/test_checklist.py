@@ -203,15 +203,15 @@ def test_absent_object_has_no_mask_and_the_pointer_of_none(model, object_score):
 def test_unstable_single_mask_gives_way_but_its_token_stays(model, image, stable):
     model = copy.deepcopy(model)
     decoder = model.sam_mask_decoder
-    features, points = model.without_memory(image), model.no_points(1)
-    three = model.decode_masks(features, image, *points, multimask=True)
+    features = model.without_memory(image)
+    three = model.decode_masks(features, image, multimask=True, unprompted=True)
     decoder.stability_threshold = 0.0
-    first = model.decode_masks(features, image, *points)
+    first = model.decode_masks(features, image, unprompted=True)
     logits = first.logits.flatten()
     stability = (logits > 0.05).sum() / (logits > -0.05).sum()
     assert stability < 1
     decoder.stability_threshold = float(stability) - 1e-6 if stable else float(stability) + 1e-6
-    answer = model.decode_masks(features, image, *points)
+    answer = model.decode_masks(features, image, unprompted=True)
     best = int(three.iou.argmax())
     torch.testing.assert_close(answer.logits[:, 0], first.logits[:, 0] if stable else three.logits[:, best])
     torch.testing.assert_close(answer.iou[:, 0], first.iou[:, 0] if stable else three.iou[:, best])
@@ -229,7 +229,7 @@ def test_first_decoder_layer_replaces_its_tokens_and_the_second_adds(model, imag
         layer.self_attn.out_proj.weight.zero_()
         layer.self_attn.out_proj.bias.zero_()
     with inputs_of(layers[0].norm1) as first, inputs_of(layers[1].norm1) as second, inputs_of(layers[1]) as entered:
-        model.decode_masks(model.without_memory(image), image, *model.no_points(1))
+        model.decode_masks(model.without_memory(image), image, unprompted=True)
     assert (first[0][0] == 0).all()
     assert torch.equal(second[0][0], entered[0][0])
 
@@ -249,7 +249,7 @@ def test_norms_and_activations_have_the_published_constants(model):
 def test_logits_are_float32_before_anything_is_scaled(model, image):
     half = copy.deepcopy(model).to(torch.bfloat16)
     features = ImageFeatures(*(level.bfloat16() for level in image))
-    answer = half.decode_masks(half.without_memory(features), features, *half.no_points(1), multimask=True)
+    answer = half.decode_masks(half.without_memory(features), features, multimask=True, unprompted=True)
     assert answer.logits.dtype == answer.iou.dtype == answer.object_score.dtype == torch.float32
     assert ((answer.iou > 0) & (answer.iou < 1)).all()
 
@@ -328,9 +328,9 @@ def test_mask_prompt_is_the_answer_and_the_decoder_only_makes_its_pointer(model,
 
     raw = image.stride16_bchw  # without no_mem_embed
     prompt = F.conv2d(mask, model.mask_downsample.weight, model.mask_downsample.bias, stride=4)
-    single = model.decode_masks(raw, image, *model.no_points(1), prompt)
+    single = model.decode_masks(raw, image, mask_logits=prompt, unprompted=True)
     torch.testing.assert_close(adopted.pointers, model.choose_masks(single).pointers)
-    three = model.choose_masks(model.decode_masks(raw, image, *model.no_points(1), prompt, multimask=True))
+    three = model.choose_masks(model.decode_masks(raw, image, mask_logits=prompt, multimask=True, unprompted=True))
     assert (adopted.pointers - three.pointers).abs().max() > 0.01
 
 
@@ -388,12 +388,14 @@ def test_pointers_reach_fifteen_frames_back_and_to_the_conditioning_frames(model
 
 def test_pointer_ages_count_in_fifteenths_from_the_first_frame_on(model, frames):
     tracker = started(model, frames[0])
-    with inputs_of(model.obj_ptr_tpos_proj) as calls:
+    with inputs_of(model.memory_attention) as calls:
         tracker.step(frames[1])
     half = model.config.d_model // 2
     waves = [1 / 15 / 10000 ** (2 * (i // 2) / half) for i in range(half)]  # neighbours share a frequency
-    expected = [math.sin(w) for w in waves] + [math.cos(w) for w in waves]  # all sines first
-    np.testing.assert_allclose(calls[0][0][0, 0].numpy(), expected, atol=1e-6)
+    code = [math.sin(w) for w in waves] + [math.cos(w) for w in waves]  # all sines first
+    expected = model.obj_ptr_tpos_proj(torch.tensor(code))
+    position, pieces = calls[0][3][0], model.config.d_model // model.config.memory_dim
+    torch.testing.assert_close(position[-pieces:], expected.expand(pieces, -1), atol=1e-5, rtol=0)
 
 
 def test_sine_of_time_has_sines_first_and_pairs_of_one_frequency():

@@ -164,7 +164,7 @@ def test_values_are_averaged_in_their_own_width(nano, graphs):
     shape = {nano.config.memory_dim, nano.config.d_model}
     weights = [w for w in onnx.load(graphs / f'attend_memory_{OBJECTS}.onnx').graph.initializer if set(w.dims) == shape]
     layers = nano.config.memory_attention_layers
-    assert len([w for w in weights if len(w.dims) == 2]) == 2 * layers + 1  # and one of the pointers' ages
+    assert len([w for w in weights if len(w.dims) == 2]) == 2 * layers
 
 
 def test_what_lies_in_empty_rows_does_not_matter(nano, graphs):

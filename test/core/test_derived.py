@@ -1,0 +1,147 @@
+"""What follows from weights alone is made once, and made again whenever they change."""
+
+import copy
+import pickle
+
+import comparisons
+import pytest
+import reference
+import torch
+from torch import nn
+
+from sam2_core import Prompt, StreamTracker
+from sam2_core.nn.derived import Derived
+
+
+class Doubled(nn.Module):
+    """Its weight, twice as large, times a number; counts how often that was made."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1.0, 2.0]))
+        self.derived = Derived()
+        self.made = 0
+
+    def _make(self, number):
+        self.made += 1
+        return self.weight * 2 * number
+
+    def forward(self, number=1):
+        return self.derived.get((self.weight,), self._make, number)
+
+
+def change_in_place(module):
+    module.weight.add_(1)
+
+
+def load_a_checkpoint(module):
+    module.load_state_dict({'weight': torch.tensor([5.0, 6.0])})
+
+
+def take_other_memory(module):
+    module.load_state_dict({'weight': torch.tensor([5.0, 6.0])}, assign=True)
+
+
+def take_a_step(module):
+    with torch.enable_grad():
+        (module.weight ** 2).sum().backward()
+    torch.optim.SGD([module.weight], lr=0.1).step()
+
+
+def round_and_return(module):
+    module.weight.data[0] = 1 / 3  # not seen by itself
+    module.to(torch.bfloat16).to(torch.float32)
+
+
+@pytest.fixture
+def doubled():
+    return Doubled()
+
+
+@torch.no_grad()
+def test_is_made_once_while_weights_stay(doubled):
+    assert all(doubled().tolist() == [2, 4] for _ in range(3))
+    assert doubled.made == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('change', [change_in_place, load_a_checkpoint, take_other_memory, take_a_step,
+                                    round_and_return])
+def test_follows_every_change_of_the_weights(doubled, change):
+    doubled()
+    change(doubled)
+    assert torch.equal(doubled(), doubled.weight * 2)
+    assert doubled.weight.tolist() != [1, 2]
+
+
+@torch.no_grad()
+def test_weights_that_come_to_lie_where_others_lay_are_not_taken_for_them(doubled):
+    for number in range(200):  # the allocator hands freed memory out again
+        doubled.weight = nn.Parameter(torch.full((2,), float(number)))
+        assert doubled().tolist() == [2 * number] * 2
+
+
+@torch.no_grad()
+def test_follows_its_arguments(doubled):
+    assert [doubled(number)[0].item() for number in (1, 3, 1)] == [2, 6, 2]
+
+
+def test_gradients_flow_through_it_where_they_are_wanted(doubled):
+    with torch.no_grad():
+        doubled()
+    doubled().sum().backward()
+    assert doubled.weight.grad.tolist() == [2, 2]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('copied', [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_a_copy_makes_its_own(doubled, copied):
+    doubled()
+    other = copied(doubled)
+    other.weight.zero_()
+    assert other().tolist() == [0, 0]
+    assert doubled().tolist() == [2, 4]
+
+
+def test_what_was_made_under_inference_mode_serves_outside(doubled):
+    with torch.inference_mode():
+        doubled()
+    with torch.no_grad():
+        assert doubled().add_(0).tolist() == [2, 4]
+    assert doubled.made == 1
+
+
+def test_weights_loaded_under_inference_mode_are_never_kept():
+    with torch.inference_mode():
+        module = Doubled()
+        module()
+        module.weight.add_(1)
+        assert module().tolist() == [4, 6]
+
+
+@pytest.fixture(scope='module')
+def model():
+    return comparisons.make_pair('nano').ours
+
+
+def masks_of(model, frames):
+    tracker = StreamTracker(model)
+    results = [tracker.step(frame, [Prompt(1, box=(30, 30, 120, 120))] if i == 0 else [])
+               for i, frame in enumerate(frames)]
+    return torch.stack([torch.as_tensor(result.objects[1].logits) for result in results])
+
+
+def test_a_tracker_follows_weights_that_change_under_it(model):
+    """Every table: the trunk's positions, the decoder's, the pointers' codes."""
+    frames = list(reference.moving_scene(4))
+    changed = copy.deepcopy(model)
+    before, generator = masks_of(changed, frames), torch.Generator().manual_seed(0)
+    for name in ('image_encoder.trunk.pos_embed', 'obj_ptr_tpos_proj.weight',
+                 'sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix'):
+        weights = dict(changed.state_dict())
+        weights[name] = weights[name] + 0.5 * torch.randn(weights[name].shape, generator=generator)
+        changed.load_state_dict(weights)
+        after = masks_of(changed, frames)
+        assert not torch.equal(after, before), name
+        assert torch.equal(after, masks_of(copy.deepcopy(changed), frames)), name
+        before = after
