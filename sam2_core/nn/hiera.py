@@ -2,8 +2,6 @@
 (arXiv 2311.05613)."""
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,12 +38,10 @@ def _from_windows(windows: Tensor, full_height: int, full_width: int, height: in
     return x.transpose(2, 3).reshape(-1, full_height, full_width, channels)[:, :height, :width]
 
 
-@lru_cache(maxsize=16)
 def _bicubic(size_in: int, size_out: int, device: torch.device) -> Tensor:
-    """The matrix (size_out, size_in) that resizes a line; it depends on no weight."""
-    with torch.inference_mode(False):
-        lines = torch.eye(size_in, device=device)[None, None]
-        return F.interpolate(lines, size=(size_out, size_in), mode='bicubic')[0, 0]
+    """The matrix (size_out, size_in) that resizes a line."""
+    lines = torch.eye(size_in, device=device)[None, None]
+    return F.interpolate(lines, size=(size_out, size_in), mode='bicubic')[0, 0]
 
 
 class MultiScaleAttention(nn.Module):
