@@ -1,12 +1,22 @@
-"""SAM 2 in plain PyTorch: promptable segmentation and bounded-memory tracking of a live stream."""
-from sam2_core.checkpoint import CheckpointError, load_model
-from sam2_core.config import VARIANTS, Sam2Config
-from sam2_core.everything import Filters, FoundMask, Search
-from sam2_core.images import EncodedImage, encode_images
-from sam2_core.model import Sam2Model
-from sam2_core.prompts import Prompt, PromptError
-from sam2_core.segmenter import ImageSegmenter, Segmentation
-from sam2_core.tracker import FrameResult, ObjectResult, StreamTracker
+"""SAM 2 in plain PyTorch: promptable segmentation and bounded-memory tracking of a live stream.
+
+The names below are loaded when they are first asked for: who only measures masks (``sam2_core.metrics``) does not wait
+for PyTorch.
+"""
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # for editors and type checkers
+    from sam2_core.checkpoint import CheckpointError, load_model
+    from sam2_core.config import VARIANTS, Sam2Config
+    from sam2_core.everything import Filters, FoundMask, Search
+    from sam2_core.images import EncodedImage, encode_images
+    from sam2_core.model import Sam2Model
+    from sam2_core.prompts import Prompt, PromptError
+    from sam2_core.segmenter import ImageSegmenter, Segmentation
+    from sam2_core.tracker import FrameResult, ObjectResult, StreamTracker
 
 __all__ = [
     'CheckpointError',
@@ -27,3 +37,21 @@ __all__ = [
     'encode_images',
     'load_model',
 ]
+_NAMES = {
+    'checkpoint': ('CheckpointError', 'load_model'), 'config': ('VARIANTS', 'Sam2Config'),
+    'everything': ('Filters', 'FoundMask', 'Search'), 'images': ('EncodedImage', 'encode_images'),
+    'model': ('Sam2Model',), 'prompts': ('Prompt', 'PromptError'), 'segmenter': ('ImageSegmenter', 'Segmentation'),
+    'tracker': ('FrameResult', 'ObjectResult', 'StreamTracker'),
+}
+
+
+def __getattr__(name: str) -> object:
+    for module, names in _NAMES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f'{__name__}.{module}'), name)
+            return value
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

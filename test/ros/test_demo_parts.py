@@ -1,4 +1,6 @@
 """The demo's camera over real topics, and what its recorder and prompter make of messages."""
+import subprocess
+import sys
 import time
 
 import cv2
@@ -359,3 +361,9 @@ def test_the_correcting_click_lies_inside_the_largest_error():
     assert 35 <= x < 45 and 10 <= y < 30 and label == ImagePoint.BACKGROUND
     x, y, label = correction(truth, truth)
     assert truth[int(y), int(x)] and label == ImagePoint.FOREGROUND
+
+
+def test_only_the_node_loads_pytorch():
+    """Four processes start at once, and PyTorch takes each a second or two."""
+    subprocess.run([sys.executable, '-c', 'import sam2_ros.demo, sam2_ros.demo_graph, sam2_ros.demo_prompter, '
+                    'sam2_ros.demo_recorder, sys; assert "torch" not in sys.modules'], check=True)
