@@ -38,6 +38,7 @@ from sam2_ros.msg import ImagePoint, Instance, InstanceArray, Prompt, PromptStat
 from sam2_ros.srv import SetPrompt  # noqa: E402
 
 PATIENCE = 30.0  # seconds; only ever used up when something is broken
+PERIOD = 1 / 15  # seconds from image to image of a camera that streams
 FRAME_ID = 'camera_optical_frame'
 NODE = (sys.executable, '-m', 'sam2_ros.node')
 
@@ -109,6 +110,7 @@ class Peer:
         self.instances: list[InstanceArray] = []
         self.statuses: list[PromptStatus] = []
         self._last_stamp = 0
+        self._next_image = 0.0
         topic = f'{self.public}/{image_topic or "image"}'
         self._compressed = compressed
         self._image_topic = (CompressedImage, f'{topic}/compressed') if compressed else (Image, topic)
@@ -208,6 +210,19 @@ class Peer:
 
     def send(self, message: Image | CompressedImage) -> None:
         self._camera.publish(message)
+
+    def stream(self, image: np.ndarray) -> None:
+        """Show an image when the camera's next one is due; to be called again and again."""
+        if self.due():
+            self.send(self.message(image))
+
+    def due(self) -> bool:
+        """Whether it is time for the camera's next image; if so, the one after it is due a period later."""
+        now = time.monotonic()
+        if now < self._next_image:
+            return False
+        self._next_image = now + PERIOD
+        return True
 
     def process_image(self, image: np.ndarray | Image | CompressedImage) -> InstanceArray:
         """Show one image and wait for what the node says about it."""

@@ -64,6 +64,9 @@ class Rig:
 
     def stream_while(self, check: Check, depth_size=(120, 160), frame_id='rig', step=lambda header: None) -> None:
         while check.running:
+            self._peer.spin(0.01)
+            if not self._peer.due():
+                continue
             header = self._peer.header()
             header.frame_id = frame_id
             step(header)
@@ -71,7 +74,6 @@ class Rig:
             self._depths.publish(from_pixels(np.full(depth_size, 900, np.uint16), '16UC1', header))
             self._infos.publish(CameraInfo(header=header, width=160, height=120,
                                            k=[150.0, 0.0, 80.0, 0.0, 150.0, 60.0, 0.0, 0.0, 1.0]))
-            self._peer.spin(0.05)
 
 
 RIG = ('--json', '--image-topic', '/rig/image', '--depth-topic', '/rig/depth',

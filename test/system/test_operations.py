@@ -34,7 +34,7 @@ class Watch:
         """Until a status is so; ``image`` is what the camera shows again and again meanwhile."""
         def there() -> DiagnosticStatus | None:
             if image is not None:
-                self.peer.send(self.peer.message(image))
+                self.peer.stream(image)
             status = self.statuses.get(name)
             return status if status is not None and status.level == level and text in status.message else None
         try:
@@ -87,9 +87,10 @@ def test_a_camera_is_told_with_its_figures_and_missed_when_it_stops(tmp_path, co
 def test_images_that_cannot_be_used_are_named_and_forgiven(tmp_path):
     with watched_node(tmp_path) as (peer, watch):
         def show_infrared() -> bool:
-            message = peer.message(SCENE.image(0))
-            message.encoding = 'bayer_rggb8'
-            peer.send(message)
+            if peer.due():
+                message = peer.message(SCENE.image(0))
+                message.encoding = 'bayer_rggb8'
+                peer.send(message)
             return 'not supported' in watch.statuses.get('camera', DiagnosticStatus()).message
         peer.wait_for(show_infrared, 'the warning')
         assert watch.wait_for('camera', WARN, "encoding 'bayer_rggb8': not supported; publish one of rgb8")
@@ -105,7 +106,9 @@ def test_depth_that_stops_or_does_not_match_is_named_and_none_at_all_is_fine(tmp
         height, width = SCENE.image(0).shape[:2]
 
         def show(late: int = 0) -> None:
-            """An image with its depth, which is so much late, ns."""
+            """The next image with its depth, which is so much late, ns."""
+            if not peer.due():
+                return
             message = peer.message(SCENE.image(0))
             peer.send(message)
             header = Header(frame_id=message.header.frame_id, stamp=shifted(message.header.stamp, late))
@@ -136,9 +139,10 @@ def test_every_camera_has_its_own_status(tmp_path):
 def test_a_clock_that_differs_is_named(tmp_path):
     with watched_node(tmp_path) as (peer, watch):
         def show_ahead() -> bool:
-            header = peer.header()
-            header.stamp.sec += 100
-            peer.send(peer.message(SCENE.image(0), header))
+            if peer.due():
+                header = peer.header()
+                header.stamp.sec += 100
+                peer.send(peer.message(SCENE.image(0), header))
             return 'ahead of the clock' in watch.statuses.get('camera', DiagnosticStatus()).message
         peer.wait_for(show_ahead, 'the warning')
         watch.wait_for('camera', WARN, 'synchronise the clocks')
@@ -148,7 +152,7 @@ def test_a_node_that_is_too_slow_does_less_in_steps_and_comes_back(tmp_path):
     with watched_node(tmp_path) as (peer, watch):
         peer.start_object(3, SCENE.box(0, 1), SCENE.image(0))
         overlays = peer.subscribe_pictures('overlay')
-        peer.wait_for(lambda: peer.send(peer.message(SCENE.image(0))) or overlays, 'an overlay')
+        peer.wait_for(lambda: peer.stream(SCENE.image(0)) or overlays, 'an overlay')
         assert peer.set_parameter('latency_target', 0.001) == (True, '')
         for level, text in enumerate(('no overlay, clouds and markers', 'half of the memory frames',
                                       'every second image'), 1):
@@ -158,7 +162,7 @@ def test_a_node_that_is_too_slow_does_less_in_steps_and_comes_back(tmp_path):
 
         overlays.clear()
         peer.instances.clear()
-        peer.wait_for(lambda: peer.send(peer.message(SCENE.image(0))) or len(peer.instances) >= 10, 'ten results')
+        peer.wait_for(lambda: peer.stream(SCENE.image(0)) or len(peer.instances) >= 10, 'ten results')
         assert overlays == []
         assert all(array.dropped for array in peer.instances[1:])
         assert instance_of(peer.instances[-1], 3).state == Instance.TRACKED
@@ -166,7 +170,7 @@ def test_a_node_that_is_too_slow_does_less_in_steps_and_comes_back(tmp_path):
         assert peer.set_parameter('latency_target', 30.0) == (True, '')
         watch.wait_for('camera', OK, '1 objects', STEPS, SCENE.image(0))
         assert watch.values('camera')['load shedding level'] == '0'
-        peer.wait_for(lambda: peer.send(peer.message(SCENE.image(0))) or overlays, 'an overlay again')
+        peer.wait_for(lambda: peer.stream(SCENE.image(0)) or overlays, 'an overlay again')
         assert ids(peer.instances[-1]) == [3]
 
 
@@ -185,7 +189,7 @@ def test_parameters_change_what_runs(tmp_path):
         assert int(watch.values('camera')['history (images)']) > 0
         assert peer.set_parameter('history_seconds', 0.0) == (True, '')
         def forgotten() -> bool:
-            peer.send(peer.message(SCENE.image(0)))
+            peer.stream(SCENE.image(0))
             return watch.values('camera')['history (images)'] == '0'
         peer.wait_for(forgotten, 'no image to be kept')
         accepted, reason = peer.set_parameter('history_seconds', 61.0)
