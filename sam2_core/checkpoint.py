@@ -107,18 +107,23 @@ def load_model(name: str | None = None, checkpoint: str | Path | None = None, de
 
 
 def find_weights(name: str) -> Path:
-    """The file with the published weights of ``name``: packaged, cached, or fetched now (with a progress bar)."""
+    """The file with the published weights of ``name``: packaged, cached, or fetched now (with a progress bar).
+
+    What is cached has to have the published sha256, so there is nothing to ask the hub about it: a robot without a
+    connection does not wait for one.
+    """
     if name in _PACKAGED:
         return _PACKAGED[name]
     official = OFFICIAL[name]
     try:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
         from huggingface_hub.errors import HfHubHTTPError
     except ImportError:
         raise ConnectionError(f'the weights of {name} are fetched with huggingface_hub: pip install huggingface_hub, '
                               f'or give a local file as checkpoint') from None
     try:
-        path = Path(hf_hub_download(official.repository, official.filename))
+        cached = try_to_load_from_cache(official.repository, official.filename)
+        path = Path(cached if isinstance(cached, str) else hf_hub_download(official.repository, official.filename))
     except (OSError, HfHubHTTPError) as error:  # no network, no such file, disk full
         raise ConnectionError(f'the weights of {name} ({official.repository}/{official.filename}) cannot be fetched: '
                               f'{error}. Give a local file as checkpoint, or fetch it on a machine with a connection '

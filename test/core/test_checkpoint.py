@@ -244,11 +244,13 @@ def test_official_weights_are_fetched_once_checked_and_cached(tmp_path, hub):
     server, handler = hub
     address = f'http://127.0.0.1:{server.server_port}'
     good, size = hashlib.sha256(handler.content).hexdigest(), len(handler.content)
-    for _ in range(2):
-        assert fetch(tmp_path, address, good, size) == {'name': 'sam2.1_hiera_tiny', 'bias': [1.0, 2.0, 3.0, 4.0]}
+    assert fetch(tmp_path, address, good, size) == {'name': 'sam2.1_hiera_tiny', 'bias': [1.0, 2.0, 3.0, 4.0]}
     assert sum(line.startswith('GET') for line in handler.requests) == 1
-    offline = fetch(tmp_path, 'http://127.0.0.1:1', good, size)
-    assert offline['name'] == 'sam2.1_hiera_tiny'
+    before = len(handler.requests)
+    assert fetch(tmp_path, address, good, size) == {'name': 'sam2.1_hiera_tiny', 'bias': [1.0, 2.0, 3.0, 4.0]}
+    assert len(handler.requests) == before  # a robot without a connection does not wait for one
+    damaged = fetch(tmp_path, address, '0' * 64, size)
+    assert 'delete it and try again' in damaged['error']
 
 
 def test_fetched_file_with_another_hash_is_refused(tmp_path, hub):
