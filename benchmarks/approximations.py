@@ -110,17 +110,17 @@ def _nano(row: int):
     return CHANGES[row].model('nano', VARIANTS['nano'].image_size, 'cpu')
 
 
-def quality_of(task: tuple[int, int]) -> tuple[int, dict[str, list[float]]]:
-    """The figures of one row on one clip."""
-    row, number = task
-    clip = make_clip((SEED, number), clutter(), FRAMES)
+def quality_of(task: tuple[int, int, int]) -> tuple[int, dict[str, list[float]]]:
+    """The figures of one row on one clip of so many frames."""
+    row, number, frames = task
+    clip = make_clip((SEED, number), clutter(), frames)
     figures = clip_figures(_nano(row), clip, corrections=False, recent_frames=CHANGES[row].recent_frames)
     return row, {name: [float(value) for value in figures.get(name, ())] for name in ('J', 'F', 'box')}
 
 
-def quality(clips: int, jobs: int, rows: list[Change]) -> dict[str, dict[str, float]]:
+def quality(clips: int, frames: int, jobs: int, rows: list[Change]) -> dict[str, dict[str, float]]:
     """J&F and the IoU of the first frame, of nano with each change."""
-    tasks = [(CHANGES.index(change), number) for number in range(clips) for change in rows]
+    tasks = [(CHANGES.index(change), number, frames) for number in range(clips) for change in rows]
     joined: dict[str, dict[str, list[float]]] = {change.name: {'J': [], 'F': [], 'box': []} for change in rows}
     os.environ['OMP_NUM_THREADS'] = '1'  # before a process imports torch
     with multiprocessing.get_context('spawn').Pool(jobs) as pool:
@@ -139,6 +139,7 @@ def main() -> None:
     parser.add_argument('--objects', nargs='+', type=int, default=[1, 4])
     parser.add_argument('--runs', type=int, default=5, help='timed frames')
     parser.add_argument('--clips', type=int, default=12, help='of nano_quality.py')
+    parser.add_argument('--frames', type=int, default=FRAMES, help='of a clip; with others than its own it is another')
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='processes that measure quality')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--json', type=Path, help='write the figures here too')
@@ -149,7 +150,7 @@ def main() -> None:
     torch.manual_seed(0)
     save_weights(folder / 'random.safetensors', new_model(VARIANTS[options.model], options.model), torch.float32)
     rows = changes_for(options.device)
-    judged = quality(options.clips, options.jobs, rows)
+    judged = quality(options.clips, options.frames, options.jobs, rows)
     timed = speed(options.model, options.image_size, options.objects, options.runs, options.device,
                   folder / 'random.safetensors')
     table = Table(title=f'{options.model} at {options.image_size} on {options.device}, one thread, '

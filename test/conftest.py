@@ -15,6 +15,9 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if SYSTEM in item.path.parents:
             item.add_marker('system')
+    # whole files are dealt out to processes in this order: a long one at the end would keep one of them busy alone
+    long = {item.path for item in items if item.get_closest_marker('slow') or item.get_closest_marker('system')}
+    items.sort(key=lambda item: item.path not in long)
 
 
 def pytest_sessionfinish():

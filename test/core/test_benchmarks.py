@@ -89,7 +89,7 @@ def test_growth_writes_time_and_memory_over_frames_and_objects(tmp_path):
 def test_approximations_have_speed_and_quality_side_by_side(tmp_path):
     figures = tmp_path / 'figures.json'
     subprocess.run([sys.executable, BENCHMARKS / 'approximations.py', '--model', 'nano', '--image-size', '64',
-                    '--objects', '1', '--runs', '1', '--clips', '1', '--jobs', '1', '--device', 'cpu',
+                    '--objects', '1', '--runs', '1', '--clips', '1', '--frames', '12', '--jobs', '1', '--device', 'cpu',
                     '--json', figures], check=True)
     rows = json.loads(figures.read_text())['rows']
     assert {'exact', 'bfloat16', 'image 1/2', '1 recent frame', 'pooled memory', 'int8 encoder'} <= rows.keys()

@@ -94,7 +94,8 @@ def test_missing_profile_names_the_places_and_the_cure(monkeypatch, tmp_path):
         image_profile()
 
 
-@pytest.mark.system  # segments of other processes would be counted too
+@pytest.mark.system
+@pytest.mark.alone  # segments of other processes would be counted too
 def test_fast_dds_opens_a_segment_that_holds_images(ros_domain):
     assert largest_segment('use') >= SEGMENT_SIZE
     assert largest_segment('leave') < SEGMENT_SIZE
@@ -138,7 +139,8 @@ def test_no_shared_memory_has_no_dead_segments(tmp_path):
     assert dead_segments(tmp_path / 'none') == []
 
 
-@pytest.mark.system  # a node that starts looks at the segments of all processes
+@pytest.mark.system
+@pytest.mark.alone  # any node that starts would do the same
 def test_node_removes_what_a_killed_process_left(ros_domain):
     with subprocess.Popen([sys.executable, '-c', OPEN_SEGMENTS, 'use', 'stay'], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE, text=True) as process:

@@ -43,6 +43,7 @@ def frames_of(path: Path) -> list[np.ndarray]:
     return frames
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(PATIENCE)
 def test_the_synthetic_scene_is_tracked_scored_and_drawn(tmp_path):
     output = tmp_path / 'demo'
@@ -73,6 +74,7 @@ def clip(tmp_path):
     return path
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(PATIENCE)
 def test_a_clip_is_tracked_from_its_box(tmp_path, clip):
     output = tmp_path / 'demo'

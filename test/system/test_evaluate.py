@@ -42,6 +42,7 @@ def bag(tmp_path_factory):
     return path
 
 
+@pytest.mark.alone
 def test_live_the_node_says_what_it_says_in_lock_step(bag, tmp_path):
     done = subprocess.run([sys.executable, '-m', 'sam2_ros.evaluate', bag, '--mode', 'live', '--device', 'cpu',
                            '--output', tmp_path], capture_output=True, text=True)

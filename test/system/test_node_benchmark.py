@@ -5,9 +5,12 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pytest
+
 BENCHMARK = Path(__file__).resolve().parents[2] / 'benchmarks' / 'node.py'
 
 
+@pytest.mark.alone
 def test_every_image_is_processed_dropped_or_lost(tmp_path):
     figures, picture = tmp_path / 'figures.json', tmp_path / 'picture.svg'
     done = subprocess.run(

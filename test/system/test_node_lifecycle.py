@@ -137,6 +137,7 @@ def test_nor_can_it_when_the_node_starts_itself_and_it_stays_up(tmp_path):
         assert peer.state() == 'inactive'
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_node_cleanly_while_it_works(tmp_path, how):
     with running_node(tmp_path) as peer:
@@ -151,6 +152,7 @@ def test_a_signal_ends_the_node_cleanly_while_it_works(tmp_path, how):
         waiting.cancel()
 
 
+@pytest.mark.alone
 def test_a_signal_while_nothing_runs(tmp_path):
     with running_node(tmp_path, {'autostart': False}, active=False) as peer:
         assert peer.state() == 'unconfigured'
