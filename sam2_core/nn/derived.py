@@ -20,7 +20,8 @@ class Derived:
 
     Weights are unchanged while they are the same memory in the same version: every change in place counts the version
     up (an optimiser's step, a loaded checkpoint), and a move to another device or type is other memory. What writes
-    through ``parameter.data`` is not seen. Where gradients are wanted or a graph is recorded, it is made each time.
+    through ``parameter.data`` is not seen, nor is a CUDA graph that trains: so only inference mode keeps anything, and
+    training, its validation, autocast and what is compiled make it each time.
     """
 
     def __init__(self) -> None:
@@ -28,7 +29,9 @@ class Derived:
 
     def get(self, sources: Sequence[Tensor], make: Callable[..., Tensor], *arguments: int) -> Tensor:
         """``make(*arguments)``, which follows from ``sources`` and ``arguments`` alone, or what it gave last time."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or any(s.is_inference() for s in sources):
+        keeps = torch.is_inference_mode_enabled() and not torch.compiler.is_compiling() and not any(
+            s.is_inference() or torch.is_autocast_enabled(s.device.type) for s in sources)
+        if not keeps:
             return make(*arguments)
         made = self._made
         if made is None or made.arguments != arguments or not _same(made, sources):

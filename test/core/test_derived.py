@@ -43,9 +43,9 @@ def take_other_memory(module):
 
 
 def take_a_step(module):
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         (module.weight ** 2).sum().backward()
-    torch.optim.SGD([module.weight], lr=0.1).step()
+        torch.optim.SGD([module.weight], lr=0.1).step()
 
 
 def round_and_return(module):
@@ -58,13 +58,13 @@ def doubled():
     return Doubled()
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def test_is_made_once_while_weights_stay(doubled):
     assert all(doubled().tolist() == [2, 4] for _ in range(3))
     assert doubled.made == 1
 
 
-@torch.no_grad()
+@torch.inference_mode()
 @pytest.mark.parametrize('change', [change_in_place, load_a_checkpoint, take_other_memory, take_a_step,
                                     round_and_return])
 def test_follows_every_change_of_the_weights(doubled, change):
@@ -74,26 +74,27 @@ def test_follows_every_change_of_the_weights(doubled, change):
     assert doubled.weight.tolist() != [1, 2]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def test_weights_that_come_to_lie_where_others_lay_are_not_taken_for_them(doubled):
     for number in range(200):  # the allocator hands freed memory out again
-        doubled.weight = nn.Parameter(torch.full((2,), float(number)))
+        with torch.inference_mode(False):
+            doubled.weight = nn.Parameter(torch.full((2,), float(number)))
         assert doubled().tolist() == [2 * number] * 2
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def test_follows_its_arguments(doubled):
     assert [doubled(number)[0].item() for number in (1, 3, 1)] == [2, 6, 2]
 
 
 def test_gradients_flow_through_it_where_they_are_wanted(doubled):
-    with torch.no_grad():
+    with torch.inference_mode():
         doubled()
     doubled().sum().backward()
     assert doubled.weight.grad.tolist() == [2, 2]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 @pytest.mark.parametrize('copied', [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
 def test_a_copy_makes_its_own(doubled, copied):
     doubled()
@@ -106,9 +107,26 @@ def test_a_copy_makes_its_own(doubled, copied):
 def test_what_was_made_under_inference_mode_serves_outside(doubled):
     with torch.inference_mode():
         doubled()
-    with torch.no_grad():
-        assert doubled().add_(0).tolist() == [2, 4]
+        kept = doubled()
+    assert kept.requires_grad_().is_leaf  # an ordinary tensor
     assert doubled.made == 1
+
+
+def test_validation_in_a_training_loop_makes_it_each_time(doubled):
+    """A CUDA graph changes weights without counting."""
+    with torch.no_grad():
+        doubled()
+        doubled.weight.data.fill_(3)
+        assert doubled().tolist() == [6, 6]
+
+
+@torch.inference_mode()
+def test_autocast_keeps_nothing(doubled):
+    with torch.autocast('cpu', torch.bfloat16):
+        doubled(), doubled()
+    assert doubled.made == 2
+    doubled()
+    assert doubled.made == 3
 
 
 def test_weights_loaded_under_inference_mode_are_never_kept():
