@@ -13,6 +13,13 @@ from sam2_core.compiled import CompiledStages, batch_size
 from sam2_core.memory import MemoryBank, stack_memories
 
 
+@pytest.fixture(autouse=True, scope='module')
+def traces():
+    """What Dynamo keeps is forgotten: tensors without storage are among it, at which other tests would stumble."""
+    yield
+    torch._dynamo.reset()
+
+
 def remembering(model, conditioning):
     """A bank of a frame for each flag, filled with noise."""
     bank, generator = MemoryBank(model, 4), torch.Generator().manual_seed(len(conditioning))
