@@ -33,7 +33,9 @@ class Prompter(Node):
     """Parameters: ``box`` (x0, y0, x1, y1; empty: boxes from the ground truth), ``late_id`` and ``late_after`` (object
     added when it is in view, seconds), ``click_after`` (seconds until the worst object is corrected).
 
-    The camera holds its first image until the objects in it are tracked; the seconds count from there.
+    The camera holds its first image until the objects in it are tracked; the seconds count from there. What is drawn
+    on an image that came before the node was connected would be refused: so nothing is, until the node has spoken of
+    an image.
     """
 
     def __init__(self) -> None:
@@ -44,6 +46,7 @@ class Prompter(Node):
         self._click_after = self.declare_parameter('click_after', 12.0).value
         self._waiting_for: set[int] | None = None  # ids prompted in the first image and not tracked yet
         self._started: int | None = None  # stamp, ns
+        self._node_sees = False
         self._late_is_due = self._click_is_due = self._box is None
         self._truths: dict[int, np.ndarray] = {}  # by stamp
         self._start = self.create_client(Trigger, '/camera/start')
@@ -63,7 +66,7 @@ class Prompter(Node):
             self.create_subscription(Image, 'image', self._on_image, qos_profile_sensor_data)
 
     def _on_image(self, message: Image) -> None:
-        if self._box is not None and self._waiting_for is None:
+        if self._box is not None and self._waiting_for is None and self._node_sees:
             self._waiting_for = {1}
             self._set(message.header, 1, self._box, 'object')
 
@@ -72,7 +75,7 @@ class Prompter(Node):
         self._truths[stamp] = labels
         if len(self._truths) > PENDING:
             del self._truths[min(self._truths)]
-        if self._waiting_for is None:
+        if self._waiting_for is None and self._node_sees:
             self._waiting_for = set(np.unique(labels[labels > 0]).tolist()) - {self._late_id}
             for object_id in self._waiting_for:
                 self._set(message.header, object_id, mask_box(labels == object_id), LABELS[object_id])
@@ -83,6 +86,7 @@ class Prompter(Node):
                 self._set(message.header, self._late_id, box, LABELS[self._late_id])
 
     def _on_instances(self, message: InstanceArray) -> None:
+        self._node_sees = True
         if self._started is None:
             if self._waiting_for and self._waiting_for <= {item.id for item in message.instances}:
                 self._start_camera(to_nanoseconds(message.header.stamp))
