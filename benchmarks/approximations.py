@@ -144,6 +144,9 @@ def main() -> None:
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--json', type=Path, help='write the figures here too')
     options = parser.parse_args()
+    if min(options.clips, options.frames, options.jobs, options.runs, *options.objects) < 1:
+        parser.error(f'--clips {options.clips}, --frames {options.frames}, --jobs {options.jobs}, '
+                     f'--runs {options.runs}, --objects {options.objects}: at least 1')
     torch.set_num_threads(1)
     folder = Path.home() / '.cache' / 'sam2_ros_benchmarks'
     folder.mkdir(parents=True, exist_ok=True)

@@ -96,3 +96,9 @@ def test_approximations_have_speed_and_quality_side_by_side(tmp_path):
     for row in rows.values():
         assert row['ms']['1'] > 0 and 0 < row['J&F'] <= 1 and 0 < row['first_frame_box'] <= 1
     assert len({row['J&F'] for row in rows.values()}) == len(rows)  # each row is another computation
+
+
+def test_approximations_of_no_frames_are_refused_by_name():
+    done = subprocess.run([sys.executable, BENCHMARKS / 'approximations.py', '--frames', '0'], capture_output=True,
+                          text=True)
+    assert done.returncode == 2 and '--frames 0' in done.stderr and 'at least 1' in done.stderr
