@@ -76,8 +76,8 @@ def remove_dead_segments(folder=SHARED_MEMORY):
     freed = 0
     for segment in dead_segments(folder):
         try:
-            size = segment.stat().st_blocks * 512
-            segment.unlink()
+            size = segment.stat().st_blocks * 512 if segment.exists() else 0  # only the lock may be left
+            segment.unlink(missing_ok=True)
             Path(f'{segment}_el').unlink()
         except OSError:  # another user's, or another process is just doing the same
             continue

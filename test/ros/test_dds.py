@@ -135,6 +135,12 @@ def test_segments_of_killed_processes_are_removed_and_no_others(tmp_path, held):
     assert remove_dead_segments(tmp_path) == 0
 
 
+def test_a_lock_whose_segment_is_gone_is_removed_too(tmp_path):
+    leave(tmp_path, 'fastrtps_0123456789abcdef').unlink()
+    assert remove_dead_segments(tmp_path) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_no_shared_memory_has_no_dead_segments(tmp_path):
     assert dead_segments(tmp_path / 'none') == []
 
