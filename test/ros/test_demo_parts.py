@@ -1,6 +1,4 @@
-"""The demo's camera over real topics, and what its recorder and prompter make of messages."""
-import subprocess
-import sys
+"""The demo's camera over real topics, and what its recorder makes of messages."""
 import time
 
 import cv2
@@ -19,10 +17,9 @@ from sam2_ros.conversions import from_pixels, to_nanoseconds, to_rgb
 from sam2_ros.demo import ClipSource, DemoCamera, SettingError
 from sam2_ros.demo_depth import worsen
 from sam2_ros.demo_pictures import contact_sheet, longest_absence, moments, write_video
-from sam2_ros.demo_prompter import Prompter, correction
 from sam2_ros.demo_recording import PICTURE_WIDTH, Recording, full_mask, scores, to_labels
 from sam2_ros.demo_scene import TabletopScene
-from sam2_ros.msg import ImagePoint, Instance, InstanceArray, Prompt, PromptStatus
+from sam2_ros.msg import Instance, InstanceArray
 
 PATIENCE = 20.0  # seconds
 
@@ -343,64 +340,3 @@ def test_large_images_are_kept_small():
     recording.add_instances(message, received=0)
     assert cv2.imdecode(recording.shots[0].jpeg, cv2.IMREAD_COLOR).shape == (360, PICTURE_WIDTH, 3)
     contact_sheet(recording.shots, 0)
-
-
-# --- prompter
-
-def test_the_correcting_click_lies_inside_the_largest_error():
-    truth = np.zeros((HEIGHT, WIDTH), bool)
-    truth[10:30, 10:30] = True
-    missing = truth.copy()
-    missing[10:30, 10:20] = False
-    x, y, label = correction(missing, truth)
-    assert 10 <= x < 20 and 10 <= y < 30 and label == ImagePoint.FOREGROUND
-    spilled = truth.copy()
-    spilled[5:35, 30:50] = True
-    spilled[10, 10] = False  # a smaller error
-    x, y, label = correction(spilled, truth)
-    assert 35 <= x < 45 and 10 <= y < 30 and label == ImagePoint.BACKGROUND
-    x, y, label = correction(truth, truth)
-    assert truth[int(y), int(x)] and label == ImagePoint.FOREGROUND
-
-
-def test_only_the_node_loads_pytorch():
-    """Four processes start at once, and PyTorch takes each a second or two."""
-    subprocess.run([sys.executable, '-c', 'import sam2_ros.demo, sam2_ros.demo_graph, sam2_ros.demo_prompter, '
-                    'sam2_ros.demo_recorder, sys; assert "torch" not in sys.modules'], check=True)
-
-
-@pytest.mark.system
-def test_nothing_is_drawn_on_images_that_the_node_does_not_see_yet(ros_domain):
-    """Its image may come through later than the truth: discovery is not the same for all."""
-    rclpy.init()
-    try:
-        prompter, beside = Prompter(), rclpy.create_node('beside')
-        executor = SingleThreadedExecutor()
-        for node in (prompter, beside):
-            executor.add_node(node)
-        prompts = []
-        beside.create_subscription(Prompt, '/sam2/prompt', prompts.append, 10)
-        beside.create_service(Trigger, '/camera/start', lambda _, response: response)
-        beside.create_publisher(PromptStatus, '/sam2/prompt_status', 10)
-        instances = beside.create_publisher(InstanceArray, '/sam2/instances', 10)
-        truth = beside.create_publisher(Image, '/camera/truth', 10)
-        images = beside.create_publisher(Image, 'image', qos_profile_sensor_data)
-
-        def show_until(there, more=0):
-            """The truth, again and again until something is so, and some times more."""
-            deadline = time.monotonic() + PATIENCE
-            while not there() or more > 0:
-                more -= bool(there())
-                assert time.monotonic() < deadline
-                labels = np.zeros((48, 64), np.uint16)
-                labels[10:20, 30:50] = 2
-                truth.publish(from_pixels(labels, 'mono16', Header(stamp=beside.get_clock().now().to_msg())))
-                executor.spin_once(0.02)
-
-        show_until(lambda: images.get_subscription_count() and truth.get_subscription_count(), more=30)
-        assert prompts == []
-        instances.publish(InstanceArray(header=Header(stamp=beside.get_clock().now().to_msg())))
-        show_until(lambda: prompts)
-        assert prompts[0].id == 2 and prompts[0].box.x_offset == 30
-    finally:
-        rclpy.shutdown()
