@@ -207,7 +207,7 @@ def test_cleanup_forgets_everything_and_configure_starts_anew(tmp_path):
         watch.wait_for('model', OK, 'unconfigured: ros2 lifecycle set /sam2 configure')
         assert 'model' not in watch.values('model')
         assert 'camera' not in watch.statuses
-        assert peer.node.count_publishers('/sam2/instances') == 0
+        peer.wait_for(lambda: peer.node.count_publishers('/sam2/instances') == 0, 'the news that nothing is published')
         for transition in (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE):
             assert peer.change_state(transition)
         peer.wait_until_active(SCENE.image(0))
