@@ -11,6 +11,16 @@ SYSTEM = Path(__file__).parent / 'system'
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 
 
+def pytest_addoption(parser):
+    parser.addoption('--fuzz', action='store_true', help='run the tests marked fuzz at their full length (make fuzz)')
+
+
+@pytest.fixture(scope='session')
+def rounds(request):
+    """Return the number of random inputs for a test: ``rounds(few, many)``, many under --fuzz."""
+    return lambda few, many: many if request.config.getoption('--fuzz') else few
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if SYSTEM in item.path.parents:
