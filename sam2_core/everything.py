@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sam2_core.finite import not_finite_error
 from sam2_core.images import EncodedImage
 from sam2_core.masks import mask_box
 from sam2_core.model import Sam2Model
@@ -117,6 +118,8 @@ def _answers(model: Sam2Model, image: EncodedImage, points: np.ndarray, filters:
     labels = torch.full(clicks.shape[:2], FOREGROUND, dtype=torch.int64, device=model.device)
     features = model.without_memory(image.features).expand(len(points), -1, -1, -1)
     decoded = model.decode_masks(features, image.features, clicks, labels, multimask=True)
+    if not torch.isfinite(decoded.iou).all():
+        raise not_finite_error(float(decoded.iou.flatten()[0]), float(decoded.object_score.flatten()[0]))
     promising = decoded.iou > filters.min_iou
     logits, iou = decoded.logits[promising], decoded.iou[promising].tolist()
     sources = torch.nonzero(promising)[:, 0].tolist()

@@ -19,6 +19,7 @@ from sam2_ros.depth import DepthMailbox
 from sam2_ros.depth_topics import DepthTopics
 from sam2_ros.detections import DetectionGate
 from sam2_ros.diagnostics import WatchedCamera
+from sam2_ros.failures import Failures
 from sam2_ros.frame import Frame
 from sam2_ros.mailbox import Mailbox
 from sam2_ros.msg import Prompt as PromptMessage
@@ -26,7 +27,7 @@ from sam2_ros.one_shot import TOO_MANY, Found, OneShot, SegmentAllCall, SegmentI
 from sam2_ros.outputs import Outputs, instance_array
 from sam2_ros.parameters import Parameters
 from sam2_ros.prompt_point import PointPrompts
-from sam2_ros.prompting import PromptRequest, refuse
+from sam2_ros.prompting import Ids, PromptRequest, refuse
 from sam2_ros.shedding import Level, LoadShedder
 from sam2_ros.srv import SegmentAll, SegmentImage, SetPrompt
 from sam2_ros.stream import Stream
@@ -41,6 +42,7 @@ class Camera:
         """name: empty for the only camera; it is in all of its topics otherwise."""
         self.name = name
         self.stream: Stream | None = None  # while configured
+        self._ids = Ids()  # of its objects, as long as the process lives
         self._outputs: Outputs | None = None
         self._active = False
         self._node = node
@@ -63,9 +65,10 @@ class Camera:
         depth = None
         if parameters.use_depth:
             depth = DepthMailbox(changed, self._node.resolve_topic_name(f'{self._public}depth'))
-        self.stream = Stream(StreamTracker(model), parameters, changed, self._image_topic(parameters),
-                             self._node.get_logger(), depth)
-        self._outputs = Outputs(self._node, self._private)
+        topic, logger = self._image_topic(parameters), self._node.get_logger()
+        failures = Failures(logger, topic, self._node.context.ok)
+        self.stream = Stream(StreamTracker(model), parameters, changed, topic, logger, depth, failures, self._ids)
+        self._outputs = Outputs(self._node, self._private, failures)
         self._gate = DetectionGate()
         self.shedder = LoadShedder()
 
@@ -80,9 +83,10 @@ class Camera:
         self._subscriptions = [
             self._node.create_subscription(kind, topic, self._on_image, qos_profile_sensor_data,
                                            qos_overriding_options=QoSOverridingOptions.with_default_policies()),
-            self._node.create_subscription(PromptMessage, prompts, self._on_prompt, QoSProfile(depth=100)),
+            self._node.create_subscription(PromptMessage, prompts, self._on_prompt, QoSProfile(depth=100),
+                                           failed=self._refuse),
             self._node.create_subscription(PointStamped, f'{self._private}/prompt_point', self._on_prompt_point,
-                                           QoSProfile(depth=10))]
+                                           QoSProfile(depth=10), failed=self._refuse)]
         if self.stream.depth is not None:
             self._depth_topics = DepthTopics(self._node, self.stream.depth, self._public)
         if chosen.detections_topic:
@@ -100,11 +104,11 @@ class Camera:
             self._depth_topics.destroy()
             self._depth_topics = None
 
-    def deactivate(self, reason: str) -> None:
-        """Refuse what still waits, when the worker has ended."""
+    def deactivate(self, reason: str, ended: bool = True) -> None:
+        """Refuse what still waits. ``ended``: the worker has; if not, only what it has not taken is refused."""
         self._active = False
-        answers = self.stream.drain(reason)
-        self._gate.see(None, answers, self.stream.parameters)
+        answers = self.stream.drain(reason) if ended else self.stream.abandon(reason)
+        self.stream.failures.run('detections', self._gate.see, None, answers, self.stream.parameters)
         for answer in answers:
             if self._node.context.ok():
                 self._outputs.answer(answer)
@@ -116,7 +120,8 @@ class Camera:
 
     def watched(self) -> WatchedCamera:
         """What the diagnostics look at."""
-        return WatchedCamera(self.name, self.stream.topic, self.stream.meter, self.shedder, self.stream.history.extent)
+        return WatchedCamera(self.name, self.stream.topic, self.stream.meter, self.shedder, self.stream.history.extent,
+                             self.stream.failures)
 
     def _image_topic(self, chosen: Parameters) -> str:
         """The name in full. As image_transport has it, the compressed topic follows a remapping of the raw one."""
@@ -127,6 +132,12 @@ class Camera:
 
     def _on_image(self, message: Image | CompressedImage) -> None:
         self.stream.put_image(message)
+
+    def _refuse(self, message: PromptMessage | PointStamped, reason: str) -> None:
+        """Answer a prompt whose callback failed."""
+        prompt = message if isinstance(message, PromptMessage) else PromptMessage(header=message.header)
+        self._outputs.answer(refuse(PromptRequest(prompt, time.monotonic()),
+                                    f'the node failed to read it, see the log: {reason}'))
 
     def _on_prompt(self, message: PromptMessage) -> None:
         self._submit(PromptRequest(message, time.monotonic()))
@@ -188,14 +199,15 @@ class Camera:
     def _submit(self, request: PromptRequest) -> None:
         if not self.stream.mailbox.put_prompt(request):
             self._outputs.answer(refuse(request, f'{Mailbox.PROMPT_LIMIT} prompts are waiting already: '
-                                                 f'send them more slowly, or check that images arrive'))
+                                                 f'send them more slowly, or check that images arrive'
+                                                 f'{self.stream.skipped.hint()}'))
 
     async def _put(self, call: OneShot, future: Future) -> Found | str:
         """What the worker finds, or why it finds nothing."""
         if not self._active:
             return self._why_not()
         if not self.stream.mailbox.put_one_shot(call):
-            return TOO_MANY
+            return TOO_MANY + self.stream.skipped.hint()
         return await future
 
     def _why_not(self) -> str:
@@ -205,22 +217,29 @@ class Camera:
 
     def work(self, encoded: EncodedImage | None) -> None:
         """What has arrived; ``encoded`` as for ``Stream.work``."""
-        chosen = self.stream.parameters
-        if chosen.detections_topic and self.stream.image_size is not None:
-            self._prompt_detections(chosen)
-        frame, answers = self.stream.work(encoded)
-        latency = self._outputs.publish(frame, answers, chosen, pictures=self.shedder.level < Level.PICTURES)
+        stream, outputs = self.stream, self._outputs
+        chosen, run = stream.parameters, stream.failures.run
+        if chosen.detections_topic and stream.image_size is not None:
+            run('detections', self._prompt_detections, chosen)
+        frame, answers = stream.work(encoded)
+        if self.stream is not stream:  # the node gave up waiting for this image and was cleaned up meanwhile
+            return
+        latency = outputs.publish(frame, answers, chosen, pictures=self.shedder.level < Level.PICTURES)
         if chosen.detections_topic:
-            self._gate.see(frame, answers, chosen)
+            run('detections', self._gate.see, frame, answers, chosen)
         if frame is not None:
-            self._account(frame, latency, chosen)
+            run('meter', self._count, frame, latency)
+            run('load shedding', self._shed, latency, chosen)
 
     def work_aside(self) -> None:
         """A slice of it."""
-        answers = self.stream.work_aside()
-        self._outputs.publish(None, answers, self.stream.parameters)
+        stream, outputs = self.stream, self._outputs
+        answers = stream.work_aside()
+        if self.stream is not stream:
+            return
+        outputs.publish(None, answers, stream.parameters)
         if answers:
-            self._gate.see(None, answers, self.stream.parameters)
+            stream.failures.run('detections', self._gate.see, None, answers, stream.parameters)
 
     def _prompt_detections(self, chosen: Parameters) -> None:
         proposal = self._gate.take(chosen, *self.stream.image_size)
@@ -229,13 +248,15 @@ class Camera:
         for prompt in proposal.prompts:
             self._submit(PromptRequest(prompt, time.monotonic()))
 
-    def _account(self, frame: Frame, latency: float, chosen: Parameters) -> None:
-        """Take down how long it took, and do less when that is too long."""
-        tracker, now = self.stream.tracker, time.monotonic()
-        self.stream.meter.processed(now, latency, frame.objects, dropped=frame.dropped,
-                                    memory_bytes=tracker.memory_bytes, catching_up=self.stream.catching_up)
+    def _count(self, frame: Frame, latency: float) -> None:
+        self.stream.meter.processed(time.monotonic(), latency, frame.objects, dropped=frame.dropped,
+                                    memory_bytes=self.stream.tracker.memory_bytes,
+                                    catching_up=self.stream.catching_up)
+
+    def _shed(self, latency: float, chosen: Parameters) -> None:
+        """Do less when the results come too late."""
         before = self.shedder.level
-        level = self.shedder.update(latency, now, chosen.latency_target, chosen.shed_load)
+        level = self.shedder.update(latency, time.monotonic(), chosen.latency_target, chosen.shed_load)
         if level != before:
             self._node.get_logger().warning(f'{self.stream.topic}: load shedding level {int(level)}: '
                                             f'{level.description} (latency_target {chosen.latency_target:g} s)')

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sam2_core import FrameResult, StreamTracker
+from sam2_core import StreamTracker
 from sam2_ros.conversions import to_rgb
 from sam2_ros.history import History, Past
+from sam2_ros.object_steps import Step, take_step
 from sam2_ros.prompting import Batch, PromptRequest
 
 MAX_UNDER_WAY = 8  # past images with prompts
@@ -43,6 +44,11 @@ class CatchUp:
 
     def __init__(self) -> None:
         self._under_way: list[Late] = []  # who is next comes first
+
+    @property
+    def requests(self) -> list[PromptRequest]:
+        """The requests that have not been answered."""
+        return [request for late in self._under_way for requests in late.waiting.values() for request in requests]
 
     @property
     def object_ids(self) -> set[int]:
@@ -89,32 +95,36 @@ class CatchUp:
                 return late, past
         return None
 
-    def begin(self, late: Late, live: StreamTracker, frames_back: int, images: int) -> FrameResult:
+    def begin(self, late: Late, live: StreamTracker, frames_back: int, images: int) -> Step:
         """Apply the prompts of this one; then it is the turn of the others.
 
-        frames_back: steps of the live tracker from that image on. images: how many to go through until now.
+        frames_back: steps of the live tracker from that image on. images: how many to go through until now. What
+        fails for all objects is raised.
         """
         self._to_the_end(late)
         late.tracker = live.fork(late.corrected, frames_back)
         late.stamp, late.images_left = late.past.stamp, images
-        return late.tracker.step(late.image, late.batch.all())
+        return take_step(late.tracker, late.image, late.batch.prompts)
 
-    def go_on(self, late: Late, past: Past) -> None:
+    def go_on(self, late: Late, past: Past) -> Step:
         """Take this one through an image; then it is the turn of the others.
 
-        What goes wrong is raised (ImageError for an image that cannot be used), and the image is passed over.
+        What fails for all objects is raised (ImageError for an image that cannot be used), and the image is passed
+        over.
         """
         self._to_the_end(late)
         late.images_left -= 1
         late.stamp = past.stamp
-        late.tracker.step(to_rgb(past.message))
+        return take_step(late.tracker, to_rgb(past.message), {})
 
     def _to_the_end(self, late: Late) -> None:
         self._under_way.remove(late)
         self._under_way.append(late)
 
     def drop(self, late: Late) -> None:
-        self._under_way.remove(late)
+        """Give up this one, if it is under way."""
+        if late in self._under_way:
+            self._under_way.remove(late)
 
     def take_arrived(self, history: History, live_stamp: int | None) -> list[Late]:
         """Those that can join before the next live image; None: all that have begun, wherever they are."""

@@ -1,7 +1,7 @@
 """What the node says about itself on /diagnostics, once a second, whatever state it is in."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 
@@ -12,6 +12,7 @@ from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile
 
 from sam2_core import Sam2Model
+from sam2_ros.failures import Failures
 from sam2_ros.meter import WINDOW, Meter, Snapshot
 from sam2_ros.parameters import Parameters
 from sam2_ros.shedding import LoadShedder, why_unusable
@@ -31,6 +32,7 @@ class WatchedCamera:
     meter: Meter
     shedder: LoadShedder
     history: Callable[[], tuple[int, int, float]]  # images, bytes and seconds that are kept
+    failures: Failures | None = None  # of the steps of its work
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ class Diagnostics:
     activate and, to None, at deactivate. The rest it reads from the meters, which the node's other parts fill.
     """
 
-    def __init__(self, node: LifecycleNode) -> None:
+    def __init__(self, node: LifecycleNode, failures: Failures | None = None) -> None:
+        """``failures``: of the node's callbacks."""
+        self._failures = failures
         self.worker_alive: Callable[[], bool] | None = None
         self._node = node
         self._model: LoadedModel | None = None
@@ -83,7 +87,8 @@ class Diagnostics:
         name = self._node.get_fully_qualified_name()
         alive = None if self.worker_alive is None else self.worker_alive()
         parameters = Parameters.read(self._node)
-        statuses = [model_status(name, state, self._model, self._failure, alive)]
+        statuses = [model_status(name, state, self._model, self._failure, alive, failed=_failed(self._failures, now),
+                                 failed_count=0 if self._failures is None else self._failures.count)]
         hardware = '' if self._model is None else self._model.device
         statuses += [camera_status(name, hardware, state, camera, parameters, now) for camera in self._cameras]
         array = DiagnosticArray(status=statuses)
@@ -92,12 +97,13 @@ class Diagnostics:
 
 
 def model_status(node: str, state: str, model: LoadedModel | None, failure: str,
-                 worker_alive: bool | None) -> DiagnosticStatus:
-    """What there is to say about the model and the thread that runs it.
+                 worker_alive: bool | None, *, failed: Sequence[str] = (), failed_count: int = 0) -> DiagnosticStatus:
+    """Return the status of the model, of the thread that runs it, and of the node's callbacks.
 
     failure: why no model could be loaded; empty: none was to be. worker_alive: None when there is to be no worker.
+    failed: callbacks that raised in the last seconds, and why; failed_count: how many have since the start.
     """
-    values: dict[str, object] = {'state': state}
+    values: dict[str, object] = {'state': state, 'failed callbacks': failed_count}
     if model is not None:
         values |= {'model': model.name, 'device': model.device, 'dtype': model.dtype, 'image size': model.image_size}
         values |= gpu_memory(model.device)
@@ -106,6 +112,8 @@ def model_status(node: str, state: str, model: LoadedModel | None, failure: str,
         level, message = ERROR, f'{state}, the model cannot be loaded: {failure}'
     elif worker_alive is False:
         level, message = ERROR, 'the worker has died, see the log: deactivate and activate the node'
+    elif failed:
+        level, message = ERROR, f'{state}, {"; ".join(failed)}; the log has the traceback'
     elif state in CURES:
         message = f'{state}: {CURES[state].format(node=node)}'
     elif model is not None:
@@ -126,7 +134,7 @@ def camera_status(node: str, hardware: str, state: str, camera: WatchedCamera,
     """What there is to say about one camera at ``now`` of its meter: in the message the worst first, in the values
     the figures."""
     seen = camera.meter.snapshot(now)
-    problems = _problems(seen, camera, parameters) if state == 'active' else []
+    problems = _problems(seen, camera, parameters, now) if state == 'active' else []
     level = max((level for level, _ in problems), default=OK)
     texts = [text for wanted in (ERROR, WARN) for found, text in problems if found == wanted]
     if not texts and state == 'active':
@@ -136,11 +144,13 @@ def camera_status(node: str, hardware: str, state: str, camera: WatchedCamera,
     return _status(node, name, hardware, level, '; '.join(texts) or state, _values(seen, camera, parameters))
 
 
-def _problems(seen: Snapshot, camera: WatchedCamera, parameters: Parameters) -> list[tuple[bytes, str]]:
+def _problems(seen: Snapshot, camera: WatchedCamera, parameters: Parameters,
+              now: float) -> list[tuple[bytes, str]]:
     """Level and text of each; ``DiagnosticStatus`` counts levels in bytes."""
     shedder, found = camera.shedder, []
     if seen.failed:
         found.append((ERROR, f'the model fails on images: {seen.failed}'))
+    found += [(ERROR, text) for text in _failed(camera.failures, now)]
     if seen.silence > SILENT:
         cure = 'has the camera stopped?' if seen.images else 'is the camera running? QoS? sam2_check finds out'
         found.append((WARN, f'no image on {camera.topic} for {seen.silence:.1f} s: {cure}'))
@@ -179,7 +189,12 @@ def _values(seen: Snapshot, camera: WatchedCamera, parameters: Parameters) -> di
         'late prompts catching up': seen.catching_up,
         'depth matched': seen.depth_matched, 'depth missing': seen.depth_missing,
         'depth missing because': seen.depth_reason,
+        'failed steps since configuration': 0 if camera.failures is None else camera.failures.count,
         'window (s)': f'{WINDOW:g}'}
+
+
+def _failed(failures: Failures | None, now: float) -> list[str]:
+    return [] if failures is None else failures.recent(now)
 
 
 def _status(node: str, name: str, hardware: str, level: bytes, message: str,

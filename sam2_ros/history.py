@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from sensor_msgs.msg import CompressedImage, Image
 
 from sam2_ros.conversions import to_nanoseconds
+from sam2_ros.stamps import TIME_JUMP
 
-TIME_JUMP = 1_000_000_000  # ns a stamp has to go back to count as one: images may be slightly out of order
 NEAREST = 100_000_000  # ns between the stamp of a prompt and that of the image that stands in for one that was lost
 
 

@@ -62,9 +62,11 @@ class Mailbox:
             self._since = time.monotonic()
         self._changed.notify()
 
-    def has_prompts(self) -> bool:
+    @property
+    def prompts(self) -> list[PromptRequest]:
+        """The prompts that wait."""
         with self._changed:
-            return bool(self._prompts)
+            return list(self._prompts)
 
     def waiting_since(self) -> float | None:
         """When the first thing arrived that the worker has not looked at, seconds, time.monotonic(); None: nothing."""

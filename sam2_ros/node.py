@@ -16,14 +16,15 @@ from collections.abc import Callable
 import rclpy
 import torch
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.executors import ExternalShutdownException
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 
 from sam2_core import Sam2Model
 from sam2_ros import parameters
 from sam2_ros.camera import Camera
 from sam2_ros.dds import remove_dead_segments, use_image_profile
 from sam2_ros.diagnostics import Diagnostics
+from sam2_ros.guarded_node import GuardedExecutor, GuardedNode
 from sam2_ros.loading import LOAD_ERRORS, load
 from sam2_ros.parameters import Parameters
 from sam2_ros.vision_messages import require_vision_msgs
@@ -34,18 +35,18 @@ SUCCESS, FAILURE, ERROR = (TransitionCallbackReturn.SUCCESS, TransitionCallbackR
 
 
 def _logged(transition: Callable) -> Callable:
-    """rclpy swallows what a transition raises; the log is to have it."""
+    """Report exceptions raised by a lifecycle transition, which rclpy would discard."""
     @functools.wraps(transition)
     def run(self, state: LifecycleState) -> TransitionCallbackReturn:
         try:
             return transition(self, state)
-        except Exception:
-            self.get_logger().error(f'{transition.__name__} failed:\n{traceback.format_exc()}')
+        except Exception as error:
+            self.failures.report(transition.__name__, error)
             return ERROR
     return run
 
 
-class Sam2Node(LifecycleNode):
+class Sam2Node(GuardedNode):
     """Wires cameras, model and worker: cameras receive in the executor's thread, only the worker uses the model."""
 
     def __init__(self, **options) -> None:
@@ -57,10 +58,9 @@ class Sam2Node(LifecycleNode):
             lambda changes: parameters.check(changes, configured=self._model is not None))
         Parameters.declare(self)
         self.add_post_set_parameters_callback(self._on_parameters_set)
-        _survive_invalid_transitions(self)
         chosen = Parameters.read(self)
         self._cameras = [Camera(self, name) for name in chosen.cameras or ('',)]
-        self._diagnostics = Diagnostics(self)
+        self._diagnostics = Diagnostics(self, self.failures)
         if chosen.autostart:
             self._autostart_timer = self.create_timer(0.0, self._autostart)
 
@@ -107,7 +107,7 @@ class Sam2Node(LifecycleNode):
     @_logged
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop to listen and to publish; the objects are kept."""
-        self._stop('the node was deactivated before an image arrived')
+        self._stop('the node was deactivated before the prompt was applied')
         return super().on_deactivate(state)
 
     @_logged
@@ -118,34 +118,36 @@ class Sam2Node(LifecycleNode):
 
     @_logged
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self._stop('the node was shut down before an image arrived')
+        self._stop('the node was shut down before the prompt was applied')
         self._free()
         return super().on_shutdown(state)
 
     @_logged
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Back to unconfigured, whatever failed."""
-        self._stop('the node failed before an image arrived')
+        self._stop('the node failed before the prompt was applied')
         self._free()
         return SUCCESS
 
     def close(self) -> None:
         """End the worker. Call it before ``destroy_node``, when the executor no longer spins."""
-        self._stop('the node ended before an image arrived')
+        self.failures.run('end', self._stop, 'the node ended before the prompt was applied')
 
     def _stop(self, reason: str) -> None:
         self._diagnostics.worker_alive = None
         for camera in self._cameras:
-            camera.stop_listening()
-        if self._worker is not None:
-            self._worker.stop()
-            self._worker = None
+            self.failures.run('end of subscriptions', camera.stop_listening)
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            problem = worker.stop()
             for camera in self._cameras:
-                camera.deactivate(reason)
+                self.failures.run('deactivation', camera.deactivate, reason, not problem)
+            if problem:
+                raise RuntimeError(problem)
 
     def _free(self) -> None:
         for camera in self._cameras:
-            camera.cleanup()
+            self.failures.run('cleanup', camera.cleanup)
         self._diagnostics.freed()
         self._model = None
         gc.collect()
@@ -173,25 +175,6 @@ def _check_detections(chosen: Parameters) -> None:
                          f'leave out the first /, and remap {chosen.cameras[0]}{chosen.detections_topic}')
 
 
-def _survive_invalid_transitions(node: LifecycleNode) -> None:
-    """Answer a transition that is not possible now with success = false.
-
-    In Jazzy's rclpy it raises out of the executor and ends the process (rclpy issue 1209, mended in Kilted).
-    """
-    service = node._service_change_state
-    change_state = service.callback
-
-    def guarded(request, response):
-        try:
-            return change_state(request, response)
-        except rclpy._rclpy_pybind11.RCLError as error:
-            node.get_logger().warning(f'transition refused: {str(error).splitlines()[0]}')
-            response.success = False
-            return response
-
-    service.callback = guarded
-
-
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM. Returns the process's exit code."""
     gc.freeze()  # PyTorch's modules hold no garbage; going through them takes a second at the end, and pauses before
@@ -209,7 +192,7 @@ def main(args: list[str] | None = None) -> int:
         rclpy.logging.get_logger('sam2').fatal(str(error))
         rclpy.try_shutdown()
         return 1
-    executor = SingleThreadedExecutor()
+    executor = GuardedExecutor(node.failures)
     executor.add_node(node)
     try:
         executor.spin()

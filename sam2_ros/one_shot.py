@@ -12,10 +12,13 @@ from std_msgs.msg import Header
 
 from sam2_core import EncodedImage, ImageSegmenter, PromptError
 from sam2_core.everything import Filters
+from sam2_core.finite import not_finite_error
 from sam2_ros.conversions import to_nanoseconds, to_rgb
+from sam2_ros.failures import Failures
 from sam2_ros.frame import TrackedObject, sighting
 from sam2_ros.history import History, NotKept
 from sam2_ros.prompting import to_prompt
+from sam2_ros.skipped_images import SkippedImages
 from sam2_ros.spatial import DepthFrame, measure
 from sam2_ros.srv import SegmentAll, SegmentImage
 from sam2_ros.states import probability, unit
@@ -64,7 +67,7 @@ class SegmentImageCall:
     def __init__(self, request: SegmentImage.Request, reply: Callable[[Found | str], None]) -> None:
         """``reply`` is given what was found, or the reason why nothing could be."""
         self.received = time.monotonic()
-        self.reply = reply
+        self.reply = _once(reply)
         self._request = request
         self._objects: list[TrackedObject] = []
         self._done = 0  # prompts
@@ -96,6 +99,8 @@ class SegmentImageCall:
                 found = segmenter.segment(encoded, to_prompt(message, object_id), self._request.multimask)
             except PromptError as error:
                 raise Unanswerable(f'prompt {self._done}: {error}') from None
+            if not np.isfinite([*found.scores, found.object_score]).all():
+                raise not_finite_error(float(found.scores[0]), found.object_score)
             for index in np.argsort(-found.scores, kind='stable'):
                 self._objects.append(sighting(object_id, message.label, found.masks[index], unit(found.scores[index]),
                                            probability(found.object_score), picture.header.stamp))
@@ -108,7 +113,7 @@ class SegmentAllCall:
     def __init__(self, request: SegmentAll.Request, reply: Callable[[Found | str], None], time_limit: float) -> None:
         """``time_limit``: seconds, when the request does not say. ``reply``: as for SegmentImageCall."""
         self.received = time.monotonic()
-        self.reply = reply
+        self.reply = _once(reply)
         self._request = request
         self._time_limit = request.time_limit or time_limit
         self._search = None
@@ -147,6 +152,16 @@ class SegmentAllCall:
 OneShot = SegmentImageCall | SegmentAllCall
 
 
+def _once(reply: Callable[[Found | str], None]) -> Callable[[Found | str], None]:
+    """Return ``reply``, but for the first call only: a question has one answer."""
+    waiting = [reply]
+
+    def answer(found: Found | str) -> None:
+        if waiting:
+            waiting.pop()(found)
+    return answer
+
+
 def _given(message: Image | CompressedImage) -> Picture:
     try:
         return Picture(message.header, to_rgb(message))
@@ -157,8 +172,11 @@ def _given(message: Image | CompressedImage) -> Picture:
 class OneShots:
     """The questions to one camera that are being worked on, one slice of one of them at a time."""
 
-    def __init__(self, segmenter: ImageSegmenter, history: History) -> None:
+    def __init__(self, segmenter: ImageSegmenter, history: History, failures: Failures,
+                 skipped: SkippedImages) -> None:
         self._segmenter = segmenter
+        self._failures = failures
+        self._skipped = skipped
         self._history = history
         self._waiting: list[OneShot] = []  # for an image
         self._open: deque[tuple[OneShot, Picture]] = deque()  # who is next comes first
@@ -178,12 +196,15 @@ class OneShots:
             except Unanswerable as error:
                 call.reply(str(error))
                 continue
+            except Exception as error:
+                call.reply(f'the question cannot be answered: {self._failures.report("question", error)}')
+                continue
             if picture is not None:
                 self._open.append((call, picture))
             elif call.received + timeout > time.monotonic():
                 self._waiting.append(call)
             else:
-                call.reply(f'no image for {timeout:g} s: is the camera running?')
+                call.reply(self._skipped.why_no_image(timeout))
 
     @property
     def oldest_waiting(self) -> float | None:
@@ -195,20 +216,26 @@ class OneShots:
         return bool(self._open)
 
     def advance(self, edge_erosion: int) -> None:
-        """A slice of work for the question whose turn it is. What the model raises is raised, and told to who asks."""
+        """Work on the question whose turn it is."""
         call, picture = self._open.popleft()
         try:
             found = call.advance(picture, self._segmenter)
         except Unanswerable as error:
             call.reply(str(error))
         except Exception as error:
-            call.reply(f'the model failed on this image: {type(error).__name__}: {error}')
-            raise
+            call.reply(f'the model failed on this image: {self._failures.report("question", error)}')
         else:
             if found is None:
                 self._open.append((call, picture))
             else:
-                call.reply(_placed(found, edge_erosion))
+                call.reply(self._failures.run('position', _placed, found, edge_erosion, default=found))
+
+    def lose(self, calls: Iterable[OneShot], reason: str) -> None:
+        """Answer those of these that are neither waiting nor being worked on."""
+        held = {*self._waiting, *(call for call, _ in self._open)}
+        for call in calls:
+            if call not in held:
+                call.reply(reason)
 
     def refuse(self, reason: str) -> None:
         """Give up all of them."""

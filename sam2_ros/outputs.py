@@ -5,6 +5,7 @@ import cv2
 import numpy as np
 from builtin_interfaces.msg import Duration, Time
 from rclpy.lifecycle import LifecycleNode
+from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Header
@@ -19,7 +20,8 @@ from sam2_ros.clouds import (
     size_vector,
 )
 from sam2_ros.conversions import from_pixels, to_duration, to_nanoseconds, to_roi
-from sam2_ros.frame import Frame, TrackedObject
+from sam2_ros.failures import Failures
+from sam2_ros.frame import Event, Frame, TrackedObject
 from sam2_ros.msg import Instance, InstanceArray, InstanceEvent, PromptStatus
 from sam2_ros.overlay import draw_overlay
 from sam2_ros.parameters import Parameters
@@ -31,9 +33,10 @@ from sam2_ros.views import RELIABLE, ClassTable, LabelLists, ObjectTopics, View,
 class Outputs:
     """The publishers of one camera. Everything but the instances is built only while somebody subscribes to it."""
 
-    def __init__(self, node: LifecycleNode, prefix: str) -> None:
-        """prefix: of the topics, ``~`` or ``~/NAME``."""
+    def __init__(self, node: LifecycleNode, prefix: str, failures: Failures | None = None) -> None:
+        """prefix: of the topics, ``~`` or ``~/NAME``; failures: where publications that fail are recorded."""
         self._node = node
+        self._failures = failures or Failures(node.get_logger(), usable=node.context.ok)
         self._classes = ClassTable()
         self._markers = Markers()
 
@@ -45,47 +48,60 @@ class Outputs:
         self._views = [(view, publisher(view.type, view.topic, view.qos)) for view in planner_views(self._classes)]
         self._pictures = [(view, publisher(view.type, view.topic, view.qos)) for view in self._picture_views()]
         self._labels = LabelLists(node, prefix)
-        self._object_topics = ObjectTopics(node, prefix)
+        self._object_topics = ObjectTopics(node, prefix, self._failures)
 
     def publish(self, frame: Frame | None, answers: list[PromptAnswer], parameters: Parameters,
                 pictures: bool = True) -> float:
         """What planners need first: the instances, events, the answers to prompts, then the views.
 
+        What fails costs itself: the rest is published all the same.
         pictures: False leaves out what is for people and what is largest (overlay, clouds, markers, background).
         Returns the seconds from the stamp of the image to the publication of its instances; 0: no stamp, no frame.
         """
-        latency = 0
-        try:
-            if frame is not None:
-                latency = self._age(frame.header.stamp)
-                self._instances.publish(instance_array(frame, latency))
-                for event in frame.events:
-                    self._events.publish(InstanceEvent(header=frame.header, id=event.id, label=event.label,
-                                                       event=event.kind, last_seen=event.last_seen))
-        finally:  # whoever waits has to be told
-            for answer in answers:
-                self.answer(answer)
+        run, latency = self._failures.run, 0
         if frame is not None:
-            self._classes.update(parameters.class_names, [item.label for item in frame.objects])
-            self._labels.publish(self._classes.names, frame.header)
+            latency = run('latency', self._age, frame.header.stamp, default=0)
+            run('instances', self._publish_instances, frame, latency)
+            for event in frame.events:
+                run('events', self._publish_event, frame.header, event)
+        for answer in answers:
+            self.answer(answer)
+        if frame is not None:
+            run('labels', self._publish_labels, frame, parameters)
             for view, publisher in self._views + (self._pictures if pictures else []):
-                if publisher.get_subscription_count():
-                    message = view.build(frame, parameters)
-                    if message is not None:
-                        publisher.publish(message)
-            self._object_topics.publish(frame, parameters)
+                run(view.topic, _publish_view, view, publisher, frame, parameters)
+            run('object topics', self._object_topics.publish, frame, parameters)
         return latency / 1e9
+
+    def _publish_instances(self, frame: Frame, latency: int) -> None:
+        self._instances.publish(instance_array(frame, latency, self._failures))
+
+    def _publish_event(self, header: Header, event: Event) -> None:
+        self._events.publish(InstanceEvent(header=header, id=event.id, label=event.label, event=event.kind,
+                                           last_seen=event.last_seen))
+
+    def _publish_labels(self, frame: Frame, parameters: Parameters) -> None:
+        self._classes.update(parameters.class_names, [item.label for item in frame.objects])
+        self._labels.publish(self._classes.names, frame.header)
 
     def answer(self, answer: PromptAnswer) -> None:
         """Tell everybody what became of a prompt, and whoever waits for it."""
+        run = self._failures.run
+        run('prompt_status', self._publish_status, answer)
+        if answer.request.reply is not None:
+            run('answer', self._reply, answer)
+
+    def _publish_status(self, answer: PromptAnswer) -> None:
         self._prompt_status.publish(PromptStatus(header=answer.header, id=answer.id, accepted=answer.accepted,
                                                  reason=answer.reason))
-        if answer.request.reply is not None:
-            response = SetPrompt.Response(accepted=answer.accepted, reason=answer.reason, id=answer.id,
-                                          header=answer.header)
-            if answer.accepted and answer.item is not None:
-                response.instance = instance_message(answer.item, answer.header)
-            answer.request.reply(response)
+
+    def _reply(self, answer: PromptAnswer) -> None:
+        response = SetPrompt.Response(accepted=answer.accepted, reason=answer.reason, id=answer.id,
+                                      header=answer.header)
+        if answer.accepted and answer.item is not None:
+            response.instance = self._failures.run('instances', instance_message, answer.item, answer.header,
+                                                   default=Instance(id=answer.id), about=f'object {answer.id}')
+        answer.request.reply(response)
 
     def destroy(self) -> None:
         for publisher in (self._instances, self._events, self._prompt_status,
@@ -108,11 +124,26 @@ class Outputs:
         return 0 if stamp == Time() else self._node.get_clock().now().nanoseconds - to_nanoseconds(stamp)
 
 
-def instance_array(frame: Frame, latency: int = 0) -> InstanceArray:
-    """latency: nanoseconds."""
+def _publish_view(view: View, publisher: Publisher, frame: Frame, parameters: Parameters) -> None:
+    if publisher.get_subscription_count():
+        message = view.build(frame, parameters)
+        if message is not None:
+            publisher.publish(message)
+
+
+def instance_array(frame: Frame, latency: int = 0, failures: Failures | None = None) -> InstanceArray:
+    """latency: nanoseconds. failures: where an object is recorded whose message cannot be built; it is in the array
+    without a mask then. None: the exception is raised."""
     height, width = frame.image.shape[:2]
-    return InstanceArray(header=frame.header, height=height, width=width, dropped=frame.dropped,
-                         instances=[instance_message(item, frame.header) for item in frame.objects],
+    instances = []
+    for item in frame.objects:
+        if failures is None:
+            instances.append(instance_message(item, frame.header))
+        else:
+            bare = Instance(id=item.id, label=item.label, state=Instance.OCCLUDED)
+            instances.append(failures.run('instances', instance_message, item, frame.header, default=bare,
+                                          about=f'object {item.id}'))
+    return InstanceArray(header=frame.header, height=height, width=width, dropped=frame.dropped, instances=instances,
                          latency=to_duration(latency) if latency else Duration())
 
 

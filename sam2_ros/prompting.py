@@ -1,8 +1,9 @@
 """Prompt messages: what they ask for, whether that is possible, and what the tracker is to be told."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 
 from std_msgs.msg import Header
 
@@ -55,6 +56,36 @@ class Batch:
         self.labels.pop(object_id, None)
 
 
+class Ids:
+    """Ids for new objects of one camera: counted up, and given again only when all others have been used.
+
+    So a planner that holds the id of an object that has ended never meets another object under it, but after 65,535
+    others. Ids that users choose count as used and do not move the counter.
+    """
+
+    def __init__(self) -> None:
+        self._used = bytearray(MAX_ID + 1)
+        self._last = 0
+
+    def next(self, known: Container[int]) -> int:
+        """Return the id for the next object, one that is not ``known``. It stays free until ``use`` is called."""
+        for used in (self._used, bytes(MAX_ID + 1)):
+            for candidate in chain(range(self._last + 1, MAX_ID + 1), range(1, self._last + 1)):
+                if not used[candidate] and candidate not in known:
+                    return candidate
+        raise PromptError(f'all {MAX_ID} ids are in use: remove objects first')
+
+    def use(self, object_id: int, known: Iterable[int], chosen: bool) -> None:
+        """Mark an id as used; ``chosen``: by a user."""
+        if not chosen:
+            if self._used[object_id]:  # all have been used: a new round begins
+                self._used = bytearray(MAX_ID + 1)
+                for other in known:
+                    self._used[other] = 1
+            self._last = object_id
+        self._used[object_id] = 1
+
+
 def refuse(request: PromptRequest, reason: str) -> PromptAnswer:
     return PromptAnswer(request, request.message.id, request.message.header, reason)
 
@@ -67,8 +98,12 @@ class Plan:
     """
 
     def __init__(self, tracked: Iterable[int], max_objects: int, late: Iterable[int] = (),
-                 cancel: Callable[[int], None] = lambda object_id: None) -> None:
-        """``late``: objects on their way from past images, a correction or all of them; ``cancel`` stops one."""
+                 cancel: Callable[[int], None] = lambda object_id: None, ids: Ids | None = None) -> None:
+        """``late``: objects on their way from past images, a correction or all of them; ``cancel`` stops one.
+
+        ids: of the camera, for new objects; None: from 1.
+        """
+        self._ids = ids or Ids()
         self._tracked = frozenset(tracked)
         self._late = set(late)
         self._cancel = cancel
@@ -109,7 +144,7 @@ class Plan:
             self._drop(object_id)
 
     def _set(self, message: PromptMessage, height: int, width: int, past: Batch | None) -> int:
-        object_id = message.id or self._free_id()
+        object_id = message.id or self._ids.next(self.known)
         if object_id not in self.known and len(self.known) >= self._max_objects:
             raise PromptError(f'{len(self.known)} objects are tracked already and max_objects is {self._max_objects}: '
                               f'remove one first')
@@ -117,6 +152,7 @@ class Plan:
         if object_id in self.known:  # what is to start on a past image takes the place of the live one when it arrives
             self._drop(object_id, forget=past is None)
         self.known.add(object_id)
+        self._ids.use(object_id, self.known, chosen=bool(message.id))
         self._put(object_id, [prompt], message.label, past)
         return object_id
 
@@ -148,9 +184,6 @@ class Plan:
         if object_id in self._late:
             self._late.remove(object_id)
             self._cancel(object_id)
-
-    def _free_id(self) -> int:
-        return next(candidate for candidate in range(1, MAX_ID + 2) if candidate not in self.known)
 
 
 def to_prompt(message: PromptMessage, object_id: int) -> Prompt:

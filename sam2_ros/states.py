@@ -77,11 +77,11 @@ class ObjectStates:
 
     def observe(self, object_id: int, found: ObjectResult, stamp: Time, parameters: Parameters,
                 prompted: bool) -> TrackedObject:
-        """What the model says of an object in the image of this stamp, as it is to be told. It has to have a name.
+        """What the model says of an object in the image of this stamp, as it is to be told.
 
         prompted: a prompt for the object was applied to this image, or to an earlier one that it has just come from.
         """
-        record, visibility = self._records[object_id], probability(found.object_score)
+        record, visibility = self._record(object_id, stamp), probability(found.object_score)
         before = record.state
         if self._is_tracked(record, found, visibility, parameters, prompted):
             record.state, record.images_found = Instance.TRACKED, 0
@@ -92,6 +92,18 @@ class ObjectStates:
             score = self._correction(found.iou) if corrected else unit(found.iou)
             return TrackedObject(object_id, record.label, Instance.TRACKED, score, visibility, stamp, found.box,
                                  found.mask)
+        return self._out_of_sight(object_id, record, visibility, stamp, parameters)
+
+    def miss(self, object_id: int, stamp: Time, parameters: Parameters) -> TrackedObject:
+        """Return an object that the model failed for in the image of this stamp: out of sight, and no nearer to being
+        found again."""
+        record = self._record(object_id, stamp)
+        record.images_found = 0
+        return self._out_of_sight(object_id, record, 0.0, stamp, parameters)
+
+    def _out_of_sight(self, object_id: int, record: _Record, visibility: float, stamp: Time,
+                      parameters: Parameters) -> TrackedObject:
+        before = record.state
         if before is None:
             self._tell(object_id, InstanceEvent.ADDED)
         if before in (None, Instance.TRACKED):
@@ -103,7 +115,9 @@ class ObjectStates:
         return TrackedObject(object_id, record.label, record.state, 0.0, visibility, record.last_seen)
 
     def label(self, object_id: int) -> str:
-        return self._records[object_id].label
+        """Return the label of an object; empty when it has none."""
+        record = self._records.get(object_id)
+        return '' if record is None else record.label
 
     def expire(self, stamp: Time, forget_after: float, keep: Container[int] = ()) -> list[int]:
         """Forget the objects that have been out of sight for more than so many seconds (0: none); their ids.
@@ -120,8 +134,9 @@ class ObjectStates:
         return expired
 
     def remove(self, object_id: int) -> None:
-        """Forget an object because a user wants it."""
-        self._end(object_id, InstanceEvent.REMOVED)
+        """Forget an object, if it is known, because a user wants it."""
+        if object_id in self._records:
+            self._end(object_id, InstanceEvent.REMOVED)
 
     def clear(self) -> None:
         """Forget all objects because a user wants it."""
@@ -148,6 +163,11 @@ class ObjectStates:
             return True
         record.images_found += 1
         return visibility >= parameters.reappear_visibility or record.images_found >= parameters.reappear_images
+
+    def _record(self, object_id: int, stamp: Time) -> _Record:
+        if object_id not in self._records:
+            self.name(object_id, '', stamp)
+        return self._records[object_id]
 
     def _end(self, object_id: int, kind: int) -> None:
         if self._records[object_id].state is not None:  # who has not been told of an object need not hear of its end

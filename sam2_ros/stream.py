@@ -1,11 +1,9 @@
-"""One camera: its images, its prompts, its tracker and what is known about its objects."""
+"""One camera: its images, its prompts, its objects, and what is done with them image by image."""
 from __future__ import annotations
 
 import threading
 import time
-import traceback
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -13,21 +11,24 @@ from builtin_interfaces.msg import Time
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from sam2_core import EncodedImage, FrameResult, ImageSegmenter, StreamTracker
+from sam2_core import EncodedImage, ImageSegmenter, ObjectResult, PromptError, StreamTracker
 from sam2_ros.catch_up import CatchUp, Late
 from sam2_ros.conversions import ImageError, to_nanoseconds, to_rgb
 from sam2_ros.depth import DepthMailbox
+from sam2_ros.failures import Failures
 from sam2_ros.frame import Frame, TrackedObject, sighting
-from sam2_ros.history import TIME_JUMP, History, Past
+from sam2_ros.history import History, Past
 from sam2_ros.mailbox import Mailbox
 from sam2_ros.meter import Meter
-from sam2_ros.one_shot import OneShots, Picture
+from sam2_ros.one_shot import OneShot, OneShots, Picture
 from sam2_ros.parameters import Parameters
 from sam2_ros.prompt_reader import PromptReader, Reading
-from sam2_ros.prompting import NEEDS_IMAGE, PromptAnswer, PromptRequest, refuse
+from sam2_ros.prompting import NEEDS_IMAGE, Ids, Plan, PromptAnswer, PromptRequest, refuse
 from sam2_ros.shedding import Level, half_of_recent_frames
-from sam2_ros.spatial import OrientedBox, measure
+from sam2_ros.skipped_images import SkippedImages
+from sam2_ros.stamps import TIME_JUMP, StampWatch
 from sam2_ros.states import ObjectStates, probability, score_correction, unit
+from sam2_ros.tracked_objects import TrackedObjects
 
 WARN_EVERY = 5.0  # seconds
 STEPS_KNOWN = 64  # stamps of past steps that are kept: more than any object remembers
@@ -38,39 +39,64 @@ class Stream:
 
     Any thread may call ``put_image`` and fill the mailbox; the rest is the worker's. It calls ``take``, may encode what
     was taken together with that of other cameras, and then ``work``; between images it calls ``work_aside``, a slice
-    at a time.
+    at a time. None of these raises: a step that fails costs its own result (``failures``), and every request that was
+    taken from the mailbox is answered once.
     """
 
     def __init__(self, tracker: StreamTracker, parameters: Parameters, changed: threading.Condition, topic: str, logger,
-                 depth: DepthMailbox | None = None) -> None:
-        """``changed`` is notified of arrivals; ``topic`` is named where images are found to be wrong or missing."""
+                 depth: DepthMailbox | None = None, failures: Failures | None = None, ids: Ids | None = None) -> None:
+        """``changed`` is notified of arrivals; ``topic`` is named where images are found to be wrong or missing.
+
+        failures: where failed steps are recorded. ids: for new objects, where they go on from an earlier stream.
+        """
         self.mailbox = Mailbox(changed)
         self.history = History()
         self.meter = Meter()
         self.depth = depth
         self.parameters = parameters  # may be replaced at any time by a newer set
-        self._every_second = False  # image is left out
-        self.tracker = tracker
+        self.failures = failures or Failures(logger, topic)
+        self.skipped = SkippedImages(topic)
         self.topic = topic
+        self._every_second = False  # image is left out
         self._segmenter = ImageSegmenter(tracker.model)
         self._logger = logger
+        self._stamps = StampWatch()
         self._states = ObjectStates(score_correction(parameters))
+        self._objects = TrackedObjects(tracker, self._states, self.failures)
         self._late = CatchUp()
-        self._reader = PromptReader(self.history, self._late, topic)
+        self._reader = PromptReader(self.history, self._late, topic, ids or Ids(), self.failures, self.skipped)
         self._steps: deque[int] = deque(maxlen=STEPS_KNOWN)  # stamps of the tracker's steps, ns
         self._taken: Picture | None = None  # not yet processed
         self._newest: Picture | None = None  # processed
-        self._one_shots = OneShots(self._segmenter, self.history)
+        self._one_shots = OneShots(self._segmenter, self.history, self.failures, self.skipped)
+        self._open: dict[PromptRequest, None] = {}  # taken from the mailbox and not yet answered
         self._late_is_next = True  # of what is done aside
         self._skipped_last = False
-        self._shapes: dict[int, OrientedBox] = {}  # as last measured
+
+    @property
+    def tracker(self) -> StreamTracker:
+        """The tracker of the live objects."""
+        return self._objects.tracker
 
     # --- what arrives
 
-    def put_image(self, message: Image | CompressedImage) -> None:
-        self.meter.received(time.monotonic())
-        self.history.put(message, self.parameters.history_seconds, self.parameters.history_bytes)
+    def put_image(self, message: Image | CompressedImage, arrived: float | None = None) -> bool:
+        """Take an image; return whether its stamp lets it be used.
+
+        arrived: seconds, of any clock that goes on while images come; None: that of now.
+        """
+        run = self.failures.run
+        now = time.monotonic()
+        run('meter', self.meter.received, now)
+        odd = run('stamps', self._stamps.judge, to_nanoseconds(message.header.stamp),
+                  now if arrived is None else arrived, default='')
+        if odd:
+            self.mailbox.count_dropped()
+            self._unusable(odd)
+            return False
+        run('history', self.history.put, message, self.parameters.history_seconds, self.parameters.history_bytes)
         self.mailbox.put_image(message)
+        return True
 
     def change(self, parameters: Parameters) -> None:
         """From now on these hold, also for what waits already."""
@@ -119,18 +145,20 @@ class Stream:
         message = self.mailbox.take_image()
         if message is None:
             return False
-        self._skipped_last = self._every_second and not self._skipped_last and not self.mailbox.has_prompts()
+        self.skipped.clear()
+        self._skipped_last = self._every_second and not self._skipped_last and not self.mailbox.prompts
         if self._skipped_last:
             self.mailbox.count_dropped()
             return False
         try:
             self._taken = Picture(message.header, to_rgb(message))
-            if self.depth is not None:
-                self.depth.expect(message.header)
-        except ImageError as error:
+        except Exception as error:
             self.mailbox.count_dropped()
-            self._unusable(error)
-        return self._taken is not None
+            self._unusable(error if isinstance(error, ImageError) else self.failures.report('decoding', error))
+            return False
+        if self.depth is not None:
+            self.failures.run('depth', self.depth.expect, message.header)
+        return True
 
     def image_to_encode(self) -> np.ndarray | None:
         """The image taken, uint8 RGB (H, W, 3), if its features will be needed for sure."""
@@ -143,134 +171,134 @@ class Stream:
         """
         picture, self._taken = self._taken, None
         requests, one_shots = self.mailbox.take_requests()
-        frame = None
-        if picture is None:
-            reading = self._read(requests, None)
-            self._forget(reading.plan.forget)
-            answers = reading.answers
-        else:
-            picture.encoded = encoded
-            frame, answers = self._process(picture, requests)
-        self._one_shots.add(one_shots, self._newest, self.parameters.prompt_timeout)
-        return frame, answers
+        self._open.update(dict.fromkeys(requests))
+        frame, answers, reason = None, [], ''
+        try:
+            if picture is None:
+                answers = self._apply_without_image(requests)
+            else:
+                picture.encoded = encoded
+                frame, answers = self._process(picture, requests)
+        except Exception as error:
+            reason = self.failures.report('image', error)
+            if picture is not None:
+                self.mailbox.count_dropped()
+        self._ask(one_shots)
+        return frame, self._settle(answers, reason)
 
     def drain(self, reason: str) -> list[PromptAnswer]:
         """Refuse what waits and let objects under way join where they are: nothing is left to do."""
         self.mailbox.take_image()
         self.mailbox.take_dropped()
         self._taken = None
-        self._join(self._late.take_arrived(self.history, None))
+        self._join(None)
         requests, one_shots = self.mailbox.take_requests()
-        requests = self._cancel_late() + requests
-        self._one_shots.add(one_shots, None, self.parameters.prompt_timeout)
+        self._open.update(dict.fromkeys(requests))
+        self._cancel_late()
+        self._ask(one_shots)
         self._one_shots.refuse(reason)
+        return self._settle([refuse(request, reason) for request in self._open])
+
+    def abandon(self, reason: str) -> list[PromptAnswer]:
+        """Refuse what waits in the mailbox while a worker that did not end may still be at work on the rest."""
+        requests, one_shots = self.mailbox.take_requests()
+        for call in one_shots:
+            call.reply(reason)
         return [refuse(request, reason) for request in requests]
 
     def reset(self) -> None:
         """Forget all objects."""
-        self.tracker.reset()
-        self._states.clear()
-        self._shapes.clear()
+        self._objects.reset()
+
+    def _apply_without_image(self, requests: list[PromptRequest]) -> list[PromptAnswer]:
+        reading = self._read(requests, None)
+        self._objects.forget(reading.plan.forget)
+        return reading.answers
 
     def _process(self, picture: Picture, requests: list[PromptRequest]) -> tuple[Frame | None, list[PromptAnswer]]:
-        header = picture.header
-        answers = self._notice_time_jump(header.stamp)
-        joined = set()
-        if self._newest is not None:
-            joined = self._join(self._late.take_arrived(self.history, to_nanoseconds(self._newest.header.stamp)))
-        reading = self._read(requests, picture)
-        now, forget = reading.plan.now, reading.plan.forget
+        header, run = picture.header, self.failures.run
+        answers = run('time jump', self._notice_time_jump, header.stamp, default=[])
+        joined = self._join(to_nanoseconds(self._newest.header.stamp)) if self._newest is not None else set()
+        reading = run('prompts', self._read, requests, picture) or Reading(Plan(self._objects.ids, 0), header)
+        now = reading.plan.now
         answers += reading.answers
-        aside = self.tracker.fork(())
-        for object_id in forget:
-            aside.adopt(self.tracker, object_id)
-        known = set(self.tracker.object_ids)
         try:
-            if now.prompts or self.tracker.object_ids:
-                picture.encode(self._segmenter)
-            result = self.tracker.step(picture.encoded or picture.image, now.all())
+            advance = self._objects.advance(picture, self._segmenter, now, reading.plan.forget)
         except Exception as error:
             # whoever waits has to be told, the node and its other objects go on
-            for object_id in set(self.tracker.object_ids) - known:
-                self.tracker.remove(object_id)  # whose prompt is refused
-            for object_id in forget & now.prompts.keys():
-                self.tracker.adopt(aside, object_id)  # that is not started anew after all
-            self._forgotten(forget - now.prompts.keys())
             self.mailbox.count_dropped()
             reason = self._failed(error)
-            return None, [refuse(answer.request, reason) if answer.accepted and answer.header is header
-                          and answer.request.message.action in NEEDS_IMAGE else answer for answer in answers]
-        self._forgotten(forget)
+            return None, [refuse(answer.request, reason) if _applied(answer, header) else answer for answer in answers]
         self._newest = picture
         self._steps.append(to_nanoseconds(header.stamp))
-        items = self._measure(picture, self._observe(result, header, now.labels, joined | now.prompts.keys()))
-        frame = Frame(header, picture.image, items, self.mailbox.take_dropped(), picture.depth,
-                      self._states.take_events())
+        items = run('states', self._objects.observe, advance, header.stamp, now.labels, joined | now.prompts.keys(),
+                    self.parameters, self._late.object_ids)
+        if items is None:
+            items = self._objects.without_states(advance, header.stamp)
+        if self.depth is not None:
+            self._find_depth(picture)
+            items = run('position', self._objects.measure, picture, items, self.parameters.edge_erosion, default=items)
+        frame = Frame(header, picture.image, items, run('meter', self.mailbox.take_dropped, default=0), picture.depth,
+                      run('events', self._states.take_events, default=[]))
         found = {item.id: item for item in items}
-        return frame, [replace(answer, item=found.get(answer.id)) if answer.accepted else answer for answer in answers]
+        return frame, [self._answered(answer, header, advance.refused, found) for answer in answers]
 
-    def _observe(self, result: FrameResult, header: Header, labels: dict[int, str],
-                 prompted: set[int]) -> list[TrackedObject]:
-        for object_id, label in labels.items():
-            self._states.name(object_id, label, header.stamp)
-        items = [self._states.observe(object_id, found, header.stamp, self.parameters, object_id in prompted)
-                 for object_id, found in result.objects.items()]
-        forgotten = self._states.expire(header.stamp, self.parameters.forget_after, keep=self._late.object_ids)
-        for object_id in forgotten:
-            self.tracker.remove(object_id)
-            self._shapes.pop(object_id, None)
-        return [item for item in items if item.id not in forgotten]
+    @staticmethod
+    def _answered(answer: PromptAnswer, header: Header, refused: dict[int, str],
+                  found: dict[int, TrackedObject]) -> PromptAnswer:
+        if answer.id in refused and _applied(answer, header):
+            return refuse(answer.request, refused[answer.id])
+        return replace(answer, item=found.get(answer.id)) if answer.accepted else answer
 
-    def _measure(self, picture: Picture, items: list[TrackedObject]) -> list[TrackedObject]:
-        """The objects with where they are, if the depth of the image has come."""
-        if self.depth is None:
-            return items
+    def _find_depth(self, picture: Picture) -> None:
+        """Give the image its depth, if it has come."""
         before = self.depth.report
-        picture.depth = self.depth.depth_for(picture.header, picture.image.shape[:2], self.parameters)
+        try:
+            picture.depth = self.depth.depth_for(picture.header, picture.image.shape[:2], self.parameters)
+        except Exception as error:
+            self.meter.depth(time.monotonic(), self.failures.report('depth', error))
+            return
         report = self.depth.report
         if report.absent == before.absent or report.used:  # it arrives, or did so before
             self.meter.depth(time.monotonic(), report.reason)
-        if picture.depth is None:
-            return items
-        measured = []
-        for item in items:
-            shape = None
-            if item.box is not None:
-                shape = measure(picture.depth, item.mask, item.box, self.parameters.edge_erosion,
-                                self._shapes.get(item.id))
-            if shape is not None:
-                self._shapes[item.id] = shape
-            measured.append(replace(item, shape=shape))
-        return measured
+
+    # --- answers
+
+    def _settle(self, answers: list[PromptAnswer], reason: str = '') -> list[PromptAnswer]:
+        """Return one answer for each request that has one, and refuse those that nobody waits with any more."""
+        settled = []
+        for answer in answers:
+            if answer.request in self._open:
+                del self._open[answer.request]
+                settled.append(answer)
+        waiting = {*self.mailbox.prompts, *self._late.requests}
+        for request in [request for request in self._open if request not in waiting]:
+            del self._open[request]
+            settled.append(refuse(request, f'the node failed before the prompt was applied, see the log: '
+                                           f'{reason or next(iter(self.failures.recent(time.monotonic())), "")}'))
+        return settled
+
+    def _ask(self, one_shots: list[OneShot]) -> None:
+        """Take questions in, and look whether there is an image for those that wait for one."""
+        try:
+            self._one_shots.add(one_shots, self._newest, self.parameters.prompt_timeout)
+        except Exception as error:
+            self._one_shots.lose(one_shots, f'the question cannot be answered: '
+                                            f'{self.failures.report("question", error)}')
 
     # --- objects
 
     def _read(self, requests: list[PromptRequest], picture: Picture | None) -> Reading:
-        reading = self._reader.read(requests, picture, self.newest, self.tracker.object_ids, self.parameters)
-        self.mailbox.return_prompts(reading.waiting)
+        reading = self._reader.read(requests, picture, self.newest, self._objects.ids, self.parameters)
+        self.mailbox.return_prompts([*reading.waiting])
         return reading
 
-    def _forget(self, object_ids: Iterable[int]) -> None:
-        for object_id in object_ids:
-            self.tracker.remove(object_id)
-        self._forgotten(object_ids)
-
-    def _forgotten(self, object_ids: Iterable[int]) -> None:
-        """These are no longer tracked."""
-        for object_id in object_ids:
-            self._states.remove(object_id)
-            self._shapes.pop(object_id, None)
-
-    def _join(self, arrived: list[Late]) -> set[int]:
-        """Have the live tracker go on with these from its next image on; the objects."""
-        for late in arrived:
-            started = late.batch.prompts.keys() - late.corrected
-            self._forget(started & set(self.tracker.object_ids))
-            for object_id in late.batch.prompts:
-                self.tracker.adopt(late.tracker, object_id)
-            for object_id, label in late.batch.labels.items():
-                self._states.name(object_id, label, late.past.message.header.stamp)
-        return {object_id for late in arrived for object_id in late.batch.prompts}
+    def _join(self, live_stamp: int | None) -> set[int]:
+        """Let late prompts join that have come to the last live image (None: all); return their objects."""
+        run = self.failures.run
+        arrived = run('late prompts', self._late.take_arrived, self.history, live_stamp, default=[])
+        return {object_id for late in arrived for object_id in run('late prompts', self._objects.join, late,
+                                                                   default=())}
 
     def _cancel_late(self) -> list[PromptRequest]:
         """End what is under way; the requests that have not been answered."""
@@ -285,7 +313,7 @@ class Stream:
         reset = self.parameters.on_time_jump == 'reset'
         self._logger.warning(f'{self.topic}: image stamps jumped back by {(last - now) / 1e9:.3f} s; '
                              f'objects are {"forgotten" if reset else "kept"} (on_time_jump)')
-        self._join(self._late.take_arrived(self.history, None))
+        self._join(None)
         self._steps.clear()
         taken_back = []
         if reset:
@@ -295,16 +323,19 @@ class Stream:
         return [refuse(request, 'image stamps jumped back before it was applied, and objects are forgotten then '
                                 '(on_time_jump)') for request in taken_back]
 
-    def _unusable(self, error: ImageError) -> None:
-        self.meter.skipped(time.monotonic(), str(error))
-        self._logger.warning(f'{self.topic}: image skipped: {error}', throttle_duration_sec=WARN_EVERY)
+    def _unusable(self, error: ImageError | str) -> None:
+        reason = str(error)
+        self.skipped.note(reason)
+        self.failures.run('meter', self.meter.skipped, time.monotonic(), reason)
+        self._logger.warning(f'{self.topic}: image skipped: {reason}', throttle_duration_sec=WARN_EVERY)
 
     def _failed(self, error: Exception) -> str:
-        self._logger.error(f'{self.topic}: image skipped:\n{traceback.format_exc()}',
-                           throttle_duration_sec=WARN_EVERY)
-        reason = f'{type(error).__name__}: {error}'
-        self.meter.failed(time.monotonic(), reason)
-        return f'the model failed on this image: {reason}'
+        """Report that the model failed on an image; return the reason for those who wait."""
+        reason = self.failures.report('model', error, keep=False)
+        self.failures.run('meter', self.meter.failed, time.monotonic(), reason)
+        reason = f'the model failed on this image: {reason}'
+        self.skipped.note(reason)
+        return reason
 
     # --- aside
 
@@ -313,10 +344,10 @@ class Stream:
         late = self._next_late()
         if late is not None and (self._late_is_next or not self._one_shots):
             self._late_is_next = False
-            return self._advance_late(*late)
+            return self._settle(self._advance_late(*late))
         self._late_is_next = True
         if self._one_shots:
-            self._one_shots.advance(self.parameters.edge_erosion)
+            self.failures.run('question', self._one_shots.advance, self.parameters.edge_erosion)
         return []
 
     def _next_late(self) -> tuple[Late, Past] | None:
@@ -328,28 +359,52 @@ class Stream:
         if late.tracker is None:
             return self._begin_late(late, past)
         try:
-            self._late.go_on(late, past)
+            step = self._late.go_on(late, past)
         except ImageError as error:
             self._unusable(error)
         except Exception as error:
             self._failed(error)  # the objects were accepted: they go on without this image
+        else:
+            for object_id, error in step.missed.items():
+                self.failures.report('late prompt', error, f'object {object_id}')
         return []
 
     def _begin_late(self, late: Late, past: Past) -> list[PromptAnswer]:
+        requests = [(object_id, request) for object_id, requests in late.waiting.items() for request in requests]
         try:
             frames_back = sum(stamp >= past.stamp for stamp in self._steps)  # as it was before this image
-            result = self._late.begin(late, self.tracker, frames_back, self.parameters.catch_up_images)
+            step = self._late.begin(late, self.tracker, frames_back, self.parameters.catch_up_images)
+            answers = self._late_answers(late, requests, step.results, {
+                object_id: self._late_reason(object_id, error) for object_id, error in step.refused.items()})
         except Exception as error:
-            requests = [request for requests in late.waiting.values() for request in requests]
             self._late.drop(late)
             reason = self._failed(error)
-            return [refuse(request, reason) for request in requests]
-        header, answers = past.message.header, []
-        for object_id, requests in late.waiting.items():
-            found = result.objects[object_id]
+            return [refuse(request, reason) for _, request in requests]
+        late.waiting.clear()
+        for object_id in step.refused:
+            self._late.cancel(object_id)
+        return answers
+
+    def _late_answers(self, late: Late, requests: list[tuple[int, PromptRequest]], results: dict[int, ObjectResult],
+                      refused: dict[int, str]) -> list[PromptAnswer]:
+        header, answers = late.past.message.header, []
+        for object_id, request in requests:
+            if object_id in refused:
+                answers.append(refuse(request, refused[object_id]))
+                continue
+            found = results[object_id]
             label = late.batch.labels.get(object_id)
             item = sighting(object_id, self._states.label(object_id) if label is None else label, found.mask,
                             unit(found.iou), probability(found.object_score), header.stamp)
-            answers += [PromptAnswer(request, object_id, header, item=item) for request in requests]
-        late.waiting.clear()
+            answers.append(PromptAnswer(request, object_id, header, item=item))
         return answers
+
+    def _late_reason(self, object_id: int, error: Exception) -> str:
+        if isinstance(error, PromptError):
+            return str(error)
+        return f'the model failed for this object: {self.failures.report("late prompt", error, f"object {object_id}")}'
+
+
+def _applied(answer: PromptAnswer, header: Header) -> bool:
+    """Return whether the answer accepts a prompt for the image of this header."""
+    return answer.accepted and answer.header is header and answer.request.message.action in NEEDS_IMAGE

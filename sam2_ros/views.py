@@ -15,6 +15,7 @@ from std_msgs.msg import Header, String
 
 from sam2_ros.clouds import box_pose, object_points_message, size_vector
 from sam2_ros.conversions import from_pixels
+from sam2_ros.failures import Failures
 from sam2_ros.frame import Frame, TrackedObject
 from sam2_ros.parameters import Parameters
 from sam2_ros.vision_messages import vision_msgs
@@ -129,10 +130,10 @@ class LabelLists:
     def publish(self, names: dict[int, str], header: Header) -> None:
         if names == self._said:
             return
-        self._said = names
         self._json.publish(String(data=json.dumps(names, ensure_ascii=False)))
         if self._label_info is not None:
             self._label_info.publish(label_info(names, header))
+        self._said = names
 
     def destroy(self) -> None:
         for publisher in filter(None, (self._json, self._label_info)):
@@ -187,31 +188,45 @@ class ObjectTopics:
     object is visible in, so nothing empty is ever taken for it.
     """
 
-    def __init__(self, node: Node, prefix: str) -> None:
+    def __init__(self, node: Node, prefix: str, failures: Failures | None = None) -> None:
+        """failures: where objects are recorded whose publication fails."""
         self._node = node
         self._prefix = prefix
+        self._failures = failures or Failures(node.get_logger(), usable=node.context.ok)
         self._publishers: dict[int, tuple[Publisher, Publisher]] = {}
 
     def publish(self, frame: Frame, parameters: Parameters) -> None:
+        run = self._failures.run
         for object_id in self._publishers.keys() - {item.id for item in frame.objects}:
-            self._destroy(object_id)
+            run('object topics', self._destroy, object_id, about=f'object {object_id}')
         for item in frame.objects:
+            about = f'object {item.id}'
             if item.id not in self._publishers:
-                self._publishers[item.id] = self._create(item.id, 'points', PointCloud2), self._create(
-                    item.id, 'mask', Image)
-            if item.mask is None:
-                continue
-            points, mask = self._publishers[item.id]
-            if mask.get_subscription_count():
-                mask.publish(from_pixels(item.mask.astype(np.uint8) * 255, 'mono8', frame.header))
-            if frame.depth is not None and points.get_subscription_count():
-                cloud = object_points_message(frame, item, parameters)
-                if cloud.width:
-                    points.publish(cloud)
+                run('object topics', self._create_both, item.id, about=about)
+            if item.mask is not None and item.id in self._publishers:
+                points, mask = self._publishers[item.id]
+                run('object mask', self._publish_mask, mask, frame, item, about=about)
+                run('object points', self._publish_points, points, frame, item, parameters, about=about)
 
     def destroy(self) -> None:
         for object_id in tuple(self._publishers):
             self._destroy(object_id)
+
+    @staticmethod
+    def _publish_mask(publisher: Publisher, frame: Frame, item: TrackedObject) -> None:
+        if publisher.get_subscription_count():
+            publisher.publish(from_pixels(item.mask.astype(np.uint8) * 255, 'mono8', frame.header))
+
+    @staticmethod
+    def _publish_points(publisher: Publisher, frame: Frame, item: TrackedObject, parameters: Parameters) -> None:
+        if frame.depth is not None and publisher.get_subscription_count():
+            cloud = object_points_message(frame, item, parameters)
+            if cloud.width:
+                publisher.publish(cloud)
+
+    def _create_both(self, object_id: int) -> None:
+        self._publishers[object_id] = (self._create(object_id, 'points', PointCloud2),
+                                       self._create(object_id, 'mask', Image))
 
     def _create(self, object_id: int, name: str, kind: type) -> Publisher:
         # without handlers of events: the executor, in another thread, would have to know of them

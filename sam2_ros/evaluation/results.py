@@ -107,6 +107,7 @@ class Run:
     frames: list[FrameOutput] = field(default_factory=list)  # in order; at most one for each image
     answers: list[Answer] = field(default_factory=list)
     unusable: dict[int, str] = field(default_factory=dict)  # images that could not be processed, by index, and why
+    failures: list[str] = field(default_factory=list)  # steps that raised while the rest went on, and how often
     peak_memory: int = 0  # bytes, of the process
     peak_gpu_memory: int = 0  # bytes, allocated by PyTorch; 0 without a GPU
     wall_seconds: float = 0.0

@@ -83,14 +83,13 @@ class _Replay:
         self._recording = recording
         self._parameters = parameters
         self._progress = progress
-        self._log = _Log()
         self._depth = DepthMailbox(changed) if parameters.use_depth else None
         # the depth of an image is there before the image: there is nothing to wait for
         self._stream = Stream(StreamTracker(model), replace(parameters, depth_wait=0.0), changed, recording.name,
-                              self._log, self._depth)
+                              _Silence(), self._depth)
         self._shedder = LoadShedder()
         self._asked: dict[PromptRequest, RecordedPrompt] = {}
-        self._newest = 0  # index of the last image that was offered
+        self._offered: int | None = None  # index of the image that is to be processed next
 
     # --- modes
 
@@ -151,23 +150,24 @@ class _Replay:
         if depth is not None:
             self._depth.put_info(depth[1])
             self._depth.put_depth(depth[0])
-        self._newest = index
-        self._stream.put_image(message)
+        if self._stream.put_image(message, self._recording.arrivals[index] / 1e9):
+            self._offered = index
+        else:
+            self.result.unusable[index] = self._stream.skipped.reason
         self._progress(index)
 
     # --- the worker's part
 
     def _serve(self, clock: Callable[[float], int]) -> int:
         """Process what has come; when that was done, ``clock`` of the seconds it took."""
-        stream, index = self._stream, self._newest
-        self._log.take()
+        stream, (index, self._offered) = self._stream, (self._offered, None)
         with self.watch.stage(TOTAL):
             with self.watch.stage('decode'):
                 stream.take()
             frame, answers = stream.work()
             if frame is not None:
                 with self.watch.stage('publish'):
-                    serialize_message(instance_array(frame))
+                    serialize_message(instance_array(frame, failures=stream.failures))
         stages = self.watch.take()
         done = clock(stages[TOTAL])
         if frame is not None:
@@ -178,8 +178,8 @@ class _Replay:
                 {item.id: ObjectOutput.of(item) for item in frame.objects}, stages, frame.dropped))
             self.result.labels.update({item.id: item.label for item in frame.objects if item.label})
             self._shed(done - to_nanoseconds(frame.header.stamp), done)
-        elif reason := self._log.take():
-            self.result.unusable[index] = reason
+        elif index is not None and stream.skipped.reason:
+            self.result.unusable[index] = stream.skipped.reason
         self._answer(answers, done)
         return done
 
@@ -211,23 +211,16 @@ class _Replay:
 
     def _end(self, now: int) -> None:
         self._answer(self._stream.drain(ENDED), now)
+        self.result.failures = self._stream.failures.totals()
 
 
-class _Log:
-    """Hears why an image was skipped."""
-
-    def __init__(self) -> None:
-        self._said = ''
+class _Silence:
+    """Log of a camera that nobody reads: what is worth to be said is in the result."""
 
     def warning(self, text: str, **options) -> None:
-        self._said = text
+        pass
 
     error = warning
-
-    def take(self) -> str:
-        """The last line of what was said since the last call; empty: nothing."""
-        said, self._said = self._said, ''
-        return said.strip().splitlines()[-1] if said else ''
 
 
 def versions(model: Sam2Model) -> dict[str, str]:

@@ -150,7 +150,7 @@ def test_but_not_for_ever(make):
     stream.mailbox.put_one_shot(call)
     stream.take()
     stream.work()
-    assert replies == ['no image for 3 s: is the camera running?']
+    assert replies == ['no image on /camera/image_raw for 3 s: is the camera running?']
 
 
 @pytest.mark.parametrize(('request_', 'reason'), [
@@ -230,8 +230,7 @@ def test_when_the_model_fails_whoever_asked_is_told(make, model, monkeypatch):
     stream.work()
     with monkeypatch.context() as patch:
         patch.setattr(ImageSegmenter, 'segment', lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            stream.work_aside()
+        stream.work_aside()
     assert replies == ['the model failed on this image: ZeroDivisionError: division by zero']
     assert not stream.has_work_aside()
 

@@ -89,9 +89,11 @@ def test_a_bag_that_starts_again(make, policy, known):
     stream = make(on_time_jump=policy, lost_after=1.5)
     show(stream, 100, Prompt(id=1, box=DISC))
     show(stream, 101, disc=False)
-    frame, _ = show(stream, 50, disc=False)
+    assert show(stream, 50, disc=False)[0] is None, 'may be a single odd stamp'
+    frame, _ = show(stream, 50.1, disc=False)
     assert [item.id for item in frame.objects] == known
     assert all(item.state == Instance.OCCLUDED for item in frame.objects)
+    show(stream, 51, disc=False)
     frame, _ = show(stream, 52, disc=False)
     assert all(item.state == Instance.LOST for item in frame.objects), 'counted from the jump on'
 
@@ -108,8 +110,8 @@ def test_labels_and_ids_last_until_removed(make):
     frame, _ = show(stream, 11, Prompt(id=1, action=Prompt.REMOVE))
     assert [(item.id, item.label) for item in frame.objects] == [(2, 'b')]
     frame, answers = show(stream, 12, Prompt(box=DISC, label='c'))
-    assert answers[0].id == 1
-    assert sorted((item.id, item.label) for item in frame.objects) == [(1, 'c'), (2, 'b')]
+    assert answers[0].id == 3
+    assert sorted((item.id, item.label) for item in frame.objects) == [(2, 'b'), (3, 'c')]
     frame, _ = show(stream, 13, Prompt(action=Prompt.CLEAR))
     assert frame.objects == []
 
@@ -183,23 +185,17 @@ def test_an_unusable_image_is_counted_and_prompts_wait_for_the_next(make):
     assert answers[0].accepted and frame.dropped == 1
 
 
-class FailsOnce(StreamTracker):
-    """As when the GPU's memory is exhausted."""
-
-    failed = False
-
-    def step(self, image, prompts=()):
-        if self.object_ids and not self.failed:
-            self.failed = True
-            raise RuntimeError('out of memory')
-        return super().step(image, prompts)
+def out_of_memory(*_):
+    raise RuntimeError('out of memory')
 
 
-def test_when_the_model_fails_whoever_waits_is_told_and_the_rest_goes_on(make, model):
-    stream = make(FailsOnce(model))
+def test_when_the_model_fails_whoever_waits_is_told_and_the_rest_goes_on(make, monkeypatch):
+    stream = make()
     show(stream, 10, Prompt(id=1, box=DISC))
-    frame, answers = show(stream, 11, Prompt(id=2, box=DISC), Prompt(id=1, action=Prompt.REFINE),
-                          Prompt(id=3, box=DISC), Prompt(id=3, action=Prompt.REMOVE))
+    with monkeypatch.context() as patch:
+        patch.setattr(StreamTracker, 'step', out_of_memory)
+        frame, answers = show(stream, 11, Prompt(id=2, box=DISC), Prompt(id=1, action=Prompt.REFINE),
+                              Prompt(id=3, box=DISC), Prompt(id=3, action=Prompt.REMOVE))
     assert frame is None
     assert [answer.accepted for answer in answers] == [False, False, False, True]
     assert answers[0].reason == 'the model failed on this image: RuntimeError: out of memory'

@@ -110,11 +110,12 @@ def test_stamps_that_jump_back_take_back_what_has_not_begun_when_objects_are_for
     show(stream, 101)
     send(stream, late(100, action=action))
     assert work(stream) == (None, [])
-    frame, answers = show(stream, 10)
+    assert show(stream, 10) == (None, []), 'may be a single odd stamp'
+    frame, answers = show(stream, 11)
     assert [(answer.accepted, answer.reason) for answer in answers] == [
         (False, 'image stamps jumped back before it was applied, and objects are forgotten then (on_time_jump)')]
     assert frame.objects == [] and not stream.has_work_aside()
-    assert show(stream, 11)[0].objects == []
+    assert show(stream, 12)[0].objects == []
 
 
 @pytest.mark.parametrize('prompts', [

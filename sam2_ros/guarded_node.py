@@ -1,0 +1,144 @@
+"""Lifecycle node and executor that survive whatever a callback raises."""
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
+from rclpy.lifecycle import LifecycleNode
+from rclpy.logging import get_logger
+
+from sam2_ros.failures import Failures
+
+_TAKES = ('_take_timer', '_take_subscription', '_take_client', '_take_service', '_take_guard_condition',
+          '_take_waitable')
+
+
+class GuardedNode(LifecycleNode):
+    """Lifecycle node whose callbacks cannot end the process.
+
+    Guarded are subscriptions, services, timers and parameter callbacks, also those that rclpy, message_filters and
+    tf2_ros create on the node. An exception is logged and counted in ``failures``; a service call is answered with it.
+    """
+
+    def __init__(self, name: str, **options) -> None:
+        self.failures = Failures(get_logger(name))  # rclpy's constructor calls parameter callbacks already
+        super().__init__(name, **options)
+        self.failures = Failures(self.get_logger(), usable=self.context.ok)
+        self._guard_lifecycle_services()
+
+    def create_subscription(self, msg_type, topic, callback, *arguments, failed: Callable | None = None, **options):
+        """As rclpy's; ``failed`` is called with the message and the reason when ``callback`` raises."""
+        return super().create_subscription(msg_type, topic, self._guarded(f'callback of {topic}', callback, failed),
+                                           *arguments, **options)
+
+    def create_service(self, srv_type, srv_name, callback, **options):
+        """As rclpy's; when ``callback`` raises, the call is answered with the reason."""
+        return super().create_service(srv_type, srv_name, self._guarded_service(srv_type, srv_name, callback),
+                                      **options)
+
+    def create_timer(self, timer_period_sec, callback, *arguments, **options):
+        """As rclpy's."""
+        name = getattr(callback, '__qualname__', 'timer')
+        return super().create_timer(timer_period_sec, self._guarded(name, callback), *arguments, **options)
+
+    def add_on_set_parameters_callback(self, callback) -> None:
+        """As rclpy's; the change is refused when ``callback`` raises."""
+        super().add_on_set_parameters_callback(self._guarded(
+            'check of parameters', callback,
+            lambda changes, reason: SetParametersResult(successful=False, reason=_told(reason))))
+
+    def add_post_set_parameters_callback(self, callback) -> None:
+        """As rclpy's."""
+        super().add_post_set_parameters_callback(self._guarded('change of parameters', callback))
+
+    def _guarded(self, name: str, callback: Callable, failed: Callable | None = None) -> Callable:
+        """Wrap a callback; ``failed`` gets its arguments and the reason, and what it returns is returned."""
+        def report(error: Exception, arguments: tuple):
+            reason = self.failures.report(name, error)
+            return None if failed is None else self.failures.run(name, failed, *arguments, reason)
+
+        if inspect.iscoroutinefunction(callback):
+            @functools.wraps(callback)
+            async def guarded(*arguments):
+                try:
+                    return await callback(*arguments)
+                except Exception as error:
+                    return report(error, arguments)
+        else:
+            @functools.wraps(callback)
+            def guarded(*arguments):
+                try:
+                    return callback(*arguments)
+                except Exception as error:
+                    return report(error, arguments)
+        return guarded
+
+    def _guarded_service(self, srv_type, name: str, callback: Callable) -> Callable:
+        return self._guarded(f'service {name}', callback,
+                             lambda request, response, reason: refusal(srv_type, request, _told(reason)))
+
+    def _guard_lifecycle_services(self) -> None:
+        """Guard the services that rclpy does not create with ``create_service``."""
+        change_state = self._service_change_state.callback
+
+        def change(request, response):
+            # rclpy of Jazzy raises when a transition is not possible now (rclpy issue 1209, mended in Kilted)
+            try:
+                return change_state(request, response)
+            except rclpy_implementation.RCLError as error:
+                self.get_logger().warning(f'transition refused: {str(error).splitlines()[0]}')
+                response.success = False
+                return response
+        self._service_change_state.callback = change
+        for service in (self._service_change_state, self._service_get_state, self._service_get_available_states,
+                        self._service_get_available_transitions, self._service_get_transition_graph):
+            service.callback = self._guarded_service(service.srv_type, service.srv_name, service.callback)
+
+
+class GuardedExecutor(SingleThreadedExecutor):
+    """Executor that goes on when a message cannot be taken or a handler of rclpy raises."""
+
+    def __init__(self, failures: Failures, *, context: Context | None = None) -> None:
+        super().__init__(context=context)
+        self._failures = failures
+        for name in _TAKES:
+            if hasattr(self, name):
+                setattr(self, name, functools.partial(self._take, getattr(self, name)))
+
+    def _take(self, take: Callable, entity) -> Callable | None:
+        # an exception in here would leave the entity, and its group of callbacks, blocked for good
+        name = getattr(entity, 'topic', '') or getattr(entity, 'srv_name', '') or type(entity).__name__
+        execute = self._failures.run(f'arrival at {name}', take, entity)
+        if execute is None:
+            return None
+
+        async def guarded() -> None:
+            try:
+                await execute()
+            except Exception as error:
+                self._failures.report(f'handling of {name}', error)
+        return guarded
+
+
+def refusal(srv_type, request, reason: str):
+    """Return a response that says that the call failed, and why where the type has a field for it."""
+    response = srv_type.Response()
+    fields = response.get_fields_and_field_types()
+    for name in ('reason', 'message'):
+        if fields.get(name) == 'string':
+            setattr(response, name, reason)
+    result = SetParametersResult(successful=False, reason=reason)
+    if 'results' in fields and hasattr(request, 'parameters'):
+        response.results = [result for _ in request.parameters]
+    elif 'result' in fields and hasattr(request, 'parameters'):
+        response.result = result
+    return response
+
+
+def _told(reason: str) -> str:
+    return f'the node failed to handle it, see the log: {reason}'
