@@ -101,8 +101,8 @@ def test_two_objects_added_at_different_times_keep_their_ids_and_labels(peer):
 def test_id_zero_is_answered_with_the_id_that_was_picked(peer):
     peer.start_object(1, SCENE.box(0, 1), SCENE.image(0))
     status = peer.prompt(Prompt(box=roi(SCENE.box(0, 2))), SCENE.image(0))
-    assert status.accepted and status.id == 2
-    assert ids(peer.instances_at(status.header.stamp)) == [1, 2]
+    assert status.accepted and status.id not in (0, 1)
+    assert ids(peer.instances_at(status.header.stamp)) == [1, status.id]
 
 
 def test_a_correction_takes_a_wrong_part_away_and_lasts(peer):
@@ -199,12 +199,13 @@ def test_set_prompt_answers_with_the_instance_that_is_published(peer):
     future = peer.set_prompt(Prompt(box=roi(SCENE.box(0, 1)), label='asked'))
     peer.show_until(future.done, SCENE.image(0))
     answer = future.result()
-    assert answer.accepted and answer.reason == '' and answer.id == 1
+    assert answer.accepted and answer.reason == '' and answer.id > 0
     array = peer.wait_for(lambda: peer.instances_at(answer.header.stamp), 'the same image on the topic')
     assert array.header == answer.header
-    assert answer.instance == instance_of(array, 1) and answer.instance.label == 'asked'
+    assert answer.instance == instance_of(array, answer.id) and answer.instance.label == 'asked'
     peer.wait_for(lambda: peer.statuses, 'the same answer on ~/prompt_status')
-    assert [(status.id, status.accepted, status.header) for status in peer.statuses] == [(1, True, answer.header)]
+    assert [(status.id, status.accepted, status.header) for status in peer.statuses] == [
+        (answer.id, True, answer.header)]
 
 
 def test_a_waiting_call_blocks_nothing(peer):

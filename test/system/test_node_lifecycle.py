@@ -67,7 +67,7 @@ def test_whoever_waits_is_answered_when_the_node_is_deactivated(peer):
     assert peer.change_state(Transition.TRANSITION_DEACTIVATE)
     peer.wait_for(answer.done, 'the waiting call')
     assert not answer.result().accepted
-    assert answer.result().reason == 'the node was deactivated before an image arrived'
+    assert answer.result().reason == 'the node was deactivated before the prompt was applied'
 
 
 def test_reset_works_while_inactive(peer):
