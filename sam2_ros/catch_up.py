@@ -82,7 +82,7 @@ class CatchUp:
                 late.batch.drop(object_id)
                 late.corrected.discard(object_id)
                 unanswered += late.waiting.pop(object_id, [])
-                if late.tracker is not None:
+                if late.tracker is not None and object_id in late.tracker.object_ids:
                     late.tracker.remove(object_id)
         self._under_way = [late for late in self._under_way if late.batch.prompts]
         return unanswered

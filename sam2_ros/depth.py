@@ -15,10 +15,10 @@ from std_msgs.msg import Header
 from sam2_ros.conversions import ImageError, pixel_bytes, to_nanoseconds
 from sam2_ros.parameters import Parameters
 from sam2_ros.spatial import Camera, DepthFrame
+from sam2_ros.stamps import TIME_JUMP, StampWatch
 
 KEPT_IMAGES = 30
 KEPT_TIME = 1_000_000_000  # ns
-TIME_JUMP = 1_000_000_000  # ns a stamp has to go back to count as one
 ARRIVING = 1.0             # seconds without depth after which it does not arrive any more
 KNOWN_INFOS = 4            # cameras, by size and frame, whose newest calibration is kept
 MILLIMETRES = ('16UC1', 'mono16')
@@ -58,6 +58,7 @@ class DepthMailbox:
         """``changed`` guards the content and is notified of each depth image; ``topic`` is named in reasons."""
         self._changed = changed
         self._topic = topic
+        self._stamps = StampWatch()
         self._recent: deque[_Arrived] = deque()
         self._infos: dict[tuple, CameraInfo] = {}  # by size and frame, the newest last
         self._expected: int | None = None  # ns: stamp of the image in work
@@ -67,15 +68,18 @@ class DepthMailbox:
 
     # --- any thread
 
-    def put_depth(self, message: Image) -> None:
+    def put_depth(self, message: Image, arrived: float | None = None) -> None:
+        """Take a depth image, unless its stamp is a single odd one. ``arrived``: as for ``Stream.put_image``."""
         stamp = to_nanoseconds(message.header.stamp)
         with self._changed:
+            now = self._last_arrival = time.monotonic()
+            if self._stamps.judge(stamp, now if arrived is None else arrived):
+                return
             if self._recent and stamp < self._recent[-1].stamp - TIME_JUMP:
                 self._recent.clear()
             self._recent.append(_Arrived(stamp, message))
             while len(self._recent) > KEPT_IMAGES or stamp - self._recent[0].stamp > KEPT_TIME:
                 self._keep_if_expected(self._recent.popleft())
-            self._last_arrival = time.monotonic()
             self._changed.notify()
 
     def put_info(self, message: CameraInfo) -> None:

@@ -17,13 +17,15 @@ from sam2_ros.frame import Frame
 from sam2_ros.msg import Prompt
 from sam2_ros.parameters import Parameters
 from sam2_ros.prompting import PromptAnswer
+from sam2_ros.stamps import TIME_JUMP
 
 if TYPE_CHECKING:
     from vision_msgs.msg import BoundingBox2D, Detection2DArray
 
 Box = tuple[float, float, float, float]  # (x0, y0, x1, y1), pixels
 JOINING_IMAGES = 5  # live images, besides catch_up_images, in which a late prompt's object has to turn up
-TIME_JUMP = 1_000_000_000  # ns
+MAX_FRAMES = 4096  # whose boxes are kept, however slowly stamps advance
+MAX_DETECTIONS = 1000  # of one message
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,10 @@ def read(message: Detection2DArray, parameters: Parameters, height: int,
     one around it; boxes are cut at the edge of the image.
     """
     found, refused = [], []
-    for item in message.detections:
+    if len(message.detections) > MAX_DETECTIONS:
+        refused.append(f'{len(message.detections)} detections in one message: only the first {MAX_DETECTIONS} are '
+                       f'read; have the detector suppress its doubles')
+    for item in message.detections[:MAX_DETECTIONS]:
         best = max((result.hypothesis for result in item.results), key=lambda guess: guess.score, default=None)
         label, score = (best.class_id, best.score) if best is not None else ('', 0.0)
         wanted = not parameters.detections_classes or label in parameters.detections_classes
@@ -124,29 +129,41 @@ class Whereabouts:
     """Where the objects of one camera have been of late."""
 
     def __init__(self) -> None:
-        self._boxes: list[tuple[int, dict[int, Box | None]]] = []  # ns, by object; None: out of sight
+        self._boxes: dict[int, dict[int, Box | None]] = {}  # by stamp, ns, and by object; None: out of sight
         self._newest: list[Known] = []
 
     def see(self, frame: Frame, seconds: float) -> None:
-        """Add a frame and forget what is ``seconds`` older, or all when stamps jump back."""
+        """Add a frame and forget what is ``seconds`` older, or all when stamps jump back.
+
+        A frame without a stamp is only the newest: no detection can name it.
+        """
         stamp = to_nanoseconds(frame.header.stamp)
-        oldest = stamp - seconds * 1e9
-        self._boxes = [(when, boxes) for when, boxes in self._boxes if oldest <= when <= stamp + TIME_JUMP]
-        self._boxes.append((stamp, {item.id: item.box for item in frame.objects}))
         self._newest = [Known(item.id, item.label, item.box is not None, item.box) for item in frame.objects]
+        if stamp:
+            oldest = stamp - seconds * 1e9
+            self._boxes = {when: boxes for when, boxes in self._boxes.items() if oldest <= when <= stamp + TIME_JUMP}
+            self._put(stamp, {item.id: item.box for item in frame.objects})
 
     def add(self, stamp: int, object_id: int, box: Box | None) -> None:
         """An object was found in a past image."""
-        self._boxes.append((stamp, {object_id: box}))
+        if stamp:
+            self._put(stamp, {**self._boxes.get(stamp, {}), object_id: box})
+
+    def _put(self, stamp: int, boxes: dict[int, Box | None]) -> None:
+        self._boxes[stamp] = boxes
+        while len(self._boxes) > MAX_FRAMES:
+            del self._boxes[next(iter(self._boxes))]
 
     def at(self, stamp: int) -> list[Known]:
         """The objects known now as they were at a stamp, ns; 0: as they are. Between two frames, in a straight line."""
         if not stamp:
             return self._newest
-        return [replace(item, box=self._box(item.id, stamp)) for item in self._newest]
+        return [replace(item, box=self._box(item, stamp)) for item in self._newest]
 
-    def _box(self, object_id: int, stamp: int) -> Box | None:
-        seen = [(when, boxes[object_id]) for when, boxes in self._boxes if object_id in boxes]
+    def _box(self, item: Known, stamp: int) -> Box | None:
+        seen = [(when, boxes[item.id]) for when, boxes in self._boxes.items() if item.id in boxes]
+        if not seen:  # its images carry no stamp
+            return item.box
         before = max((item for item in seen if item[0] <= stamp), key=lambda item: item[0], default=None)
         after = min((item for item in seen if item[0] >= stamp), key=lambda item: item[0], default=None)
         if before is None or after is None:

@@ -11,6 +11,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from sam2_ros.conversions import to_nanoseconds
 from sam2_ros.stamps import TIME_JUMP
 
+MAX_IMAGES = 4096  # stamps may hardly advance, and images may be small: neither time nor bytes bound their number then
 NEAREST = 100_000_000  # ns between the stamp of a prompt and that of the image that stands in for one that was lost
 
 
@@ -33,6 +34,7 @@ class History:
         self._lock = threading.Lock()
         self._images: deque[Past] = deque()  # from old to new
         self._bytes = 0
+        self._why_empty = 'history_seconds, history_bytes'
 
     def put(self, message: Image | CompressedImage, seconds: float, max_bytes: int) -> None:
         """Keep an image and drop what is more than ``seconds`` older than the newest, or too much.
@@ -44,6 +46,13 @@ class History:
             if self._images and stamp < self._images[-1].stamp - TIME_JUMP:
                 self._images.clear()
                 self._bytes = 0
+            self._why_empty = 'history_seconds, history_bytes'
+            if not stamp:
+                self._why_empty = 'images carry no stamp'
+            elif len(message.data) > max_bytes:
+                self._why_empty = f'history_bytes is {max_bytes} and an image has {len(message.data)} bytes'
+            elif not seconds:
+                self._why_empty = 'history_seconds is 0'
             if stamp:
                 place = bisect.bisect([past.stamp for past in self._images], stamp)
                 if place and self._images[place - 1].stamp == stamp:  # the newer of the two is meant
@@ -52,7 +61,7 @@ class History:
                     del self._images[place]
                 self._images.insert(place, Past(stamp, message))
                 self._bytes += len(message.data)
-            while self._images and (self._bytes > max_bytes
+            while self._images and (self._bytes > max_bytes or len(self._images) > MAX_IMAGES
                                     or self._images[-1].stamp - self._images[0].stamp >= seconds * 1e9):
                 self._bytes -= len(self._images.popleft().message.data)
 
@@ -66,8 +75,7 @@ class History:
         with self._lock:
             images = list(self._images)
         if not images:
-            raise NotKept('no image is kept (history_seconds, history_bytes): send the prompt with stamp 0, for the '
-                          'newest image')
+            raise NotKept(f'no image is kept ({self._why_empty}): send the prompt with stamp 0, for the newest image')
         nearest = min(images, key=lambda past: abs(past.stamp - stamp))
         if abs(nearest.stamp - stamp) <= NEAREST:
             return nearest

@@ -15,7 +15,7 @@ from sam2_core import EncodedImage, ImageSegmenter, ObjectResult, PromptError, S
 from sam2_ros.catch_up import CatchUp, Late
 from sam2_ros.conversions import ImageError, to_nanoseconds, to_rgb
 from sam2_ros.depth import DepthMailbox
-from sam2_ros.failures import Failures
+from sam2_ros.failures import Failures, describe
 from sam2_ros.frame import Frame, TrackedObject, sighting
 from sam2_ros.history import History, Past
 from sam2_ros.mailbox import Mailbox
@@ -308,11 +308,12 @@ class Stream:
         if self._newest is None:
             return []
         last, now = to_nanoseconds(self._newest.header.stamp), to_nanoseconds(stamp)
-        if now > last - TIME_JUMP:
+        if now >= last - TIME_JUMP:
             return []
         reset = self.parameters.on_time_jump == 'reset'
         self._logger.warning(f'{self.topic}: image stamps jumped back by {(last - now) / 1e9:.3f} s; '
-                             f'objects are {"forgotten" if reset else "kept"} (on_time_jump)')
+                             f'objects are {"forgotten" if reset else "kept"} (on_time_jump)',
+                             throttle_duration_sec=WARN_EVERY)
         self._join(None)
         self._steps.clear()
         taken_back = []
@@ -344,7 +345,7 @@ class Stream:
         late = self._next_late()
         if late is not None and (self._late_is_next or not self._one_shots):
             self._late_is_next = False
-            return self._settle(self._advance_late(*late))
+            return self._settle(self.failures.run('late prompt', self._advance_late, *late, default=[]))
         self._late_is_next = True
         if self._one_shots:
             self.failures.run('question', self._one_shots.advance, self.parameters.edge_erosion)
@@ -402,7 +403,8 @@ class Stream:
     def _late_reason(self, object_id: int, error: Exception) -> str:
         if isinstance(error, PromptError):
             return str(error)
-        return f'the model failed for this object: {self.failures.report("late prompt", error, f"object {object_id}")}'
+        self.failures.report('late prompt', error, f'object {object_id}')
+        return f'the model failed for this object: {describe(error)}'
 
 
 def _applied(answer: PromptAnswer, header: Header) -> bool:

@@ -147,10 +147,11 @@ class _Replay:
             self.result.unusable[index] = str(error)
             self._progress(index)
             return
+        arrived = self._recording.arrivals[index] / 1e9
         if depth is not None:
             self._depth.put_info(depth[1])
-            self._depth.put_depth(depth[0])
-        if self._stream.put_image(message, self._recording.arrivals[index] / 1e9):
+            self._depth.put_depth(depth[0], arrived)
+        if self._stream.put_image(message, arrived):
             self._offered = index
         else:
             self.result.unusable[index] = self._stream.skipped.reason

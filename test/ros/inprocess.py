@@ -88,7 +88,7 @@ class InProcess:
 
     def spin(self) -> None:
         """Have the executor do what there is to do."""
-        for _ in range(4):
+        for _ in range(12):
             self.executor.spin_once(timeout_sec=0)
 
     def wait_for(self, condition: Callable[[], object], what: str = '') -> None:

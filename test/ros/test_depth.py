@@ -239,6 +239,8 @@ def test_what_is_kept_is_bounded(mailbox):
 def test_a_bag_that_starts_again_finds_its_depth(mailbox):
     mailbox.put_info(info())
     mailbox.put_depth(depth(100_000, metres=1.0))
+    mailbox.put_depth(depth(4_967, metres=3.0))
+    assert ask(mailbox, 100_000) is not None, 'may be a single odd stamp'
     mailbox.put_depth(depth(5_000, metres=2.0))
     assert ask(mailbox, 5_000).metres[0, 0] == 2.0
     assert ask(mailbox, 100_000) is None
@@ -340,7 +342,7 @@ def test_a_calibration_latched_once_before_we_came_serves_all_depth(robot):
     infos = robot.driver.create_publisher(CameraInfo, 'camera_info', latched)
     infos.publish(info(1, focal=123.0))
     robot.listen()
-    for stamp in (1000, 60_000):
+    for stamp in (1000, 1900):
         robot.depths.publish(depth(stamp))
         robot.wait_for(lambda stamp=stamp: focal_of(robot, stamp) == pytest.approx(123.0))
 

@@ -7,7 +7,7 @@ from sensor_msgs.msg import Image, RegionOfInterest
 
 from sam2_core import PromptError
 from sam2_ros.msg import ImagePoint, Prompt
-from sam2_ros.prompting import Plan, to_prompt
+from sam2_ros.prompting import Ids, Plan, to_prompt
 
 HEIGHT, WIDTH = 60, 80
 
@@ -59,14 +59,47 @@ def test_set_adds_an_object_with_its_label():
     assert plan.known == {4} and plan.now.labels == {4: 'cup'} and not plan.forget
 
 
-def test_id_zero_takes_the_smallest_that_is_free():
-    plan = Plan((1, 2, 4), 32)
-    assert [plan.add(Prompt(box=box()), HEIGHT, WIDTH) for _ in range(3)] == [3, 5, 6]
+def picked(ids: Ids, *tracked: int, count: int = 1, given: int = 0) -> list[int]:
+    """The ids of prompts for an image on which these are tracked; ``given``: the id in each."""
+    plan = Plan(tracked, 65535, ids=ids)
+    return [plan.add(Prompt(id=given, points=points((5, 5))), HEIGHT, WIDTH) for _ in range(count)]
 
 
-def test_the_last_id_is_found():
-    plan = Plan(range(1, 65535), 65535)
-    assert plan.add(Prompt(box=box()), HEIGHT, WIDTH) == 65535
+def test_id_zero_takes_the_next_that_is_free():
+    assert picked(Ids(), 1, 2, 4, count=3) == [3, 5, 6]
+
+
+def test_ids_of_objects_that_have_ended_are_not_given_again():
+    ids = Ids()
+    assert picked(ids, count=3) == [1, 2, 3]
+    assert picked(ids) == [4], 'all have been removed, cleared or forgotten'
+    assert picked(ids, given=6) == [6] and picked(ids, given=65535) == [65535]
+    assert picked(ids, count=3) == [5, 7, 8], 'nor those that a user chose, and these move nothing'
+
+
+def test_a_prompt_that_is_refused_uses_no_id():
+    ids = Ids()
+    for message in (Prompt(), Prompt(box=box(500, 500))):
+        with pytest.raises(PromptError):
+            Plan((), 32, ids=ids).add(message, HEIGHT, WIDTH)
+    assert picked(ids) == [1]
+
+
+def test_after_the_last_id_the_first_that_is_free_comes_again():
+    ids = Ids()
+    assert picked(ids, given=2) == [2]
+    for wanted in (1, *range(3, 65536)):
+        assert ids.next(()) == wanted
+        ids.use(wanted, (), chosen=False)
+    assert picked(ids, 1, 3, count=3) == [2, 4, 5]
+    assert picked(ids, count=2) == [6, 7], 'a new round, in which 1 and 3 count as used'
+
+
+def test_the_last_id_is_found_and_one_more_is_refused():
+    ids = Ids()
+    assert picked(ids, *range(1, 65535)) == [65535]
+    with pytest.raises(PromptError, match='all 65535 ids are in use'):
+        ids.next(range(1, 65536))
 
 
 def test_set_of_a_known_id_starts_it_again():
@@ -103,9 +136,12 @@ def test_remove_and_clear():
     assert plan.forget == {4, 5} and not plan.known and not plan.now.all() and not plan.now.labels
 
 
-def test_after_clear_ids_start_again():
-    plan = plan_of(Prompt(action=Prompt.CLEAR), tracked=(1, 2))
-    assert plan.add(Prompt(box=box()), HEIGHT, WIDTH) == 1
+def test_after_clear_ids_go_on():
+    ids = Ids()
+    assert picked(ids, count=2) == [1, 2]
+    plan = Plan((1, 2), 32, ids=ids)
+    plan.add(Prompt(action=Prompt.CLEAR), HEIGHT, WIDTH)
+    assert plan.add(Prompt(box=box()), HEIGHT, WIDTH) == 3
     assert plan.forget == {1, 2}
 
 

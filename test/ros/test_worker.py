@@ -198,3 +198,41 @@ def test_a_shorter_timeout_holds_for_those_that_wait_already(run):
     wait_for(lambda: camera.stream.waiting_since() is None)
     camera.stream.change(Parameters(prompt_timeout=0.1))
     wait_for(lambda: camera.stream.seconds_to_deadline() is None)
+
+
+class Log:
+    def __init__(self) -> None:
+        self.lines = []
+
+    def warning(self, text: str, **_) -> None:
+        self.lines.append(text)
+
+    error = warning
+
+
+def test_the_end_is_waited_for_with_a_limit_and_what_it_waits_for_is_named(model, monkeypatch):
+    changed, log, hanging, begun = threading.Condition(), Log(), threading.Event(), threading.Event()
+    camera = BareCamera(model, changed, [], 'stuck')
+    camera.work = lambda encoded: begun.set() or hanging.wait(PATIENCE)
+    worker = Worker(model, [camera], changed, lambda: True, log)
+    monkeypatch.setattr('sam2_ros.worker.TELL_EVERY', 0.01)
+    worker.start()
+    camera.show(1)
+    assert begun.wait(PATIENCE)
+    problem = worker.stop(limit=0.05)
+    assert problem.startswith('the worker did not end within 0.05 s: it still waits for an image of /stuck (since 0.')
+    assert log.lines and log.lines[0].startswith('stopping: waiting for an image of /stuck (since 0.')
+    assert worker.alive
+    hanging.set()
+    assert worker.stop() == '' and not worker.alive
+
+
+def test_a_loop_that_fails_itself_goes_on(run, monkeypatch):
+    worker, (camera,), log = run(1)
+    monkeypatch.setattr('sam2_ros.worker.PAUSE', 0.01)
+    waits = []
+    deadline = camera.stream.seconds_to_deadline
+    camera.stream.seconds_to_deadline = lambda: waits.append(1) or (1 / 0 if len(waits) == 1 else deadline())
+    worker.start()
+    camera.show(1)
+    wait_for(lambda: names(log) == ['camera0'])

@@ -65,7 +65,7 @@ def test_the_service_answers_with_the_object_in_the_image_it_was_drawn_on(peer):
     answer = peer.set_prompt(drawn_on(headers[3], 3, 2, label='blue'))
     peer.wait_for(answer.done, 'the answer, without a further image')
     response = answer.result()
-    assert response.accepted and response.header == headers[3] and response.id == 1
+    assert response.accepted and response.header == headers[3] and response.id > 0
     seen, drawn = response.instance.roi, roi(SCENE.box(STEP * 3, 2))
     for edge in ('x_offset', 'y_offset', 'width', 'height'):
         assert getattr(seen, edge) == pytest.approx(getattr(drawn, edge), abs=15)
