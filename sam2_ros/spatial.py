@@ -33,6 +33,7 @@ class Camera:
     x: np.ndarray  # float32 (H, W): x / z of what each pixel sees
     y: np.ndarray
     focal: float  # pixels; pixels are 1 / focal apart
+    blind: np.ndarray | None = None  # bool (H, W): pixels without a ray, NaN in x and y; None: all have one
 
     @classmethod
     def pinhole(cls, width: int, height: int, fx: float, fy: float, cx: float, cy: float) -> Camera:
@@ -49,6 +50,10 @@ class DepthFrame:
     metres: np.ndarray  # float32 (H, W), along the optical axis; NaN: not known, or not believed
     camera: Camera
     raw: np.ndarray | None = None  # (H, W) as it came: uint16 millimetres or float32 metres; None: as metres
+
+    def __post_init__(self) -> None:
+        if self.camera.blind is not None:  # depth that nobody can place
+            object.__setattr__(self, 'metres', np.where(self.camera.blind, np.float32(np.nan), self.metres))
 
     def points(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """What these pixels see: float32 (N, 3)."""
@@ -72,6 +77,15 @@ def measure(depth: DepthFrame, mask: np.ndarray, box: tuple[int, int, int, int],
         return None
     outline = surface.outline_points(points[:, 2].min(), points[:, 2].max())
     return oriented_box(np.concatenate([points, outline]), previous, normals)
+
+
+def is_beyond_lens(depth: DepthFrame, mask: np.ndarray, box: tuple[int, int, int, int]) -> bool:
+    """Return whether most of an object lies where the camera's lens model has no rays."""
+    if depth.camera.blind is None:
+        return False
+    x0, y0, x1, y1 = box
+    window = np.s_[y0:y1, x0:x1]
+    return 2 * np.count_nonzero(depth.camera.blind[window] & mask[window]) > np.count_nonzero(mask[window])
 
 
 def object_points(depth: DepthFrame, mask: np.ndarray, box: tuple[int, int, int, int], erosion: int) -> np.ndarray:
@@ -192,6 +206,7 @@ class _Surface:
         rows, columns = (rows + self._y0).clip(0, height - 1), (columns + self._x0).clip(0, width - 1)
         ray_x = self._depth.camera.x[rows, columns] - 0.5 / focal * along_x
         ray_y = self._depth.camera.y[rows, columns] - 0.5 / focal * along_y
+        keep &= np.isfinite(ray_x)
         return np.stack([ray_x * z, ray_y * z, z], -1)[keep].astype(np.float32)
 
     def _at(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
