@@ -64,7 +64,8 @@ class Camera:
     def configure(self, model: Sam2Model, parameters: Parameters, changed: threading.Condition) -> None:
         depth = None
         if parameters.use_depth:
-            depth = DepthMailbox(changed, self._node.resolve_topic_name(f'{self._public}depth'))
+            depth = DepthMailbox(changed, self._node.resolve_topic_name(f'{self._public}depth'),
+                                 self._image_topic(parameters))
         topic, logger = self._image_topic(parameters), self._node.get_logger()
         failures = Failures(logger, topic, self._node.context.ok)
         self.stream = Stream(StreamTracker(model), parameters, changed, topic, logger, depth, failures, self._ids)
@@ -144,8 +145,8 @@ class Camera:
 
     def _on_prompt_point(self, message: PointStamped) -> None:
         try:
-            info = None if self.stream.depth is None else self.stream.depth.info
-            prompt = self._points.prompt(message, info, self.stream.newest, self.stream.parameters.rectified)
+            infos = [] if self.stream.depth is None else self.stream.depth.infos
+            prompt = self._points.prompt(message, infos, *self.stream.newest_view, self.stream.parameters.rectified)
         except PromptError as error:
             request = PromptRequest(PromptMessage(header=message.header), time.monotonic())
             self._outputs.answer(refuse(request, str(error)))

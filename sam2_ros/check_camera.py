@@ -9,8 +9,9 @@ from rclpy.qos import QoSCompatibility, qos_check_compatible
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+from sam2_ros.calibration import DepthError, calibrate, doubt, info_of_image
 from sam2_ros.conversions import ImageError, to_rgb
-from sam2_ros.depth import MILLIMETRES, DepthError, to_camera, to_metres
+from sam2_ros.depth import NO_STAMP, check_registered, is_of_one_time, usable_metres
 from sam2_ros.findings import Finding, bad, doubtful, good
 from sam2_ros.parameters import Parameters
 
@@ -148,7 +149,8 @@ def check_depth(depth: Topic, info: Topic, image: Topic, parameters: Parameters,
     if problem:
         yield _named('camera_info', problem)
     else:
-        yield check_camera_info(info.last, image, parameters.rectified)
+        frame_id = depth.last.header.frame_id if depth.last is not None else ''
+        yield check_camera_info(info.last, image, parameters.rectified, frame_id)
 
 
 def _named(what: str, finding: Finding) -> Finding:
@@ -157,29 +159,32 @@ def _named(what: str, finding: Finding) -> Finding:
 
 def _check_depth_image(depth: Topic, image: Topic, parameters: Parameters) -> Iterator[Finding]:
     size = _size(image.last) if image.last is not None else None
-    text = f'{depth.last.width} x {depth.last.height} pixels'
-    if size and size != (depth.last.width, depth.last.height):
-        yield bad('depth size', f'{text}: must be {size[0]} x {size[1]}, as the image; use the depth that is aligned '
-                                f'to the colour image (RealSense: align_depth.enable:=true)')
-    elif size:
-        yield good('depth size', f'{text}, as the image, {depth.last.encoding}')
-    yield check_pairs(image.stamps, depth.stamps, parameters.depth_tolerance)
+    if size:
+        try:
+            check_registered(depth.last, image.last.header.frame_id, size)
+            yield good('depth size', f'{depth.last.width} x {depth.last.height} pixels, as the image, '
+                                     f'{depth.last.encoding}')
+        except DepthError as error:
+            yield bad('depth size', f'{error}')
+    if image.stamps:
+        yield check_pairs(image.stamps, depth.stamps, parameters.depth_tolerance)
     yield check_valid(depth.last, parameters)
 
 
 def _size(message: Image | CompressedImage) -> tuple[int, int] | None:
-    """(width, height) in pixels; None when it cannot be told."""
+    """(height, width) in pixels; None when it cannot be told."""
     if isinstance(message, Image):
-        return message.width, message.height
+        return message.height, message.width
     try:
-        height, width = to_rgb(message).shape[:2]
+        return to_rgb(message).shape[:2]
     except ImageError:
         return None
-    return width, height
 
 
 def check_pairs(images: Sequence[int], depths: Sequence[int], tolerance: float) -> Finding:
     """Whether each image has a depth of its time. Stamps: ns; tolerance: seconds."""
+    if not all(images):
+        return bad('depth stamps', NO_STAMP)
     first, last = min(depths), max(depths)
     # those outside had theirs before or after sam2_check listened
     inside = [stamp for stamp in images if first - tolerance * 1e9 <= stamp <= last + tolerance * 1e9]
@@ -187,8 +192,9 @@ def check_pairs(images: Sequence[int], depths: Sequence[int], tolerance: float) 
         distance = min(abs(image - depth) for image in images for depth in (first, last)) / 1e9 if images else 0.0
         return bad('depth stamps', f'no image has a depth of its time, the nearest is {distance:.3f} s away: have the '
                                    f'camera stamp both with the moment of exposure, by one clock')
-    distances = [min(abs(stamp - depth) for depth in depths) / 1e9 for stamp in inside]
-    matched = sum(distance <= tolerance for distance in distances) / len(distances)
+    nearest = [(stamp, min(depths, key=lambda depth: abs(depth - stamp))) for stamp in inside]
+    distances = [abs(stamp - depth) / 1e9 for stamp, depth in nearest]
+    matched = sum(is_of_one_time(stamp, depth, tolerance) for stamp, depth in nearest) / len(nearest)
     text = f'{matched:.0%} of the images have depth within {tolerance:g} s'
     if matched >= 0.95:
         return good('depth stamps', text)
@@ -200,35 +206,35 @@ def check_pairs(images: Sequence[int], depths: Sequence[int], tolerance: float) 
 def check_valid(message: Image, parameters: Parameters) -> Finding:
     """How much of a depth image says something."""
     try:
-        metres, raw = to_metres(message, parameters.depth_min, parameters.depth_max)
-    except ImageError as error:
+        metres, _ = usable_metres(message, parameters)
+    except (DepthError, ImageError) as error:
         return bad('depth values', f'{error}')
-    share = float(np.isfinite(metres).mean())
+    known = metres[np.isfinite(metres)]
+    share = len(known) / metres.size
     text = f'{share:.0%} of the pixels between {parameters.depth_min:g} and {parameters.depth_max:g} m'
-    largest = np.nanmax(raw, initial=0) / (1000 if message.encoding in MILLIMETRES else 1)
-    if share == 0 and largest > parameters.depth_max:
-        return bad('depth values', f'{text}, the largest is {largest:g} m: are they in another unit? 16UC1 are '
-                                   f'millimetres, 32FC1 metres')
     if share < LITTLE_DEPTH:
         return doubtful('depth values', f'{text}: is the lens covered, the scene too near, the range (depth_min, '
                                         f'depth_max) right?')
+    if len(known) > 1 and known.min() == known.max():  # as in a simulation, at most
+        return doubtful('depth values', f'{text}, and all depth is exactly {known[0]:g} m: does the camera measure it?')
     return good('depth values', text)
 
 
-def check_camera_info(info: CameraInfo, image: Topic, rectified: bool = False) -> Finding:
+def check_camera_info(info: CameraInfo, image: Topic, rectified: bool = False, depth_frame: str = '') -> Finding:
+    """Judge a calibration as the node would; depth_frame: of the depth image, where the image names none."""
+    size = _size(image.last) if image.last is not None else None
     try:
-        camera = to_camera(info, rectified)
+        if size:
+            info_of_image([info], image.last.header.frame_id or depth_frame, size)
+        calibration = calibrate(info, rectified)
     except DepthError as error:
         return bad('camera_info', f'{error}')
-    height, width = camera.x.shape
-    size = _size(image.last) if image.last is not None else None
-    if size and size != (width, height):
-        return bad('camera_info', f'for {width} x {height} pixels: must be {size[0]} x {size[1]}, as the image; take '
-                                  f'the camera_info of the same camera and resolution')
-    if image.last is not None and info.header.frame_id != image.last.header.frame_id:
-        return bad('camera_info', f'frame {info.header.frame_id!r}, the image has {image.last.header.frame_id!r}: '
-                                  f'take the camera_info of the same camera')
-    return good('camera_info', f'focal length {camera.focal:.0f} pixels')
+    text, covered = f'focal length {calibration.focal:.0f} pixels', calibration.coverage()
+    if covered < 1:
+        return doubtful('camera_info', f'{text}; the lens model covers {100 * covered:.3g} % of the image: there is no '
+                                       f'depth elsewhere; calibrate with a model that fits the whole image')
+    reason = doubt(info, rectified, image.name)
+    return doubtful('camera_info', f'{text}; {reason}') if reason else good('camera_info', text)
 
 
 def full_name(endpoint: TopicEndpointInfo) -> str:

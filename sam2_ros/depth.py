@@ -7,11 +7,12 @@ import time
 from collections import deque
 from dataclasses import dataclass, replace
 
-import cv2
 import numpy as np
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
+from sam2_ros.calibration import Calibration, DepthError, calibrate, doubt, info_of_image, same_frame
+from sam2_ros.calibration import to_camera as to_camera
 from sam2_ros.conversions import ImageError, pixel_bytes, to_nanoseconds
 from sam2_ros.parameters import Parameters
 from sam2_ros.spatial import Camera, DepthFrame
@@ -23,11 +24,9 @@ ARRIVING = 1.0             # seconds without depth after which it does not arriv
 KNOWN_INFOS = 4            # cameras, by size and frame, whose newest calibration is kept
 MILLIMETRES = ('16UC1', 'mono16')
 METRES = ('32FC1',)
-DISTORTIONS = ('plumb_bob', 'rational_polynomial', 'equidistant')
-
-
-class DepthError(ValueError):
-    """There is no depth for an image; the text names the value and the cure."""
+NO_STAMP = 'the image has no stamp: no depth can be found for it; have the camera driver stamp its images'
+GLANCE = 32  # rows or columns that are looked at first
+MILLIMETRES_LIKELY = 100.0  # whole numbers of so much in the median are no metres
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,7 @@ class DepthReport:
     unmatched: int = 0  # depth arrived, but none with the stamp of the image
     refused: int = 0  # it could not be used
     reason: str = ''  # why the last image had none; empty when it had
+    doubt: str = ''  # why the depth of the last image may be wrong
 
 
 @dataclass(eq=False)
@@ -54,10 +54,11 @@ class DepthMailbox:
     Any thread may put; the worker asks. Of depth about a second is kept, and what belongs to the image in work.
     """
 
-    def __init__(self, changed: threading.Condition, topic: str = 'depth') -> None:
-        """``changed`` guards the content and is notified of each depth image; ``topic`` is named in reasons."""
+    def __init__(self, changed: threading.Condition, topic: str = 'depth', image_topic: str = '') -> None:
+        """``changed`` guards the content and is notified of each depth image; the topics are named in reasons."""
         self._changed = changed
         self._topic = topic
+        self._image_topic = image_topic
         self._stamps = StampWatch()
         self._recent: deque[_Arrived] = deque()
         self._infos: dict[tuple, CameraInfo] = {}  # by size and frame, the newest last
@@ -65,6 +66,7 @@ class DepthMailbox:
         self._kept: _Arrived | None = None  # the nearest to it of those that were dropped since
         self._last_arrival: float | None = None  # time.monotonic()
         self._report = DepthReport()
+        self._camera: tuple[Calibration, Camera] | None = None  # as last used
 
     # --- any thread
 
@@ -101,8 +103,13 @@ class DepthMailbox:
     @property
     def info(self) -> CameraInfo | None:
         """The newest camera_info."""
+        return next(iter(self.infos), None)
+
+    @property
+    def infos(self) -> list[CameraInfo]:
+        """The newest camera_info of each size and frame, the newest of all first."""
         with self._changed:
-            return next(reversed(self._infos.values()), None)
+            return [*reversed(self._infos.values())]
 
     @property
     def report(self) -> DepthReport:
@@ -125,11 +132,10 @@ class DepthMailbox:
         with self._changed:
             report = self._report
             nearest, reason = self._wait_for(to_nanoseconds(header.stamp), parameters)
-            infos = [*reversed(self._infos.values())]
-        frame = None
+        frame, doubtful = None, ''
         if not reason:
             try:
-                frame = _to_frame(nearest, infos, header, size, parameters)
+                frame, doubtful = self._to_frame(nearest, header, size, parameters)
                 report = replace(report, used=report.used + 1)
             except (DepthError, ImageError) as error:
                 reason, report = f'{self._topic}: {error}', replace(report, refused=report.refused + 1)
@@ -138,7 +144,7 @@ class DepthMailbox:
         else:
             report = replace(report, unmatched=report.unmatched + 1)
         with self._changed:
-            self._report = replace(report, reason=reason)
+            self._report = replace(report, reason=reason, doubt=doubtful)
         return frame
 
     def _wait_for(self, stamp: int, parameters: Parameters) -> tuple[_Arrived | None, str]:
@@ -150,8 +156,8 @@ class DepthMailbox:
             nearest = min(arrived, key=lambda depth: abs(depth.stamp - stamp), default=None)
             now = time.monotonic()
             silent = None if self._last_arrival is None else now - self._last_arrival
-            if nearest is not None and abs(nearest.stamp - stamp) <= tolerance:
-                return nearest, '' if stamp else 'the image has no stamp: no depth can be found for it'
+            if nearest is not None and is_of_one_time(stamp, nearest.stamp, parameters.depth_tolerance):
+                return nearest, '' if stamp else NO_STAMP
             passed = any(depth.stamp > stamp + tolerance for depth in arrived)
             if passed or silent is None or silent > ARRIVING or now >= deadline:
                 break
@@ -165,6 +171,19 @@ class DepthMailbox:
                          f'than the image: must be within {parameters.depth_tolerance:g} s; raise depth_tolerance, '
                          f'depth_wait where depth comes late, or let the camera synchronise the two')
 
+    def _to_frame(self, depth: _Arrived, header: Header, size: tuple[int, int],
+                  parameters: Parameters) -> tuple[DepthFrame, str]:
+        """Return the depth of an image, and why it may be wrong. Raises DepthError and ImageError."""
+        message = depth.message
+        check_registered(message, header.frame_id, size)
+        info = info_of_image(([depth.info] if depth.info else []) + self.infos,
+                             header.frame_id or message.header.frame_id, size)
+        calibration = calibrate(info, parameters.rectified)
+        metres, raw = usable_metres(message, parameters)
+        if self._camera is None or self._camera[0] != calibration:
+            self._camera = calibration, calibration.rays()
+        return DepthFrame(metres, self._camera[1], raw), doubt(info, parameters.rectified, self._image_topic)
+
     def _keep_if_expected(self, dropped: _Arrived) -> None:
         if self._expected is None:
             return
@@ -174,47 +193,52 @@ class DepthMailbox:
 
 # --- messages to arrays
 
-def _to_frame(depth: _Arrived, infos: list[CameraInfo], header: Header, size: tuple[int, int],
-              parameters: Parameters) -> DepthFrame:
-    message = depth.message
-    height, width = size
-    if (message.height, message.width) != size:
-        raise DepthError(f'depth of {message.width} x {message.height} pixels: must be {width} x {height}, as the '
-                         f'image; use the depth that is aligned to it')
-    if not _same_frame(message.header, header):
-        raise DepthError(f"depth in frame '{message.header.frame_id}': must be '{header.frame_id}', as the image; use "
-                         f'the depth that is aligned to it')
-    info = _matching(([depth.info] if depth.info else []) + infos, message)
+def is_of_one_time(image: int, depth: int, tolerance: float) -> bool:
+    """Return whether an image and a depth with these stamps, ns, belong together; tolerance: seconds."""
+    return abs(image - depth) <= tolerance * 1e9
+
+
+def check_registered(depth: Image, frame_id: str, size: tuple[int, int]) -> None:
+    """Raise DepthError unless depth fits an image of this frame and size (height, width), pixel for pixel."""
+    if (depth.height, depth.width) != size:
+        raise DepthError(f'depth of {depth.width} x {depth.height} pixels: must be {size[1]} x {size[0]}, as the '
+                         f'image; use the depth that is aligned to it (RealSense: align_depth.enable:=true)')
+    if not same_frame(depth.header.frame_id, frame_id):
+        raise DepthError(f"depth in frame '{depth.header.frame_id}': must be '{frame_id}', as the image; use the depth "
+                         f'that is aligned to it (RealSense: align_depth.enable:=true)')
+
+
+def usable_metres(message: Image, parameters: Parameters) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``to_metres`` of depth within the parameters' range. Raises DepthError where no pixel says anything, or in
+    another unit, and ImageError."""
     metres, raw = to_metres(message, parameters.depth_min, parameters.depth_max)
-    return DepthFrame(metres, to_camera(info, parameters.rectified), raw)
+    glance = _glance(metres)
+    if not len(glance) and not np.isfinite(metres).any():
+        raise DepthError(f'no pixel between {parameters.depth_min:g} and {parameters.depth_max:g} m: '
+                         f'{_why_nothing(raw, message, parameters)}')
+    if message.encoding in METRES and len(glance):
+        median = float(np.median(glance))
+        if median >= MILLIMETRES_LIKELY and (glance == np.round(glance)).all():
+            raise DepthError(f'depth with encoding 32FC1 of whole numbers, {median:g} in the median: must be metres '
+                             f'and seems to be millimetres; publish 16UC1, or divide by 1000')
+    return metres, raw
 
 
-def _matching(infos: list[CameraInfo], depth: Image) -> CameraInfo:
-    """The first that can be that of the depth image."""
-    reasons = []
-    for info in infos:
-        width, height = _size(info)
-        if (height, width) != (depth.height, depth.width):
-            reasons.append(f'camera_info of {width} x {height} pixels: must be {depth.width} x {depth.height}, as the '
-                           f'depth; use that of the image')
-        elif not _same_frame(info.header, depth.header):
-            reasons.append(f"camera_info in frame '{info.header.frame_id}': must be '{depth.header.frame_id}', as the "
-                           f'depth; use that of the image')
-        else:
-            return info
-    raise DepthError(reasons[0] if reasons else 'no camera_info: publish it beside the depth, or remap camera_info')
+def _glance(metres: np.ndarray) -> np.ndarray:
+    """Return what is known in some rows and columns, (N,)."""
+    step = max(1, min(metres.shape) // GLANCE)
+    some = metres[::step, ::step]
+    return some[np.isfinite(some)]
 
 
-def _same_frame(one: Header, other: Header) -> bool:
-    """Or one of them does not say."""
-    a, b = one.frame_id.lstrip('/'), other.frame_id.lstrip('/')
-    return a == b or not a or not b
-
-
-def _size(info: CameraInfo) -> tuple[int, int]:
-    """Width and height of the images it belongs to."""
-    return (info.roi.width or info.width) // (info.binning_x or 1), (info.roi.height or info.height) // (
-        info.binning_y or 1)
+def _why_nothing(raw: np.ndarray, message: Image, parameters: Parameters) -> str:
+    largest = float(np.max(raw, initial=0, where=np.isfinite(raw))) / (1000 if message.encoding in MILLIMETRES else 1)
+    if largest <= 0:
+        return 'all are 0 or not finite; is the lens covered, the scene too near or too far?'
+    if largest > parameters.depth_max:
+        return (f'the largest is {largest:g} m: are they in another unit? 16UC1 are millimetres, 32FC1 metres; else '
+                f'raise depth_max')
+    return f'the largest is {largest:g} m; is the scene too near? Else lower depth_min'
 
 
 def to_metres(message: Image, nearest: float, farthest: float) -> tuple[np.ndarray, np.ndarray]:
@@ -237,35 +261,3 @@ def _metres_of_millimetres(nearest: float, farthest: float) -> np.ndarray:
     metres = np.arange(65536) / 1000
     metres[(metres < nearest) | (metres > farthest) | (metres == 0)] = np.nan
     return metres.astype(np.float32)
-
-
-def to_camera(info: CameraInfo, rectified: bool = False) -> Camera:
-    """Where the pixels look, with binning and roi where they are set. Raises DepthError.
-
-    By K and D, which are about the image as the camera made it; by P if the image is ``rectified``: image_proc hands
-    the camera_info of both on as it is.
-    """
-    matrix, distortion = (np.reshape(info.p, (3, 4))[:, :3].ravel(), ()) if rectified else (info.k, info.d)
-    return _camera(*_size(info), tuple(matrix), tuple(distortion), info.distortion_model,
-                   (info.roi.x_offset, info.roi.y_offset), (info.binning_x or 1, info.binning_y or 1))
-
-
-@functools.lru_cache(maxsize=KNOWN_INFOS)
-def _camera(width: int, height: int, k: tuple, d: tuple, model: str, offset: tuple, binning: tuple) -> Camera:
-    fx, fy, cx, cy = k[0], k[4], k[2], k[5]
-    if not (np.isfinite([*k, *d]).all() and fx > 0 and fy > 0):
-        raise DepthError(f'camera_info not calibrated: fx {fx:g} and fy {fy:g} must be positive and finite; calibrate '
-                         f'the camera, or let its driver publish its calibration')
-    fx, fy = fx / binning[0], fy / binning[1]
-    cx, cy = (cx - offset[0]) / binning[0], (cy - offset[1]) / binning[1]
-    if not any(d):
-        return Camera.pinhole(width, height, fx, fy, cx, cy)
-    if model not in DISTORTIONS:
-        raise DepthError(f'camera_info with distortion_model {model!r}: must be {", ".join(DISTORTIONS)}; or set the '
-                         f'parameter rectified, if the image is')
-    pixels = np.stack(np.meshgrid(np.arange(width, dtype=float), np.arange(height, dtype=float)), -1)
-    matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
-    undistort = cv2.fisheye.undistortPoints if model == 'equidistant' else cv2.undistortPoints
-    rays = undistort(pixels.reshape(-1, 1, 2), matrix, np.array(d[:4] if model == 'equidistant' else d))
-    rays = rays.reshape(height, width, 2).astype(np.float32)
-    return Camera(np.ascontiguousarray(rays[..., 0]), np.ascontiguousarray(rays[..., 1]), (fx * fy) ** 0.5)

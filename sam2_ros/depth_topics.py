@@ -63,8 +63,16 @@ def _filtered(node: Node, mailbox: DepthMailbox, depth_topic: str, info_topic: s
     info = message_filters.Subscriber(node, CameraInfo, info_topic, **_options())
     depth.registerCallback(mailbox.put_depth)
     info.registerCallback(mailbox.put_info)
-    message_filters.TimeSynchronizer([depth, info], UNPAIRED).registerCallback(mailbox.put_pair)
+    stamped = [_with_stamps_from_zero(depth), _with_stamps_from_zero(info)]
+    message_filters.TimeSynchronizer(stamped, UNPAIRED).registerCallback(mailbox.put_pair)
     return [depth.sub, info.sub]
+
+
+def _with_stamps_from_zero(source: message_filters.SimpleFilter) -> message_filters.SimpleFilter:
+    """Pass on no message with a negative stamp: TimeSynchronizer raises at it and keeps its lock."""
+    passed = message_filters.SimpleFilter()
+    source.registerCallback(lambda message: passed.signalMessage(message) if message.header.stamp.sec >= 0 else None)
+    return passed
 
 
 def _paired(node: Node, mailbox: DepthMailbox, depth_topic: str, info_topic: str) -> list[Subscription]:

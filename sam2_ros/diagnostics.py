@@ -162,6 +162,8 @@ def _problems(seen: Snapshot, camera: WatchedCamera, parameters: Parameters,
     if seen.depth_missing:
         found.append((WARN, f'{seen.depth_missing} of {seen.depth_matched + seen.depth_missing} images have no depth: '
                             f'{seen.depth_reason}'))
+    if seen.depth_doubt:
+        found.append((WARN, seen.depth_doubt))
     if seen.latencies and (clock := why_unusable(seen.latencies[0])):
         found.append((WARN, clock))
     if parameters.latency_target > 0:
@@ -188,7 +190,7 @@ def _values(seen: Snapshot, camera: WatchedCamera, parameters: Parameters) -> di
         'history (images)': images, 'history (bytes)': history_bytes, 'history (s)': f'{seconds:.2f}',
         'late prompts catching up': seen.catching_up,
         'depth matched': seen.depth_matched, 'depth missing': seen.depth_missing,
-        'depth missing because': seen.depth_reason,
+        'depth missing because': seen.depth_reason, 'depth doubtful because': seen.depth_doubt,
         'failed steps since configuration': 0 if camera.failures is None else camera.failures.count,
         'window (s)': f'{WINDOW:g}'}
 

@@ -35,6 +35,7 @@ class Snapshot:
     depth_matched: int  # results in the window with depth
     depth_missing: int  # and without, though depth arrives or did before
     depth_reason: str  # the last one; empty: none missing
+    depth_doubt: str  # why depth of the window may be wrong or have no place; empty: no reason to think so
     skipped: str  # why an image of the window could not be used; empty: all could
     failed: str  # why the model failed on an image of the window; empty: it did not
 
@@ -62,7 +63,7 @@ class Meter:
             self._waiting_since: float | None = None  # an image that nothing has been said about
             self._states: tuple[int, ...] = ()
             self._memory_bytes = self._catching_up = 0
-            self._depth_reason = self._skipped = self._failed = (-WINDOW, '')
+            self._depth_reason = self._depth_doubt = self._skipped = self._failed = (-WINDOW, '')
 
     def received(self, now: float) -> None:
         """An image arrived; call it in its subscription's callback."""
@@ -109,6 +110,12 @@ class Meter:
             if missing:
                 self._depth_reason = (now, missing)
 
+    def depth_doubt(self, now: float, text: str) -> None:
+        """Note why the depth of a result may be wrong; empty: it seems right."""
+        if text:
+            with self._lock:
+                self._depth_doubt = (now, text)
+
     def snapshot(self, now: float) -> Snapshot:
         with self._lock:
             self._forget(now - WINDOW)
@@ -132,6 +139,7 @@ class Meter:
                 depth_matched=matched,
                 depth_missing=len(self._depth) - matched,
                 depth_reason=_recent(self._depth_reason, now),
+                depth_doubt=_recent(self._depth_doubt, now),
                 skipped=_recent(self._skipped, now),
                 failed=_recent(self._failed, now))
 

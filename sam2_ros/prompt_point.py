@@ -1,7 +1,10 @@
 """A point in metres, as RViz's tool "Publish Point" gives it, as a prompt: a click on the pixel where it is seen."""
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from builtin_interfaces.msg import Time as TimeMessage
 from geometry_msgs.msg import PointStamped, Transform
 from rclpy.node import Node
 from rclpy.time import Time
@@ -9,7 +12,8 @@ from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
 from sam2_core.prompts import PromptError
-from sam2_ros.depth import DepthError, to_camera
+from sam2_ros.calibration import DepthError, calibrate, info_of_image
+from sam2_ros.conversions import to_nanoseconds
 from sam2_ros.msg import ImagePoint, Prompt
 
 OUTSIDE = 2  # pixels beyond the edge from which a point is outside the image
@@ -26,22 +30,26 @@ def point_prompt(point: np.ndarray, info: CameraInfo, image: Header, rectified: 
 
 
 def project(point: np.ndarray, info: CameraInfo, rectified: bool = False) -> tuple[float, float]:
-    """The pixel (x, y) that sees a point (3,) in the optical frame, metres. PromptError when none does."""
+    """Return the pixel (x, y) that sees a point (3,) in the optical frame, metres. PromptError when none does."""
     where = f'point ({", ".join(f"{value:.3f}" for value in point)}) m in the frame of the camera'
     if not np.isfinite(point).all():
         raise PromptError(f'{where}: must be finite')
     if point[2] <= 0:
         raise PromptError(f'{where}: behind the camera')
     try:
-        camera = to_camera(info, rectified)
+        camera = calibrate(info, rectified)
     except DepthError as error:
         raise PromptError(str(error)) from None
-    # the pixel whose ray is nearest, for any lens; a lens model turned the other way may fold back what is far outside
-    apart = np.hypot(camera.x - point[0] / point[2], camera.y - point[1] / point[2])
-    y, x = divmod(int(apart.argmin()), apart.shape[1])
-    if not apart[y, x] <= OUTSIDE / camera.focal:
-        raise PromptError(f'{where}: outside the image of {apart.shape[1]} x {apart.shape[0]} pixels')
-    return float(x), float(y)
+    with np.errstate(over='ignore'):
+        across, down = (point[:2] / point[2]).tolist()
+    image = f'the image of {camera.width} x {camera.height} pixels'
+    seen = camera.pixel(across, down)
+    if seen is None:
+        raise PromptError(f'{where}: outside {image}, or where its lens model has no ray')
+    x, y = seen
+    if not (-OUTSIDE <= x <= camera.width - 1 + OUTSIDE and -OUTSIDE <= y <= camera.height - 1 + OUTSIDE):
+        raise PromptError(f'{where}: outside {image}')
+    return float(min(max(round(x), 0), camera.width - 1)), float(min(max(round(y), 0), camera.height - 1))
 
 
 def transformed(point: np.ndarray, transform: Transform) -> np.ndarray:
@@ -59,22 +67,32 @@ class PointPrompts:
         self._node = node
         self._transforms: _Transforms | None = None
 
-    def prompt(self, message: PointStamped, info: CameraInfo | None, image: Header | None,
+    def prompt(self, message: PointStamped, infos: Sequence[CameraInfo], image: Header | None, size: tuple[int, int],
                rectified: bool = False) -> Prompt:
-        """``info`` and ``image``: the camera's newest; None: none has come yet. PromptError says why it cannot be.
+        """Return the click on the newest image. Raises PromptError, and nothing else.
+
+        infos: what is known of the camera, the newest first; image and size: header of the newest image, None if none
+        has come yet, and its height and width.
 
         The point is taken as it is at the time of the newest image: RViz stamps the click, not what it was showing.
         """
         if image is None:
             raise PromptError('no image yet: is the camera running?')
-        if info is None:
+        if not infos:
             raise PromptError('no camera_info yet: a point in metres needs it to find its pixel; publish it beside '
                               'the image, and check use_depth')
+        try:
+            info = info_of_image(infos, image.frame_id, size)
+        except DepthError as error:
+            raise PromptError(str(error)) from None
         point = np.array([message.point.x, message.point.y, message.point.z])
-        if message.header.frame_id != image.frame_id:
+        source, target = message.header.frame_id.lstrip('/'), image.frame_id.lstrip('/')
+        if source != target:
+            if not source or not target:
+                raise PromptError(f"point in frame '{source}', image in '{target}': both must name one; set frame_id")
             if self._transforms is None:
-                self._transforms = _Transforms(self._node, message.header.frame_id, image.frame_id)
-            point = transformed(point, self._transforms.look_up(message.header.frame_id, image))
+                self._transforms = _Transforms(self._node, source, target)
+            point = transformed(point, self._transforms.look_up(source, target, image.stamp))
         return point_prompt(point, info, image, rectified)
 
 
@@ -91,18 +109,21 @@ class _Transforms:
         self._buffer = tf2_ros.Buffer()
         self._listener = tf2_ros.TransformListener(self._buffer, node)
 
-    def look_up(self, source: str, image: Header) -> Transform:
-        """Of ``source`` to the frame of an image at its time, or the newest when that is near."""
-        frames = f"point in frame '{source}', image in '{image.frame_id}'"
-        at = Time.from_msg(image.stamp)
+    def look_up(self, source: str, target: str, stamp: TimeMessage) -> Transform:
+        """Return the transform of ``source`` to ``target`` at this time, or the newest when that is near."""
+        frames, moment = f"point in frame '{source}', image in '{target}'", to_nanoseconds(stamp)
+        if moment < 0:  # which neither rclpy nor tf2 can express
+            raise PromptError(f'{frames}: the image has the stamp {moment / 1e9:.3f} s, which must not be negative: '
+                              f'check the clock of the camera driver')
+        at = Time(nanoseconds=moment)
         try:
-            if self._buffer.can_transform(image.frame_id, source, at):
-                return self._buffer.lookup_transform(image.frame_id, source, at).transform
-            newest = self._buffer.lookup_transform(image.frame_id, source, Time())
-        except self._errors as error:
+            if self._buffer.can_transform(target, source, at):
+                return self._buffer.lookup_transform(target, source, at).transform
+            newest = self._buffer.lookup_transform(target, source, Time())
+        except (self._errors, ValueError, TypeError) as error:
             raise PromptError(f'{frames}: no transform ({error}); is /tf published? The first such point only begins '
                               f'to listen to it: click again') from None
-        age = (at.nanoseconds - Time.from_msg(newest.header.stamp).nanoseconds) / 1e9
+        age = (moment - to_nanoseconds(newest.header.stamp)) / 1e9
         if abs(age) > MAX_TRANSFORM_AGE:
             raise PromptError(f'{frames}: the nearest transform is {abs(age):.2f} s {"before" if age > 0 else "after"} '
                               f'the image; check the clocks, and what publishes it')

@@ -26,6 +26,7 @@ from sam2_ros.prompt_reader import PromptReader, Reading
 from sam2_ros.prompting import NEEDS_IMAGE, Ids, Plan, PromptAnswer, PromptRequest, refuse
 from sam2_ros.shedding import Level, half_of_recent_frames
 from sam2_ros.skipped_images import SkippedImages
+from sam2_ros.spatial import is_beyond_lens
 from sam2_ros.stamps import TIME_JUMP, StampWatch
 from sam2_ros.states import ObjectStates, probability, score_correction, unit
 from sam2_ros.tracked_objects import TrackedObjects
@@ -129,6 +130,12 @@ class Stream:
     def image_size(self) -> tuple[int, int] | None:
         """Height and width of the last image that was processed."""
         return None if self._newest is None else self._newest.image.shape[:2]
+
+    @property
+    def newest_view(self) -> tuple[Header | None, tuple[int, int]]:
+        """Header and size (height, width) of one image, the last that was processed."""
+        newest = self._newest  # the worker may replace it
+        return (None, (0, 0)) if newest is None else (newest.header, newest.image.shape[:2])
 
     @property
     def catching_up(self) -> int:
@@ -238,6 +245,7 @@ class Stream:
         if self.depth is not None:
             self._find_depth(picture)
             items = run('position', self._objects.measure, picture, items, self.parameters.edge_erosion, default=items)
+            run('position', self._name_beyond_lens, picture, items)
         frame = Frame(header, picture.image, items, run('meter', self.mailbox.take_dropped, default=0), picture.depth,
                       run('events', self._states.take_events, default=[]))
         found = {item.id: item for item in items}
@@ -261,6 +269,15 @@ class Stream:
         report = self.depth.report
         if report.absent == before.absent or report.used:  # it arrives, or did so before
             self.meter.depth(time.monotonic(), report.reason)
+        self.meter.depth_doubt(time.monotonic(), report.doubt)
+
+    def _name_beyond_lens(self, picture: Picture, items: list[TrackedObject]) -> None:
+        """Note for /diagnostics which visible object has no depth because the lens model has no rays there."""
+        for item in items:
+            if (picture.depth is not None and item.box is not None and item.shape is None
+                    and is_beyond_lens(picture.depth, item.mask, item.box)):
+                self.meter.depth_doubt(time.monotonic(), f'object {item.id} has no depth: the lens model of '
+                                                         f'camera_info has no ray for most of its pixels')
 
     # --- answers
 

@@ -63,13 +63,15 @@ def info_topic(**changes) -> Topic:
                        publishers=[endpoint('driver', kind='sensor_msgs/msg/CameraInfo')], **changes)
 
 
-def camera_info(width: int = 640, height: int = 480, focal: float = 500.0, frame: str = 'camera') -> CameraInfo:
-    return CameraInfo(header=Header(frame_id=frame), width=width, height=height,
-                      k=[focal, 0.0, width / 2, 0.0, focal, height / 2, 0.0, 0.0, 1.0])
+def camera_info(width: int = 640, height: int = 480, focal: float = 500.0, frame: str = 'camera', d=(),
+                middle: tuple[float, float] | None = None) -> CameraInfo:
+    x, y = middle or (width / 2, height / 2)
+    return CameraInfo(header=Header(frame_id=frame), width=width, height=height, distortion_model='plumb_bob',
+                      d=[float(value) for value in d], k=[focal, 0.0, x, 0.0, focal, y, 0.0, 0.0, 1.0])
 
 
 def metre(height: int = 480, width: int = 640) -> np.ndarray:
-    return np.full((height, width), 1000, np.uint16)
+    return np.full((height, width), 1000, np.uint16) + np.arange(width, dtype=np.uint16) % 50
 
 
 def worst(findings) -> Verdict:
@@ -186,7 +188,8 @@ def test_no_depth_is_all_right_unless_it_was_asked_for():
 def test_depth_of_another_size_is_named_with_the_cure():
     found = [*check_depth(depth_topic(metre(240, 320)), info_topic(), image_topic(), Parameters(), wanted=True)]
     assert found[0].verdict is BAD
-    assert found[0].text.startswith('320 x 240 pixels: must be 640 x 480, as the image; use the depth that is aligned')
+    assert found[0].text.startswith('depth of 320 x 240 pixels: must be 640 x 480, as the image; use the depth that is '
+                                    'aligned')
 
 
 def test_depth_is_compared_with_the_size_of_a_compressed_image():
@@ -222,7 +225,7 @@ def test_depth_has_to_be_of_the_time_of_the_image(offset, every, verdict, text):
 @pytest.mark.parametrize(('share', 'verdict'), [(1.0, GOOD), (0.5, GOOD), (0.1, DOUBTFUL)])
 def test_the_share_of_valid_depth_is_told(encoding, share, verdict):
     metres = np.zeros((100, 100))
-    metres[:int(100 * share)] = 1.5
+    metres[:int(100 * share)] = np.linspace(1.4, 1.6, 100)
     values = (metres * 1000).astype(np.uint16) if encoding == '16UC1' else metres.astype(np.float32)
     if encoding == '32FC1':
         values[values == 0] = np.nan
@@ -246,11 +249,36 @@ def test_depth_that_is_cut_off_is_named():
 @pytest.mark.parametrize(('info', 'verdict', 'text'), [
     (camera_info(), GOOD, 'focal length 500 pixels'),
     (camera_info(focal=0.0), BAD, 'camera_info not calibrated: fx 0 and fy 0'),
-    (camera_info(1280, 720), BAD, 'for 1280 x 720 pixels: must be 640 x 480, as the image'),
-    (camera_info(frame='other'), BAD, "frame 'other', the image has 'camera'")])
+    (camera_info(1280, 720), BAD, 'camera_info of 1280 x 720 pixels: must be 640 x 480, as the image'),
+    (camera_info(frame='other'), BAD, "frame 'other': must be 'camera', as the image")])
 def test_calibration_has_to_be_that_of_the_image(info, verdict, text):
     finding = check_camera_info(info, image_topic())
     assert finding.verdict is verdict and text in finding.text
+
+
+@pytest.mark.parametrize(('info', 'text'), [
+    (camera_info(d=[-0.35, 0.13, 0, 0, -0.02], focal=280.0), 'focal length 280 pixels; the lens model covers 7'),
+    (camera_info(middle=(160.0, 120.0)), 'principal point at (160, 120) of 640 x 480 pixels, far from the middle')])
+def test_a_calibration_that_may_mislead_is_doubtful(info, text):
+    finding = check_camera_info(info, image_topic())
+    assert finding.verdict is DOUBTFUL and text in finding.text
+
+
+def test_depth_in_another_frame_of_the_same_size_is_named():
+    depth = depth_topic(metre())
+    depth.last.header = Header(stamp=HEADER.stamp, frame_id='depth_optical')
+    found = next(check_depth(depth, info_topic(), image_topic(), Parameters(), wanted=True))
+    assert found.verdict is BAD and "depth in frame 'depth_optical': must be 'camera', as the image" in found.text
+
+
+def test_images_without_a_stamp_have_no_depth():
+    finding = check_pairs([0, 0], [0, 0], 0.02)
+    assert finding.verdict is BAD and 'no depth can be found for it' in finding.text
+
+
+def test_depth_that_is_the_same_everywhere_is_doubtful():
+    finding = check_valid(from_pixels(np.full((90, 90), 1500, np.uint16), '16UC1', HEADER), Parameters())
+    assert finding.verdict is DOUBTFUL and 'all depth is exactly 1.5 m' in finding.text
 
 
 # --- the machine

@@ -250,7 +250,7 @@ def test_a_bag_that_starts_again_finds_its_depth(mailbox):
     (depth(1000, height=3, width=4), info(), 'depth of 4 x 3 pixels: must be 8 x 6, as the image'),
     (depth(1000, frame='depth_optical'), info(), "depth in frame 'depth_optical': must be 'camera', as the image"),
     (depth(1000), None, 'no camera_info'),
-    (depth(1000), info(height=480, width=640), 'camera_info of 640 x 480 pixels: must be 8 x 6, as the depth'),
+    (depth(1000), info(height=480, width=640), 'camera_info of 640 x 480 pixels: must be 8 x 6, as the image'),
     (depth(1000), info(frame='other'), "camera_info in frame 'other': must be 'camera'"),
     (depth(1000), info(focal=0.0), 'not calibrated'),
     (from_pixels(np.zeros((HEIGHT, WIDTH), np.uint8), 'mono8', header(1000)), info(), "encoding 'mono8'")])
@@ -265,6 +265,54 @@ def test_what_cannot_be_used_is_refused_and_counted(mailbox, message, calibratio
     mailbox.put_depth(depth(2000))
     assert ask(mailbox, 2000) is not None, 'good depth is used again at once'
     assert mailbox.report.reason == ''
+
+
+def values(array, encoding='32FC1', milliseconds=1000):
+    return from_pixels(np.asarray(array).astype('u2' if encoding == '16UC1' else 'f4'), encoding,
+                       header(milliseconds))
+
+
+RAMP = np.linspace(0.9, 1.1, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize(('message', 'reason'), [
+    (values(RAMP * 1500), 'no pixel between 0.1 and 10 m: the largest is 1650 m: are they in another unit?'),
+    (values(RAMP * 0.05), 'no pixel between 0.1 and 10 m: the largest is 0.055 m; is the scene too near?'),
+    (values(RAMP * 50, '16UC1'), 'the largest is 0.055 m; is the scene too near?'),
+    (values(RAMP * 0, '16UC1'), 'all are 0 or not finite; is the lens covered'),
+    (values(RAMP * np.nan), 'all are 0 or not finite; is the lens covered'),
+    (values(RAMP * np.inf), 'all are 0 or not finite'), (values(-RAMP), 'all are 0 or not finite')])
+def test_depth_that_says_nothing_is_refused_and_not_matched_in_silence(mailbox, message, reason):
+    mailbox.put_info(info())
+    mailbox.put_depth(message)
+    assert ask(mailbox, 1000) is None
+    assert reason in mailbox.report.reason and mailbox.report.refused == 1
+
+
+def test_millimetres_in_32fc1_are_no_metres_however_large_depth_max_is(mailbox):
+    mailbox.put_info(info())
+    mailbox.put_depth(values((RAMP * 800).round()))
+    assert ask(mailbox, 1000, replace(PARAMETERS, depth_max=1000.0)) is None
+    assert 'whole numbers, 800 in the median: must be metres and seems to be millimetres' in mailbox.report.reason
+    mailbox.put_depth(values(RAMP * 800, milliseconds=2000))
+    assert ask(mailbox, 2000, replace(PARAMETERS, depth_max=1000.0)) is not None, 'a far mountain'
+
+
+def test_a_calibration_of_another_resolution_is_used_and_doubted(mailbox):
+    wrong = info(focal=50.0)
+    wrong.k[2], wrong.k[5] = WIDTH / 4, HEIGHT / 4
+    for calibration, doubtful in ((wrong, True), (info(), False)):
+        mailbox.put_info(calibration)
+        mailbox.put_depth(depth(1000))
+        assert ask(mailbox, 1000) is not None
+        assert ('if the matrix is of another resolution' in mailbox.report.doubt) == doubtful
+
+
+def test_a_calibration_that_changes_holds_from_its_depth_on(mailbox):
+    for number, focal in enumerate((100.0, 200.0, 100.0)):
+        mailbox.put_info(info(focal=focal))
+        mailbox.put_depth(depth(1000 + 100 * number))
+        assert ask(mailbox, 1000 + 100 * number).camera.focal == pytest.approx(focal)
 
 
 def test_a_frame_that_is_not_named_is_no_contradiction(mailbox):
@@ -366,6 +414,18 @@ def test_a_calibration_without_a_stamp_or_at_another_rate_serves_all_depth(robot
     for stamp in (1000, 1033, 1066):
         robot.depths.publish(depth(stamp))
         robot.wait_for(lambda stamp=stamp: focal_of(robot, stamp) == pytest.approx(111.0))
+
+
+def test_stamps_before_time_began_cost_neither_the_callback_nor_the_depth_after(robot):
+    infos = robot.driver.create_publisher(CameraInfo, 'camera_info', 10)
+    robot.listen()
+    robot.wait_for(lambda: infos.get_subscription_count() >= 1)
+    for publisher, message in ((infos, info()), (robot.depths, depth(0))):
+        message.header.stamp.sec = -5
+        publisher.publish(message)
+    infos.publish(info(1000, focal=111.0))
+    robot.depths.publish(depth(1000))
+    robot.wait_for(lambda: focal_of(robot, 1000) == pytest.approx(111.0))
 
 
 def test_destroyed_topics_hear_nothing_and_can_be_made_again(robot):

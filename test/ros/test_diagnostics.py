@@ -210,6 +210,16 @@ def test_depth_that_arrives_and_does_not_match_is_named_with_the_last_reason(met
     assert values(status)['depth missing because'] == 'its stamp is 0.050 s away'
 
 
+def test_depth_that_may_be_wrong_is_named(meter):
+    now = stream(meter, 5)
+    meter.depth_doubt(now, 'the matrix is of another resolution')
+    meter.depth_doubt(now, '')
+    status = status_of(watched(meter), now)
+    assert status.level == WARN and status.message == 'the matrix is of another resolution'
+    assert values(status)['depth doubtful because'] == 'the matrix is of another resolution'
+    assert status_of(watched(meter), now + WINDOW).message != 'the matrix is of another resolution'
+
+
 @pytest.mark.parametrize(('latency', 'text'), [
     (-0.3, '0.300 s ahead of the clock'), (86400.0, '86400 s behind the clock'), (0.0, 'images carry no stamp')])
 def test_clocks_that_differ_are_named(meter, latency, text):

@@ -19,6 +19,7 @@ from sam2_ros.msg import ImagePoint, Prompt
 from sam2_ros.prompt_point import PointPrompts, project, transformed
 
 IMAGE = Header(stamp=Time(sec=5), frame_id='camera_optical_frame')
+SIZE = (480, 640)
 MATRIX = np.array([[600.0, 0, 320], [0, 610, 240], [0, 0, 1]])
 BARREL = [-0.28, 0.07, 0.0002, -0.0001, 0.01]
 
@@ -33,7 +34,7 @@ def clicked(x, y, z, frame_id=IMAGE.frame_id) -> PointStamped:
 
 
 def prompt(message, camera_info=None, image=IMAGE, node=None) -> Prompt:
-    return PointPrompts(node).prompt(message, camera_info or info(), image)
+    return PointPrompts(node).prompt(message, [camera_info or info()], image, SIZE)
 
 
 def test_a_point_becomes_a_click_on_its_pixel_in_the_newest_image():
@@ -93,9 +94,9 @@ def test_a_lens_model_that_is_not_known_is_refused():
 
 def test_without_an_image_or_camera_info_it_says_what_is_missing():
     with pytest.raises(PromptError, match='no image yet'):
-        PointPrompts(None).prompt(clicked(0.0, 0.0, 1.0), info(), None)
+        PointPrompts(None).prompt(clicked(0.0, 0.0, 1.0), [info()], None, (0, 0))
     with pytest.raises(PromptError, match='no camera_info yet'):
-        PointPrompts(None).prompt(clicked(0.0, 0.0, 1.0), None, IMAGE)
+        PointPrompts(None).prompt(clicked(0.0, 0.0, 1.0), [], IMAGE, SIZE)
 
 
 # --- other frames
@@ -171,7 +172,7 @@ def test_a_point_in_another_frame_is_seen_from_where_the_camera_was_at_its_image
     listeners, node = tf(4.0, 6.0), object()
     points = PointPrompts(node)
     for _ in range(2):
-        found = points.prompt(clicked(0.5, 0.0, 0.0, 'map'), info(), IMAGE)
+        found = points.prompt(clicked(0.5, 0.0, 0.0, 'map'), [info()], IMAGE, SIZE)
     assert found.points[0].x == pytest.approx(320 + 600 * 0.5 / (2.0 - 0.5), abs=0.75)
     assert listeners == [node]  # one, for all points
 
@@ -182,6 +183,23 @@ def test_tf_a_little_behind_the_image_will_do_and_far_behind_will_not(tf):
     tf(3.0, 4.0)
     with pytest.raises(PromptError, match="frame 'map', .*: the nearest transform is 1.00 s before the image"):
         prompt(clicked(0.1, 0.0, 0.0, 'map'))
+
+
+@pytest.mark.parametrize('seconds', [-1, -2**31])
+def test_an_image_stamped_before_time_began_is_refused(tf, seconds):
+    tf(4.0, 6.0)
+    with pytest.raises(PromptError, match=r'the image has the stamp -.*, which must not be negative'):
+        prompt(clicked(0.1, 0.0, 0.0, 'map'), image=Header(stamp=Time(sec=seconds), frame_id=IMAGE.frame_id))
+
+
+@pytest.mark.parametrize(('point_frame', 'image_frame'), [('', 'camera_optical_frame'), ('map', '')])
+def test_a_point_or_an_image_without_a_frame_is_refused(point_frame, image_frame):
+    with pytest.raises(PromptError, match='both must name one; set frame_id'):
+        prompt(clicked(0.0, 0.0, 1.0, point_frame), image=Header(frame_id=image_frame))
+
+
+def test_a_frame_may_begin_with_a_slash_as_in_ros_1():
+    assert prompt(clicked(0.0, 0.0, 1.0, f'/{IMAGE.frame_id}')).points
 
 
 def test_a_frame_that_nobody_knows_is_refused_naming_both(tf):

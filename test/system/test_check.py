@@ -71,7 +71,8 @@ class Rig:
             header.frame_id = frame_id
             step(header)
             self._images.publish(image_message(np.full((120, 160, 3), 90, np.uint8), header))
-            self._depths.publish(from_pixels(np.full(depth_size, 900, np.uint16), '16UC1', header))
+            self._depths.publish(from_pixels(900 + np.arange(depth_size[1], dtype=np.uint16)
+                                             + np.zeros(depth_size, np.uint16), '16UC1', header))
             self._infos.publish(CameraInfo(header=header, width=160, height=120,
                                            k=[150.0, 0.0, 80.0, 0.0, 150.0, 60.0, 0.0, 0.0, 1.0]))
 
@@ -130,8 +131,8 @@ def test_a_camera_with_everything_wrong_is_told_so(tmp_path):
         rig.stream_while(check, depth_size=(60, 80), frame_id='', step=spoil)
         code, found = check.findings()
     assert code == 1
-    assert found['depth size'] == ('bad', '80 x 60 pixels: must be 160 x 120, as the image; use the depth that is '
-                                          'aligned to the colour image (RealSense: align_depth.enable:=true)')
+    assert found['depth size'] == ('bad', 'depth of 80 x 60 pixels: must be 160 x 120, as the image; use the depth '
+                                          'that is aligned to it (RealSense: align_depth.enable:=true)')
     assert found['stamps'][0] == 'bad' and 'set use_sim_time' in found['stamps'][1]
     assert found['frame'][0] == 'bad'
     assert found['node'] == ('bad', '/sam2 is active, but does not listen to /rig/image: remap its topic image '

@@ -37,11 +37,13 @@ class RgbdCamera:
         if depth is None:
             depth = self.millimetres(beside)
         depth.header = beside
-        matrix = SCENE.intrinsics.ravel().tolist()
-        self._info.publish(CameraInfo(header=beside, width=SCENE.width, height=SCENE.height, k=matrix,
-                                      distortion_model='plumb_bob', d=[0.0] * 5))
+        self.publish_info(beside)
         self._depth.publish(depth)
         return self._peer.process_image(message)
+
+    def publish_info(self, header: Header, **changes) -> None:
+        right = {'width': SCENE.width, 'height': SCENE.height, 'k': SCENE.intrinsics.ravel().tolist(), 'd': [0.0] * 5}
+        self._info.publish(CameraInfo(header=header, distortion_model='plumb_bob', **right | changes))
 
     def millimetres(self, header: Header) -> Image:
         metres = np.where(np.isfinite(self.metres), self.metres, 0)
@@ -178,6 +180,8 @@ def test_a_point_clicked_in_rviz_becomes_an_object(peer, camera):
         message = PointStamped(header=Header(frame_id=frame_id))
         message.point.x, message.point.y, message.point.z = x, y, z
         seen = len(peer.statuses)
+        for others in ({'width': 0, 'height': 0}, {'width': 240, 'height': 180, 'd': [0.1] * 6}):
+            camera.publish_info(Header(frame_id=FRAME_ID), **others)  # what is not of the image does no harm
         clicks.publish(message)
         peer.wait_for(lambda: camera.show() and len(peer.statuses) > seen, 'the answer')
         return peer.statuses[seen]
