@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from sam2_core.model import Sam2Model
+from sam2_core.nn.hiera import Hiera
+from sam2_core.nn.layers import first_replaced
 
 POOLINGS = (1, 2)
 
@@ -30,11 +32,16 @@ def pool_memory(model: Sam2Model, pooling: int) -> None:
 def quantize_encoder(model: Sam2Model) -> None:
     """Let the linear layers of the image encoder compute in 8-bit integers, for CPUs.
 
-    ValueError for a model that is not float32 on a CPU.
+    ValueError for a model that is not float32 on a CPU, or that has adapters in its image encoder.
     """
     if model.device.type != 'cpu' or model.dtype != torch.float32:
         raise ValueError(f'int8_encoder on {model.device} in {model.dtype}: only on a CPU in float32; '
                          f'leave it out, or load the model with device="cpu"')
+    with torch.device('meta'):
+        replaced = first_replaced(model.image_encoder.trunk, Hiera(model.config))
+    if replaced is not None:
+        raise ValueError(f'int8_encoder on {model.name} with image_encoder.trunk.{replaced} replaced: merge adapters '
+                         f'into the weights first (merge_and_unload), and quantise once')
     with warnings.catch_warnings():  # PyTorch moves this into a package of its own; here it is still whole
         warnings.filterwarnings('ignore', message='torch.ao.quantization is deprecated', category=DeprecationWarning)
         warnings.filterwarnings('ignore', message='torch.quantize_per_tensor', category=UserWarning)

@@ -93,7 +93,8 @@ def load_model(name: str | None = None, checkpoint: str | Path | None = None, de
     weights = read_weights(path)
     name = name or recognise(weights, path)
     config = variant(name)
-    model = Sam2Model(config if image_size is None else replace(config, image_size=image_size), name)
+    with torch.device('cpu'):  # whatever torch.set_default_device says
+        model = Sam2Model(config if image_size is None else replace(config, image_size=image_size), name)
     _fill(model, weights, path)
     for parameter in model.parameters():  # not the buffers: coordinates and positions stay float32
         parameter.data = parameter.data.to(dtype)

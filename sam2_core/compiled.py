@@ -82,8 +82,9 @@ class CompiledStages:
             image = self.encode_image(torch.zeros(1, 3, size, size, device=model.device, dtype=model.dtype))
         for batch in sorted({batch_size(n) for n in range(1, objects + 1)}):
             show(f'batches of {batch}')
-            masks = ObjectMasks(torch.full((batch, size // 4, size // 4), ABSENT_LOGIT, device=model.device),
-                                torch.zeros(batch, device=model.device), torch.ones(batch, device=model.device),
+            masks = ObjectMasks(torch.full((batch, size // 4, size // 4), ABSENT_LOGIT, dtype=torch.float32,
+                                           device=model.device),
+                                *(torch.ones(batch, dtype=torch.float32, device=model.device) for _ in range(2)),
                                 torch.zeros(batch, model.config.d_model, device=model.device, dtype=model.dtype))
             memories = [self._memory(batch, *length, masked) for recent in recent_frames
                         for length, masked in ((shapes.complete(recent), False), (shapes.longest(recent), True))]

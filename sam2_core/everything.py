@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sam2_core.finite import not_finite_error
 from sam2_core.images import EncodedImage
+from sam2_core.inference import inference
 from sam2_core.masks import mask_box
 from sam2_core.model import Sam2Model
 from sam2_core.nn.prompt_encoder import FOREGROUND
@@ -77,7 +78,7 @@ class Search:
         if points_per_side < 1 or points_per_batch < 1:
             raise ValueError(f'points_per_side {points_per_side}, points_per_batch {points_per_batch}: '
                              f'both must be at least 1')
-        self._model = model
+        self.model = model
         self._image = image
         self._filters = filters
         # far-apart points first: what there is time for covers the whole image
@@ -92,11 +93,11 @@ class Search:
         """Whether the whole grid has been asked."""
         return self._done == len(self._batches)
 
-    @torch.inference_mode()
+    @inference
     def advance(self) -> None:
         """Ask the next batch of clicks; nothing, once complete."""
         if not self.complete:
-            self._found += _answers(self._model, self._image, self._batches[self._done], self._filters)
+            self._found += _answers(self.model, self._image, self._batches[self._done], self._filters)
             self._done += 1
 
     def masks(self) -> list[FoundMask]:
@@ -116,8 +117,9 @@ def _answers(model: Sam2Model, image: EncodedImage, points: np.ndarray, filters:
     scale = np.array([model.image_size / image.width, model.image_size / image.height])
     clicks = torch.from_numpy((points * scale).astype(np.float32))[:, None].to(model.device)
     labels = torch.full(clicks.shape[:2], FOREGROUND, dtype=torch.int64, device=model.device)
-    features = model.without_memory(image.features).expand(len(points), -1, -1, -1)
-    decoded = model.decode_masks(features, image.features, clicks, labels, multimask=True)
+    encoded = image.features_for(model)
+    features = model.without_memory(encoded).expand(len(points), -1, -1, -1)
+    decoded = model.decode_masks(features, encoded, clicks, labels, multimask=True)
     if not torch.isfinite(decoded.iou).all():
         raise not_finite_error(float(decoded.iou.flatten()[0]), float(decoded.object_score.flatten()[0]))
     promising = decoded.iou > filters.min_iou

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sam2_core.inference import own_precision
 from sam2_core.model import ImageFeatures, Sam2Model
 from sam2_core.transfer import to_device, to_host
 
@@ -25,6 +26,10 @@ class EncodedImage:
     height: int
     width: int
 
+    def features_for(self, model: Sam2Model) -> ImageFeatures:
+        """Return the features in the number type that ``model`` computes in now."""
+        return ImageFeatures(*(part.to(model.dtype) for part in self.features))
+
 
 @torch.inference_mode()
 def encode_images(model: Sam2Model, images: Sequence[np.ndarray | Tensor]) -> list[EncodedImage]:
@@ -36,7 +41,9 @@ def encode_images(model: Sam2Model, images: Sequence[np.ndarray | Tensor]) -> li
     sizes = [check_image(image) for image in images]
     if not sizes:
         return []
-    features = model.stages.encode_image(torch.cat([to_model(model, image) for image in images]))
+    with own_precision(model):
+        features = model.stages.encode_image(torch.cat([to_model(model, image) for image in images]))
+    features = [part.to(model.dtype) for part in features]  # autocast returns its own type
     return [EncodedImage(ImageFeatures(*(part[row:row + 1] for part in features)), height, width)
             for row, (height, width) in enumerate(sizes)]
 
@@ -67,7 +74,8 @@ def to_model(model: Sam2Model, image: np.ndarray | Tensor) -> Tensor:
 @lru_cache(maxsize=16)
 def _mean_and_deviation(device: torch.device) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False):
-        return tuple(torch.tensor(channels, device=device)[:, None, None] * 255 for channels in (IMAGE_MEAN, IMAGE_STD))
+        return tuple(torch.tensor(channels, dtype=torch.float32, device=device)[:, None, None] * 255
+                     for channels in (IMAGE_MEAN, IMAGE_STD))
 
 
 def mask_to_model(model: Sam2Model, mask: np.ndarray) -> Tensor:

@@ -171,4 +171,5 @@ def _gathered(storages: list[Tensor], kept: list[list[_Kept]], length: int | Non
     """The kept rows of each storage, (B, rows, ...), in one copy; filled up with what happens to be there."""
     views = [storage[k.slot] for storage, rows in zip(storages, kept, strict=True)
              for k in rows + rows[:1] * ((length or 0) - len(rows))]
-    return torch.stack(views).unflatten(0, (len(storages), -1))
+    with torch.autocast(storages[0].device.type, enabled=False):  # which would refuse to copy another type than its own
+        return torch.stack(views).unflatten(0, (len(storages), -1))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sam2_core.config import Sam2Config
 from sam2_core.nn.derived import Derived
 from sam2_core.nn.hiera import Hiera
-from sam2_core.nn.layers import MLP
+from sam2_core.nn.layers import MLP, Float32Buffers, is_plain
 from sam2_core.nn.mask_decoder import DecodedMasks, MaskDecoder
 from sam2_core.nn.memory_attention import MemoryAttention
 from sam2_core.nn.memory_encoder import MemoryEncoder
@@ -71,7 +71,7 @@ class ImageEncoder(nn.Module):
         return self.neck(self.trunk(image_bchw), to_stride4, to_stride8)
 
 
-class Sam2Model(nn.Module):
+class Sam2Model(Float32Buffers):
     """SAM 2 for square images of ``config.image_size``. Holds weights and constant tables, no state."""
 
     memory_dtype = MEMORY_DTYPE
@@ -100,6 +100,7 @@ class Sam2Model(nn.Module):
         for table, channels in (('image_position', dim), ('memory_position', memory_dim)):  # (tokens, channels)
             self.register_buffer(table, sine_grid(channels, self.grid, self.grid).flatten(1).T.contiguous(),
                                  persistent=False)
+        self.float()  # whatever torch.set_default_dtype says
 
     @property
     def stages(self) -> Sam2Model | CompiledStages:
@@ -147,7 +148,7 @@ class Sam2Model(nn.Module):
         image = features.stride16_bchw.flatten(2).transpose(1, 2)
         attended = self.memory_attention(
             image, self.image_position.to(self.dtype),
-            torch.cat((memory.frames.to(self.dtype).flatten(1, 2), pointers), dim=1),
+            torch.cat((memory.frames.to(self.dtype).flatten(1, 2), pointers.to(self.dtype)), dim=1),
             torch.cat((position.flatten(1, 2), pointer_position), dim=1),
             pointer_tokens=pieces, exists=self._tokens_exist(memory, pieces))
         return attended.transpose(1, 2).unflatten(-1, (self.grid, self.grid))
@@ -162,10 +163,10 @@ class Sam2Model(nn.Module):
     def _pointer_position(self, ages: Tensor, pieces: int) -> Tensor:
         if not self.config.pointer_time_codes:
             return torch.zeros(len(ages), pieces, self.config.memory_dim, device=self.device, dtype=self.dtype)
-        if ages.is_floating_point():
+        projection = self.obj_ptr_tpos_proj
+        if ages.is_floating_point() or not is_plain(projection):
             codes = self._pointer_codes_of(ages)
         else:
-            projection = self.obj_ptr_tpos_proj
             table = self._pointer_codes.get((projection.weight, projection.bias), self._make_pointer_codes)
             codes = F.embedding(ages.long(), table)
         return codes.repeat_interleave(pieces // ages.shape[1], dim=1)
@@ -175,7 +176,7 @@ class Sam2Model(nn.Module):
         return self._pointer_codes_of(torch.arange(self.config.max_pointer_distance + 1, device=self.device))
 
     def _pointer_codes_of(self, ages: Tensor) -> Tensor:
-        codes = sine_time(ages / (self.config.object_pointers - 1), self.config.d_model)
+        codes = sine_time(ages.float() / (self.config.object_pointers - 1), self.config.d_model)
         return self.obj_ptr_tpos_proj(codes.to(self.dtype))
 
     def decode_masks(self, features_bchw: Tensor, image: ImageFeatures, points: Tensor | None = None,
@@ -232,7 +233,7 @@ class Sam2Model(nn.Module):
         prompt = self.mask_downsample(masks.to(self.dtype))
         decoded = self.decode_masks(features, image, mask_logits=prompt, unprompted=True)
         present = masks.flatten(1).any(dim=1)
-        return ObjectMasks(logits[:, 0], torch.ones(batch, device=self.device),
+        return ObjectMasks(logits[:, 0], torch.ones(batch, dtype=torch.float32, device=self.device),
                            present.float() * MASK_SCALE + MASK_BIAS,
                            self._absent(self.choose_masks(decoded).pointers, present))
 

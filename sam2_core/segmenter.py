@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sam2_core.everything import Filters, FoundMask, Search
 from sam2_core.images import EncodedImage, encode_images, mask_to_model, to_image
+from sam2_core.inference import inference
 from sam2_core.model import Sam2Model
 from sam2_core.prompts import Prompt, PromptError
 
@@ -36,7 +37,7 @@ class ImageSegmenter:
         """Encode an image, uint8 RGB (H, W, 3). TypeError or ValueError for anything else."""
         return encode_images(self.model, [image])[0]
 
-    @torch.inference_mode()
+    @inference
     def segment(self, image: EncodedImage, prompt: Prompt, multimask: bool = False,
                 previous_logits: Tensor | np.ndarray | None = None) -> Segmentation:
         """Answer one prompt.
@@ -58,8 +59,8 @@ class ImageSegmenter:
                 labels = torch.from_numpy(kinds)[None].to(model.device)
             if prompt.mask is not None:
                 mask_logits = model.mask_prompt_logits(mask_to_model(model, prompt.mask))
-        decoded = model.decode_masks(model.without_memory(image.features), image.features, points, labels,
-                                     mask_logits, multimask)
+        features = image.features_for(model)
+        decoded = model.decode_masks(model.without_memory(features), features, points, labels, mask_logits, multimask)
         logits = decoded.logits[0]
         return Segmentation(to_image(logits, image.height, image.width), decoded.iou[0].cpu().numpy(), logits,
                             float(decoded.object_score[0]))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sam2_core.images import EncodedImage, at_image_size, check_image, encode_images, mask_to_model
+from sam2_core.inference import inference
 from sam2_core.masks import mask_box
 from sam2_core.memory import MemoryBank, MemoryShapes, stack_memories, write_memories
 from sam2_core.model import ImageFeatures, Memory, ObjectMasks, Sam2Model
@@ -126,7 +127,7 @@ class StreamTracker:
             raise KeyError(f'object {object_id} is not known; known: {list(self._banks)}')
         return self._banks[object_id]
 
-    @torch.inference_mode()
+    @inference
     def step(self, image: np.ndarray | Tensor | EncodedImage, prompts: Iterable[Prompt] = ()) -> FrameResult:
         """Process the next image of the stream, uint8 RGB (H, W, 3), or encoded already, by the same model.
 
@@ -140,7 +141,7 @@ class StreamTracker:
         if not self._banks and not merged:
             return FrameResult({}, height, width)
         encoded = image if isinstance(image, EncodedImage) else encode_images(self.model, [image])[0]
-        features = encoded.features
+        features = encoded.features_for(self.model)
 
         conditioned, masks = self._track(features)
         for object_id, prompt in merged.items():
@@ -220,7 +221,7 @@ class StreamTracker:
         kept = [row for row in range(len(flags)) if row not in absent[1:]]
         place = {row: i for i, row in enumerate(kept)}
         memories = self.model.stages.encode_memory(image, ObjectMasks(*(part[kept] for part in masks)),
-                                                   torch.tensor([flags[row] for row in kept]))
+                                                   torch.tensor([flags[row] for row in kept], device=device))
         return memories[[place.get(row, place[absent[0]]) for row in range(len(flags))]]
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sam2_core.model import MASK_BIAS, MASK_SCALE, ImageFeatures, Memory, ObjectMasks, Sam2Model
 from sam2_core.nn.attention import Attention, RotaryAttention
+from sam2_core.nn.layers import first_replaced, is_observed
 from sam2_core.nn.mask_decoder import MASK_TOKENS, DecodedMasks, MaskDecoder
 from sam2_core.nn.prompt_encoder import FOREGROUND, NOT_A_POINT
 from sam2_core.segmenter import MAX_PROMPT_LOGIT
@@ -26,10 +27,19 @@ class KnownPoints:
 
 
 def copy_weights(source: Sam2Model, target: Sam2Model) -> None:
-    """Make ``target`` compute what ``source`` does, in float32 on the CPU. ValueError for an int8 encoder."""
-    weights = source.state_dict()
-    if set(weights) != set(target.state_dict()):
+    """Make ``target`` compute what ``source`` does, in float32 on the CPU.
+
+    ValueError for an int8 encoder, adapters and hooks.
+    """
+    replaced = first_replaced(source, target)
+    if replaced is not None and isinstance(source.get_submodule(replaced), torch.ao.nn.quantized.dynamic.Linear):
         raise ValueError(f'{source.name} with an int8 encoder: load it without int8_encoder')
+    if replaced is not None:
+        raise ValueError(f'{source.name} with {replaced} replaced by {type(source.get_submodule(replaced)).__name__}: '
+                         f'graphs hold the published layers; merge adapters into the weights first (merge_and_unload)')
+    if observed := [name for name, module in source.named_modules() if is_observed(module)]:
+        raise ValueError(f'{source.name} with hooks on {", ".join(observed[:3])}: graphs run no hooks; remove them')
+    weights = source.state_dict()
     target.load_state_dict({name: value.float() for name, value in weights.items()})
     for ours, theirs in zip(target.memory_attention.layers, source.memory_attention.layers, strict=True):
         ours.cross_attn_image.pooling = theirs.cross_attn_image.pooling

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam2_core.nn.layers import is_observed, is_plain
 from sam2_core.nn.position import RotaryTable
 
 QUERIES_AT_ONCE, KEYS_AT_ONCE = 1024, 512  # fewer cost more calls, more leave the cache
@@ -54,7 +55,8 @@ class RotaryAttention(Attention):
         """
         query, key = self.q_proj(query), self.k_proj(key)
         placed = key.shape[1] - plain_keys
-        if runs_plainly_on_cpu(key):
+        if (runs_plainly_on_cpu(key) and is_plain(self.q_proj) and is_plain(self.k_proj)
+                and not is_observed(table)):  # a hook may have kept what it saw
             table.rotate_in_place(query)
             table.rotate_in_place(key[:, :placed])
         else:
@@ -64,7 +66,8 @@ class RotaryAttention(Attention):
         if self.pooling > 1:
             key, value, exists, counts = self._pool(key, value, exists, table, placed)
             query, key = _counted(query, key, counts)
-        if exists is None and self.num_heads == 1 and value.shape[-1] < key.shape[-1] and runs_plainly_on_cpu(key):
+        if (exists is None and self.num_heads == 1 and value.shape[-1] < key.shape[-1] and runs_plainly_on_cpu(key)
+                and is_plain(self.v_proj) and is_plain(self.out_proj)):
             return self._attend_before_projecting(query, key, value)
         return self.attend(query, key, self.v_proj(value), exists)
 

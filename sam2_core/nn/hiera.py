@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from sam2_core.config import Sam2Config
 from sam2_core.nn.attention import attention, runs_plainly_on_cpu
 from sam2_core.nn.derived import Derived
-from sam2_core.nn.layers import MLP
+from sam2_core.nn.layers import MLP, is_observed, is_plain
 
 NUMBERS_AT_ONCE = 2 ** 22  # in the widest layer of a block on a CPU
 
@@ -19,15 +19,16 @@ def _pool(x_bhwc: Tensor) -> Tensor:
     return F.max_pool2d(x_bhwc.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
 
 
-def _to_windows(x_bhwc: Tensor, window: int, fill: Tensor) -> tuple[Tensor, int, int]:
+def _to_windows(x_bhwc: Tensor, window: int, fill: Tensor | None) -> tuple[Tensor, int, int]:
     """Cut into (B * windows, window, window, C), filled up at the bottom and right; also the full size."""
     batch, height, width, channels = x_bhwc.shape
     full_height, full_width = -(-height // window) * window, -(-width // window) * window
-    fill = fill.to(x_bhwc.dtype)
     if full_width > width:
-        x_bhwc = torch.cat((x_bhwc, fill.expand(batch, height, full_width - width, channels)), dim=2)
+        filled = fill.to(x_bhwc.dtype).expand(batch, height, full_width - width, channels)
+        x_bhwc = torch.cat((x_bhwc, filled), dim=2)
     if full_height > height:
-        x_bhwc = torch.cat((x_bhwc, fill.expand(batch, full_height - height, full_width, channels)), dim=1)
+        filled = fill.to(x_bhwc.dtype).expand(batch, full_height - height, full_width, channels)
+        x_bhwc = torch.cat((x_bhwc, filled), dim=1)
     x = x_bhwc.view(batch, full_height // window, window, full_width // window, window, channels)
     return x.transpose(2, 3).reshape(-1, window, window, channels), full_height, full_width
 
@@ -40,7 +41,7 @@ def _from_windows(windows: Tensor, full_height: int, full_width: int, height: in
 
 def _bicubic(size_in: int, size_out: int, device: torch.device) -> Tensor:
     """The matrix (size_out, size_in) that resizes a line."""
-    lines = torch.eye(size_in, device=device)[None, None]
+    lines = torch.eye(size_in, dtype=torch.float32, device=device)[None, None]
     return F.interpolate(lines, size=(size_out, size_in), mode='bicubic')[0, 0]
 
 
@@ -58,14 +59,18 @@ class MultiScaleAttention(nn.Module):
         """``window``: side of the windows, which do not see each other; 0: attention over all of the grid.
 
         The published model fills the last windows up with zeros and projects those too. Here only what is there is
-        projected, before and after: the projection of zeros is the bias.
+        projected, before and after: the projection of zeros is the bias. A projection that is more than its weights is
+        given the zeros.
         """
         shrink = 2 if self.pool_queries else 1
         height, width = (side // shrink for side in x_bhwc.shape[1:3])
+        bias = self._bias()
+        called_with_zeros = bias is None and window and any(side % window for side in x_bhwc.shape[1:3])
+        if called_with_zeros:
+            x_bhwc, full_height, full_width = _to_windows(x_bhwc, window, x_bhwc.new_zeros(()))
         qkv = self.qkv(x_bhwc)
-        if window:
-            bias = self.qkv.bias
-            qkv, full_height, full_width = _to_windows(qkv, window, bias() if callable(bias) else bias)
+        if window and not called_with_zeros:
+            qkv, full_height, full_width = _to_windows(qkv, window, bias)
         query, key, value = qkv.chunk(3, dim=-1)
         if self.pool_queries:
             query = _pool(query)
@@ -78,6 +83,14 @@ class MultiScaleAttention(nn.Module):
             x = _from_windows(x, full_height // shrink, full_width // shrink, height, width)
         return self.proj(x)
 
+    def _bias(self) -> Tensor | None:
+        """Return what ``qkv`` makes of zeros, or None where only calling it tells."""
+        if is_plain(self.qkv):
+            return self.qkv.bias
+        if isinstance(self.qkv, torch.ao.nn.quantized.dynamic.Linear) and not is_observed(self.qkv):
+            return self.qkv.bias()
+        return None
+
 
 class MultiScaleBlock(nn.Module):
     """A transformer block that may double the channels and halve the grid. ``window`` 0: attention over all of it."""
@@ -86,6 +99,7 @@ class MultiScaleBlock(nn.Module):
         super().__init__()
         self.window = window
         self.pool_queries = pool_queries
+        self._widest = dim_out * 4
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = MultiScaleAttention(dim, dim_out, num_heads, pool_queries)
         self.norm2 = nn.LayerNorm(dim_out, eps=1e-6)
@@ -96,8 +110,9 @@ class MultiScaleBlock(nn.Module):
         if not self.window or not runs_plainly_on_cpu(x_bhwc):
             return self._transform(x_bhwc)
         # windows do not see each other: some rows of them at a time, so that what is made on the way stays in the cache
-        numbers = self.window * x_bhwc.shape[2] * self.mlp.layers[0].out_features
-        rows = self.window * max(1, NUMBERS_AT_ONCE // numbers)
+        rows = self.window * max(1, NUMBERS_AT_ONCE // (self.window * x_bhwc.shape[2] * self._widest))
+        if rows >= x_bhwc.shape[1] or any(map(is_observed, self.modules())):  # a hook sees the whole image at once
+            return self._transform(x_bhwc)
         return torch.cat([self._transform(band) for band in x_bhwc.split(rows, dim=1)], dim=1)
 
     def _transform(self, x_bhwc: Tensor) -> Tensor:

@@ -7,6 +7,54 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+_PLAIN = frozenset((nn.Linear, nn.Conv2d, nn.Embedding))
+
+
+def is_observed(module: nn.Module) -> bool:
+    """Return whether calling ``module`` does more than the forward of its class: hooks, or a forward of its own."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+                or module._backward_pre_hooks or torch_module._global_forward_hooks
+                or torch_module._global_forward_pre_hooks or torch_module._global_backward_hooks
+                or torch_module._global_backward_pre_hooks or 'forward' in module.__dict__)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Return whether ``module`` does nothing but what its weights say, so that reading them replaces calling it.
+
+    Adapters (LoRA, DoRA), parametrizations, quantised weights, subclasses and hooks make a module that must be called.
+    """
+    return (type(module) in _PLAIN and not is_observed(module)
+            and (torch.compiler.is_compiling()  # parameters are stand-ins while a graph is traced
+                 or all(type(parameter) is nn.Parameter for parameter in module._parameters.values())))
+
+
+def first_replaced(model: nn.Module, original: nn.Module) -> str | None:
+    """Return the name of the first module of ``model`` that is of another class than in ``original``, or None."""
+    expected = dict(original.named_modules())
+    return next((name for name, module in model.named_modules()
+                 if name not in expected or not issubclass(type(expected[name]), type(module))), None)
+
+
+def all_rows(embedding: nn.Embedding, count: int) -> Tensor:
+    """Return the ``count`` vectors of an embedding, (count, channels)."""
+    if is_plain(embedding):
+        return embedding.weight
+    return embedding(torch.arange(count, device=embedding.weight.device))
+
+
+class Float32Buffers(nn.Module):
+    """A module whose buffers stay float32 when its parameters change type: they multiply coordinates and positions."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Float32Buffers:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            if self._buffers[name].dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(self._buffers[name].device)
+        return self
+
 
 
 class LayerNorm2d(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sam2_core.config import Sam2Config
 from sam2_core.nn.attention import Attention
-from sam2_core.nn.layers import MLP, LayerNorm2d
+from sam2_core.nn.layers import MLP, LayerNorm2d, all_rows
 
 MASK_TOKENS = 4  # one for unambiguous prompts, three for ambiguous ones
 
@@ -115,7 +115,8 @@ class MaskDecoder(nn.Module):
     def _all(self, features: Tensor, position: Tensor, prompt_tokens: Tensor, mask_features: Tensor,
              stride8: Tensor, stride4: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         batch, _, height, width = features.shape
-        output_tokens = torch.cat((self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight))
+        output_tokens = torch.cat((all_rows(self.obj_score_token, 1), all_rows(self.iou_token, 1),
+                                   all_rows(self.mask_tokens, MASK_TOKENS)))
         tokens = torch.cat((output_tokens.expand(batch, -1, -1), prompt_tokens), dim=1)
         image = (features + mask_features).flatten(2).transpose(1, 2)
         tokens, image = self.transformer(image, position.flatten(2).transpose(1, 2), tokens)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from sam2_core.config import Sam2Config
 from sam2_core.nn.attention import RotaryAttention
+from sam2_core.nn.layers import is_plain
 from sam2_core.nn.position import RotaryTable
 
 
@@ -28,7 +29,8 @@ class MemoryAttentionLayer(nn.Module):
         x_bnc = x_bnc + self.self_attn(normed, normed, normed, table)
         x_bnc = x_bnc + self.cross_attn_image(self.norm2(x_bnc), memory_keys, memory, table, pointer_tokens,
                                               exists)
-        return x_bnc + self.linear2(self.linear1(self.norm3(x_bnc)).relu_())
+        hidden = self.linear1(self.norm3(x_bnc))
+        return x_bnc + self.linear2(hidden.relu_() if is_plain(self.linear1) else hidden.relu())
 
 
 class MemoryAttention(nn.Module):

@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam2_core.nn.layers import is_observed, is_plain
+
 
 class Lateral(nn.Module):
     """The 1x1 convolution of one level."""
@@ -42,12 +44,20 @@ def _chained(lateral: Lateral, level_bchw: Tensor, following: nn.Conv2d | None) 
 
     Exact, since both are linear: W2 (W1 x + b1) + b2 = (W2 W1) x + (W2 b1 + b2). The d_model channels between them, at
     stride 4 the largest tensor of all, are never made. The small product is made each time, so it is never stale.
+    Where either is more than a 1x1 convolution, both are called.
     """
     if following is None:
         return lateral(level_bchw)
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or is_observed(lateral) or not (_is_map(lateral.conv) and _is_map(following)):
         return following(lateral(level_bchw))
-    first, second = lateral.conv.weight[..., 0, 0].float(), following.weight[..., 0, 0].float()
-    bias = F.linear(lateral.conv.bias.float(), second, following.bias.float())
-    weight = (second @ first)[..., None, None]
+    with torch.autocast(level_bchw.device.type, enabled=False):
+        precise = torch.promote_types(following.weight.dtype, torch.float32)
+        first, second = (conv.weight[..., 0, 0].to(precise) for conv in (lateral.conv, following))
+        bias = F.linear(lateral.conv.bias.to(precise), second, following.bias.to(precise))
+        weight = (second @ first)[..., None, None]
     return F.conv2d(level_bchw, weight.to(level_bchw.dtype), bias.to(level_bchw.dtype))
+
+
+def _is_map(conv: nn.Module) -> bool:
+    return (is_plain(conv) and conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0)
+            and conv.groups == 1)

@@ -4,9 +4,10 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sam2_core.nn.derived import Derived
+from sam2_core.nn.layers import Float32Buffers, is_observed
 
 
 def sine_grid(channels: int, height: int, width: int, device: torch.device | None = None) -> Tensor:
@@ -16,7 +17,7 @@ def sine_grid(channels: int, height: int, width: int, device: torch.device | Non
     arXiv 2005.12872, appendix A.4).
     """
     half = channels // 2
-    frequency = 10000.0 ** (2 * (torch.arange(half, device=device) // 2) / half)
+    frequency = 10000.0 ** (2 * (torch.arange(half, dtype=torch.float32, device=device) // 2) / half)
 
     def encode(length: int) -> Tensor:
         position = torch.arange(1, length + 1, dtype=torch.float32, device=device) / (length + 1e-6) * 2 * math.pi
@@ -31,18 +32,19 @@ def sine_grid(channels: int, height: int, width: int, device: torch.device | Non
 def sine_time(position: Tensor, channels: int) -> Tensor:
     """Sine encoding of scalars (...,) -> float32 (..., channels): all sines, then all cosines of the same angles."""
     half = channels // 2
-    frequency = 10000.0 ** (2 * (torch.arange(half, device=position.device) // 2) / half)
+    channel = torch.arange(half, dtype=torch.float32, device=position.device)
+    frequency = 10000.0 ** (2 * (channel // 2) / half)
     angle = position.float()[..., None] / frequency
     return torch.cat((angle.sin(), angle.cos()), dim=-1)
 
 
-class FourierPosition(nn.Module):
+class FourierPosition(Float32Buffers):
     """Random Fourier features of points in the unit square (SAM, arXiv 2304.02643, appendix A)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        # a buffer: it keeps its float32 when the parameters are cast, because it multiplies coordinates
-        self.register_buffer('positional_encoding_gaussian_matrix', torch.randn(2, channels // 2))
+        self.register_buffer('positional_encoding_gaussian_matrix',
+                             torch.randn(2, channels // 2, dtype=torch.float32))
         self._grid = Derived()
 
     def forward(self, points: Tensor) -> Tensor:
@@ -52,6 +54,8 @@ class FourierPosition(nn.Module):
 
     def grid(self, height: int, width: int) -> Tensor:
         """The encoding of every cell centre of a grid, float32 (channels, height, width)."""
+        if is_observed(self):
+            return self._make_grid(height, width)
         return self._grid.get((self.positional_encoding_gaussian_matrix,), self._make_grid, height, width)
 
     def _make_grid(self, height: int, width: int) -> Tensor:
@@ -62,7 +66,7 @@ class FourierPosition(nn.Module):
         return self(points).permute(2, 0, 1)
 
 
-class RotaryTable(nn.Module):
+class RotaryTable(Float32Buffers):
     """Cosines and sines that rotate pairs of channels by the row and column of a token (axial RoPE, arXiv 2403.13298).
 
     Channels rotate in neighbouring pairs; the first half of the frequencies turns with the column, the second with

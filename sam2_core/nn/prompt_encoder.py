@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from sam2_core.config import Sam2Config
-from sam2_core.nn.layers import LayerNorm2d
+from sam2_core.nn.layers import LayerNorm2d, all_rows
 from sam2_core.nn.position import FourierPosition
 
 NOT_A_POINT = -1
@@ -38,13 +38,13 @@ class PromptEncoder(nn.Module):
         batch = points.shape[0]
         points = torch.cat((points.float() + 0.5, points.new_zeros(batch, 1, 2)), dim=1) / image_size
         labels = torch.cat((labels, labels.new_full((batch, 1), NOT_A_POINT)), dim=1)
-        kinds = torch.cat([self.not_a_point_embed.weight, *(e.weight for e in self.point_embeddings)])
+        kinds = torch.cat([all_rows(e, 1) for e in (self.not_a_point_embed, *self.point_embeddings)])
         position = self.pe_layer(points) * (labels != NOT_A_POINT)[..., None]
         return position.to(kinds.dtype) + kinds[labels + 1]
 
     def no_points(self, batch: int) -> Tensor:
         """The tokens of a frame without a prompt, (B, 2, d_model): one point that is none, and the padding."""
-        return self.not_a_point_embed.weight.expand(batch, 2, -1)
+        return all_rows(self.not_a_point_embed, 1).expand(batch, 2, -1)
 
     def encode_masks(self, logits_bchw: Tensor) -> Tensor:
         """Mask logits (B, 1, 4 h, 4 w) -> (B, d_model, h, w)."""
@@ -52,4 +52,4 @@ class PromptEncoder(nn.Module):
 
     def no_mask(self) -> Tensor:
         """What stands for 'no mask given', (1, d_model, 1, 1): the same everywhere."""
-        return self.no_mask_embed.weight[..., None, None]
+        return all_rows(self.no_mask_embed, 1)[..., None, None]
