@@ -5,6 +5,7 @@ import functools
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -51,7 +52,8 @@ class _Arrived:
 class DepthMailbox:
     """The recent depth images and camera_infos of one camera, as they came, and the depth of an image.
 
-    Any thread may put; the worker asks. Of depth about a second is kept, and what belongs to the image in work.
+    Any thread may put; the worker asks. Of depth about a second is kept, and what belongs to the image in work; what is
+    dropped is handed to ``on_drop``, with its stamp in ns and its size in bytes.
     """
 
     def __init__(self, changed: threading.Condition, topic: str = 'depth', image_topic: str = '') -> None:
@@ -67,6 +69,7 @@ class DepthMailbox:
         self._last_arrival: float | None = None  # time.monotonic()
         self._report = DepthReport()
         self._camera: tuple[Calibration, Camera] | None = None  # as last used
+        self.on_drop: Callable[[int, int, object], None] = lambda stamp, size, depth: None
 
     # --- any thread
 
@@ -81,7 +84,9 @@ class DepthMailbox:
                 self._recent.clear()
             self._recent.append(_Arrived(stamp, message))
             while len(self._recent) > KEPT_IMAGES or stamp - self._recent[0].stamp > KEPT_TIME:
-                self._keep_if_expected(self._recent.popleft())
+                dropped = self._recent.popleft()
+                self._keep_if_expected(dropped)
+                self.on_drop(dropped.stamp, len(dropped.message.data), dropped)
             self._changed.notify()
 
     def put_info(self, message: CameraInfo) -> None:
@@ -146,6 +151,20 @@ class DepthMailbox:
         with self._changed:
             self._report = replace(report, reason=reason, doubt=doubtful)
         return frame
+
+    def past(self, header: Header, size: tuple[int, int], parameters: Parameters,
+             older: object | None = None) -> DepthFrame | None:
+        """Return the depth of a past image, or None. ``older``: depth that ``on_drop`` was called with."""
+        stamp = to_nanoseconds(header.stamp)
+        with self._changed:
+            arrived = [*self._recent, *([self._kept] if self._kept else []), *([older] if older else [])]
+        nearest = min(arrived, key=lambda depth: abs(depth.stamp - stamp), default=None)
+        if not stamp or nearest is None or not is_of_one_time(stamp, nearest.stamp, parameters.depth_tolerance):
+            return None
+        try:
+            return self._to_frame(nearest, header, size, parameters)[0]
+        except (DepthError, ImageError):
+            return None
 
     def _wait_for(self, stamp: int, parameters: Parameters) -> tuple[_Arrived | None, str]:
         """The depth nearest to a stamp, and why it cannot be the image's; empty when it can."""

@@ -27,12 +27,26 @@ class Past:
     message: Image | CompressedImage
 
 
+@dataclass(frozen=True, eq=False)
+class PastDepth:
+    """A depth image that the depth mailbox has given up, for questions about past images."""
+
+    stamp: int  # ns
+    size: int  # bytes
+    depth: object  # as the mailbox keeps it
+
+
 class History:
-    """A ring of images bounded in time and in bytes. Any thread may use it."""
+    """A ring of images, and of their depth, bounded in time, in bytes and in number. Any thread may use it.
+
+    Bytes that images do not need are there for depth: where they do not suffice, the oldest depth goes first.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._images: deque[Past] = deque()  # from old to new
+        self._depths: deque[PastDepth] = deque()  # as they came
+        self._max_bytes = 0
         self._bytes = 0
         self._why_empty = 'history_seconds, history_bytes'
 
@@ -43,9 +57,9 @@ class History:
         """
         stamp = to_nanoseconds(message.header.stamp)
         with self._lock:
+            self._max_bytes = max_bytes
             if self._images and stamp < self._images[-1].stamp - TIME_JUMP:
-                self._images.clear()
-                self._bytes = 0
+                self._clear()
             self._why_empty = 'history_seconds, history_bytes'
             if not stamp:
                 self._why_empty = 'images carry no stamp'
@@ -61,14 +75,38 @@ class History:
                     del self._images[place]
                 self._images.insert(place, Past(stamp, message))
                 self._bytes += len(message.data)
+            self._drop_depths()
             while self._images and (self._bytes > max_bytes or len(self._images) > MAX_IMAGES
                                     or self._images[-1].stamp - self._images[0].stamp >= seconds * 1e9):
                 self._bytes -= len(self._images.popleft().message.data)
 
+    def put_depth(self, stamp: int, size: int, depth: object) -> None:
+        """Keep depth of a stamp (ns) and a size in bytes while there are images of its time and bytes to spare."""
+        with self._lock:
+            self._depths.append(PastDepth(stamp, size, depth))
+            self._bytes += size
+            self._drop_depths()
+
+    def depth_at(self, stamp: int) -> object | None:
+        """Return the depth nearest to a stamp, ns; None when there is none."""
+        with self._lock:
+            nearest = min(self._depths, key=lambda past: abs(past.stamp - stamp), default=None)
+            return None if nearest is None else nearest.depth
+
     def clear(self) -> None:
         with self._lock:
-            self._images.clear()
-            self._bytes = 0
+            self._clear()
+
+    def _clear(self) -> None:
+        self._images.clear()
+        self._depths.clear()
+        self._bytes = 0
+
+    def _drop_depths(self) -> None:
+        oldest = self._images[0].stamp - NEAREST if self._images else None
+        while self._depths and (oldest is None or self._depths[0].stamp < oldest or self._bytes > self._max_bytes
+                                or len(self._depths) > MAX_IMAGES):
+            self._bytes -= self._depths.popleft().size
 
     def at(self, stamp: int) -> Past:
         """The image of a stamp (ns), or the nearest when that one was lost on the way. NotKept when there is none."""

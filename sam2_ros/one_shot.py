@@ -72,6 +72,11 @@ class SegmentImageCall:
         self._objects: list[TrackedObject] = []
         self._done = 0  # prompts
 
+    @property
+    def brings_image(self) -> bool:
+        """Whether the call has an image of its own."""
+        return bool(self._request.image.width)
+
     def find_picture(self, newest: Picture | None, history: History) -> Picture | None:
         """The image that is meant; None: it may still come. Unanswerable when it cannot be used."""
         prompts = self._request.prompts
@@ -80,7 +85,7 @@ class SegmentImageCall:
         if len(prompts) > MAX_PROMPTS:
             raise Unanswerable(f'{len(prompts)} prompts: ask at most {MAX_PROMPTS} at a time')
         stamp = to_nanoseconds(prompts[0].header.stamp)
-        if self._request.image.width:
+        if self.brings_image:
             return _given(self._request.image)
         if not stamp or newest is None or to_nanoseconds(newest.header.stamp) == stamp:
             return newest
@@ -118,6 +123,11 @@ class SegmentAllCall:
         self._time_limit = request.time_limit or time_limit
         self._search = None
 
+    @property
+    def brings_image(self) -> bool:
+        """Whether the call has an image of its own."""
+        return bool(self._request.image.width)
+
     def find_picture(self, newest: Picture | None, history: History) -> Picture | None:
         """The image that is meant; None: it may still come. Unanswerable when it, or the request, cannot be used."""
         request = self._request
@@ -128,7 +138,7 @@ class SegmentAllCall:
                 raise Unanswerable(f'{name} {getattr(request, name):g}: must lie between 0 and 1')
         if not 0 < self._time_limit < float('inf'):
             raise Unanswerable(f'time_limit {request.time_limit:g}: must be positive')
-        return _given(request.image) if request.image.width else newest
+        return _given(request.image) if self.brings_image else newest
 
     def advance(self, picture: Picture, segmenter: ImageSegmenter) -> Found | None:
         """A slice of the work; what was found once all is done or the time is over."""
@@ -172,8 +182,10 @@ def _given(message: Image | CompressedImage) -> Picture:
 class OneShots:
     """The questions to one camera that are being worked on, one slice of one of them at a time."""
 
-    def __init__(self, segmenter: ImageSegmenter, history: History, failures: Failures,
-                 skipped: SkippedImages) -> None:
+    def __init__(self, segmenter: ImageSegmenter, history: History, failures: Failures, skipped: SkippedImages,
+                 find_depth: Callable[[Picture], DepthFrame | None]) -> None:
+        """``find_depth`` returns the depth of a past image of the camera, if it is still there."""
+        self._find_depth = find_depth
         self._segmenter = segmenter
         self._failures = failures
         self._skipped = skipped
@@ -200,6 +212,8 @@ class OneShots:
                 call.reply(f'the question cannot be answered: {self._failures.report("question", error)}')
                 continue
             if picture is not None:
+                if picture.depth is None and not call.brings_image:
+                    picture.depth = self._failures.run('depth', self._find_depth, picture)
                 self._open.append((call, picture))
             elif call.received + timeout > time.monotonic():
                 self._waiting.append(call)

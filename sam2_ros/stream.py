@@ -26,7 +26,7 @@ from sam2_ros.prompt_reader import PromptReader, Reading
 from sam2_ros.prompting import NEEDS_IMAGE, Ids, Plan, PromptAnswer, PromptRequest, refuse
 from sam2_ros.shedding import Level, half_of_recent_frames
 from sam2_ros.skipped_images import SkippedImages
-from sam2_ros.spatial import is_beyond_lens
+from sam2_ros.spatial import DepthFrame, is_beyond_lens
 from sam2_ros.stamps import TIME_JUMP, StampWatch
 from sam2_ros.states import ObjectStates, probability, score_correction, unit
 from sam2_ros.tracked_objects import TrackedObjects
@@ -69,7 +69,9 @@ class Stream:
         self._steps: deque[int] = deque(maxlen=STEPS_KNOWN)  # stamps of the tracker's steps, ns
         self._taken: Picture | None = None  # not yet processed
         self._newest: Picture | None = None  # processed
-        self._one_shots = OneShots(self._segmenter, self.history, self.failures, self.skipped)
+        self._one_shots = OneShots(self._segmenter, self.history, self.failures, self.skipped, self._past_depth)
+        if depth is not None:
+            depth.on_drop = self.history.put_depth
         self._open: dict[PromptRequest, None] = {}  # taken from the mailbox and not yet answered
         self._late_is_next = True  # of what is done aside
         self._skipped_last = False
@@ -270,6 +272,13 @@ class Stream:
         if report.absent == before.absent or report.used:  # it arrives, or did so before
             self.meter.depth(time.monotonic(), report.reason)
         self.meter.depth_doubt(time.monotonic(), report.doubt)
+
+    def _past_depth(self, picture: Picture) -> DepthFrame | None:
+        """Return the depth of a past image, if it is still there."""
+        if self.depth is None:
+            return None
+        return self.depth.past(picture.header, picture.image.shape[:2], self.parameters,
+                               self.history.depth_at(to_nanoseconds(picture.header.stamp)))
 
     def _name_beyond_lens(self, picture: Picture, items: list[TrackedObject]) -> None:
         """Note for /diagnostics which visible object has no depth because the lens model has no rays there."""

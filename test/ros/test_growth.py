@@ -55,7 +55,7 @@ def sizes(root: object) -> dict[str, int]:
 @pytest.mark.fuzz
 @pytest.mark.parametrize('stamps', STAMPS)
 def test_no_container_grows_with_the_images(monkeypatch, rounds, stamps):
-    images = rounds(80, 5000)
+    images = rounds(140, 5000)
     if images < sam2_ros.history.MAX_IMAGES:
         monkeypatch.setattr(sam2_ros.history, 'MAX_IMAGES', 30)
         monkeypatch.setattr(sam2_ros.detections, 'MAX_FRAMES', 30)

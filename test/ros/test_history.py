@@ -98,3 +98,25 @@ def test_a_stamp_that_is_not_there_is_refused_with_what_is(stamp, words):
 def test_an_empty_history_says_so():
     with pytest.raises(NotKept, match='no image is kept .* send the prompt with stamp 0'):
         History().at(5)
+
+
+def test_depth_takes_the_bytes_that_images_leave_and_goes_with_them():
+    history = History()
+    for number in range(1, 6):
+        history.put_depth(number * SECOND // 10, 30, f'depth {number}')
+        history.put(image(number * SECOND // 10, 100), 10.0, 560)
+    assert stamps(history) == [0.1, 0.2, 0.3, 0.4, 0.5]
+    assert history.extent()[1] == 560 and history.depth_at(3 * SECOND // 10) == 'depth 4', 'the first three went'
+    history.put(image(60 * SECOND // 100, 100), 10.0, 560)
+    assert len(stamps(history)) == 5 and history.depth_at(0) is None, 'images come first'
+    history.put_depth(70 * SECOND // 100, 30, 'new')
+    history.put(image(70 * SECOND // 100, 100), 10.0, 1000)
+    history.clear()
+    assert history.depth_at(0) is None and history.extent()[:2] == (0, 0)
+
+
+def test_depth_without_an_image_of_its_time_is_not_kept():
+    history = History()
+    history.put_depth(5 * SECOND, 30, 'lonely')
+    history.put(image(20 * SECOND), 2.0, 10**6)
+    assert history.depth_at(5 * SECOND) is None and history.extent()[1] == 10

@@ -4,6 +4,8 @@ import time
 import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
+from inprocess import image as in_process_image
+from inprocess import in_process, set_box
 from sensor_msgs.msg import Image, RegionOfInterest
 from std_msgs.msg import Header
 
@@ -245,3 +247,29 @@ def test_questions_that_are_worked_on_count_among_those_that_wait(make):
     work_aside(stream)
     assert len(replies) == MAX_QUESTIONS + 2
     assert ask(stream, SegmentImageCall, question(Prompt(box=BOX))).objects, 'there is room again'
+
+
+@pytest.mark.parametrize('age', [1, 5, 18])
+def test_a_past_image_has_its_depth_as_long_as_it_is_kept(age):
+    """Depth of the last second is still in the mailbox, older depth in the history."""
+    with in_process(threaded=False) as robot:
+        stamps = []
+        for _ in range(20):
+            stamps.append(robot.show())
+            robot.serve()
+        task = robot.ask('/segment_image', SegmentImage.Request(prompts=[set_box(stamps[-1 - age], id=3)]))
+        robot.wait_for(lambda: robot.serve() or task.done())
+        (found,) = task.result().result.instances
+        assert found.has_depth and found.box_center.position.z == pytest.approx(1.0, abs=0.05)
+        assert task.result().result.header.stamp.nanosec == stamps[-1 - age] % 10**9
+
+
+def test_an_image_that_comes_with_the_question_has_no_depth_of_the_camera():
+    with in_process(threaded=False) as robot:
+        for _ in range(3):
+            robot.show()
+            robot.serve()
+        own = in_process_image(robot.now)
+        task = robot.ask('/segment_image', SegmentImage.Request(prompts=[set_box()], image=own))
+        robot.wait_for(lambda: robot.serve() or task.done())
+        assert not task.result().result.instances[0].has_depth
