@@ -57,9 +57,10 @@ def is_camera(reader: AnyReader, connections: list[Connection]) -> bool:
     topic = connections[0].topic.removesuffix('/compressed')
     if topic.endswith(DRAWN):
         return False
+    encoding = first_encoding(reader, connections)
     if connections[0].msgtype == COMPRESSED:
-        return 'depth' not in topic.lower()
-    return first_encoding(reader, connections) not in DEPTH_ENCODINGS
+        return 'depth' not in f'{topic}{encoding}'.lower() and encoding.partition(';')[0] not in DEPTH_ENCODINGS
+    return encoding not in DEPTH_ENCODINGS
 
 
 def first_encoding(reader: AnyReader, connections: list[Connection]) -> str:

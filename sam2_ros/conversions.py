@@ -12,21 +12,12 @@ from builtin_interfaces.msg import Duration, Time
 from sensor_msgs.msg import CompressedImage, Image, RegionOfInterest
 from std_msgs.msg import Header
 
-# bytes per pixel; yuv422 is UYVY in ROS, the others say their order
-CHANNELS = {
-    'rgb8': 3, 'bgr8': 3, 'rgba8': 4, 'bgra8': 4, 'mono8': 1, '8UC1': 1, '8UC3': 3, '8UC4': 4,
-    'yuv422': 2, 'uyvy': 2, 'yuv422_yuy2': 2, 'yuyv': 2,
-}
-# OpenCV's own type names carry no order of colours: every driver that uses them means OpenCV's order. The two names of
-# yuv are newer than some releases of cv_bridge
-_SAME_AS = {'8UC1': 'mono8', '8UC3': 'bgr8', '8UC4': 'bgra8', 'uyvy': 'yuv422', 'yuyv': 'yuv422_yuy2'}
+from sam2_ros.compressed_images import decompress
+from sam2_ros.encodings import CHANNELS, ImageError, check_encoding
+
 _TO_RGB = {'bgr8': cv2.COLOR_BGR2RGB, 'rgba8': cv2.COLOR_RGBA2RGB, 'bgra8': cv2.COLOR_BGRA2RGB,
            'mono8': cv2.COLOR_GRAY2RGB}
 _MAX_INT32 = 2**31 - 1
-
-
-class ImageError(ValueError):
-    """An image message that cannot be used; the text names the value and the cure."""
 
 
 def to_rgb(message: Image | CompressedImage) -> np.ndarray:
@@ -36,9 +27,9 @@ def to_rgb(message: Image | CompressedImage) -> np.ndarray:
     Raises ImageError for what is malformed or not supported.
     """
     if isinstance(message, CompressedImage):
-        return _decompress(message)
+        return decompress(message.data.tobytes(), message.format)
+    encoding = check_encoding(message.encoding)
     pixels = _pixels(message)
-    encoding = _SAME_AS.get(message.encoding, message.encoding)
     if encoding == 'rgb8':
         return pixels
     if encoding in _TO_RGB:
@@ -104,8 +95,7 @@ def _yuv_decoder() -> Callable[[Image, str], np.ndarray]:
 
 def _pixels(message: Image) -> np.ndarray:
     """The bytes of a message as uint8 (H, W) or (H, W, channels); a view, or a copy where the rows are padded."""
-    if message.encoding not in CHANNELS:
-        raise ImageError(f'encoding {message.encoding!r}: not supported; publish one of {", ".join(CHANNELS)}')
+    check_encoding(message.encoding)
     channels = CHANNELS[message.encoding]
     pixels = pixel_bytes(message, channels)
     return pixels if channels > 1 else pixels[..., 0]
@@ -128,26 +118,3 @@ def pixel_bytes(message: Image, size: int) -> np.ndarray:
     flat = np.frombuffer(message.data, np.uint8)
     pixels = np.lib.stride_tricks.as_strided(flat, (height, width, size), (step, size, 1))
     return np.ascontiguousarray(pixels)
-
-
-def _decompress(message: CompressedImage) -> np.ndarray:
-    """JPEG or PNG, grey or colour. Straight through OpenCV: cv_bridge and rosbags-image know no grey ones."""
-    data = message.data.tobytes()
-    if data.startswith(b'\xff\xd8'):
-        # the decoder fills the missing part of a cut JPEG with grey and says nothing
-        whole = data.rfind(b'\xff\xd9') > data.rfind(b'\xff\xda')
-    elif data.startswith(b'\x89PNG\r\n\x1a\n'):
-        whole = b'IEND' in data[-64:]
-    else:
-        raise ImageError(f'format {message.format!r} with data starting {data[:4].hex() or "nowhere"}: '
-                         f'not supported; publish jpeg or png')
-    if not whole:
-        raise ImageError(f'{message.format!r} image of {len(data)} bytes: cut off; '
-                         f'send it whole (see docs/node.md on transport)')
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error as error:
-        raise ImageError(f'{message.format!r} image of {len(data)} bytes: {error.err}; send it whole') from None
-    if image is None:
-        raise ImageError(f'{message.format!r} image of {len(data)} bytes: broken; send it whole')
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

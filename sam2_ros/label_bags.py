@@ -17,8 +17,9 @@ from rosbags.image import message_to_cvimage
 from rosbags.interfaces import Connection
 
 from sam2_core.training.datasets import BrokenSample, Format, Labelled, SkippedFiles
-from sam2_core.training.datasets.pictures import decode_image
 from sam2_ros.bag_files import COMPRESSED, IMAGE, by_topic, described, is_camera, open_reader, stamps
+from sam2_ros.compressed_images import decompress
+from sam2_ros.encodings import ImageError, check_encoding
 
 SEGMENT = 100  # labelled frames: a long bag becomes several recordings, so that some can be held out
 _INSTANCES = 'sam2_ros/msg/InstanceArray'
@@ -118,8 +119,8 @@ class LabelledBag:
                     (frame.stamp, frame.image_time) for frame in wanted])]
                 labels = [_labels(message) for message in self._messages(reader, self.label_topic, [
                     (frame.stamp, frame.label_time) for frame in wanted])]
-        except BrokenSample as error:
-            raise BrokenSample(self.name, error.reason) from error
+        except (BrokenSample, ImageError) as error:
+            raise BrokenSample(self.name, getattr(error, 'reason', str(error))) from error
         except Exception as error:  # see bag_format
             raise BrokenSample(self.name, f'{type(error).__name__}: {error}') from error
         ids = sorted(set().union(*labels))
@@ -152,8 +153,10 @@ class LabelledBag:
 
 
 def _image(message) -> np.ndarray:
+    """Return the pixels that the node takes from a message. Raises ImageError for what it refuses."""
     if message.__msgtype__ == COMPRESSED:
-        return decode_image(message.data.tobytes(), 'compressed image')
+        return decompress(message.data.tobytes(), message.format)
+    message.encoding = check_encoding(message.encoding)
     return np.ascontiguousarray(message_to_cvimage(message, 'rgb8'))
 
 

@@ -18,6 +18,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from sam2_core.training.datasets import run_lengths
 from sam2_core.training.datasets.pictures import label_png
 from sam2_ros.bag_writer import BagWriter
+from sam2_ros.compressed_images import plain_jpeg
 from sam2_ros.evaluation.frames import Processed, Progress, processed
 from sam2_ros.evaluation.recording import Recording
 from sam2_ros.evaluation.results import Run
@@ -104,9 +105,12 @@ def _new(path: Path) -> Path:
 
 
 def _write_picture(path: Path, message: Image | CompressedImage, rgb: np.ndarray) -> Path:
-    """A JPEG as it was recorded, everything else as a JPEG of high quality; the file."""
-    data = bytes(message.data) if isinstance(message, CompressedImage) else b''
-    if not data.startswith(b'\xff\xd8'):
+    """Write a JPEG as it was recorded, everything else as a JPEG of high quality; return the file.
+
+    EXIF data are left out: by their orientation a reader might turn an image whose masks are not turned.
+    """
+    data = plain_jpeg(message.data.tobytes(), message.format) if isinstance(message, CompressedImage) else None
+    if data is None:
         data = cv2.imencode('.jpg', cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR),
                             [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
     path.write_bytes(data)

@@ -1,6 +1,8 @@
 """Images in every encoding, padded or not, against references of their own; what is malformed is refused by name."""
+import struct
 import sys
 import types
+import zlib
 
 import cv2
 import numpy as np
@@ -13,7 +15,9 @@ from sensor_msgs.msg import CompressedImage, Image, RegionOfInterest
 from std_msgs.msg import Header
 
 from sam2_ros import conversions
+from sam2_ros.compressed_images import plain_jpeg
 from sam2_ros.conversions import CHANNELS, ImageError, from_pixels, to_duration, to_mask, to_rgb, to_roi
+from sam2_ros.depth import to_metres
 
 SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
 
@@ -129,6 +133,8 @@ def change(image: Image, **values) -> Image:
 @pytest.mark.parametrize(('values', 'reason'), [
     ({'encoding': 'mono16'}, "encoding 'mono16': not supported; publish one of rgb8, bgr8"),
     ({'encoding': 'bayer_rggb8'}, "encoding 'bayer_rggb8'"),
+    ({'encoding': 'bayer_rggb8'}, 'yuyv; debayer it with image_proc'),
+    ({'encoding': '16UC1'}, 'yuyv; scale it to 8 bits'),
     ({'encoding': ''}, "encoding ''"),
     ({'height': 0}, 'image of 5 x 0 pixels'),
     ({'width': 0}, 'image of 0 x 4 pixels'),
@@ -169,9 +175,8 @@ def test_jpeg_is_close():
     assert np.abs(to_rgb(compressed('.jpg', PHOTO[..., ::-1])).astype(int) - PHOTO).mean() < 4
 
 
-@pytest.mark.parametrize('pixels', [PHOTO[..., 0], PHOTO[..., 0].astype(np.uint16) * 257])
-def test_grey_png_of_either_depth_becomes_rgb(pixels):
-    np.testing.assert_array_equal(to_rgb(compressed('.png', pixels)), np.stack([PHOTO[..., 0]] * 3, -1))
+def test_grey_png_becomes_rgb():
+    np.testing.assert_array_equal(to_rgb(compressed('.png', PHOTO[..., 0])), np.stack([PHOTO[..., 0]] * 3, -1))
 
 
 def test_grey_jpeg_becomes_rgb():
@@ -202,6 +207,233 @@ def test_what_is_no_picture_is_refused(data):
     image.data.frombytes(data)
     with pytest.raises(ImageError, match='h264'):
         to_rgb(image)
+
+
+GREY = PHOTO[..., 0]
+DEEP = GREY.astype(np.uint16) * 16  # a sensor of 12 bits
+NOT_SUPPORTED = 'not supported; publish one of rgb8, bgr8'
+
+
+@pytest.mark.parametrize(('extension', 'pixels', 'declared', 'encoding'), [
+    ('.png', DEEP, 'mono16; png compressed ', 'mono16'),
+    ('.png', DEEP, 'png', 'mono16'),  # the file alone says so
+    ('.png', DEEP, 'mono8; png compressed ', 'mono16'),  # the message says otherwise
+    ('.png', DEEP, '16UC1; png compressed ', '16UC1'),
+    ('.png', PHOTO.astype(np.uint16) * 16, 'rgb16; png compressed bgr16', 'rgb16'),
+    ('.png', np.dstack([PHOTO, GREY]).astype(np.uint16), 'png', 'rgba16'),
+    ('.jpg', GREY, 'mono16; jpeg compressed ', 'mono16'),  # cut to 8 bits before it was compressed
+    ('.jpg', PHOTO, 'rgb16; jpeg compressed bgr8', 'rgb16'),
+    ('.jpg', GREY, '32FC1; jpeg compressed ', '32FC1'),
+    ('.jpg', GREY, 'bayer_rggb8; jpeg compressed ', 'bayer_rggb8'),
+    ('.png', GREY, 'bayer_gbrg8; png compressed ', 'bayer_gbrg8'),
+    ('.png', DEEP, 'bayer_rggb16; png compressed ', 'bayer_rggb16'),
+    ('.png', GREY, 'bayer_rggb8', 'bayer_rggb8'),
+    ('.jpg', GREY, 'bayer_rggb8; jpeg compressed bgr8', 'bayer_rggb8')])  # said to be colour, and is not
+def test_encodings_that_are_refused_raw_are_refused_compressed_with_the_same_sentence(extension, pixels, declared,
+                                                                                      encoding):
+    image = compressed(extension, pixels)
+    image.format = declared
+    with pytest.raises(ImageError) as failure:
+        to_rgb(image)
+    with pytest.raises(ImageError) as raw:
+        to_rgb(change(message(np.zeros((4, 5, 3), np.uint8), 'rgb8'), encoding=encoding))
+    assert str(raw.value) in str(failure.value) and NOT_SUPPORTED in str(raw.value)
+    assert str(failure.value).startswith(f'format {declared!r}: ')
+
+
+@pytest.mark.parametrize('declared', ['png', '', 'rgb8; png compressed bgr8', 'bgr8; png compressed bgr8', 'image/png',
+                                      'RGB8; png compressed bgr8', 'yuv422; png compressed bgr8', 'PNG',
+                                      '8UC3; png compressed ', 'bayer_rggb8; png compressed bgr8',
+                                      'nv21; png compressed bgr8'])
+def test_colours_are_right_however_the_format_is_spelt(declared):
+    image = compressed('.png', PHOTO[..., ::-1])
+    image.format = declared
+    np.testing.assert_array_equal(to_rgb(image), PHOTO)
+
+
+@pytest.mark.parametrize(('pixels', 'declared'), [
+    (PHOTO, 'rgb8; png compressed rgb8'), (np.dstack([PHOTO, GREY]), 'rgba8; png compressed rgba8')])
+def test_channels_stored_in_the_order_of_rgb_are_not_exchanged(pixels, declared):
+    """CompressedImage.msg: COMPRESSED_PIXFMT is the format that was given to the codec, which calls it BGR."""
+    image = compressed('.png', pixels)
+    image.format = declared
+    np.testing.assert_array_equal(to_rgb(image), PHOTO)
+
+
+def test_alpha_is_dropped_as_that_of_raw_images():
+    pixels = np.dstack([PHOTO[..., ::-1], GREY])
+    image = compressed('.png', pixels)
+    image.format = 'bgra8; png compressed bgra8'
+    np.testing.assert_array_equal(to_rgb(image), to_rgb(message(pixels, 'bgra8')))
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return len(body).to_bytes(4, 'big') + kind + body + zlib.crc32(kind + body).to_bytes(4, 'big')
+
+
+def png(width: int, bits: int, colour: int, line: bytes, *chunks: tuple[bytes, bytes]) -> CompressedImage:
+    """One line of pixels, written by the PNG specification."""
+    data = b'\x89PNG\r\n\x1a\n' + png_chunk(b'IHDR', struct.pack('>IIBBBBB', width, 1, bits, colour, 0, 0, 0))
+    for chunk in (*chunks, (b'IDAT', zlib.compress(b'\0' + line)), (b'IEND', b'')):
+        data += png_chunk(*chunk)
+    return CompressedImage(format='png', data=data)
+
+
+@pytest.mark.parametrize(('image', 'expected'), [
+    (png(3, 8, 3, bytes([2, 0, 1]), (b'PLTE', bytes([255, 0, 0, 0, 255, 0, 1, 2, 3])), (b'tRNS', bytes([0, 9, 99]))),
+     [(1, 2, 3), (255, 0, 0), (0, 255, 0)]),
+    (png(4, 2, 3, b'\x1b', (b'PLTE', bytes(range(12)))), [(0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10, 11)]),
+    (png(3, 1, 0, b'\xa0'), [(255,) * 3, (0,) * 3, (255,) * 3]),
+    (png(2, 8, 4, bytes([100, 0, 200, 128])), [(100,) * 3, (200,) * 3])])
+def test_png_of_every_kind_of_8_bits_and_less_has_its_colours(image, expected):
+    np.testing.assert_array_equal(to_rgb(image)[0], expected)
+
+
+def exif(orientation: int) -> bytes:
+    return (b'II*\0' + struct.pack('<IHHHIHH', 8, 1, 0x112, 3, 1, orientation, 0) + bytes(4))
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_exif_never_turns_the_image_of_a_camera(orientation):
+    """Its calibration, depth and ground truth belong to the pixels as they are stored."""
+    plain = compressed('.jpg', PHOTO)
+    data = plain.data.tobytes()
+    segment = b'Exif\0\0' + exif(orientation)
+    turned = CompressedImage(format='jpeg', data=data[:2] + b'\xff\xe1' + struct.pack('>H', len(segment) + 2) + segment
+                             + data[2:])
+    np.testing.assert_array_equal(to_rgb(turned), to_rgb(plain))
+    line = bytes(range(12))
+    np.testing.assert_array_equal(to_rgb(png(4, 8, 2, line, (b'eXIf', exif(orientation))))[0].ravel(), list(line))
+    assert plain_jpeg(turned.data.tobytes() + bytes(5), 'jpeg') == data
+
+
+@pytest.mark.parametrize('extension', ['.jpg', '.png'])
+@pytest.mark.parametrize('padding', [b'\0' * 1000, b'\xff' * 100, b'garbage' * 50, b'\xff\xda' + b'old frame' * 9])
+def test_what_a_camera_appends_to_a_whole_image_is_ignored(extension, padding):
+    image = compressed(extension, PHOTO)
+    expected = to_rgb(image)
+    image.data.frombytes(padding)
+    np.testing.assert_array_equal(to_rgb(image), expected)
+
+
+@pytest.mark.parametrize('extension', ['.jpg', '.png'])
+def test_several_images_in_one_message_are_refused(extension):
+    image = compressed(extension, PHOTO)
+    image.data.frombytes(bytes(3) + compressed(extension, PHOTO).data.tobytes())
+    with pytest.raises(ImageError, match='several images in one message: publish a message for each'):
+        to_rgb(image)
+
+
+def test_an_animated_png_is_refused():
+    with pytest.raises(ImageError, match=r'several images in one message \(an animated PNG\)'):
+        to_rgb(png(1, 8, 0, b'a', (b'acTL', bytes([0, 0, 0, 2, 0, 0, 0, 0]))))
+
+
+def with_jpeg_size(height: int, width: int, channels: int = 3) -> CompressedImage:
+    image = compressed('.jpg', PHOTO)
+    data = image.data.tobytes()
+    at = data.index(b'\xff\xc0') + 5
+    return CompressedImage(format='jpeg', data=data[:at] + struct.pack('>HHB', height, width, channels) + data[at + 5:])
+
+
+@pytest.mark.parametrize(('image', 'reason'), [
+
+    (with_jpeg_size(65_500, 65_500), 'JPEG of 65500 x 65500 pixels: must have at most 160,000,000'),
+    (with_jpeg_size(0, 64), 'JPEG of 64 x 0 pixels: both must be at least 1'),
+    (with_jpeg_size(48, 64, 4), r'JPEG of 4 channels \(CMYK\): not supported'),
+    (CompressedImage(format='16UC1; compressedDepth png', data=bytes(12) + b'\x89PNG'), 'a depth image: set the image'),
+    (CompressedImage(format='webp', data=b'RIFF\x10\0\0\0WEBPVP8 '), r'\(WebP\): not supported; publish jpeg or png'),
+    (CompressedImage(format='tiff', data=b'II*\0' + bytes(20)), r'\(TIFF\): not supported; publish jpeg or png'),
+    (CompressedImage(format='jpeg'), 'no data: not supported; publish jpeg or png')])
+def test_files_that_are_no_image_of_a_camera_are_refused_with_what_they_are(image, reason):
+    with pytest.raises(ImageError, match=reason):
+        to_rgb(image)
+
+
+def test_a_small_file_that_claims_to_be_huge_is_refused_before_memory_is_taken(monkeypatch):
+    monkeypatch.setattr(cv2, 'imdecode', lambda *_: pytest.fail('decoded'))
+    data = b'\x89PNG\r\n\x1a\n' + png_chunk(b'IHDR', struct.pack('>IIBBBBB', 60_000, 60_000, 8, 2, 0, 0, 0))
+    data += png_chunk(b'IDAT', zlib.compress(bytes(1000))) + png_chunk(b'IEND', b'')
+    with pytest.raises(ImageError, match='PNG of 60000 x 60000 pixels: must have at most'):
+        to_rgb(CompressedImage(format='png', data=data))
+
+
+# --- damaged at random
+
+def damaged_file(rng: np.random.Generator, files: list[tuple[str, bytes]]) -> CompressedImage:
+    declared, whole = files[rng.integers(len(files))]
+    data = bytearray(whole)
+    match rng.integers(6):
+        case 0:
+            data = data[:rng.integers(len(data))]
+        case 1 | 2:
+            for _ in range(rng.integers(1, 12)):
+                data[rng.integers(len(data))] = rng.integers(256)
+        case 3:
+            data += rng.integers(0, 256, rng.integers(200), np.uint8).tobytes()
+        case 4:
+            start = rng.integers(2, len(data))
+            del data[start:start + rng.integers(1, 40)]
+        case 5:
+            data = data[:rng.integers(2, len(data))] + data[-rng.integers(1, 20):]
+    if whole.startswith(b'\x89PNG') and rng.random() < 0.7:  # with right checksums the decoder has to find the damage
+        at = 8
+        while at + 12 <= len(data):
+            stop = at + 12 + int.from_bytes(data[at:at + 4], 'big')
+            if stop > len(data):
+                break
+            data[stop - 4:stop] = zlib.crc32(data[at + 4:stop - 4]).to_bytes(4, 'big')
+            at = stop
+    if rng.random() < 0.2:
+        declared = str(rng.choice(['', ';', 'rgb8', 'mono16; png compressed ', 'bayer_rggb8; jpeg compressed bgr8',
+                                   'x;y', '; compressed', 'rgb8; compressed rgb8', 'compressedDepth']))
+    return CompressedImage(format=declared, data=bytes(data))
+
+
+def damaged_image(rng: np.random.Generator) -> Image:
+    encoding = str(rng.choice([*CHANNELS, 'mono16', '16UC1', '32FC1', 'bayer_rggb8', '', 'x']))
+    size = CHANNELS.get(encoding, 4 if encoding == '32FC1' else 2)
+    height, width = (int(rng.choice([0, 1, 2, 3, 7, 8, 2**31, 2**32 - 1], p=[.05, .15, .2, .2, .2, .18, .01, .01]))
+                     for _ in range(2))
+    step = min(max(0, width * size + int(rng.choice([0, 0, 0, 3, -1, 2**20]))), 2**32 - 1)
+    length = min(max(0, step * height + int(rng.choice([0, 0, 0, -3, 5, -step]))), 4096)
+    return Image(height=height, width=width, encoding=encoding, step=step, is_bigendian=int(rng.integers(3)),
+                 data=rng.integers(0, 256, length, np.uint8).tobytes())
+
+
+def outcomes(convert, inputs) -> tuple[int, int]:
+    """Number of inputs that become pixels, and of those that are refused by the project's own error."""
+    done = refused = 0
+    for item in inputs:
+        try:
+            assert convert(item).size
+            done += 1
+        except ImageError as error:
+            assert str(error)
+            refused += 1
+    return done, refused
+
+
+@pytest.mark.fuzz
+def test_damaged_files_are_decoded_or_refused(rounds):
+    small = cv2.resize(PHOTO, (20, 14))
+    files = [('rgb8; jpeg compressed bgr8', compressed('.jpg', small)), ('png', compressed('.png', small)),
+             ('mono8; jpeg compressed ', compressed('.jpg', small[..., 0])), ('png', compressed('.png', small[..., 0])),
+             ('png', png(3, 8, 3, bytes([2, 0, 1]), (b'PLTE', bytes(9)), (b'eXIf', exif(6))))]
+    files = [(declared, image.data.tobytes()) for declared, image in files]
+    files.append(('jpeg', cv2.imencode('.jpg', small, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()))
+    rng, count = np.random.default_rng(5), rounds(2_000, 200_000)
+    done, refused = outcomes(to_rgb, (damaged_file(rng, files) for _ in range(count)))
+    assert done + refused == count and min(done, refused) > count / 10
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize('convert', [to_rgb, to_mask, lambda image: to_metres(image, 0.1, 10.0)[0]],
+                         ids=['to_rgb', 'to_mask', 'to_metres'])
+def test_damaged_messages_are_converted_or_refused(rounds, convert):
+    rng, count = np.random.default_rng(6), rounds(2_000, 200_000)
+    done, refused = outcomes(convert, (damaged_image(rng) for _ in range(count)))
+    assert done + refused == count and min(done, refused) > count / 50
 
 
 # --- outgoing

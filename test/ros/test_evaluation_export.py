@@ -1,5 +1,6 @@
 """What was tracked, written as a bag to look at and as data to train on, is read back by those who will read it."""
 import json
+import struct
 
 import cv2
 import numpy as np
@@ -188,6 +189,19 @@ def test_recorded_jpegs_are_copied_as_they_are(tmp_path, run, recording):
     recording.image = stored.__getitem__
     export('davis', run, recording, tmp_path / 'data')
     assert (tmp_path / 'data' / 'JPEGImages' / 'discs' / '00002.jpg').read_bytes() == bytes(stored[2].data)
+
+
+def test_a_jpeg_with_an_orientation_is_exported_without_it(tmp_path, run, recording):
+    """The masks are those of the pixels as they are stored; a reader that turns the image would part the two."""
+    stored = {index: jpeg_message(to_rgb(recording.image(index)), recording.image(index).header, 60)
+              for index in range(8)}
+    plain = bytes(stored[2].data)
+    tiff = b'II*\0' + struct.pack('<IHHHIHH', 8, 1, 0x112, 3, 1, 6, 0) + bytes(4)
+    segment = b'\xff\xe1' + struct.pack('>H', len(tiff) + 8) + b'Exif\0\0' + tiff
+    stored[2].data = plain[:2] + segment + plain[2:] + bytes(7)
+    recording.image = stored.__getitem__
+    export('davis', run, recording, tmp_path / 'data')
+    assert (tmp_path / 'data' / 'JPEGImages' / 'discs' / '00002.jpg').read_bytes() == plain
 
 
 @pytest.mark.parametrize('kind', ['coco', 'davis', 'bag'])

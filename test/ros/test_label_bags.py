@@ -17,7 +17,8 @@ from sam2_core import load_model
 from sam2_core.config import VARIANTS
 from sam2_core.training.datasets import BrokenSample, RecordedClips, SkippedFiles, open_recordings
 from sam2_core.training.initialise import new_model
-from sam2_ros.label_bags import SEGMENT, bag_format
+from sam2_ros.encodings import ImageError
+from sam2_ros.label_bags import SEGMENT, _image, bag_format
 from sam2_ros.train import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -196,6 +197,20 @@ def test_labels_of_another_size_are_refused(tmp_path, skipped):
     bag, = open_bags(tmp_path / 'data', skipped)
     with pytest.raises(BrokenSample, match='run.*instance 7: mask of 25x25 in a box of 25x25 in an image of 96x20'):
         bag.read([0])
+
+
+@pytest.mark.parametrize(('pixels', 'encoding', 'declared'), [
+    (np.full((HEIGHT, WIDTH), 900, np.uint16), 'mono16', ''),
+    (np.full((HEIGHT, WIDTH), 900, np.uint16), 'mono16', 'mono16; png compressed '),
+    (np.full((HEIGHT, WIDTH), 90, np.uint8), 'bayer_rggb8', 'bayer_rggb8; png compressed ')])
+def test_images_that_the_node_refuses_are_not_trained_on_either(pixels, encoding, declared):
+    if declared:
+        message = make('sensor_msgs/msg/CompressedImage', header=header(1), format=declared,
+                       data=cv2.imencode('.png', pixels)[1].reshape(-1))
+    else:
+        message = image_message(pixels, encoding, 1)
+    with pytest.raises(ImageError, match=f"encoding '{encoding}': not supported; publish one of"):
+        _image(message)
 
 
 def test_bags_become_clips(tmp_path, skipped):
