@@ -1,17 +1,13 @@
-"""ROS 2 bags as files: which topic holds what, and what can be said about a message without decoding it.
-
-Reads bags with rosbags alone: no ROS installation is needed.
-"""
+"""Messages of bags: which topic holds what, and what can be said about a message without decoding it. Needs no ROS."""
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-from rosbags.highlevel import AnyReader
-from rosbags.interfaces import Connection
-from rosbags.typesys import Stores, get_typestore
+from sam2_ros.bag_reader import BagReader
+from sam2_ros.bag_storage import Channel
+from sam2_ros.compressed_images import read_head
+from sam2_ros.encodings import ImageError
 
 IMAGE, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
 DEPTH_ENCODINGS = ('mono16', '16UC1', '32FC1')
@@ -24,35 +20,25 @@ class ImageHead(NamedTuple):
 
     stamp: int  # ns
     encoding: str  # of a CompressedImage: its format
-    height: int  # 0 in a CompressedImage, which does not say
+    height: int  # 0 when a CompressedImage holds no JPEG or PNG
     width: int
 
 
-def open_reader(paths: Sequence[Path]) -> AnyReader:
-    """A reader of one bag, or of files that make one, not yet opened. Bags from before Iron do not say how their
-    messages are made: those of ROS 2 itself are known."""
-    return AnyReader(paths, default_typestore=get_typestore(Stores.LATEST))
-
-
-def by_topic(reader: AnyReader, types: Iterable[str]) -> dict[str, list[Connection]]:
-    """The connections of each topic with messages of these types."""
-    topics: dict[str, list[Connection]] = {}
-    for connection in reader.connections:
-        if connection.msgtype in types and connection.msgcount:
-            topics.setdefault(connection.topic, []).append(connection)
-    return topics
-
-
-def described(topics: dict[str, list[Connection]]) -> str:
-    """Topics with type and number of messages."""
+def described(topics: dict[str, list[Channel]]) -> str:
+    """Return topics with type, encoding where it is not that of ROS 2, and number of messages, as text."""
     if not topics:
         return 'there are none'
     return 'there are ' + ', '.join(
-        f'{topic} ({connections[0].msgtype}, {sum(connection.msgcount for connection in connections)} messages)'
-        for topic, connections in sorted(topics.items()))
+        f'{topic} ({", ".join(sorted({_kind(channel) for channel in channels}))}, '
+        f'{sum(channel.msgcount for channel in channels)} messages)'
+        for topic, channels in sorted(topics.items()))
 
 
-def is_camera(reader: AnyReader, connections: list[Connection]) -> bool:
+def _kind(channel: Channel) -> str:
+    return channel.msgtype if channel.encoding == 'cdr' else f'{channel.msgtype} in {channel.encoding or "no encoding"}'
+
+
+def is_camera(reader: BagReader, connections: list[Channel]) -> bool:
     """Whether a topic of images shows what a camera saw in grey or colour, as far as name and first message tell."""
     topic = connections[0].topic.removesuffix('/compressed')
     if topic.endswith(DRAWN):
@@ -63,7 +49,7 @@ def is_camera(reader: AnyReader, connections: list[Connection]) -> bool:
     return encoding not in DEPTH_ENCODINGS
 
 
-def first_encoding(reader: AnyReader, connections: list[Connection]) -> str:
+def first_encoding(reader: BagReader, connections: list[Channel]) -> str:
     """Encoding of the first whole image on a topic; empty when there is none."""
     for _, _, raw in reader.messages(connections):
         try:
@@ -71,12 +57,6 @@ def first_encoding(reader: AnyReader, connections: list[Connection]) -> str:
         except ValueError:
             continue
     return ''
-
-
-def stamps(reader: AnyReader, connections: list[Connection]) -> Iterator[tuple[int, int]]:
-    """Stamp in the header and time in the bag, ns, of every message of a type that begins with a header."""
-    for _, time, raw in reader.messages(connections):
-        yield header_stamp(raw), time
 
 
 def header_stamp(raw: bytes) -> int:
@@ -105,6 +85,12 @@ def image_head(raw: bytes, kind: str) -> ImageHead:
         raise ValueError(f'cut off or broken: no image can be made of its {len(raw)} bytes') from None
     if end + 4 + size > len(raw):
         raise ValueError(f'cut off: {len(raw)} of {end + 4 + size} bytes')
+    if kind == COMPRESSED:
+        try:
+            head = read_head(raw[end + 4:end + 4 + size])
+            height, width = head.height, head.width
+        except ImageError:
+            pass
     return ImageHead(header_stamp(raw), encoding, height, width)
 
 

@@ -6,20 +6,11 @@ from pathlib import Path
 
 import numpy as np
 from rclpy.serialization import deserialize_message
-from rosbags.highlevel import AnyReader
-from rosbags.interfaces import Connection
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from sam2_ros.bag_files import (
-    COMPRESSED,
-    DEPTH_ENCODINGS,
-    IMAGE,
-    by_topic,
-    described,
-    first_encoding,
-    is_camera,
-    open_reader,
-)
+from sam2_ros.bag_files import COMPRESSED, DEPTH_ENCODINGS, IMAGE, described, first_encoding, is_camera
+from sam2_ros.bag_reader import BagReader
+from sam2_ros.bag_storage import BagError, Channel
 from sam2_ros.bag_tracks import Track, list_messages
 from sam2_ros.conversions import ImageError, pixel_bytes
 from sam2_ros.evaluation.recording import RecordedPrompt, RecordingError
@@ -28,15 +19,14 @@ from sam2_ros.msg import Prompt
 INFO, PROMPT = 'sensor_msgs/msg/CameraInfo', 'sam2_ros/msg/Prompt'
 TRUTH_ENCODINGS = {'mono8': 1, '8UC1': 1, 'mono16': 2, '16UC1': 2}  # bytes per pixel
 DEPTH_WITHIN = 50_000_000  # ns between the stamps of an image and its depth; the node is stricter (depth_tolerance)
-Topics = dict[str, list[Connection]]
+Topics = dict[str, list[Channel]]
 
 
 class BagRecording:
     """One camera's images in a bag, a ``Recording`` (``sam2_ros.evaluation.recording``).
 
-    Reads sqlite3 and mcap; compressed with zstd as a whole or message by message; mcap chunks in zstd or lz4; several
-    files under one metadata.yaml, or without it. ROS 1 bags and other compressions are refused. Images are Image or
-    CompressedImage; those that are cut off, and those that repeat a stamp, are left out: ``problems`` says so.
+    Reads what ``BagReader`` reads. Images are Image or CompressedImage and may change in size; those that are cut off,
+    and those that repeat a stamp, are left out: ``problems`` says so.
 
     Topics that are not given are found: the one topic of camera images; ground truth on a topic that ends in truth;
     the one depth topic that has a camera_info; the one topic of prompts.
@@ -50,34 +40,40 @@ class BagRecording:
         self.name = self.path.resolve().name
         self.problems: list[str] = []  # what was left out, in words
         self._images = self._truths = self._depths = self._infos = None
-        self._main, self._paths = _open(self.path, self.problems)
+        try:
+            self._reader = BagReader(self.path)
+        except BagError as error:
+            raise RecordingError(f'bag {self.path}: {error}') from None
         try:
             self._choose(image_topic, ground_truth_topic, depth_topic, camera_info_topic, prompt_topic)
             self._list(progress)
-        except RecordingError:
+        except RecordingError as error:
+            problems = ''.join(f'; {problem}' for problem in self._reader.problems)
             self.close()
-            raise
-        except Exception as error:  # a damaged bag may fail anywhere in its parsers
+            raise RecordingError(f'bag {self.path}: {error}{problems}') from None
+        except Exception as error:  # a damaged bag may fail anywhere
             self.close()
-            raise RecordingError(f'bag {self.path}: {error or type(error).__name__}; {_cure(self.path)}') from error
+            raise RecordingError(f'bag {self.path}: {type(error).__name__}: {error}; repair it with `mcap recover` or '
+                                 f'`sqlite3 FILE .recover`') from error
+        self.problems[:0] = self._reader.problems
 
     # --- which topic is what
 
     def _choose(self, image_topic: str, truth_topic: str, depth_topic: str, info_topic: str, prompt_topic: str) -> None:
-        pictures, infos = by_topic(self._main, (IMAGE, COMPRESSED)), by_topic(self._main, (INFO,))
-        prompts = by_topic(self._main, (PROMPT,))
+        pictures, infos = self._reader.by_topic((IMAGE, COMPRESSED)), self._reader.by_topic((INFO,))
+        prompts = self._reader.by_topic((PROMPT,))
         truths = {topic: found for topic, found in pictures.items() if topic.endswith('truth')}
         truth = self._wanted(pictures, truth_topic, '--ground-truth-topic') or self._only(
             truths, 'ground truth', '--ground-truth-topic')
         image = self._wanted(pictures, image_topic, '--image-topic')
         if not image:
             cameras = {topic: found for topic, found in pictures.items()
-                       if topic not in (truth, _named(depth_topic)) and is_camera(self._main, found)}
+                       if topic not in (truth, _named(depth_topic)) and is_camera(self._reader, found)}
             for topic in [topic for topic in cameras if f'{topic}/compressed' in cameras]:
                 del cameras[f'{topic}/compressed']  # the same camera
             if len(cameras) != 1:
                 what = 'several topics of camera images' if cameras else 'no topic of camera images'
-                raise RecordingError(f'bag {self.path}: {what}; {described(cameras or pictures)}: say which one with '
+                raise RecordingError(f'{what}; {described(cameras or pictures)}{self._foreign()}: say which one with '
                                      f'--image-topic')
             image, = cameras
         self._images = Track(image, pictures[image])
@@ -87,9 +83,9 @@ class BagRecording:
         self._prompt_connections = prompts.get(self._prompts, [])
         self._choose_depth(pictures, infos, depth_topic, info_topic)
         if self._truths:
-            encoding = first_encoding(self._main, self._truths.connections)
+            encoding = first_encoding(self._reader, self._truths.connections)
             if self._truths.kind != IMAGE or encoding not in TRUTH_ENCODINGS:
-                raise RecordingError(f'bag {self.path}: ground truth on {truth} is {self._truths.kind} {encoding!r}: '
+                raise RecordingError(f'ground truth on {truth} is {self._truths.kind} {encoding!r}: '
                                      f'must be {IMAGE} with mono8 or mono16, a pixel being the id of its object')
 
     def _choose_depth(self, pictures: Topics, infos: Topics, depth_topic: str, info_topic: str) -> None:
@@ -100,12 +96,12 @@ class BagRecording:
                      if 'depth' in topic.lower() and connections[0].msgtype == IMAGE
                      and topic not in (self._images.topic, self._truths and self._truths.topic)
                      and not topic.endswith('background_depth')
-                     and first_encoding(self._main, connections) in DEPTH_ENCODINGS}
+                     and first_encoding(self._reader, connections) in DEPTH_ENCODINGS}
             depth = self._only(found, 'depth', '--depth-topic')
             if not depth:
                 return
         if pictures[depth][0].msgtype != IMAGE:
-            raise RecordingError(f'bag {self.path}: depth on {depth} is {pictures[depth][0].msgtype}: must be {IMAGE}; '
+            raise RecordingError(f'depth on {depth} is {pictures[depth][0].msgtype}: must be {IMAGE}; '
                                  f'decompress it with image_transport republish, or leave --depth-topic out')
         info = self._wanted(infos, info_topic, '--camera-info-topic')
         if not info:
@@ -115,7 +111,7 @@ class BagRecording:
         if info:
             self._depths, self._infos = Track(depth, pictures[depth]), Track(info, infos[info])
         elif depth_topic:
-            raise RecordingError(f'bag {self.path}: depth on {depth} without a camera_info; {described(infos)}: '
+            raise RecordingError(f'depth on {depth} without a camera_info; {described(infos)}: '
                                  f'record it too, or leave --depth-topic out')
         else:
             self.problems.append(f'depth on {depth} is not used: there is no camera_info')
@@ -124,8 +120,15 @@ class BagRecording:
         """The topic that was asked for; empty when none was."""
         topic = _named(given)
         if topic and topic not in topics:
-            raise RecordingError(f'bag {self.path}: nothing of the right type on {option} {given}; {described(topics)}')
+            raise RecordingError(f'nothing of the right type on {option} {given}; {described(topics)}{self._foreign()}')
         return topic
+
+    def _foreign(self) -> str:
+        """Return the channels that are not those of ROS 2, as text."""
+        topics: Topics = {}
+        for channel in self._reader.others:
+            topics.setdefault(channel.topic, []).append(channel)
+        return f'; not in CDR, as ROS 2 records: {described(topics).removeprefix("there are ")}' if topics else ''
 
     def _only(self, topics: Topics, what: str, option: str) -> str:
         """The topic, if there is just one; that several are left alone is a problem to be told."""
@@ -150,16 +153,16 @@ class BagRecording:
                 self.prompts.append(RecordedPrompt(time, deserialize_message(raw, Prompt)))
             except Exception as error:  # the type that is raised is that of the middleware
                 by_name[topic].problems.append(f'{topic}: prompt recorded at {time / 1e9:.3f} left out: {error}')
-        list_messages(self._main, tracks, take, progress)
+        list_messages(self._reader, tracks, take, progress)
         self.problems += [problem for track in tracks for problem in track.problems]
         self.stamps, self.arrivals = self._images.stamps, self._images.times
         self.labels = {prompt.message.id: prompt.message.label for prompt in self.prompts
                        if prompt.message.id and prompt.message.label}
         if not self.stamps:
-            raise RecordingError(f'bag {self.path}: not one image on {self._images.topic} can be used: '
+            raise RecordingError(f'not one image on {self._images.topic} can be used: '
                                  f'{"; ".join(self._images.problems)}')
         if self.stamps == [0]:
-            raise RecordingError(f'bag {self.path}: the images on {self._images.topic} have no stamps: the driver must '
+            raise RecordingError(f'the images on {self._images.topic} have no stamps: the driver must '
                                  f'set header.stamp')
         if self._truths:
             self._pair_truth()
@@ -167,16 +170,25 @@ class BagRecording:
     def _pair_truth(self) -> None:
         paired = len(set(self._truths.stamps) & set(self.stamps))
         if not paired:
-            raise RecordingError(f'bag {self.path}: no stamp of {self._truths.topic} is that of an image on '
+            raise RecordingError(f'no stamp of {self._truths.topic} is that of an image on '
                                  f'{self._images.topic}: ground truth must carry the header of its image')
-        sizes = [track.size for track in (self._truths, self._images)]
-        if None not in sizes and sizes[0] != sizes[1]:
-            (height, width), (rows, columns) = sizes
-            raise RecordingError(f'bag {self.path}: ground truth of {width} x {height} pixels on {self._truths.topic}: '
-                                 f'must be {columns} x {rows}, as the images')
+        others = self._truths_of_other_size()
+        if len(others) == paired:
+            truth, image = (track.sizes[track.place(others[0])] for track in (self._truths, self._images))
+            raise RecordingError(f'ground truth of {_pixels(truth)} pixels on {self._truths.topic}: must be '
+                                 f'{_pixels(image)}, as the images')
         if paired < len(self._truths.stamps):
             self.problems.append(f'{self._truths.topic}: {len(self._truths.stamps) - paired} of '
                                  f'{len(self._truths.stamps)} label images have the stamp of no image')
+
+    def _truths_of_other_size(self) -> list[int]:
+        """Return the stamps of label images that are not as large as their image, as far as that can be told."""
+        found = []
+        for stamp, size in zip(self._truths.stamps, self._truths.sizes, strict=True):
+            place = self._images.place(stamp)
+            if place is not None and self._images.sizes[place] not in ((0, 0), size):
+                found.append(stamp)
+        return found
 
     # --- reading
 
@@ -201,27 +213,25 @@ class BagRecording:
         if place is None:
             return None
         message = self._read(self._truths, place, Image)
+        where = f'bag {self.path}: {self._truths.topic} at stamp {self.stamps[index] / 1e9:.3f}'
+        if self._images.sizes[index] not in ((0, 0), (message.height, message.width)):
+            raise RecordingError(f'{where}: label image of {message.width} x {message.height} pixels: must be '
+                                 f'{_pixels(self._images.sizes[index])}, as its image')
         try:
             return _labels(message)
         except ImageError as error:
-            raise RecordingError(f'bag {self.path}: {self._truths.topic} at stamp {self.stamps[index] / 1e9:.3f}: '
-                                 f'{error}') from None
+            raise RecordingError(f'{where}: {error}') from None
 
     def _read(self, track: Track, place: int, kind: type):
         try:
-            return deserialize_message(track.message(place, lambda: _opened(self._paths)), kind)
+            return deserialize_message(track.message(place, self._reader), kind)
         except Exception as error:  # the type that is raised is that of the middleware
             raise RecordingError(f'bag {self.path}: {track.topic} at stamp {track.stamps[place] / 1e9:.3f}: '
                                  f'{error}') from None
 
     def close(self) -> None:
         """Close the files. A closed recording cannot be read any more."""
-        for track in (self._images, self._truths, self._depths, self._infos):
-            if track:
-                track.close()
-        if self._main is not None:
-            self._main.close()
-            self._main = None
+        self._reader.close()
 
     def __enter__(self) -> BagRecording:
         return self
@@ -235,6 +245,11 @@ def _named(topic: str) -> str:
     return f'/{topic.lstrip("/")}' if topic else ''
 
 
+def _pixels(size: tuple[int, int]) -> str:
+    height, width = size
+    return f'{width} x {height}'
+
+
 def _labels(message: Image) -> np.ndarray:
     if message.encoding not in TRUTH_ENCODINGS:
         raise ImageError(f'encoding {message.encoding!r}: must be mono8 or mono16')
@@ -242,56 +257,3 @@ def _labels(message: Image) -> np.ndarray:
     pixels = pixel_bytes(message, size)
     return pixels.view('>u2' if message.is_bigendian else '<u2')[..., 0].astype(np.uint16) if size == 2 \
         else pixels[..., 0].astype(np.uint16)
-
-
-# --- files
-
-def _opened(paths: list[Path]) -> AnyReader:
-    reader = open_reader(paths)
-    reader.open()
-    return reader
-
-
-def _open(path: Path, problems: list[str]) -> tuple[AnyReader, list[Path]]:
-    """A reader of the bag, and the paths that further readers of it are to be opened with."""
-    if not path.exists():
-        raise RecordingError(f'bag {path}: there is no such file or folder')
-    if path.suffix == '.bag':
-        raise RecordingError(f'bag {path}: a bag of ROS 1; convert it with rosbags-convert')
-    try:
-        reader = _opened([path])
-    except Exception as error:  # a damaged bag may fail anywhere in its parsers
-        return _open_files(path, error, problems)
-    if reader.readers[0].compression_mode == 'file':  # unpacked already: not once more for every topic
-        return reader, [storage.path for storage in reader.readers[0].storage.storages]
-    return reader, [path]
-
-
-def _open_files(path: Path, failure: Exception, problems: list[str]) -> tuple[AnyReader, list[Path]]:
-    """A reader of those files of a bag that can be read each by itself."""
-    reason = str(failure).rstrip('.') or type(failure).__name__
-    files = sorted([*path.glob('*.mcap'), *path.glob('*.db3')], key=lambda file: (len(file.name), file.name))
-    usable, broken = [], []
-    for file in files:
-        try:
-            _opened([file]).close()
-            usable.append(file)
-        except Exception as error:  # as above
-            broken.append(f'{file.name} cannot be read ({error})')
-    if not usable:
-        raise RecordingError(f'bag {path}: {"; ".join(broken) or reason}; {_cure(path)}') from None
-    problems += [f'read without metadata.yaml: {reason}', *broken]
-    return _opened(usable), usable
-
-
-def _cure(path: Path) -> str:
-    if (path / 'metadata.yaml').exists():
-        return 'repair it with `mcap recover` or `sqlite3 FILE .recover` and `ros2 bag reindex`, or convert it with ' \
-               '`ros2 bag convert` where its compression is not zstd'
-    if path.is_dir() and any(path.glob('*.zstd')):
-        return 'compressed files need their metadata.yaml: `ros2 bag reindex` writes it'
-    if path.suffix == '.zstd':
-        return 'give the folder with its metadata.yaml instead'
-    if path.is_dir() and not any(path.glob('*.mcap')) and not any(path.glob('*.db3')):
-        return 'give a folder with metadata.yaml, .mcap or .db3 files, or one such file'
-    return 'repair it with `mcap recover` or `sqlite3 FILE .recover`'

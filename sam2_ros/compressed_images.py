@@ -105,13 +105,14 @@ def _check(head: Head, declared: str) -> None:
         converted = stored is not None and stored[1] in ('bgr8', 'rgb8') and head.channels == 3
         if not converted or is_deep(name):
             check_encoding(name)
+    if head.kind == 'JPEG' and head.channels not in (1, 3):
+        cmyk = ' (CMYK)' if head.channels == 4 else ''
+        raise ImageError(f'JPEG of {head.channels} channels{cmyk}: not supported; publish a JPEG in grey or colour')
     if head.bits > 8:
         try:
             check_encoding(_DEEP_NAMES[head.channels])
         except ImageError as error:
             raise ImageError(f'{head.kind} of {head.bits} bits per channel, {error}') from None
-    if head.kind == 'JPEG' and head.channels not in (1, 3):
-        raise ImageError(f'JPEG of {head.channels} channels (CMYK): not supported; publish a JPEG in grey or colour')
 
 
 def _stores_rgb(head: Head, declared: str) -> bool:
@@ -182,7 +183,7 @@ def _png_head(data: bytes) -> Head:
             raise _broken('PNG', data)
         if kind == b'IHDR' and length == 13 and head is None:
             width, height, bits, colour = struct.unpack_from('>IIBB', data, at + 8)
-            if colour not in _PNG_CHANNELS:
+            if colour not in _PNG_CHANNELS or bits not in (1, 2, 4, 8, 16):
                 raise _broken('PNG', data)
             head = Head('PNG', height, width, bits, _PNG_CHANNELS[colour], 0)
         elif head is None:

@@ -3,21 +3,24 @@
     DIR/.../<bag>/metadata.yaml or <bag>.mcap, with an image topic (Image or CompressedImage) and a label topic:
     sam2_ros/InstanceArray (``~/instances``), or Image with encoding mono16 (``~/label_image``)
 
-Images and labels are paired by the stamp in their header. Reads bags with rosbags alone: no ROS installation is needed.
+Images and labels are paired by the stamp in their header. Needs no ROS installation: messages are decoded by rosbags.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from rosbags.highlevel import AnyReader
 from rosbags.image import message_to_cvimage
-from rosbags.interfaces import Connection
+from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
+from rosbags.typesys.store import Typestore
 
 from sam2_core.training.datasets import BrokenSample, Format, Labelled, SkippedFiles
-from sam2_ros.bag_files import COMPRESSED, IMAGE, by_topic, described, is_camera, open_reader, stamps
+from sam2_ros.bag_files import COMPRESSED, IMAGE, described, header_stamp, image_head, is_camera
+from sam2_ros.bag_reader import SUFFIXES, BagReader
+from sam2_ros.bag_storage import BagError, Channel
 from sam2_ros.compressed_images import decompress
 from sam2_ros.encodings import ImageError, check_encoding
 
@@ -39,9 +42,11 @@ def bag_format(image_topic: str | None = None, label_topic: str | None = None) -
         segments = []
         for path in _bags(folder):
             try:
-                segments += _open(path, image_topic, label_topic)
+                segments += _open(path, image_topic, label_topic, skipped)
             except BrokenSample as error:
                 skipped.add(error)
+            except BagError as error:
+                skipped.add(BrokenSample(path, str(error)))
             except Exception as error:  # a damaged bag may fail anywhere in its parsers
                 skipped.add(BrokenSample(path, f'not a bag that can be read ({type(error).__name__}: {error})'))
         return segments
@@ -50,34 +55,64 @@ def bag_format(image_topic: str | None = None, label_topic: str | None = None) -
 
 
 def _bags(folder: Path) -> list[Path]:
-    """Bag folders, and files that lie in none."""
-    folders = sorted(path.parent for path in folder.rglob('metadata.yaml'))
-    return folders + sorted(path for path in folder.rglob('*.mcap') if path.parent not in folders)
+    """Return bag folders, and bag files in folders without metadata.yaml; links to folders are followed."""
+    folders, files, seen = [], [], set()
+    for name, inner, names in os.walk(folder, followlinks=True):
+        path = Path(name)
+        if path.resolve() in seen:  # a link back to a folder above
+            inner.clear()
+            continue
+        seen.add(path.resolve())
+        if 'metadata.yaml' in names:
+            folders.append(path)
+        else:
+            files += [path / file for file in names if file.endswith(SUFFIXES)]
+    return sorted(folders) + sorted(files)
 
 
-def _open(path: Path, image_topic: str | None, label_topic: str | None) -> list[LabelledBag]:
-    with open_reader([path]) as reader:
+def _open(path: Path, image_topic: str | None, label_topic: str | None, skipped: SkippedFiles) -> list[LabelledBag]:
+    with BagReader(path) as reader:
         label = _label_connections(reader, path, label_topic)
         images = _image_connections(reader, path, image_topic, label[0].topic)
-        labels = dict(stamps(reader, label))
-        best: dict[int, int] = {}
-        chosen: list[Connection] = []
+        labels = {header_stamp(raw): time for _, time, raw in reader.messages(label)}
+        best: dict[int, tuple[int, tuple[int, int]]] = {}
+        chosen: list[Channel] = []
         for connections in images:
-            times = dict(stamps(reader, connections))
-            found = {stamp: time for stamp, time in times.items() if stamp in labels}
+            found = _listed(reader, connections, labels)
             if len(found) > len(best):
                 best, chosen = found, connections
+        if reader.problems:
+            skipped.add(BrokenSample(f'{path} (in part)', '; '.join(reader.problems)))
     if not best:
         tried = ', '.join(connections[0].topic for connections in images)
         raise BrokenSample(path, f'no stamp of {label[0].topic} is that of an image on {tried}')
-    frames = [_Frame(stamp, best[stamp], labels[stamp]) for stamp in sorted(best)]
-    return [LabelledBag(path, chosen[0].topic, label[0].topic, start, frames[start:start + SEGMENT])
-            for start in range(0, len(frames), SEGMENT)]
+    bags, start = [], 0
+    stamps = sorted(best)
+    for stop, stamp in enumerate(stamps[1:] + [None], 1):  # frames of one recording are of one size
+        if stamp is None or stop - start == SEGMENT or best[stamp][1] != best[stamps[start]][1]:
+            frames = [_Frame(stamp, best[stamp][0], labels[stamp]) for stamp in stamps[start:stop]]
+            bags.append(LabelledBag(path, chosen[0], label[0], start, frames))
+            start = stop
+    return bags
 
 
-def _label_connections(reader: AnyReader, path: Path, wanted: str | None) -> list[Connection]:
-    instances = by_topic(reader, [_INSTANCES])
-    images = {topic: found for topic, found in by_topic(reader, [IMAGE]).items()
+def _listed(reader: BagReader, connections: list[Channel],
+            labels: Container[int]) -> dict[int, tuple[int, tuple[int, int]]]:
+    """Return time in the bag, height and width of each whole image whose stamp is labelled."""
+    found = {}
+    for _, time, raw in reader.messages(connections):
+        try:
+            head = image_head(raw, connections[0].msgtype)
+        except ValueError:  # cut off: it cannot be trained on
+            continue
+        if head.stamp in labels:
+            found.setdefault(head.stamp, (time, (head.height, head.width)))
+    return found
+
+
+def _label_connections(reader: BagReader, path: Path, wanted: str | None) -> list[Channel]:
+    instances = reader.by_topic([_INSTANCES])
+    images = {topic: found for topic, found in reader.by_topic([IMAGE]).items()
               if topic == wanted or topic.endswith('label_image')}
     topics = instances | images
     if wanted is not None and wanted not in topics:
@@ -87,8 +122,8 @@ def _label_connections(reader: AnyReader, path: Path, wanted: str | None) -> lis
     return topics[wanted or next(iter(topics))]
 
 
-def _image_connections(reader: AnyReader, path: Path, wanted: str | None, label: str) -> list[list[Connection]]:
-    topics = {topic: found for topic, found in by_topic(reader, [IMAGE, COMPRESSED]).items() if topic != label}
+def _image_connections(reader: BagReader, path: Path, wanted: str | None, label: str) -> list[list[Channel]]:
+    topics = {topic: found for topic, found in reader.by_topic([IMAGE, COMPRESSED]).items() if topic != label}
     if wanted is not None:
         if wanted not in topics:
             raise BrokenSample(path, f'no images on {wanted}; {described(topics)}')
@@ -103,9 +138,12 @@ def _image_connections(reader: AnyReader, path: Path, wanted: str | None, label:
 class LabelledBag:
     """A part of a bag: frames with their labels."""
 
-    def __init__(self, path: Path, image_topic: str, label_topic: str, start: int, frames: list[_Frame]) -> None:
+    def __init__(self, path: Path, image: Channel, label: Channel, start: int, frames: list[_Frame]) -> None:
+        """image, label: one of the channels of each topic."""
         self.name = f'{path}[{start}:{start + len(frames)}]'
-        self.path, self.image_topic, self.label_topic, self.frames = path, image_topic, label_topic, frames
+        self.path, self.frames = path, frames
+        self.image_topic, self.label_topic = image.topic, label.topic
+        self._types = {image.topic: image.msgtype, label.topic: label.msgtype}
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -114,10 +152,11 @@ class LabelledBag:
         """Objects are the ids found in these frames."""
         wanted = [self.frames[i] for i in frames]
         try:
-            with open_reader([self.path]) as reader:
-                images = [_image(message) for message in self._messages(reader, self.image_topic, [
+            with BagReader(self.path) as reader:
+                types = _typestore(reader, self._types.values())
+                images = [_image(message) for message in self._messages(reader, types, self.image_topic, [
                     (frame.stamp, frame.image_time) for frame in wanted])]
-                labels = [_labels(message) for message in self._messages(reader, self.label_topic, [
+                labels = [_labels(message) for message in self._messages(reader, types, self.label_topic, [
                     (frame.stamp, frame.label_time) for frame in wanted])]
         except (BrokenSample, ImageError) as error:
             raise BrokenSample(self.name, getattr(error, 'reason', str(error))) from error
@@ -137,19 +176,36 @@ class LabelledBag:
             raise BrokenSample(self.name, 'images change in size')
         return Labelled(images, masks)
 
-    @staticmethod
-    def _messages(reader: AnyReader, topic: str, wanted: Sequence[tuple[int, int]]) -> list:
-        """The messages of these stamps (and bag times), in that order."""
-        connections = [connection for connection in reader.connections if connection.topic == topic]
+    def _messages(self, reader: BagReader, types: Typestore, topic: str, wanted: Sequence[tuple[int, int]]) -> list:
+        """Return the messages of these stamps (and bag times), in that order."""
+        kind = self._types[topic]
+        channels = [channel for channel in reader.channels if (channel.topic, channel.msgtype) == (topic, kind)]
         times, stamps = {time for _, time in wanted}, {stamp for stamp, _ in wanted}
         found = {}
-        for connection, time, raw in reader.messages(connections, start=min(times), stop=max(times) + 1):
-            if time in times:
-                message = reader.deserialize(raw, connection.msgtype)
-                stamp = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
-                if stamp in stamps:
-                    found[stamp] = message
+        for _, time, raw in reader.messages(channels, start=min(times), stop=max(times) + 1):
+            if time in times and header_stamp(raw) in stamps:
+                found.setdefault(header_stamp(raw), types.deserialize_cdr(raw, kind))
         return [found[stamp] for stamp, _ in wanted]
+
+
+def _typestore(reader: BagReader, kinds: Iterable[str]) -> Typestore:
+    """Return ROS 2's own types with these, as the bag defines them. Definitions of other types do not matter."""
+    store = get_typestore(Stores.LATEST)
+    for kind in kinds:
+        if kind in store.fielddefs:
+            continue
+        channel = next((channel for channel in reader.channels if channel.msgtype == kind and channel.definition), None)
+        if channel is None:
+            raise BrokenSample(kind, 'its definition is not in the bag; record it with mcap, which stores definitions')
+        if channel.language == 'ros2msg':
+            types = get_types_from_msg(channel.definition, kind)
+        else:
+            types = {}
+            for part in channel.definition.split('=' * 80 + '\n'):
+                types |= get_types_from_idl(part.removeprefix('IDL: ').partition('\n')[2]
+                                            if part.startswith('IDL: ') else part) if part.strip() else {}
+        store.register({name: fields for name, fields in types.items() if name not in store.fielddefs})
+    return store
 
 
 def _image(message) -> np.ndarray:

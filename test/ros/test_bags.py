@@ -9,109 +9,37 @@ import pytest
 
 pytest.importorskip('rosbags', reason='needs rosbags (pip install rosbags rosbags-image)')
 
-import cv2
 import yaml
 from rclpy.serialization import serialize_message
-from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, RegionOfInterest
+from recorded_camera import (
+    DEPTH,
+    IMAGE,
+    INFO,
+    LAG,
+    PROMPT,
+    SECOND,
+    START,
+    TRUTH,
+    check_all,
+    header,
+    jpeg,
+    labels,
+    messages,
+    picture,
+    stamp,
+    write,
+)
+from rosbags.rosbag2 import CompressionMode, StoragePlugin
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
+from sam2_ros.bag_reader import BagReader
 from sam2_ros.bag_tracks import KEPT, NAMED
-from sam2_ros.bag_writer import BagWriter, type_name, typestore
+from sam2_ros.bag_writer import BagWriter, typestore
 from sam2_ros.bags import BagRecording
-from sam2_ros.conversions import from_pixels, to_nanoseconds, to_rgb
+from sam2_ros.conversions import from_pixels, to_rgb
 from sam2_ros.evaluation.recording import RecordingError
 from sam2_ros.msg import Prompt
-
-HEIGHT, WIDTH = 48, 64
-SECOND = 1_000_000_000
-START = 1_700_000_000 * SECOND
-LAG = 20_000_000  # ns between a stamp and its record
-IMAGE, TRUTH, DEPTH = '/camera/image', '/camera/truth', '/camera/depth'
-INFO, PROMPT = '/camera/camera_info', '/sam2/prompt'
-
-
-def stamp(frame):
-    return START + frame * SECOND // 10
-
-
-def header(frame, offset=0):
-    message = Header(frame_id='camera')
-    message.stamp.sec, message.stamp.nanosec = divmod(stamp(frame) + offset, SECOND)
-    return message
-
-
-def picture(frame):
-    """Noise that tells its frame."""
-    return np.random.default_rng(frame).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
-
-
-def labels(frame):
-    ids = np.zeros((HEIGHT, WIDTH), np.uint16)
-    ids[10:20, frame:frame + 12] = 300
-    return ids
-
-
-def jpeg(frame):
-    data = cv2.imencode('.jpg', picture(frame))[1].tobytes()
-    return CompressedImage(header=header(frame), format='rgb8; jpeg compressed bgr8', data=data)
-
-
-def messages(frames=12, compressed=False):
-    """(topic, message, time in the bag) of a camera with everything beside it."""
-    records = []
-    for frame in range(frames):
-        image = (f'{IMAGE}/compressed', jpeg(frame)) if compressed else (
-            IMAGE, from_pixels(picture(frame), 'rgb8', header(frame)))
-        info = CameraInfo(header=header(frame), height=HEIGHT, width=WIDTH)
-        info.k[0] = 100.0 + frame
-        depth = from_pixels(np.full((HEIGHT, WIDTH), 1000 + frame, np.uint16), '16UC1', header(frame, 3_000_000))
-        records += [(*image, stamp(frame) + LAG), (INFO, info, stamp(frame) + LAG), (DEPTH, depth, stamp(frame) + LAG)]
-        if frame % 4 == 0:
-            records.append((TRUTH, from_pixels(labels(frame), 'mono16', header(frame)), stamp(frame) + 3 * LAG))
-    click = Prompt(header=header(2), id=300, label='ball', box=RegionOfInterest(x_offset=2, y_offset=10, width=12,
-                                                                               height=10))
-    return [*records, (PROMPT, click, stamp(3))]
-
-
-def write(path, records, storage=StoragePlugin.MCAP, mode=CompressionMode.NONE):
-    """records: (topic, message or serialized message, time) with the type where it is serialized."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writer = Writer(path, version=9, storage_plugin=storage)
-    writer.set_compression(mode, CompressionFormat.ZSTD)
-    with writer:
-        connections = {}
-        for topic, message, time in sorted(records, key=lambda record: record[2]):
-            kind, raw = message if isinstance(message, tuple) else (type(message), serialize_message(message))
-            if topic not in connections:
-                connections[topic] = writer.add_connection(topic, type_name(kind), typestore=typestore())
-            writer.write(connections[topic], time, raw)
-    return path
-
-
-def check_all(recording, compressed=False, frames=12):
-    assert list(recording.stamps) == [stamp(frame) for frame in range(frames)]
-    assert list(recording.arrivals) == [stamp(frame) + LAG for frame in range(frames)]
-    for frame in range(frames):
-        image = recording.image(frame)
-        assert to_nanoseconds(image.header.stamp) == stamp(frame) and image.header.frame_id == 'camera'
-        if compressed:
-            assert image == jpeg(frame)
-        else:
-            np.testing.assert_array_equal(to_rgb(image), picture(frame))
-        depth, info = recording.depth(frame)
-        assert np.frombuffer(depth.data, np.uint16)[0] == 1000 + frame
-        assert info.k[0] == 100 + frame
-        truth = recording.truth(frame)
-        if frame % 4:
-            assert truth is None
-        else:
-            assert truth.dtype == np.uint16
-            np.testing.assert_array_equal(truth, labels(frame))
-    prompt, = recording.prompts
-    assert prompt.arrival == stamp(3) and prompt.message.id == 300 and prompt.message.box.width == 12
-    assert recording.labels == {300: 'ball'}
-    assert recording.problems == []
 
 
 @pytest.mark.parametrize('storage, mode', [
@@ -197,14 +125,26 @@ def test_bag_without_metadata_is_read_from_its_files(tmp_path):
         check_all(recording)
 
 
-def test_file_of_a_split_bag_that_was_cut_off_costs_that_file(tmp_path):
+def test_file_of_a_split_bag_that_was_cut_off_is_read_as_far_as_it_goes(tmp_path):
     bag = split(tmp_path)
     last = bag / 'run_1.mcap'
-    last.write_bytes(last.read_bytes()[:-500])
+    last.write_bytes(last.read_bytes()[:-40_000])
+    with BagRecording(bag) as recording:
+        count = len(recording.stamps)
+        assert 6 < count < 12 and list(recording.stamps) == [stamp(frame) for frame in range(count)]
+        text = '\n'.join(recording.problems)
+        assert 'run_1.mcap: the recorder did not finish it' in text
+        assert f'of the {len(messages())} messages that metadata.yaml counts are there' in text
+        np.testing.assert_array_equal(to_rgb(recording.image(count - 1)), picture(count - 1))
+
+
+def test_missing_file_of_a_split_bag_is_named_with_its_messages(tmp_path):
+    bag = split(tmp_path)
+    (bag / 'run_1.mcap').unlink()
     with BagRecording(bag) as recording:
         assert list(recording.stamps) == [stamp(frame) for frame in range(6)]
-        assert any('run_1.mcap cannot be read' in problem for problem in recording.problems)
-        np.testing.assert_array_equal(to_rgb(recording.image(5)), picture(5))
+        assert any(problem.startswith('run_1.mcap is missing, with 19 messages: metadata.yaml lists it')
+                   for problem in recording.problems)
 
 
 def test_images_are_read_in_any_order(tmp_path):
@@ -215,12 +155,11 @@ def test_images_are_read_in_any_order(tmp_path):
 
 
 def test_reading_in_order_goes_through_the_bag_once(tmp_path, monkeypatch):
-    from rosbags.highlevel import AnyReader
     starts = []
-    original = AnyReader.messages
+    original = BagReader.messages
     with BagRecording(write(tmp_path / 'run', messages(30))) as recording:
-        monkeypatch.setattr(AnyReader, 'messages', lambda self, connections=(), start=None, stop=None: (
-            starts.append(start) or original(self, connections, start, stop)))
+        monkeypatch.setattr(BagReader, 'messages', lambda self, channels, start=None, stop=None: (
+            starts.append(start) or original(self, channels, start, stop)))
         for frame in range(30):
             recording.image(frame), recording.truth(frame), recording.depth(frame)
         assert len(starts) == 4  # images, truth, depth and camera_info, each once
@@ -297,7 +236,7 @@ def test_damage_in_the_middle_of_a_file_costs_what_lies_there(tmp_path):
     with BagRecording(bag) as recording:
         assert 30 <= len(recording.stamps) < 50
         lost, = recording.problems
-        assert lost == f'{IMAGE}: {50 - len(recording.stamps)} messages lie in parts of the bag that are damaged'
+        assert lost == f'{IMAGE}: {50 - len(recording.stamps)} messages lie in parts of the bag that cannot be read'
         for i, found in enumerate(recording.stamps):
             expected = picture((found - START) // (SECOND // 10))
             np.testing.assert_array_equal(to_rgb(recording.image(i))[::16, ::16], expected)
@@ -410,27 +349,44 @@ def cut_file(folder):
     bag = write(folder / 'run', messages())
     file, = bag.glob('*.mcap')
     file.write_bytes(file.read_bytes()[:5000])
-    return bag, 'run.mcap cannot be read .*mcap recover'
+    return bag, 'not one message in it; .*run.mcap: the recorder did not finish it .*mcap recover'
 
 
 def not_a_database(folder):
     bag = write(folder / 'run', messages(), StoragePlugin.SQLITE3)
     file, = bag.glob('*.db3')
     file.write_bytes(b'nothing' * 1000)
-    return bag, 'run.db3 cannot be read .*sqlite3 FILE .recover'
+    return bag, 'run.db3 cannot be read: .*sqlite3 FILE .recover'
 
 
 def other_compression(folder):
     bag = write(folder / 'run', messages(), mode=CompressionMode.FILE)
-    metadata = bag / 'metadata.yaml'
-    metadata.write_text(metadata.read_text().replace('compression_format: zstd', 'compression_format: brotli'))
-    return bag, "format 'brotli' is not supported; .*`ros2 bag convert` where its compression is not zstd"
+    file, = bag.glob('*.mcap.zstd')
+    file.write_bytes(b'brotli' + file.read_bytes())
+    return bag, 'run.mcap.zstd cannot be read: .*`ros2 bag convert` where its compression is not zstd'
 
 
-def lonely_zstd(folder):
-    bag = write(folder / 'run', messages(), mode=CompressionMode.FILE)
-    (bag / 'metadata.yaml').unlink()
-    return bag, 'need their metadata.yaml: `ros2 bag reindex`'
+def empty_file(folder):
+    (folder / 'run.mcap').touch()
+    return folder / 'run.mcap', 'run.mcap cannot be read: it is empty'
+
+
+def empty_bag(folder):
+    return write(folder / 'run', []), 'there is not one message in it'
+
+
+def folder_of_bags(folder):
+    for name in ('b', 'a'):
+        write(folder / 'all' / name, messages(2))
+    return folder / 'all', 'a folder of bags, give one or several of them: a, b'
+
+
+def bags_in_one_folder(folder):
+    for name in ('kitchen', 'garage'):
+        file, = write(folder / name, messages(2)).glob('*.mcap')
+        (folder / 'all').mkdir(exist_ok=True)
+        shutil.copy(file, folder / 'all')
+    return folder / 'all', 'several bags in one folder, give one of them: garage.mcap, kitchen.mcap'
 
 
 def no_images(folder):
@@ -438,7 +394,7 @@ def no_images(folder):
 
 
 @pytest.mark.parametrize('make', [no_file, empty_folder, ros_1, cut_file, not_a_database, other_compression,
-                                  lonely_zstd, no_images])
+                                  empty_file, empty_bag, folder_of_bags, bags_in_one_folder, no_images])
 def test_bag_that_cannot_be_used_is_named_with_a_cure(tmp_path, make):
     bag, reason = make(tmp_path)
     with pytest.raises(RecordingError, match=reason) as failure:
