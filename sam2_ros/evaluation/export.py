@@ -146,12 +146,25 @@ def _write_coco(chosen: _Chosen, folder: Path, name: str, recording: Recording) 
 # --- DAVIS
 
 def _write_davis(chosen: _Chosen, folder: Path, name: str, recording: Recording) -> None:
+    """Write a clip, and one more for each time that the images change in size: those of one clip have one size."""
+    pictures, labels = _new_clip(folder, name)
+    size, part = None, 1
+    for output, message, frame in chosen:
+        if frame.image.shape[:2] != size:
+            if size is not None:
+                part += 1
+                pictures, labels = _new_clip(folder, f'{name}_part{part}')
+            size = frame.image.shape[:2]
+        _write_picture(pictures / f'{output.index:05}.jpg', message, frame.image)
+        (labels / f'{output.index:05}.png').write_bytes(label_png(label_image(frame)))
+
+
+def _new_clip(folder: Path, name: str) -> tuple[Path, Path]:
+    """Make the folders of images and labels."""
     pictures, labels = _new(folder / 'JPEGImages' / name), _new(folder / 'Annotations' / name)
     pictures.mkdir(parents=True)
     labels.mkdir(parents=True)
-    for output, message, frame in chosen:
-        _write_picture(pictures / f'{output.index:05}.jpg', message, frame.image)
-        (labels / f'{output.index:05}.png').write_bytes(label_png(label_image(frame)))
+    return pictures, labels
 
 
 # --- bag

@@ -35,7 +35,7 @@ def processed(run: Run, recording: Recording, progress: Progress | None = None) 
             objects.append(TrackedObject(
                 object_id, run.labels.get(object_id, ''), found.state, found.score, found.visibility,
                 last_seen.get(object_id, Time()), found.box,
-                None if found.box is None else found.mask(run.height, run.width), found.shape))
+                None if found.box is None else found.mask(*run.size_of(output)), found.shape))
         yield Processed(output, message, Frame(message.header, to_rgb(message), objects, output.dropped))
         if progress is not None:
             progress(number, len(run.frames))

@@ -2,6 +2,7 @@
 """
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -74,14 +75,25 @@ def do(job: Job, model: Sam2Model, progress: Progress = lambda what, done, total
 
 
 def evaluate(job: Job, recording: Recording, model: Sam2Model, progress: Progress) -> tuple[Run, dict]:
-    """The run, and what is in metrics.json for this mode alone."""
+    """Return the run, and what is in metrics.json for this mode alone. RecordingError when no image can be used."""
     def show(what: str) -> Callable[[int], None]:
         return lambda index: progress(what, index + 1, len(recording.stamps))
     if job.mode != 'live':
-        return run(recording, model, job.parameters, job.mode, rate=job.rate, progress=show('tracking')), {}
+        result = run(recording, model, job.parameters, job.mode, rate=job.rate, progress=show('tracking'))
+        _check_used(result)
+        return result, {}
     result = run_live(recording, model, job.parameters, rate=job.rate, progress=show('playing'))
+    _check_used(result)
     other = run(recording, model, job.parameters, progress=show('tracking in lock-step'))
     return result, {'against_lock_step': agreement(result, other)}
+
+
+def _check_used(result: Run) -> None:
+    """Raise RecordingError when not one image could be processed: there is nothing to tell about such a recording."""
+    if result.unusable and not result.frames:
+        index, reason = min(result.unusable.items())
+        raise RecordingError(f'{result.recording}: not one of its {result.images} images can be used; image {index}: '
+                             f'{reason}')
 
 
 def write(job: Job, recording: Recording, result: Run, more: dict, progress: Progress) -> dict:
@@ -95,22 +107,32 @@ def write(job: Job, recording: Recording, result: Run, more: dict, progress: Pro
     job.output.mkdir(parents=True, exist_ok=True)
     if job.bag:
         _remove_bag(job.output / RESULTS)
-        write_results(result, recording, job.output / RESULTS, job.bag == 'images', job.parameters.overlay_opacity,
-                      lambda done, total: progress('writing the bag', done, total))
+        with _told('results', metrics):
+            write_results(result, recording, job.output / RESULTS, job.bag == 'images', job.parameters.overlay_opacity,
+                          lambda done, total: progress('writing the bag', done, total))
     for kind in job.exports:
-        try:
+        with _told(f'export {kind}', metrics):
             made = export(kind, result, recording, job.export_folder / kind, job.min_score,
                           lambda done, total, kind=kind: progress(f'exporting {kind}', done, total))
-        except FileExistsError as error:
-            metrics['problems'].append(f'export {kind}: {error}')
-        else:
             metrics.setdefault('exported', {})[kind] = asdict(made)
     if job.video:
-        write_video(result, recording, job.output / VIDEO,
-                    lambda index: progress('drawing the video', index + 1, result.images))
+        with _told(VIDEO, metrics):
+            write_video(result, recording, job.output / VIDEO,
+                        lambda index: progress('drawing the video', index + 1, result.images))
     write_report(result, metrics, recording, job.output / REPORT)
     write_metrics(metrics, job.output / METRICS)
     return metrics
+
+
+@contextmanager
+def _told(what: str, metrics: dict) -> Iterator[None]:
+    """Note what cannot be written beside the figures as a problem; the figures are worth having without it."""
+    try:
+        yield
+    except (OSError, RecordingError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
+        metrics['problems'].append(f'{what}: {error}')
 
 
 def _remove_bag(folder: Path) -> None:

@@ -25,7 +25,7 @@ from std_msgs.msg import Header
 from sam2_core import Sam2Model
 from sam2_core.metrics import iou
 from sam2_ros.box_fit import OrientedBox
-from sam2_ros.conversions import to_nanoseconds
+from sam2_ros.conversions import ImageError, to_nanoseconds, to_rgb
 from sam2_ros.dds import image_profile_environment
 from sam2_ros.evaluation.recording import RecordedPrompt, Recording, RecordingError
 from sam2_ros.evaluation.results import Answer, FrameOutput, ObjectOutput, Run
@@ -79,8 +79,8 @@ def agreement(a: Run, b: Run) -> dict:
             continue
         pair = frame.objects, others[frame.index].objects
         for number in sorted(pair[0].keys() | pair[1].keys()):
-            masks = [objects[number].mask(a.height, a.width) if number in objects
-                     else np.zeros((a.height, a.width), bool) for objects in pair]
+            size = a.size_of(frame)
+            masks = [objects[number].mask(*size) if number in objects else np.zeros(size, bool) for objects in pair]
             if masks[0].any() or masks[1].any():
                 values.setdefault(number, []).append(iou(*masks))
     objects = {str(number): float(np.mean(found)) for number, found in sorted(values.items())}
@@ -89,10 +89,16 @@ def agreement(a: Run, b: Run) -> dict:
 
 
 def _first_image(recording: Recording) -> Image | CompressedImage:
+    """Return the first image that the node can use: it is asked for until the node answers."""
+    failure = ''
     for index in range(len(recording.stamps)):
-        with contextlib.suppress(RecordingError):
-            return recording.image(index)
-    raise RecordingError(f'{recording.name}: not one image can be read')
+        try:
+            image = recording.image(index)
+            to_rgb(image)
+            return image
+        except (ImageError, RecordingError) as error:
+            failure = failure or str(error)
+    raise RecordingError(f'{recording.name}: not one of its {len(recording.stamps)} images can be used; {failure}')
 
 
 class _NodeProcess:
@@ -147,6 +153,7 @@ class _Player:
         self._recording, self._process = recording, node
         self._frames: list[tuple[int, InstanceArray]] = []  # ns of time.monotonic_ns(), when it came
         self._statuses: list[tuple[int, PromptStatus]] = []
+        self._problems: list[str] = []  # depth that could not be sent
         self._start = self._first = 0  # ns: one moment, as time.monotonic_ns() and as the recording has it
         self._rate = 1.0
         self._context = rclpy.Context()
@@ -229,7 +236,12 @@ class _Player:
 
     def _read(self, index: int) -> list[tuple]:
         """What is published for an image, and by whom."""
-        image, depth = self._recording.image(index), self._recording.depth(index)
+        image = self._recording.image(index)
+        try:
+            depth = self._recording.depth(index)
+        except RecordingError as error:
+            depth = None
+            self._problems.append(f'depth of image {index} left out: {error}')
         before = [] if depth is None else [(self._infos, depth[1]), (self._depth, depth[0])]
         return [*before, (self._images, image)]
 
@@ -260,17 +272,20 @@ class _Player:
             if index is None or index in processed:
                 continue
             processed.add(index)
-            result.height, result.width = message.height, message.width
+            if not result.frames:
+                result.height, result.width = message.height, message.width
             result.frames.append(FrameOutput(
                 index, self._recording.stamps[index], self._clock(moment),
-                {item.id: _output(item) for item in message.instances}, dropped=message.dropped))
+                {item.id: _output(item) for item in message.instances}, dropped=message.dropped,
+                size=(message.height, message.width)))
             result.labels.update({item.id: item.label for item in message.instances if item.label})
         for index in range(result.images):
             if index not in processed:
                 try:
-                    self._recording.image(index)
-                except RecordingError as error:
+                    to_rgb(self._recording.image(index))
+                except (ImageError, RecordingError) as error:
                     result.unusable[index] = str(error)
+        result.problems += self._problems
         result.answers += self._answers()
 
     def _clock(self, moment: int) -> int:

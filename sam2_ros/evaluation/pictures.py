@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 from builtin_interfaces.msg import Time
 
-from sam2_core.masks import mask_box
 from sam2_ros.conversions import ImageError, to_rgb
 from sam2_ros.demo_pictures import captioned, open_video
 from sam2_ros.evaluation.recording import Recording, RecordingError, truth_masks
@@ -44,15 +43,9 @@ def draw_output(image: np.ndarray, frame: FrameOutput | None, run: Run) -> np.nd
     height, width = image.shape[:2]
     objects = []
     for number, item in frame.objects.items() if frame is not None else ():
-        mask, box = None, None
-        if item.box is not None:
-            mask = item.mask(run.height, run.width)
-            if mask.shape != (height, width):
-                mask = cv2.resize(mask.view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST).view(bool)
-            box = mask_box(mask)
-        label = run.labels.get(number, '')
-        objects.append(TrackedObject(number, label, item.state, item.score, item.visibility,
-                                     Time(), box, mask if box is not None else None))
+        item = item.resized(run.size_of(frame), (height, width))
+        objects.append(TrackedObject(number, run.labels.get(number, ''), item.state, item.score, item.visibility,
+                                     Time(), item.box, item.mask(height, width) if item.box is not None else None))
     return draw_overlay(image, objects, OPACITY)
 
 
@@ -78,13 +71,14 @@ def write_video(run: Run, recording: Recording, path: Path,
     """overlay.mp4: every image of the recording with what was known when it came, the truth as white outlines.
 
     In lock-step that is the image's own result; otherwise the newest there was, as somebody on the robot would have
-    seen it. Where an image cannot be read, the one before it stands. progress: is told the index of each image. False:
-    no image can be read, nothing is written. OSError when OpenCV has no codec.
+    seen it. Where an image cannot be read, the one before it stands. The video has the size of the first image; one of
+    another size is scaled to fit as a whole, with black bars beside it. progress: is told the index of each image.
+    False: no image can be read, nothing is written. OSError when OpenCV has no codec.
     """
     rate = 1e9 / float(np.median(np.diff(recording.stamps))) if len(recording.stamps) > 1 else 1.0
     own = {frame.index: frame for frame in run.frames}
     available = [frame.available for frame in run.frames]
-    writer, picture = None, None
+    writer, picture, size = None, None, None
     try:
         for index in range(len(recording.stamps)):
             if run.mode == 'lock-step':
@@ -92,9 +86,10 @@ def write_video(run: Run, recording: Recording, path: Path,
             else:
                 done = bisect.bisect_right(available, recording.arrivals[index])
                 frame = run.frames[done - 1] if done else None
-            drawn = _video_frame(run, recording, index, frame)
-            if drawn is not None:
-                picture = drawn if picture is None else cv2.resize(drawn, picture.shape[1::-1])
+            image = read_image(recording, index)
+            if image is not None:
+                size = size or _video_size(image)
+                picture = _video_frame(run, recording, index, frame, image, size)
             if picture is not None:
                 writer = writer or open_video(path, min(FASTEST, max(SLOWEST, rate)), picture.shape[1::-1], CODECS)
                 writer.write(picture)
@@ -105,15 +100,33 @@ def write_video(run: Run, recording: Recording, path: Path,
     return writer is not None
 
 
-def _video_frame(run: Run, recording: Recording, index: int, frame: FrameOutput | None) -> np.ndarray | None:
-    """BGR, of even size."""
-    image = read_image(recording, index)
-    if image is None:
-        return None
-    image = draw_truth(draw_output(image, frame, run), read_truth(recording, index), white=True)
-    if image.shape[1] > VIDEO_WIDTH:
-        image = cv2.resize(image, None, fx=VIDEO_WIDTH / image.shape[1], fy=VIDEO_WIDTH / image.shape[1],
-                           interpolation=cv2.INTER_AREA)
+def _video_size(image: np.ndarray) -> tuple[int, int]:
+    """Return height and width that images have in the video."""
+    height, width = image.shape[:2]
+    scale = min(1.0, VIDEO_WIDTH / width)
+    return max(1, round(scale * height)), max(1, round(scale * width))
+
+
+def _fitted(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Scale an image to fit into height and width as a whole, in the middle of black bars."""
+    scale = min(size[0] / image.shape[0], size[1] / image.shape[1])
+    height, width = (max(1, min(limit, round(scale * side)))
+                     for side, limit in zip(image.shape[:2], size, strict=True))
+    if image.shape[:2] != (height, width):
+        image = cv2.resize(image, (width, height),
+                           interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    if size == (height, width):
+        return image
+    canvas = np.zeros((*size, 3), np.uint8)
+    y, x = (size[0] - height) // 2, (size[1] - width) // 2
+    canvas[y:y + height, x:x + width] = image
+    return canvas
+
+
+def _video_frame(run: Run, recording: Recording, index: int, frame: FrameOutput | None, image: np.ndarray,
+                 size: tuple[int, int]) -> np.ndarray:
+    """Return a picture in BGR of even size, in which the image takes this height and width."""
+    image = _fitted(draw_truth(draw_output(image, frame, run), read_truth(recording, index), white=True), size)
     left = f'{(recording.stamps[index] - recording.stamps[0]) / 1e9:7.2f} s'
     right = f'image {index}'
     if frame is None:

@@ -62,20 +62,29 @@ def first_truth_prompts(recording: Recording,
                         progress: Callable[[int, int], None] | None = None) -> list[RecordedPrompt]:
     """The first mask that the ground truth has of each object, as a prompt: the semi-supervised protocol of DAVIS.
 
-    ``progress`` is told how many images of how many have been looked at. RecordingError when there is no truth.
+    Where the truth or its image cannot be used, the next truth of the object counts. ``progress`` is told how many
+    images of how many have been looked at. RecordingError when there is no truth.
     """
-    prompts, known = [], set()
+    prompts, known, failure = [], set(), ''
     for index, arrival in enumerate(recording.arrivals):
-        for object_id, mask in sorted((truth_masks(recording, index) or {}).items()):
-            if object_id not in known and mask.any():
+        try:
+            masks = {object_id: mask for object_id, mask in sorted((truth_masks(recording, index) or {}).items())
+                     if object_id not in known and mask.any()}
+            image = recording.image(index) if masks else None
+            size = to_rgb(image).shape[:2] if masks else None
+        except (RecordingError, ImageError) as error:
+            failure = failure or f'; {error}'
+            masks = {}
+        for object_id, mask in masks.items():
+            if mask.shape == size:
                 known.add(object_id)
                 prompts.append(RecordedPrompt(arrival, mask_prompt(
-                    mask, object_id, recording.labels.get(object_id, ''), recording.image(index).header)))
+                    mask, object_id, recording.labels.get(object_id, ''), image.header)))
         if progress is not None:
             progress(index + 1, len(recording.arrivals))
     if not prompts:
         raise RecordingError(f'{recording.name}: no object in its ground truth, or there is none: give the topic or '
-                             f'folder that has it, or prompts in a file')
+                             f'folder that has it, or prompts in a file{failure}')
     return prompts
 
 

@@ -41,7 +41,8 @@ def _page(run: Run, scores: dict, recording: Recording) -> Iterator[str]:
            '<meta name="viewport" content="width=device-width, initial-scale=1">'
            f'<title>{title}</title><style>{STYLE}</style></head><body><h1>{title}</h1>')
     rate = f' at {run.rate:g} times the recorded rate' if run.rate != 1 else ''
-    yield (f'<p class="faint">{escape(run.mode)}{rate} · {run.images} images of {run.width} x {run.height} pixels · '
+    sizes = ', '.join(f'{width} x {height}' for height, width in run.sizes)
+    yield (f'<p class="faint">{escape(run.mode)}{rate} · {run.images} images of {sizes} pixels · '
            f'{escape(run.versions.get("model", "?"))} · {escape(run.versions.get("device", "?"))}</p>')
     yield _headline(run, scores)
     yield _warnings(run, scores)

@@ -11,11 +11,13 @@ What is read of metrics.json, which scores.py makes of it, by reports and compar
 """
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import cv2
 import numpy as np
 
+from sam2_core.masks import mask_box
 from sam2_ros.box_fit import OrientedBox
 from sam2_ros.frame import TrackedObject
 from sam2_ros.msg import Instance
@@ -65,6 +67,17 @@ class ObjectOutput:
             whole[y0:y1, x0:x1] = self.crop()
         return whole
 
+    def resized(self, size: tuple[int, int], wanted: tuple[int, int]) -> ObjectOutput:
+        """Return the output for an image of another size of the same camera; sizes are height and width."""
+        if self.box is None or size == wanted:
+            return self
+        mask = cv2.resize(self.mask(*size).view(np.uint8), wanted[::-1], interpolation=cv2.INTER_NEAREST).view(bool)
+        box = mask_box(mask)
+        if box is None:
+            return replace(self, box=None, bits=None)
+        x0, y0, x1, y1 = box
+        return replace(self, box=box, bits=np.packbits(mask[y0:y1, x0:x1]))
+
 
 @dataclass(frozen=True, eq=False)
 class FrameOutput:
@@ -76,6 +89,7 @@ class FrameOutput:
     objects: dict[int, ObjectOutput]  # all that were known, by id
     stages: dict[str, float] = field(default_factory=dict)  # seconds; STAGES that took place, and TOTAL
     dropped: int = 0  # images skipped since the previous frame
+    size: tuple[int, int] | None = None  # height and width of the image; None: those of the run
 
 
 @dataclass(frozen=True)
@@ -101,18 +115,28 @@ class Run:
     mode: str  # of MODES
     rate: float  # images were offered at so many times their recorded rate, on whose clock all times are; lock-step: 1
     images: int  # in the recording
-    height: int  # of the images, pixels; 0 when none could be used
+    height: int  # of the first image, pixels; 0 when none could be used
     width: int
     labels: dict[int, str] = field(default_factory=dict)  # names of the objects, as far as known
     frames: list[FrameOutput] = field(default_factory=list)  # in order; at most one for each image
     answers: list[Answer] = field(default_factory=list)
     unusable: dict[int, str] = field(default_factory=dict)  # images that could not be processed, by index, and why
+    problems: list[str] = field(default_factory=list)  # what else of the recording could not be used, and why
     failures: list[str] = field(default_factory=list)  # steps that raised while the rest went on, and how often
     peak_memory: int = 0  # bytes, of the process
     peak_gpu_memory: int = 0  # bytes, allocated by PyTorch; 0 without a GPU
     wall_seconds: float = 0.0
     parameters: dict[str, Any] = field(default_factory=dict)  # of the node
     versions: dict[str, str] = field(default_factory=dict)  # of what took part: packages, model, device
+
+    def size_of(self, frame: FrameOutput) -> tuple[int, int]:
+        """Return height and width of the image of a frame: a camera may change them."""
+        return frame.size or (self.height, self.width)
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Heights and widths of the images, each once, in the order in which they came."""
+        return list(dict.fromkeys(self.size_of(frame) for frame in self.frames)) or [(self.height, self.width)]
 
     @property
     def dropped(self) -> list[int]:

@@ -7,7 +7,7 @@ import math
 import platform
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from ament_index_python import get_package_share_directory
 from rclpy.serialization import serialize_message
+from sensor_msgs.msg import CameraInfo, Image
 
 from sam2_core import Sam2Model, StreamTracker
 from sam2_ros.conversions import to_nanoseconds
@@ -35,6 +36,7 @@ from sam2_ros.shedding import LoadShedder
 from sam2_ros.stream import Stream
 
 ASIDE = 'aside'
+REASONS = 5  # why depth is not used: the most frequent ones are told
 ENDED = 'the recording ended before it could be applied'
 ACTIONS = {getattr(Prompt, name): name for name in ('SET', 'REFINE', 'REMOVE', 'CLEAR')}
 
@@ -89,6 +91,8 @@ class _Replay:
                               _Silence(), self._depth)
         self._shedder = LoadShedder()
         self._asked: dict[PromptRequest, RecordedPrompt] = {}
+        self._with_depth: set[int] = set()  # images whose depth the recording has
+        self._unused_depth: Counter[str] = Counter()  # reason -> images
         self._offered: int | None = None  # index of the image that is to be processed next
 
     # --- modes
@@ -142,13 +146,14 @@ class _Replay:
     def _offer(self, index: int) -> None:
         try:
             message = self._recording.image(index)
-            depth = self._recording.depth(index) if self._depth is not None else None
         except RecordingError as error:
             self.result.unusable[index] = str(error)
             self._progress(index)
             return
         arrived = self._recording.arrivals[index] / 1e9
+        depth = self._depth_of(index)
         if depth is not None:
+            self._with_depth.add(index)
             self._depth.put_info(depth[1])
             self._depth.put_depth(depth[0], arrived)
         if self._stream.put_image(message, arrived):
@@ -156,6 +161,14 @@ class _Replay:
         else:
             self.result.unusable[index] = self._stream.skipped.reason
         self._progress(index)
+
+    def _depth_of(self, index: int) -> tuple[Image, CameraInfo] | None:
+        """Return the depth of an image; one that cannot be read costs the image nothing else."""
+        try:
+            return self._recording.depth(index) if self._depth is not None else None
+        except RecordingError as error:
+            self.result.problems.append(f'depth of image {index} left out: {error}')
+            return None
 
     # --- the worker's part
 
@@ -176,7 +189,10 @@ class _Replay:
                 self.result.height, self.result.width = frame.image.shape[:2]
             self.result.frames.append(FrameOutput(
                 index, to_nanoseconds(frame.header.stamp), done,
-                {item.id: ObjectOutput.of(item) for item in frame.objects}, stages, frame.dropped))
+                {item.id: ObjectOutput.of(item) for item in frame.objects}, stages, frame.dropped,
+                frame.image.shape[:2]))
+            if index in self._with_depth and frame.depth is None:
+                self._unused_depth[self._depth.report.reason] += 1
             self.result.labels.update({item.id: item.label for item in frame.objects if item.label})
             self._shed(done - to_nanoseconds(frame.header.stamp), done)
         elif index is not None and stream.skipped.reason:
@@ -213,6 +229,8 @@ class _Replay:
     def _end(self, now: int) -> None:
         self._answer(self._stream.drain(ENDED), now)
         self.result.failures = self._stream.failures.totals()
+        self.result.problems += [f'depth not used in {count} of {len(self._with_depth)} images: {reason}'
+                                 for reason, count in self._unused_depth.most_common(REASONS)]
 
 
 class _Silence:

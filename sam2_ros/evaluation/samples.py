@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import bisect
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -45,14 +45,15 @@ def judge(run: Run, recording: Recording, progress: Callable[[int], None] = lamb
     """Compare the masks of a run with the truth of its recording, from the image on in which an object is first there,
     prompted or not; as long as it is to be tracked, or always, where it is never prompted.
 
-    progress: is told the index of each image.
+    Where the size of the images changes, an output of an image of another size is scaled to the truth that it is
+    compared with. progress: is told the index of each image.
     """
     views = (AT_STAMP,) if run.mode == 'lock-step' else (AT_STAMP, WHEN_AVAILABLE, AS_SEEN)
     judged = Judged({view: defaultdict(list) for view in views}, asked_for(run, recording))
     pairs = _pairs(run, recording, views)
     known: set[int] = set()
     for index in range(run.images):
-        truth = _truth(run, recording, index, judged)
+        truth, size = _truth(run, recording, index, pairs.get(index, ()), judged)
         progress(index)
         if truth is None:
             continue
@@ -63,8 +64,9 @@ def judge(run: Run, recording: Recording, progress: Callable[[int], None] = lamb
         for view, frame in pairs.get(index, ()):
             key = None if frame is None else frame.index
             if key not in compared:
-                objects = {} if frame is None else frame.objects
-                compared[key] = {number: _compare(objects.get(number), number, truth, (run.height, run.width), index)
+                objects = {} if frame is None else {number: item.resized(run.size_of(frame), size)
+                                                    for number, item in frame.objects.items() if number in wanted}
+                compared[key] = {number: _compare(objects.get(number), number, truth, size, index)
                                  for number in wanted}
             for number in wanted:
                 judged.samples[view][number].append(compared[key][number])
@@ -114,22 +116,26 @@ def _pairs(run: Run, recording: Recording, views: tuple[str, ...]) -> dict[int, 
     return pairs
 
 
-def _truth(run: Run, recording: Recording, index: int, judged: Judged) -> dict[int, np.ndarray] | None:
-    """The masks, bool (H, W), of the objects that can be seen in an image; None where it cannot be judged."""
+def _truth(run: Run, recording: Recording, index: int, pairs: Sequence[tuple[str, FrameOutput | None]],
+           judged: Judged) -> tuple[dict[int, np.ndarray] | None, tuple[int, int]]:
+    """The masks, bool (H, W), of the objects that can be seen in an image, and their size; None where it cannot be
+    judged."""
+    own = next((run.size_of(frame) for _, frame in pairs if frame is not None and frame.index == index), None)
     try:
         masks = truth_masks(recording, index)
     except RecordingError as error:
         judged.problems.append(str(error))
-        return None
+        return None, (0, 0)
     if masks is None:
-        return None
+        return None, (0, 0)
     judged.annotated += 1
+    size = own or next((mask.shape for mask in masks.values()), (run.height, run.width))
     for mask in masks.values():
-        if run.frames and mask.shape != (run.height, run.width):
+        if mask.shape != size:
             judged.problems.append(f'truth of image {index} has {mask.shape[1]} x {mask.shape[0]} pixels: must be '
-                                   f'{run.width} x {run.height}, as the image')
-            return None
-    return {number: mask for number, mask in masks.items() if mask.any()}
+                                   f'{size[1]} x {size[0]}, as the image')
+            return None, size
+    return {number: mask for number, mask in masks.items() if mask.any()}, size
 
 
 def _compare(item: ObjectOutput | None, number: int, truth: dict[int, np.ndarray], size: tuple[int, int],

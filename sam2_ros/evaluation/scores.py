@@ -62,7 +62,7 @@ def score(run: Run, recording: Recording, protocol: dict | None = None, *, sav: 
                     'refused': [{'id': answer.id, 'action': answer.action, 'reason': answer.reason}
                                 for answer in run.answers if not answer.accepted]},
         'unusable': {str(index): reason for index, reason in sorted(run.unusable.items())},
-        'problems': [*recording.problems, *judged.problems, *run.failures],
+        'problems': [*recording.problems, *judged.problems, *run.problems, *run.failures],
         'parameters': run.parameters, 'versions': run.versions}
     return metrics
 

@@ -8,7 +8,7 @@ from sensor_msgs.msg import CameraInfo
 
 from sam2_core.metrics import iou
 from sam2_ros.conversions import from_pixels
-from sam2_ros.evaluation.recording import RecordedPrompt
+from sam2_ros.evaluation.recording import RecordedPrompt, RecordingError
 from sam2_ros.evaluation.results import STAGES, TOTAL
 from sam2_ros.evaluation.run import ENDED, run
 from sam2_ros.msg import ImagePoint, Prompt
@@ -202,6 +202,19 @@ def test_load_is_shed_when_the_target_is_missed(model, monkeypatch):
     result = run(discs, model, Parameters(latency_target=0.05), 'real-time', timer=Clock(monkeypatch, model, 0.09))
     gaps = np.diff([frame.index for frame in result.frames])
     assert gaps[0] == 1 and gaps[-1] == 2, 'every second image at last'
+
+
+def test_depth_that_cannot_be_read_costs_no_image(model):
+    discs = Discs(4)
+    discs.prompts = [discs.prompt(1)]
+
+    def depth(index):
+        raise RecordingError(f'/camera/depth at stamp {index}: cut off')
+    discs.depth = depth
+    result = run(discs, model, Parameters())
+    assert [frame.index for frame in result.frames] == [0, 1, 2, 3] and not result.unusable
+    assert result.problems == [f'depth of image {index} left out: /camera/depth at stamp {index}: cut off'
+                               for index in range(4)]
 
 
 def test_a_recording_without_images_gives_an_empty_run(model):

@@ -1,4 +1,5 @@
 """Our own label topics in bags become training clips: bags are really written, then read without ROS."""
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -190,6 +191,41 @@ def test_bags_that_cannot_be_used_are_named(tmp_path, skipped):
     reasons = {Path(file).name: reason for file, reason in skipped.all().items()}
     assert set(reasons) == {'no_labels', 'other_stamps', 'cut', 'text'}
     assert 'no label topic' in reasons['no_labels'] and 'no stamp' in reasons['other_stamps']
+
+
+def test_folders_of_killed_recorders_and_linked_folders_are_found(tmp_path, skipped):
+    """Without metadata.yaml; a link back to the folder above does no harm."""
+    write_bag(tmp_path / 'elsewhere' / 'run', storage=StoragePlugin.SQLITE3)
+    (tmp_path / 'elsewhere' / 'run' / 'metadata.yaml').unlink()
+    write_bag(tmp_path / 'elsewhere' / 'cut')
+    (tmp_path / 'elsewhere' / 'cut' / 'metadata.yaml').unlink()
+    file = tmp_path / 'elsewhere' / 'cut' / 'cut.mcap'
+    file.write_bytes(file.read_bytes()[:-20_000])
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data' / 'linked').symlink_to(tmp_path / 'elsewhere')
+    (tmp_path / 'elsewhere' / 'back').symlink_to(tmp_path / 'data')
+    bags = open_bags(tmp_path / 'data', skipped)
+    assert sorted((bag.path.name, len(bag)) for bag in bags) == [('cut.mcap', 7), ('run.db3', 8)]
+    (name, reason), = skipped.all().items()
+    assert name.endswith('cut.mcap (in part)') and 'the recorder did not finish it' in reason
+
+
+@pytest.mark.parametrize(('kind', 'named'), [('odd_msgs/msg/Odd', ''), ('sam2_ros/msg/InstanceArray', 'definition')])
+def test_only_the_definition_of_the_labels_is_needed(tmp_path, skipped, kind, named):
+    """rosbag2 writes an empty definition in the language "unknown" where it finds none."""
+    write_bag(tmp_path / 'data' / 'run', storage=StoragePlugin.SQLITE3)
+    with sqlite3.connect(tmp_path / 'data' / 'run' / 'run.db3') as database:
+        database.execute("UPDATE topics SET name = '/odd', type = 'odd_msgs/msg/Odd' WHERE name = '/camera/depth'")
+        database.execute("INSERT INTO message_definitions VALUES (99, 'odd_msgs/msg/Odd', 'ros2msg', ']] odd', '')")
+        database.execute("UPDATE message_definitions SET encoding = 'unknown', encoded_message_definition = '' "
+                         'WHERE topic_type = ?', (kind,))
+    database.close()
+    bag, = open_bags(tmp_path / 'data', skipped)
+    if named:
+        with pytest.raises(BrokenSample, match='its definition is not in the bag; record it with mcap'):
+            bag.read([0])
+    else:
+        np.testing.assert_array_equal(bag.read([0]).masks[0][0], picture(0)[1][7])
 
 
 def test_labels_of_another_size_are_refused(tmp_path, skipped):

@@ -4,31 +4,37 @@ import os
 import signal
 import threading
 import time
+from html import unescape
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip('rosbags', reason='needs rosbags (pip install rosbags rosbags-image)')
 
-from discs import Discs, header
+import numpy as np
+from discs import HEIGHT, WIDTH, Discs, header
+from sensor_msgs.msg import CameraInfo
 
 from sam2_ros.bag_writer import BagWriter
 from sam2_ros.conversions import from_pixels
 from sam2_ros.evaluate import main
-from sam2_ros.evaluation.job import Job
+from sam2_ros.evaluation.job import Job, do
 from sam2_ros.evaluation.many import TRIES, evaluate_many
 from sam2_ros.evaluation.recording import RecordingError
+from sam2_ros.msg import Prompt
 
 
 @pytest.fixture
 def write(tmp_path):
-    """A function: a bag of the discs; its path."""
-    def write(name, images=4):
+    """A function: a bag of the discs; its path. image: what becomes of an image; more: topic -> message by index."""
+    def write(name, images=4, image=lambda index, message: message, more=None):
         discs = Discs(images)
         with BagWriter(tmp_path / name) as bag:
             for index, arrival in enumerate(discs.arrivals):
-                bag.write('/camera/image', discs.image(index), arrival)
+                bag.write('/camera/image', image(index, discs.image(index)), arrival)
                 bag.write('/camera/truth', from_pixels(discs.truth(index), 'mono16', header(index)), arrival)
+                for topic, message in (more or {}).items():
+                    bag.write(topic, message(index), arrival)
         return tmp_path / name
     return write
 
@@ -91,6 +97,79 @@ def test_a_bag_that_fails_costs_itself_alone(write, tmp_path, capsys):
     assert set(summary['recordings']) == {'a', 'b'} and set(summary['failed']) == {'broken'}
     assert str(broken) in capsys.readouterr().err
     assert 'broken' in (tmp_path / 'out' / 'summary.html').read_text()
+
+
+def depth(index):
+    return from_pixels(np.full((HEIGHT, WIDTH), 1000, np.uint16), '16UC1', header(index))
+
+
+def calibration(**values):
+    return lambda index: CameraInfo(**{
+        'header': header(index), 'height': HEIGHT, 'width': WIDTH, 'distortion_model': 'plumb_bob', 'd': [0.1],
+        'k': [100.0, 0.0, 80.0, 0.0, 100.0, 60.0, 0.0, 0.0, 1.0]} | values)
+
+
+def mosaic(index, message):
+    return from_pixels(np.zeros((HEIGHT, WIDTH), np.uint8), 'bayer_rggb8', message.header)
+
+
+def broken_depth(index):
+    message = depth(index)
+    message.encoding = '8UC1' if index == 1 else '16UC1'
+    return message
+
+
+def with_depth(depth=depth, **calibrated):
+    return {'more': {'/camera/depth': depth, '/camera/camera_info': calibration(**calibrated)}}
+
+
+NOT_USED = 'depth not used in 3 of 3 images: '
+ODD = {  # what is wrong with a bag, and what is said about it
+    'distortion': (with_depth(d=[0.1, 0.0, 0.0, 0.0, 0.0, 0.02]), NOT_USED),
+    'size': (with_depth(width=7), NOT_USED),
+    'not_finite': (with_depth(k=[float('nan')] * 9), NOT_USED),
+    'one_depth': (with_depth(broken_depth), 'depth not used in 1 of 3 images: '),
+    'one_image': ({'image': lambda index, message: mosaic(index, message) if index == 2 else message},
+                  "encoding 'bayer_rggb8': not supported"),
+    'prompts': ({'more': {'/sam2/prompt': lambda index: Prompt(header=header(index), id=1, action=9)}}, 'action 9'),
+}
+
+
+def test_what_is_wrong_with_one_part_of_a_bag_costs_that_part_and_is_named(write, tmp_path):
+    """And the recordings after it are evaluated, too."""
+    bags = [write(name, images=3, **odd) for name, (odd, _) in ODD.items()]
+    assert evaluate([*bags, write('good', images=3)], tmp_path / 'out') == 0
+    good = read(tmp_path / 'out' / 'good' / 'metrics.json')
+    assert good['problems'] == [] and good['unusable'] == {} and good['mean']['J&F'] > 0.8
+    for name, (_, named) in ODD.items():
+        metrics = read(tmp_path / 'out' / name / 'metrics.json')
+        refused = [item['reason'] for item in metrics['prompts']['refused']]
+        told = [*metrics['problems'], *metrics['unusable'].values(), *refused]
+        assert any(named in text for text in told), (name, told)
+        assert metrics['processed'] == 3 - len(metrics['unusable']), name
+        assert len(refused) == 3 if name == 'prompts' else metrics['mean_all_frames']['J&F'] > 0.8, name
+        assert named in unescape((tmp_path / 'out' / name / 'report.html').read_text()), name
+
+
+def test_a_recording_without_a_single_usable_image_has_failed(write, tmp_path, capsys):
+    bags = [write('mosaic', image=mosaic), write('good')]
+    assert evaluate(bags, tmp_path / 'out', '--prompts', 'first-truth') == 1
+    reason = read(tmp_path / 'out' / 'summary.json')['failed']['mosaic']
+    assert "encoding 'bayer_rggb8': not supported" in reason and 'debayer it with image_proc' in reason
+    assert set(read(tmp_path / 'out' / 'summary.json')['recordings']) == {'good'}
+    (tmp_path / 'prompts.yaml').write_text('[{frame: 0, id: 1, action: clear}]')
+    assert evaluate(bags[:1], tmp_path / 'alone', '--prompts', str(tmp_path / 'prompts.yaml')) == 2
+    assert 'not one of its 4 images can be used; image 0: ' in capsys.readouterr().err
+
+
+def test_a_video_that_cannot_be_written_costs_the_video(write, tmp_path, monkeypatch, model):
+    def fail(*_):
+        raise OSError('OpenCV can write none of mp4v')
+    monkeypatch.setattr('sam2_ros.evaluation.pictures.open_video', fail)
+    out = tmp_path / 'out'
+    do(Job(write('a', images=2), out, bag=''), model)
+    assert read(out / 'metrics.json')['problems'] == ['overlay.mp4: OpenCV can write none of mp4v']
+    assert not (out / 'overlay.mp4').exists() and (out / 'report.html').exists()
 
 
 @pytest.mark.parametrize('error, calls', [(RuntimeError('out of memory'), TRIES), (RecordingError('no images'), 1)])
