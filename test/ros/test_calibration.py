@@ -4,7 +4,9 @@ import threading
 
 import numpy as np
 import pytest
+from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Point, PointStamped
+from inprocess import in_process
 from lens_truth import HEADER, HEIGHT, ODD, SIZE, WIDTH, brown, forward, info, kannala_brandt, tilted
 from sensor_msgs.msg import CameraInfo, RegionOfInterest
 from std_msgs.msg import Header
@@ -15,6 +17,7 @@ from sam2_ros.check_camera import Topic, check_camera_info
 from sam2_ros.conversions import from_pixels
 from sam2_ros.depth import DepthMailbox
 from sam2_ros.findings import Verdict
+from sam2_ros.msg import Prompt
 from sam2_ros.parameters import Parameters
 from sam2_ros.prompt_point import PointPrompts, project
 
@@ -275,3 +278,31 @@ def test_whatever_camera_info_arrives_depth_and_clicks_are_right_or_refused(roun
         assert np.isfinite(apart).any() and np.nanmax(apart) < 1
         used += 1
     assert used > 0.1 * rounds(300, 10_000) and clicked
+
+
+@pytest.mark.fuzz
+def test_whatever_is_clicked_beside_whatever_camera_info_the_node_answers_each_click(rounds):
+    """Through the callbacks of the real node, whose guards have nothing to catch."""
+    random, clicks = np.random.default_rng(7), 0
+    with in_process(threaded=False) as robot:
+        for number in range(rounds(150, 10_000)):
+            if number % 25 == 0:
+                robot.show(depth=bool(random.integers(2)))
+                robot.serve()
+                robot.send('/prompt', Prompt(action=Prompt.CLEAR))
+                clicks += 1
+                robot.serve()
+            robot.send('/camera_info', odd_info(random))
+            point = random.normal(size=3) * (0.5, 0.4, 2)
+            if random.random() < 0.2:
+                point[random.integers(3)] = ODD[random.integers(len(ODD))]
+            frame = ['camera', '/camera', '', 'map'][random.choice(4, p=[0.7, 0.1, 0.1, 0.1])]
+            stamp = Time(sec=int(random.choice([0, -1, 1000, 2**31 - 1, -2**31])))
+            robot.send('/prompt_point', PointStamped(header=Header(stamp=stamp, frame_id=frame),
+                                                     point=Point(x=point[0], y=point[1], z=point[2])))
+            clicks += 1
+        robot.show()
+        robot.serve()
+        assert len(robot.statuses) == clicks
+        assert robot.node.failures.count == robot.stream.failures.count == 0
+        assert any(status.accepted and status.id for status in robot.statuses)
