@@ -14,7 +14,10 @@ PROFILE_VARIABLES = ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES
 TRANSPORT_VARIABLE = 'FASTDDS_BUILTIN_TRANSPORTS'
 PROFILE = Path('config', 'fastdds_images.xml')
 SHARED_MEMORY = Path('/dev/shm')
-_LOCK_NAME = re.compile(r'(fastrtps_[0-9a-f]{16})_el')  # of one process's segment; those of ports are shared
+# Locks of one process's segment: fastrtps_ID up to Fast DDS 2 (Jazzy), fastdds_ID since 3 (Kilted). Those of ports
+# (fastdds_port7000_el, sem.fastdds_port7000_mutex) are shared by number: Fast DDS takes them over when it needs them,
+# and one that a process is about to open must not vanish.
+_LOCK_NAME = re.compile(r'((?:fastrtps|fastdds)_[0-9a-f]{16})_el')
 _LOCKING_TIME = 10.0  # seconds; a process makes the file before it locks it
 
 
@@ -56,7 +59,7 @@ def dead_segments(folder=SHARED_MEMORY):
 
     With the image profile each takes 64 MiB until it is removed; nobody else does that, nor ever uses it again.
     """
-    matches = [(path, _LOCK_NAME.fullmatch(path.name)) for path in folder.glob('fastrtps_*_el')]
+    matches = [(path, _LOCK_NAME.fullmatch(path.name)) for path in folder.glob('fast*_el')]
     return sorted(folder / match[1] for path, match in matches if match and _is_free(path))
 
 

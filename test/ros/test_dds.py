@@ -110,10 +110,15 @@ def leave(folder, name, size=1000):
     return segment
 
 
+@pytest.fixture(params=['fastrtps', 'fastdds'])  # Fast DDS up to 2 (Jazzy) and since 3 (Kilted)
+def naming(request):
+    return request.param
+
+
 @pytest.fixture
-def held(tmp_path):
+def held(tmp_path, naming):
     """The segment of a process that lives."""
-    segment = leave(tmp_path, 'fastrtps_00000000000000aa')
+    segment = leave(tmp_path, f'{naming}_00000000000000aa')
     with subprocess.Popen([sys.executable, '-c', HOLD_LOCK, f'{segment}_el'], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE) as process:
         process.stdout.readline()
@@ -121,12 +126,15 @@ def held(tmp_path):
         process.stdin.close()
 
 
-def test_segments_of_killed_processes_are_removed_and_no_others(tmp_path, held):
-    dead = leave(tmp_path, 'fastrtps_0123456789abcdef', size=2**20)
-    port = leave(tmp_path, 'fastrtps_port7000')  # Fast DDS looks after these itself
-    young = leave(tmp_path, 'fastrtps_00000000000000bb')
+def test_segments_of_killed_processes_are_removed_and_no_others(tmp_path, held, naming):
+    dead = leave(tmp_path, f'{naming}_0123456789abcdef', size=2**20)
+    port = leave(tmp_path, f'{naming}_port7000')  # Fast DDS looks after these itself
+    (tmp_path / f'sem.{naming}_port7000_mutex').touch()
+    leave(tmp_path, f'{naming}_port7001').with_name(f'{naming}_port7001_el').rename(tmp_path / f'{naming}_port7001_sl')
+    leave(tmp_path, 'fastother_0123456789abcdef')
+    young = leave(tmp_path, f'{naming}_00000000000000bb')
     os.utime(f'{young}_el')  # its process may be about to lock it
-    without_lock = tmp_path / 'fastrtps_00000000000000cc'
+    without_lock = tmp_path / f'{naming}_00000000000000cc'
     without_lock.touch()
     before = {path for path in tmp_path.iterdir() if not path.name.startswith(dead.name)}
     assert dead_segments(tmp_path) == [dead]
@@ -135,8 +143,8 @@ def test_segments_of_killed_processes_are_removed_and_no_others(tmp_path, held):
     assert remove_dead_segments(tmp_path) == 0
 
 
-def test_a_lock_whose_segment_is_gone_is_removed_too(tmp_path):
-    leave(tmp_path, 'fastrtps_0123456789abcdef').unlink()
+def test_a_lock_whose_segment_is_gone_is_removed_too(tmp_path, naming):
+    leave(tmp_path, f'{naming}_0123456789abcdef').unlink()
     assert remove_dead_segments(tmp_path) == 0
     assert list(tmp_path.iterdir()) == []
 
