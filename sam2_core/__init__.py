@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # for editors and type checkers
     from sam2_core.segmenter import ImageSegmenter, Segmentation
     from sam2_core.tracker import FrameResult, ObjectResult, StreamTracker
 
+__version__ = '0.1.0'  # as in package.xml
+
 __all__ = [
     'CheckpointError',
     'EncodedImage',

@@ -80,7 +80,7 @@ def load_model(name: str | None = None, checkpoint: str | Path | None = None, de
     Raises ValueError for a name, device, dtype or size that does not exist, CheckpointError for weights that do not
     fit, FileNotFoundError for a missing file, ConnectionError when the weights cannot be fetched.
     """
-    device = _checked_device(device)
+    device = checked_device(device)
     if dtype not in DTYPES:
         raise ValueError(f'dtype {dtype}: must be one of {", ".join(str(d) for d in DTYPES)}')
     if image_size is not None:
@@ -213,7 +213,8 @@ def _fill(model: Sam2Model, weights: dict[str, Tensor], path: Path) -> None:
     model.load_state_dict({key: value.float() for key, value in weights.items()})
 
 
-def _checked_device(device: str | torch.device | None) -> torch.device:
+def checked_device(device: str | torch.device | None) -> torch.device:
+    """Return the device; None: CUDA when there is a GPU, else the CPU. Raise ValueError if this machine has no such."""
     if device is None:
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
     try:

@@ -8,6 +8,11 @@ docs/evaluation.md tells what the interval means.
 """
 from __future__ import annotations
 
+if __name__ == '__main__':  # before the imports below, which take seconds
+    from sam2_ros.executables import main_of
+
+    main_of('sam2_compare')
+
 import argparse
 import json
 import math
@@ -21,6 +26,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from sam2_core import __version__
 from sam2_ros.evaluation.comparison import (
     CONFIDENCE,
     DRAWS,
@@ -39,6 +45,7 @@ FINE, WORSE, UNUSABLE = 0, 1, 2
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser('sam2_compare', description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
     parser.add_argument('before', type=Path, metavar='A/metrics.json')
     parser.add_argument('after', type=Path, metavar='B/metrics.json')
     gate = parser.add_argument_group('gates', 'B minus A of J&F; any that is missed makes the exit code 1')
@@ -205,7 +212,3 @@ def _print(found: Comparison, a: Metrics, b: Metrics, settings: list[str], warni
     else:
         verdict = 'that may be chance: the interval holds 0'
     console.print(f'J&F changes by {change:+.4f}: {verdict}')
-
-
-if __name__ == '__main__':
-    sys.exit(main())

@@ -1,7 +1,11 @@
 """``sam2_train``: the fine-tuning of sam2_core, which may also read our label topics in bags."""
 from __future__ import annotations
 
-import sys
+if __name__ == '__main__':  # before the imports below, which take seconds
+    from sam2_ros.executables import main_of
+
+    main_of('sam2_train')
+
 from collections.abc import Sequence
 
 from sam2_core.training import cli
@@ -15,7 +19,3 @@ except ImportError:  # rosbags is not installed: the other layouts do without
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fine-tune; see ``sam2_core.training.cli.main``."""
     return cli.main(arguments, bags=bag_format)
-
-
-if __name__ == '__main__':
-    sys.exit(main())

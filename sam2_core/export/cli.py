@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from sam2_core import __version__
 from sam2_core.checkpoint import load_model
 from sam2_core.config import VARIANTS
 from sam2_core.export.stages import Sizes, Stage
@@ -23,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
     """The options of ``sam2_export``."""
     options = argparse.ArgumentParser('sam2_export', description=__doc__,
                                       formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
     options.add_argument('--model', metavar='NAME', help=', '.join(VARIANTS))
     options.add_argument('--checkpoint', type=Path, help='local weights; default: the published ones')
     options.add_argument('--image-size', type=int, help='side of the square the model sees, a multiple of 32')

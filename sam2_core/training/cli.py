@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from sam2_core import __version__
 from sam2_core.checkpoint import load_model
 from sam2_core.config import VARIANTS
 from sam2_core.model import Sam2Model
@@ -46,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     """The options of ``sam2_train``."""
     options = argparse.ArgumentParser('sam2_train', description=__doc__,
                                       formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
     data = options.add_argument_group('data')
     data.add_argument('--data', type=Path, required=True, help='folder of clips or images')
     data.add_argument('--format', default='auto', choices=['auto', *FORMATS, 'bag'], help='layout of the folder')

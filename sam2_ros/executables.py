@@ -1,0 +1,55 @@
+"""Start the executables: signals are handled before anything large is imported."""
+from __future__ import annotations
+
+import gc
+import sys
+from functools import partial
+from importlib import import_module
+from typing import NoReturn
+
+from sam2_core import __version__
+from sam2_ros.stopping import STOPPING
+
+MODULES = {'sam2_node': 'sam2_ros.node', 'sam2_demo_camera': 'sam2_ros.demo', 'sam2_check': 'sam2_ros.check',
+           'sam2_evaluate': 'sam2_ros.evaluate', 'sam2_compare': 'sam2_ros.compare', 'sam2_train': 'sam2_ros.train',
+           'sam2_export': 'sam2_core.export.cli'}
+UNTIL_STOPPED = ('sam2_node', 'sam2_demo_camera')  # a signal is their normal end
+GRACE, GRACE_OF_TOOLS = 2.0, 4.0  # seconds from a signal to the end; some tools have a process of their own to end
+
+
+def install(name: str) -> None:
+    """Let a signal end this process at any moment: a node with exit code 0, a tool with 128 and its number."""
+    if name in UNTIL_STOPPED:
+        STOPPING.install(name, lambda number: 0, GRACE)
+    else:
+        STOPPING.install(name, lambda number: 128 + number, GRACE_OF_TOOLS)
+
+
+def run(name: str) -> int:
+    """Run an executable by its name and return its exit code."""
+    install(name)
+    if sys.argv[1:] == ['--version']:  # without importing the rest
+        print(f'{name} {__version__}')
+        return 0
+    main = import_module(MODULES[name]).main
+    try:
+        if name in UNTIL_STOPPED:
+            return main()
+        if name == 'sam2_train':  # a checkpoint is saved at a signal: training handles it
+            STOPPING.release()
+            return main()
+        with STOPPING.interrupting():
+            return main()
+    except KeyboardInterrupt:
+        return 128 + (STOPPING.received or 2)
+    finally:
+        STOPPING.finish()
+        gc.freeze()  # going through PyTorch's modules takes a second at the end
+
+
+def main_of(name: str) -> NoReturn:
+    """Run an executable for ``python -m``, under the name of its module rather than __main__, and exit."""
+    sys.exit(run(name))
+
+
+node, demo_camera, check, evaluate, compare, train, export = (partial(run, name) for name in MODULES)
