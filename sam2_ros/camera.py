@@ -23,6 +23,7 @@ from sam2_ros.failures import Failures
 from sam2_ros.frame import Frame
 from sam2_ros.mailbox import Mailbox
 from sam2_ros.msg import Prompt as PromptMessage
+from sam2_ros.node_arguments import image_topic
 from sam2_ros.one_shot import TOO_MANY, Found, OneShot, SegmentAllCall, SegmentImageCall
 from sam2_ros.outputs import Outputs, instance_array
 from sam2_ros.parameters import Parameters
@@ -65,8 +66,8 @@ class Camera:
         depth = None
         if parameters.use_depth:
             depth = DepthMailbox(changed, self._node.resolve_topic_name(f'{self._public}depth'),
-                                 self._image_topic(parameters))
-        topic, logger = self._image_topic(parameters), self._node.get_logger()
+                                 self._node.resolve_topic_name(self._image_topic(parameters)))
+        topic, logger = self._node.resolve_topic_name(self._image_topic(parameters)), self._node.get_logger()
         failures = Failures(logger, topic, self._node.context.ok)
         self.stream = Stream(StreamTracker(model), parameters, changed, topic, logger, depth, failures, self._ids)
         self._outputs = Outputs(self._node, self._private, failures)
@@ -77,12 +78,11 @@ class Camera:
         """Start to listen; the worker has to run."""
         chosen = self.stream.parameters
         kind = CompressedImage if chosen.image_transport == 'compressed' else Image
-        topic = self._image_topic(chosen)
         prompts = f'{self._private}/prompt'
         self._active = True
         self.stream.meter.start(time.monotonic())
         self._subscriptions = [
-            self._node.create_subscription(kind, topic, self._on_image, qos_profile_sensor_data,
+            self._node.create_subscription(kind, self._image_topic(chosen), self._on_image, qos_profile_sensor_data,
                                            qos_overriding_options=QoSOverridingOptions.with_default_policies()),
             self._node.create_subscription(PromptMessage, prompts, self._on_prompt, QoSProfile(depth=100),
                                            failed=self._refuse),
@@ -94,7 +94,7 @@ class Camera:
             self._subscriptions.append(self._node.create_subscription(
                 vision_msgs.Detection2DArray, f'{self._public}{chosen.detections_topic}', self._on_detections,
                 qos_profile_sensor_data))  # some detectors publish best effort, which a reliable one would not hear
-        self._node.get_logger().info(f'active: images from {topic}, prompts from '
+        self._node.get_logger().info(f'active: images from {self.stream.topic}, prompts from '
                                      f'{self._node.resolve_topic_name(prompts)}')
 
     def stop_listening(self) -> None:
@@ -125,9 +125,7 @@ class Camera:
                              self.stream.failures)
 
     def _image_topic(self, chosen: Parameters) -> str:
-        """The name in full. As image_transport has it, the compressed topic follows a remapping of the raw one."""
-        topic = self._node.resolve_topic_name(f'{self._public}image')
-        return f'{topic}/compressed' if chosen.image_transport == 'compressed' else topic
+        return image_topic(self._node, f'{self._public}image', chosen.image_transport)
 
     # --- what arrives, in the executor's thread
 
@@ -245,7 +243,8 @@ class Camera:
     def _prompt_detections(self, chosen: Parameters) -> None:
         proposal = self._gate.take(chosen, *self.stream.image_size)
         for reason in proposal.refused:
-            self._node.get_logger().warning(f'{chosen.detections_topic}: {reason}', throttle_duration_sec=5.0)
+            topic = self._node.resolve_topic_name(f'{self._public}{chosen.detections_topic}')
+            self._node.get_logger().warning(f'{topic}: {reason}', throttle_duration_sec=5.0)
         for prompt in proposal.prompts:
             self._submit(PromptRequest(prompt, time.monotonic()))
 

@@ -1,26 +1,40 @@
 """Preflight: is everything there that the node sam2 needs? One line for each thing looked at, with the cure."""
 from __future__ import annotations
 
+if __name__ == '__main__':  # before the imports below, which take seconds
+    from sam2_ros.executables import main_of
+
+    main_of('sam2_check')
+
 import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 
 import rclpy
-from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
-from rclpy.utilities import get_rmw_implementation_identifier, remove_ros_args
+from rclpy.signals import SignalHandlerOptions
+from rclpy.utilities import get_rmw_implementation_identifier
 from rich.console import Console
 from rich.text import Text
 
+from sam2_core import __version__
 from sam2_ros.check_listener import CameraTopics, Listener
 from sam2_ros.check_machine import check_machine
 from sam2_ros.dds import use_image_profile
-from sam2_ros.findings import Finding, Verdict
-from sam2_ros.parameters import Parameters
+from sam2_ros.findings import Finding, Verdict, bad, doubtful, good
+from sam2_ros.node_arguments import (
+    ARGUMENT_ERRORS,
+    node_as_given,
+    parameter_files,
+    problems,
+    sections,
+    why,
+    without_ros_arguments,
+)
+from sam2_ros.parameters import OF_EVERY_NODE, Parameters, given_values, with_values
 
 MARKS = {Verdict.GOOD: ('ok', 'green'), Verdict.DOUBTFUL: ('warn', 'yellow'), Verdict.BAD: ('FAIL', 'bold red')}
 
@@ -30,6 +44,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         prog='sam2_check', description=__doc__,
         epilog='ROS arguments as for the node: --ros-args --params-file FILE, -r image:=TOPIC, -p use_sim_time:=true. '
                'Exit code 1 when something has failed.')
+    parser.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
     parser.add_argument('--image-topic', action='append', metavar='TOPIC',
                         help='of a camera (default: image); again for each further camera')
     parser.add_argument('--depth-topic', action='append', metavar='TOPIC',
@@ -42,7 +57,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument('--model', help='variant to look for')
     parser.add_argument('--checkpoint', help='file with weights')
     parser.add_argument('--device', help='cpu, cuda or cuda:N')
-    parser.add_argument('--node', default='sam2', help='name of the node (default: sam2)')
+    parser.add_argument('--node', default='sam2', help='name of the node, with its namespace (default: sam2)')
     parser.add_argument('--seconds', type=float, default=3.0, help='how long to listen (default: 3)')
     parser.add_argument('--json', action='store_true', help='for machines: a list of what, verdict and text')
     options = parser.parse_args(arguments)
@@ -69,19 +84,61 @@ def cameras_of(options: argparse.Namespace, parameters: Parameters) -> list[Came
             for image, depth, info in zip(images, depths, infos, strict=True)]
 
 
-def check(options: argparse.Namespace, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Look at everything; needs ``rclpy.init``. ``environment``: of the user's shell.
+def check(options: argparse.Namespace, arguments: Sequence[str], environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Look at everything; needs ``rclpy.init``.
 
-    Raises rclpy's exceptions for ROS parameters out of range.
+    arguments: of the command line, with those for ROS. environment: of the user's shell.
     """
-    node = Node('sam2_check')
+    namespace, _, name = options.node.rpartition('/')
     try:
-        Parameters.declare(node)
-        chosen = {name: value for name in ('model', 'checkpoint', 'device', 'image_transport')
-                  if (value := getattr(options, name)) is not None}
-        parameters = replace(Parameters.read(node), **chosen)
-        yield from check_machine(parameters, get_rmw_implementation_identifier(), environment)
-        sam2 = options.node if options.node.startswith('/') else f'{node.get_namespace().rstrip("/")}/{options.node}'
+        with node_as_given(arguments, name, namespace) as sam2:
+            chosen = {name: value for name in ('model', 'checkpoint', 'device', 'image_transport')
+                      if (value := getattr(options, name)) is not None}
+            Parameters.declare(sam2)
+            parameters = with_values(Parameters.read(sam2), chosen)
+            yield from check_parameters(sam2, arguments, name, namespace)
+            yield from _guarded('machine', check_machine(parameters, get_rmw_implementation_identifier(), environment))
+            yield from _guarded('topics', _listen(options, sam2, parameters))
+    except ARGUMENT_ERRORS as error:
+        yield bad('parameters', why(error))
+
+
+def _guarded(what: str, findings: Iterator[Finding]) -> Iterator[Finding]:
+    """Yield the findings, and a last one if looking for them failed."""
+    try:
+        yield from findings
+    except ExternalShutdownException:
+        raise
+    except Exception as error:
+        yield bad(what, f'the check itself failed ({type(error).__name__}: {error}): report it with the input')
+
+
+def check_parameters(sam2: Node, arguments: Sequence[str], name: str, namespace: str) -> Iterator[Finding]:
+    """Say where the parameters of the node come from, and which of those given have no effect.
+
+    sam2: the node as given. name and namespace: before the arguments rename it.
+    """
+    full_name = sam2.get_fully_qualified_name()
+    applied = []
+    for file in parameter_files(arguments):
+        found = sections(file, name, namespace, arguments)
+        applied += [f'{section} of {file}' for section in found.applied]
+        if found.others and not found.applied:
+            yield doubtful('parameters', f'{file} has parameters for {", ".join(found.others)}, none for {full_name}: '
+                                         f'rename the section, or the node (--node NAME, -r __node:=, -r __ns:=)')
+    for problem in problems(sam2, Parameters.read(sam2)):
+        yield doubtful('parameters', problem)
+    count = len(given_values(sam2))
+    yield good('parameters', f'{full_name}: ' + (f'{count} given' if count else 'defaults')
+               + (f', {", ".join(applied)}' if applied else ''))
+
+
+def _listen(options: argparse.Namespace, sam2: Node, parameters: Parameters) -> Iterator[Finding]:
+    """Listen to the cameras and to the node. sam2: the node as given."""
+    overrides = [parameter for name, parameter in sam2._parameter_overrides.items()
+                 if name in OF_EVERY_NODE or name.startswith('qos_overrides.')]
+    node = Node('sam2_check', namespace=sam2.get_namespace(), use_global_arguments=False, parameter_overrides=overrides)
+    try:
         listener = Listener(node, sam2, parameters, cameras_of(options, parameters))
         listener.listen(options.seconds)
         yield from listener.findings()
@@ -92,21 +149,19 @@ def check(options: argparse.Namespace, environment: Mapping[str, str]) -> Iterat
 
 def main(args: list[str] | None = None) -> int:
     """Look at everything and print it. Returns the exit code: 1 when something has failed."""
-    options = parse(remove_ros_args(sys.argv if args is None else ['', *args])[1:])
+    arguments = sys.argv[1:] if args is None else args
+    options = parse(without_ros_arguments(arguments))
     console = Console(highlight=False, soft_wrap=True)
     found = []
     environment = dict(os.environ)  # as the user has it
     use_image_profile()
-    rclpy.init(args=args)
+    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     try:
-        for finding in check(options, environment):
+        for finding in check(options, arguments, environment):
             found.append(finding)
             if not options.json:
                 console.print(_line(finding))
-    except (InvalidParameterTypeException, InvalidParameterValueException) as error:
-        print(f'sam2_check: {error}', file=sys.stderr)
-        return 1
-    except (KeyboardInterrupt, ExternalShutdownException):
+    except ExternalShutdownException:
         return 1
     finally:
         rclpy.try_shutdown()
@@ -119,7 +174,3 @@ def main(args: list[str] | None = None) -> int:
 def _line(finding: Finding) -> Text:
     mark, style = MARKS[finding.verdict]
     return Text.assemble((f'{mark:5}', style), (f'{finding.what:<14} ', 'bold'), finding.text)
-
-
-if __name__ == '__main__':
-    sys.exit(main())

@@ -19,6 +19,8 @@ from sam2_ros.check_camera import Topic, check_depth, check_image, full_name
 from sam2_ros.conversions import to_nanoseconds
 from sam2_ros.depth_topics import LATCHED
 from sam2_ros.findings import Finding, Verdict, bad, doubtful, good
+from sam2_ros.namesakes import advice, count_nodes
+from sam2_ros.node_arguments import image_topic
 from sam2_ros.parameters import Parameters
 
 DISCOVERY = 5.0  # seconds until what is there has been heard of; it takes 0.2 to 3
@@ -42,24 +44,23 @@ class CameraTopics:
 class Listener:
     """Subscribes to the topics of cameras and keeps what is needed to judge them."""
 
-    def __init__(self, node: Node, sam2: str, parameters: Parameters, cameras: list[CameraTopics]) -> None:
-        """``sam2``: the full name of the node that is to use the cameras."""
-        self._node, self._sam2, self._parameters = node, sam2, parameters
+    def __init__(self, node: Node, sam2: Node, parameters: Parameters, cameras: list[CameraTopics]) -> None:
+        """``node`` listens; ``sam2`` has the name and the remappings of the node that is to use the cameras."""
+        self._node, self._sam2, self._parameters = node, sam2.get_fully_qualified_name(), parameters
         self._executor = SingleThreadedExecutor(context=node.context)
         self._executor.add_node(node)
-        compressed = parameters.image_transport == 'compressed'
+        kind = CompressedImage if parameters.image_transport == 'compressed' else Image
         self._cameras = []
         for camera in cameras:
-            name = node.resolve_topic_name(camera.image)
-            image = (CompressedImage, f'{name}/compressed') if compressed else (Image, name)
-            topics = [self._listen(*image)]
+            image = image_topic(sam2, camera.image, parameters.image_transport)
+            topics = [self._listen(kind, sam2.resolve_topic_name(image))]
             if parameters.use_depth:
-                topics += [self._listen(Image, node.resolve_topic_name(camera.depth)),
-                           self._listen(CameraInfo, node.resolve_topic_name(camera.camera_info))]
+                topics += [self._listen(Image, sam2.resolve_topic_name(camera.depth)),
+                           self._listen(CameraInfo, sam2.resolve_topic_name(camera.camera_info))]
             self._cameras.append((camera, topics))
         self._statuses: dict[str, DiagnosticStatus] = {}
         node.create_subscription(DiagnosticArray, '/diagnostics', self._on_diagnostics, QoSProfile(depth=10))
-        self._get_state = node.create_client(GetState, f'{sam2}/get_state')
+        self._get_state = node.create_client(GetState, f'{self._sam2}/get_state')
 
     def _listen(self, kind: type, name: str) -> Topic:
         topic = Topic(name, TYPES[kind])
@@ -132,6 +133,10 @@ class Listener:
                                'use_sim_time to false')
 
     def _check_node(self, images: list[Topic]) -> Iterator[Finding]:
+        count = count_nodes(self._node, self._sam2)
+        if count > 1:
+            yield bad('node', f'{advice(self._sam2, count)}: check again then')
+            return
         if not self._get_state.service_is_ready():
             yield doubtful('node', f'{self._sam2} does not run: ros2 launch sam2_ros sam2.launch.py')
             return

@@ -7,10 +7,12 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from xml.etree import ElementTree
 
 from sam2_ros.dds import PROFILE_VARIABLES, SHARED_MEMORY, TRANSPORT_VARIABLE, dead_segments, image_profile
 from sam2_ros.findings import Finding, Verdict, bad, doubtful, good
 from sam2_ros.parameters import Parameters
+from sam2_ros.vision_messages import VisionMessagesMissing, require_vision_msgs
 
 PACKAGES = {  # module: how to get it
     'torch': 'pip install torch, built for the CUDA of this machine (docs/install.md)',
@@ -29,6 +31,11 @@ def check_machine(parameters: Parameters, middleware: str, environment: Mapping[
     yield from packages
     if any(finding.verdict is Verdict.BAD for finding in packages):
         return  # the rest needs them
+    if parameters.detections_topic:
+        try:
+            require_vision_msgs(f"detections_topic '{parameters.detections_topic}'")
+        except VisionMessagesMissing as error:
+            yield bad('packages', str(error))
     yield check_device(parameters.device)
     yield check_weights(parameters.model, parameters.checkpoint)
     yield check_transport(middleware, environment)
@@ -64,16 +71,16 @@ def _version(name: str, module) -> str:
 def check_device(device: str) -> Finding:
     """``device``: as the parameter."""
     import torch
-    chosen = device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    if not chosen.startswith('cuda'):
+
+    from sam2_core.checkpoint import checked_device
+    try:
+        chosen = checked_device(device or None)
+    except ValueError as error:
+        return bad('device', f'{error}')
+    if chosen.type != 'cuda':
         return doubtful('device', f'{chosen} with {os.cpu_count()} cores, no GPU: nano takes about a tenth of a second '
                                   f'for an image, sam2.1_hiera_tiny seconds; use a machine with a GPU for those')
-    if not torch.cuda.is_available():
-        return bad('device', f'{chosen}: PyTorch {torch.__version__} sees no GPU; install its CUDA build and the '
-                             f'driver, or set device:=cpu')
-    index = int(chosen.partition(':')[2] or 0)
-    if index >= torch.cuda.device_count():
-        return bad('device', f'{chosen}: this machine has {torch.cuda.device_count()} GPUs, counted from 0')
+    index = chosen.index or 0
     free, total = torch.cuda.mem_get_info(index)
     text = f'{chosen}: {torch.cuda.get_device_name(index)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free'
     if free < LITTLE_GPU_MEMORY:
@@ -114,7 +121,10 @@ def check_transport(middleware: str, environment: Mapping[str, str]) -> Finding:
     """Whether whole images get through, as far as this shell decides it."""
     domain = f'{middleware}, domain {environment.get("ROS_DOMAIN_ID") or 0}'
     if 'fastrtps' not in middleware:
-        limit = int(Path('/proc/sys/net/core/rmem_max').read_text())
+        try:
+            limit = int(Path('/proc/sys/net/core/rmem_max').read_text())
+        except OSError:  # not to be seen in a container
+            return good('transport', f'{domain}, net.core.rmem_max unknown')
         if limit < RECEIVE_BUFFER:
             return doubtful('transport', f'{domain}: net.core.rmem_max is {limit} bytes, images of more are lost: '
                                          f'sudo sysctl -w net.core.rmem_max={2**31 - 1}')
@@ -125,8 +135,8 @@ def check_transport(middleware: str, environment: Mapping[str, str]) -> Finding:
     chosen = {name: environment.get(name, '') for name in PROFILE_VARIABLES}
     exports = ' '.join(f'{name}={image_profile()}' for name in PROFILE_VARIABLES)
     for name, path in chosen.items():
-        if path and not Path(path).is_file():
-            return bad('transport', f'{domain}: {name}={path}: no such file; export {exports}')
+        if path and (problem := _profile_problem(Path(path))):
+            return bad('transport', f'{domain}: {name}={path}: {problem}; export {exports}')
     if not any(chosen.values()):
         return doubtful('transport', f'{domain}: sam2_node takes the image profile by itself, the camera driver does '
                                      f'not: export {exports} where it is started')
@@ -134,6 +144,17 @@ def check_transport(middleware: str, environment: Mapping[str, str]) -> Finding:
         return doubtful('transport', f'{domain}: Fast DDS reads one of {" and ".join(PROFILE_VARIABLES)}, depending on '
                                      f'its version, and they differ: export {exports}')
     return good('transport', f'{domain}, image profile {chosen[PROFILE_VARIABLES[0]]}')
+
+
+def _profile_problem(path: Path) -> str:
+    """Return why Fast DDS cannot read a profile, which it would only log; empty if it can."""
+    try:
+        ElementTree.parse(path)
+    except FileNotFoundError:
+        return 'no such file'
+    except (OSError, ElementTree.ParseError) as error:
+        return f'not readable as XML ({error})'
+    return ''
 
 
 def check_shared_memory(folder: Path) -> Finding:

@@ -1,6 +1,11 @@
 """The demo's camera: streams the synthetic tabletop with its ground truth, or a video file, as a driver would."""
 from __future__ import annotations
 
+if __name__ == '__main__':  # before the imports below, which take seconds
+    from sam2_ros.executables import main_of
+
+    main_of('sam2_demo_camera')
+
 import argparse
 import json
 import sys
@@ -11,20 +16,23 @@ import cv2
 import numpy as np
 import rclpy
 from rcl_interfaces.msg import ParameterDescriptor
-from rclpy.exceptions import InvalidParameterTypeException
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
-from rclpy.utilities import remove_ros_args
+from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
+from sam2_core import __version__
 from sam2_ros.conversions import from_pixels
 from sam2_ros.dds import use_image_profile
 from sam2_ros.demo_depth import to_camera_info, worsen
 from sam2_ros.demo_scene import TabletopScene
+from sam2_ros.executables import install
+from sam2_ros.node_arguments import ARGUMENT_ERRORS, why, without_ros_arguments
+from sam2_ros.stopping import STOPPING
 
 FRAME_ID = 'camera_optical_frame'
 JPEG_QUALITY = 90
@@ -208,29 +216,38 @@ class DemoCamera(Node):
 
 def main(args: list[str] | None = None) -> int:
     """Stream until the source ends or SIGINT, then print the number of images sent as JSON. Returns the exit code."""
+    install('sam2_demo_camera')
     parser = argparse.ArgumentParser(prog='sam2_demo_camera', description=__doc__,
                                      epilog=f'ROS parameters (-p name:=value): {", ".join(PARAMETERS)}')
+    parser.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
     parser.add_argument('--clip', help='short for -p clip:=')
-    options = parser.parse_args(remove_ros_args(sys.argv if args is None else ['', *args])[1:])
+    options = parser.parse_args(without_ros_arguments(sys.argv[1:] if args is None else args))
     cv2.setNumThreads(1)  # the cores belong to the model
     use_image_profile()
-    rclpy.init(args=args)
+    try:
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    except ARGUMENT_ERRORS as error:
+        print(f'sam2_demo_camera: {why(error)}', file=sys.stderr)
+        return 1
+    STOPPING.act_on_signal(rclpy.try_shutdown)
     node = None
     try:
-        node = DemoCamera(parameter_overrides=[Parameter('clip', value=options.clip)] if options.clip else None)
+        try:
+            node = DemoCamera(parameter_overrides=[Parameter('clip', value=options.clip)] if options.clip else None)
+        except (SettingError, *ARGUMENT_ERRORS) as error:
+            if not rclpy.ok():
+                raise
+            rclpy.logging.get_logger('camera').fatal(why(error))
+            return 1
         rclpy.spin(node)
-    except (SettingError, InvalidParameterTypeException) as error:
-        rclpy.logging.get_logger('camera').fatal(str(error))
-        return 1
-    except (KeyboardInterrupt, ExternalShutdownException):
+    except ExternalShutdownException:
         pass
+    except Exception:  # what rclpy makes of its own end while it makes the node, publishes or waits
+        if rclpy.ok():
+            raise
     finally:
         if node is not None:
             print(json.dumps({'images': node.sent}), flush=True)
             node.destroy_node()
         rclpy.try_shutdown()
     return 0
-
-
-if __name__ == '__main__':
-    sys.exit(main())

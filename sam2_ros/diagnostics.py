@@ -14,6 +14,7 @@ from rclpy.qos import QoSProfile
 from sam2_core import Sam2Model
 from sam2_ros.failures import Failures
 from sam2_ros.meter import WINDOW, Meter, Snapshot
+from sam2_ros.namesakes import Namesakes
 from sam2_ros.parameters import Parameters
 from sam2_ros.shedding import LoadShedder, why_unusable
 
@@ -57,6 +58,7 @@ class Diagnostics:
         self._failures = failures
         self.worker_alive: Callable[[], bool] | None = None
         self._node = node
+        self._namesakes = Namesakes(node)
         self._model: LoadedModel | None = None
         self._failure = ''
         self._cameras: list[WatchedCamera] = []
@@ -88,7 +90,8 @@ class Diagnostics:
         alive = None if self.worker_alive is None else self.worker_alive()
         parameters = Parameters.read(self._node)
         statuses = [model_status(name, state, self._model, self._failure, alive, failed=_failed(self._failures, now),
-                                 failed_count=0 if self._failures is None else self._failures.count)]
+                                 failed_count=0 if self._failures is None else self._failures.count,
+                                 namesakes=self._namesakes.look())]
         hardware = '' if self._model is None else self._model.device
         statuses += [camera_status(name, hardware, state, camera, parameters, now) for camera in self._cameras]
         array = DiagnosticArray(status=statuses)
@@ -97,11 +100,13 @@ class Diagnostics:
 
 
 def model_status(node: str, state: str, model: LoadedModel | None, failure: str,
-                 worker_alive: bool | None, *, failed: Sequence[str] = (), failed_count: int = 0) -> DiagnosticStatus:
-    """Return the status of the model, of the thread that runs it, and of the node's callbacks.
+                 worker_alive: bool | None, *, failed: Sequence[str] = (), failed_count: int = 0,
+                 namesakes: str = '') -> DiagnosticStatus:
+    """Return the status of the model, of the thread that runs it, and of the node's callbacks and name.
 
     failure: why no model could be loaded; empty: none was to be. worker_alive: None when there is to be no worker.
     failed: callbacks that raised in the last seconds, and why; failed_count: how many have since the start.
+    namesakes: what is wrong with the node's name; empty: nothing.
     """
     values: dict[str, object] = {'state': state, 'failed callbacks': failed_count}
     if model is not None:
@@ -118,6 +123,8 @@ def model_status(node: str, state: str, model: LoadedModel | None, failure: str,
         message = f'{state}: {CURES[state].format(node=node)}'
     elif model is not None:
         message = f'{state}: {model.name} on {model.device}'
+    if namesakes:
+        level, message = (WARN, f'{namesakes}; {message}') if level == OK else (level, f'{message}; {namesakes}')
     return _status(node, 'model', '' if model is None else model.device, level, message, values)
 
 

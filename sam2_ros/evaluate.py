@@ -13,6 +13,11 @@ Exit code: 0 fine, 1 a recording could not be evaluated (the others were), 2 not
 """
 from __future__ import annotations
 
+if __name__ == '__main__':  # before the imports below, which take seconds
+    from sam2_ros.executables import main_of
+
+    main_of('sam2_evaluate')
+
 import sam2_ros.cores  # noqa: F401  before torch
 
 # isort: split
@@ -28,16 +33,17 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from sam2_core import __version__
 from sam2_core.config import VARIANTS
 from sam2_ros.evaluation import job as jobs
 from sam2_ros.evaluation.export import MIN_SCORE, WRITERS
 from sam2_ros.evaluation.job import Job, do
 from sam2_ros.evaluation.many import PAGE, Outcome, evaluate_many, evaluate_with_ray, summarise
-from sam2_ros.evaluation.parameter_file import ParameterError, read_parameters, with_values
+from sam2_ros.evaluation.parameter_file import NODE, read_parameters
 from sam2_ros.evaluation.recording import RecordingError
 from sam2_ros.evaluation.results import MODES, TOTAL
 from sam2_ros.loading import LOAD_ERRORS, load
-from sam2_ros.parameters import Parameters
+from sam2_ros.parameters import ParameterError, Parameters, with_values
 
 FINE, SOME_FAILED, NOTHING = 0, 1, 2
 TOPICS = {'image_topic': 'camera images; default: the only one there is',
@@ -49,6 +55,7 @@ TOPICS = {'image_topic': 'camera images; default: the only one there is',
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser('sam2_evaluate', description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
     what = parser.add_argument_group('what is evaluated')
     what.add_argument('bags', nargs='*', type=Path, metavar='BAG', help='ROS 2 bag, folder or file, sqlite3 or mcap')
     what.add_argument('--davis', type=Path, metavar='DIR', help='folder with JPEGImages and Annotations')
@@ -66,6 +73,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     node.add_argument('--image-size', type=int, metavar='PIXELS', help='side of the square the model sees')
     node.add_argument('--parameters', type=Path, metavar='FILE', help='parameters of the node, as config/sam2.yaml; '
                       'the options above come before it')
+    node.add_argument('--node', default=NODE, metavar='NAME', help='full name of the node whose sections of the file '
+                      f'count (default: {NODE})')
     how = parser.add_argument_group('how')
     how.add_argument('--mode', default=MODES[0], choices=MODES, help='lock-step (default): every image in '
                      'order; real-time: as recorded, on a simulated clock that the work on this machine advances; '
@@ -103,12 +112,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def parameters_of(options: argparse.Namespace) -> Parameters:
-    """ParameterError."""
-    chosen = read_parameters(options.parameters) if options.parameters else Parameters()
+    """Print what is given without effect. ParameterError."""
+    chosen, problems = read_parameters(options.parameters, options.node) if options.parameters else (Parameters(), [])
     given = {name: getattr(options, name) for name in ('model', 'checkpoint', 'device', 'dtype', 'image_size')
              if getattr(options, name) is not None}
     if 'checkpoint' in given and 'model' not in given:
         given['model'] = ''  # recognised
+    for problem in problems:
+        print(f'sam2_evaluate: parameters {options.parameters}: {problem}', file=sys.stderr)
     return with_values(chosen, given)
 
 
@@ -264,7 +275,3 @@ def _show_summary(console: Console, found: dict, folder: Path) -> None:
     for name in found['failed']:
         console.print(f'[red]{escape(name)} failed[/]')
     console.print(escape(str(folder / PAGE)))
-
-
-if __name__ == '__main__':
-    sys.exit(main())

@@ -1,12 +1,16 @@
 """The node ``sam2``: tracks what it is prompted with in the images of its cameras. Wires the parts, no more."""
 from __future__ import annotations
 
+if __name__ == '__main__':  # before the imports below, which take seconds
+    from sam2_ros.executables import main_of
+
+    main_of('sam2_node')
+
 import sam2_ros.cores  # noqa: F401  before torch
 
 # isort: split
 import functools
 import gc
-import signal
 import sys
 import threading
 import time
@@ -15,18 +19,24 @@ from collections.abc import Callable
 
 import rclpy
 import torch
-from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from rclpy.signals import SignalHandlerOptions
 
 from sam2_core import Sam2Model
 from sam2_ros import parameters
 from sam2_ros.camera import Camera
 from sam2_ros.dds import remove_dead_segments, use_image_profile
 from sam2_ros.diagnostics import Diagnostics
+from sam2_ros.executables import install
 from sam2_ros.guarded_node import GuardedExecutor, GuardedNode
 from sam2_ros.loading import LOAD_ERRORS, load
-from sam2_ros.parameters import Parameters
+from sam2_ros.node_arguments import ARGUMENT_ERRORS, problems, why
+from sam2_ros.node_help import parse
+from sam2_ros.parameters import ParameterError, Parameters
+from sam2_ros.stopping import STOPPING
 from sam2_ros.vision_messages import require_vision_msgs
 from sam2_ros.worker import Worker
 
@@ -50,19 +60,35 @@ class Sam2Node(GuardedNode):
     """Wires cameras, model and worker: cameras receive in the executor's thread, only the worker uses the model."""
 
     def __init__(self, **options) -> None:
-        """``options``: as for rclpy's Node. Raises rclpy's exceptions for parameter values that are not acceptable."""
+        """``options``: as for rclpy's Node. Raise ParameterError for parameter values that cannot be used."""
         super().__init__('sam2', **options)
         self._model: Sam2Model | None = None  # while configured
         self._worker: Worker | None = None  # while active
-        self.add_on_set_parameters_callback(
-            lambda changes: parameters.check(changes, configured=self._model is not None))
-        Parameters.declare(self)
+        try:
+            Parameters.declare(self)
+        except ParameterError:
+            self.destroy_node()
+            raise
         self.add_post_set_parameters_callback(self._on_parameters_set)
         chosen = Parameters.read(self)
         self._cameras = [Camera(self, name) for name in chosen.cameras or ('',)]
+        for problem in problems(self, chosen):
+            self.get_logger().warning(problem)
         self._diagnostics = Diagnostics(self, self.failures)
         if chosen.autostart:
             self._autostart_timer = self.create_timer(0.0, self._autostart)
+
+    def set_parameters(self, parameter_list: list[Parameter]) -> list[SetParametersResult]:
+        """Set each parameter for itself."""
+        return [self.set_parameters_atomically([parameter]) for parameter in parameter_list]
+
+    def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
+        """Set all of the parameters, or none and say why."""
+        try:
+            changes = parameters.accepted(parameter_list, self, configured=self._model is not None)
+        except ParameterError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        return super().set_parameters_atomically(changes)
 
     @_logged
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -70,13 +96,15 @@ class Sam2Node(GuardedNode):
         chosen = Parameters.read(self)
         started = time.monotonic()
         try:
-            _check_detections(chosen)
+            if chosen.detections_topic:
+                require_vision_msgs(f"detections_topic '{chosen.detections_topic}'")
         except ValueError as error:
             self.get_logger().error(str(error))
             self._diagnostics.not_loaded(str(error))
             return FAILURE
         try:
-            model = load(chosen)
+            with STOPPING.interrupting():  # by a signal: it may be fetched, or compiled, for minutes
+                model = load(chosen)
         except LOAD_ERRORS as error:
             # what the device says is for the log in full
             why = traceback.format_exc() if isinstance(error, RuntimeError) else error
@@ -166,48 +194,45 @@ class Sam2Node(GuardedNode):
                 camera.stream.change(chosen)
 
 
-def _check_detections(chosen: Parameters) -> None:
-    """ValueError when detections are wanted that cannot be had."""
-    if chosen.detections_topic:
-        require_vision_msgs(f"detections_topic '{chosen.detections_topic}'")
-    if chosen.cameras and chosen.detections_topic.startswith('/'):
-        raise ValueError(f"detections_topic '{chosen.detections_topic}': with several cameras it is relative to each; "
-                         f'leave out the first /, and remap {chosen.cameras[0]}{chosen.detections_topic}')
-
-
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM. Returns the process's exit code."""
+    install('sam2_node')
+    parse(sys.argv[1:] if args is None else args)
     gc.freeze()  # PyTorch's modules hold no garbage; going through them takes a second at the end, and pauses before
     use_image_profile()
     freed = remove_dead_segments()
-    # rclpy shuts down on SIGINT by itself; a KeyboardInterrupt would strike anywhere, within rclpy's conversions too
-    signal.signal(signal.SIGINT, lambda number, frame: None)
-    rclpy.init(args=args)
+    try:
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    except ARGUMENT_ERRORS as error:
+        print(f'sam2_node: {why(error)}', file=sys.stderr)
+        return 1
+    STOPPING.act_on_signal(rclpy.try_shutdown)
     if freed:
         rclpy.logging.get_logger('sam2').info(
             f'{freed / 2**20:.0f} MiB of shared memory freed, which processes that were killed had left')
+    node = executor = None
     try:
-        node = Sam2Node()
-    except (InvalidParameterTypeException, InvalidParameterValueException) as error:
-        rclpy.logging.get_logger('sam2').fatal(str(error))
-        rclpy.try_shutdown()
-        return 1
-    executor = GuardedExecutor(node.failures)
-    executor.add_node(node)
-    try:
+        try:
+            node = Sam2Node()
+        except ARGUMENT_ERRORS as error:
+            if not rclpy.ok():
+                raise
+            rclpy.logging.get_logger('sam2').fatal(why(error))
+            return 1
+        executor = GuardedExecutor(node.failures)
+        executor.add_node(node)
         executor.spin()
-    except ExternalShutdownException:
+    except (ExternalShutdownException, KeyboardInterrupt):
         pass
-    except RuntimeError:  # what rclpy makes of its own end while it publishes or waits
+    except Exception:  # what rclpy makes of its own end while it makes the node, publishes or waits
         if rclpy.ok():
             raise
     finally:
-        node.close()
-        executor.shutdown()
-        node.destroy_node()
+        if node is not None:
+            node.close()
+        if executor is not None:
+            executor.shutdown()
+        if node is not None:
+            node.destroy_node()
         rclpy.try_shutdown()
     return 0
-
-
-if __name__ == '__main__':
-    sys.exit(main())

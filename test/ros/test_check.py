@@ -13,8 +13,9 @@ from rclpy.topic_endpoint_info import TopicEndpointInfo
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
+from sam2_core import load_model
 from sam2_core.checkpoint import OFFICIAL
-from sam2_ros.check import cameras_of, main, parse
+from sam2_ros.check import _guarded, cameras_of, main, parse
 from sam2_ros.check_camera import (
     Topic,
     check_camera_info,
@@ -27,10 +28,17 @@ from sam2_ros.check_camera import (
     check_valid,
     loss,
 )
-from sam2_ros.check_machine import check_device, check_packages, check_shared_memory, check_transport, check_weights
+from sam2_ros.check_machine import (
+    check_device,
+    check_machine,
+    check_packages,
+    check_shared_memory,
+    check_transport,
+    check_weights,
+)
 from sam2_ros.conversions import from_pixels
 from sam2_ros.dds import PROFILE_VARIABLES, image_profile
-from sam2_ros.findings import Verdict
+from sam2_ros.findings import Finding, Verdict
 from sam2_ros.parameters import Parameters
 
 GOOD, DOUBTFUL, BAD = Verdict
@@ -298,7 +306,31 @@ def test_a_gpu_that_is_not_there_is_named():
         pytest.skip('there is a GPU')
     assert check_device('').verdict is DOUBTFUL
     finding = check_device('cuda:1')
-    assert finding.verdict is BAD and 'sees no GPU' in finding.text
+    assert finding.verdict is BAD and 'this machine has 0 CUDA devices' in finding.text
+
+
+@pytest.mark.parametrize('device', ['tpu', 'cuda:x', 'cuda:99', 'gpu', '0', 'mps'])
+def test_a_device_is_refused_in_the_words_of_the_node(device):
+    with pytest.raises(ValueError) as error:
+        load_model('nano', device=device)
+    finding = check_device(device)
+    assert (finding.verdict, finding.text) == (BAD, str(error.value))
+
+
+def test_detections_need_their_messages(monkeypatch):
+    monkeypatch.setattr('sam2_ros.vision_messages.vision_msgs', None)
+    found = [*check_machine(Parameters(detections_topic='boxes'), 'rmw_fastrtps_cpp', {})]
+    assert any(finding.verdict is BAD and "detections_topic 'boxes' needs the package vision_msgs" in finding.text
+               for finding in found)
+
+
+def test_a_check_that_fails_itself_is_a_failure_and_ends_nothing():
+    def findings():
+        yield Finding('one', GOOD, 'fine')
+        raise KeyError('depth')
+    good, bad = _guarded('topics', findings())
+    assert (good.verdict, bad.verdict, bad.what) == (GOOD, BAD, 'topics')
+    assert "the check itself failed (KeyError: 'depth')" in bad.text
 
 
 @pytest.fixture
@@ -351,6 +383,7 @@ def test_weights_are_looked_for_as_the_node_would(model, checkpoint, verdict, te
     (dict.fromkeys(PROFILE_VARIABLES, str(image_profile())), GOOD, 'image profile'),
     ({PROFILE_VARIABLES[0]: str(image_profile())}, DOUBTFUL, 'depending on its version'),
     (dict.fromkeys(PROFILE_VARIABLES, '/no/such.xml'), BAD, '/no/such.xml: no such file'),
+    (dict.fromkeys(PROFILE_VARIABLES, __file__), BAD, 'test_check.py: not readable as XML'),
     ({'FASTDDS_BUILTIN_TRANSPORTS': 'UDPv4'}, DOUBTFUL, 'FASTDDS_BUILTIN_TRANSPORTS is set')])
 def test_the_image_profile_has_to_be_in_the_environment(environment, verdict, text):
     finding = check_transport('rmw_fastrtps_cpp', {**environment, 'ROS_DOMAIN_ID': '7'})
@@ -364,10 +397,10 @@ def test_shared_memory_has_to_be_there():
 
 
 def test_segments_of_killed_processes_are_counted(tmp_path):
-    lock = tmp_path / 'fastrtps_0123456789abcdef_el'
-    lock.touch()
-    os.utime(lock, (0, 0))
-    assert '1 segments of processes that were killed' in check_shared_memory(tmp_path).text
+    for name in ('fastrtps_0123456789abcdef_el', 'fastdds_0123456789abcdef_el'):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    assert '2 segments of processes that were killed' in check_shared_memory(tmp_path).text
 
 
 # --- the command line

@@ -166,12 +166,18 @@ def test_what_keeps_the_node_from_its_model_is_in_the_check(tmp_path):
 
 def test_the_check_reads_the_parameters_file_of_the_node(tmp_path):
     parameters = tmp_path / 'robot.yaml'
-    parameters.write_text('/**:\n  ros__parameters:\n    model: sam3\n    cameras: [front]\n')
+    parameters.write_text('camera:\n  ros__parameters: {fps: 30}\n'
+                          'robot:\n  sam2:\n    ros__parameters:\n      model: sam3\n      cameras: [front]\n'
+                          '      use_sim_time: true\n')
     with domain_id() as domain:
-        code, found = Check(domain, '--json', '--ros-args', '--params-file', str(parameters)).findings()
+        code, found = Check(domain, '--json', '--node', '/robot/sam2', '--ros-args', '-r', 'front/depth:=/depth',
+                            '--params-file', str(parameters)).findings()
     assert code == 1
+    assert found['parameters'] == ('good', f'/robot/sam2: 3 given, /robot/sam2 of {parameters}')
+    assert found['clock'][0] == 'bad'
+    assert 'nobody publishes /depth' in found['front depth'][1]
     assert found['weights'][1].startswith("model 'sam3': must be one of")
-    assert 'nobody publishes /front/image' in found['front publisher'][1]
+    assert 'nobody publishes /robot/front/image' in found['front publisher'][1]
 
 
 def test_the_profile_is_that_of_the_shell(monkeypatch):

@@ -1,0 +1,141 @@
+"""Read what ROS arguments give to a node of some name: rcl itself reads them, for a node that takes part in nothing."""
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import rclpy
+import yaml
+from rclpy.exceptions import NameValidationException, ParameterException
+from rclpy.logging import LoggingSeverity, set_logger_level
+from rclpy.node import Node
+
+from sam2_ros.parameters import ParameterError, Parameters, doubts, given_values, unknown
+
+# what rclpy raises for arguments, names and parameters given at start that it cannot use
+ARGUMENT_ERRORS = (rclpy._rclpy_pybind11.RCLError, rclpy._rclpy_pybind11.UnknownROSArgsError,
+                   rclpy._rclpy_pybind11.RCLInvalidROSArgsError, ParameterException, NameValidationException,
+                   ParameterError)
+SECTION = 'ros__parameters'
+
+
+@dataclass(frozen=True)
+class Sections:
+    """The sections of a parameter file."""
+
+    file: str
+    applied: tuple[str, ...]  # those for the node, in the order of the file
+    others: tuple[str, ...]
+
+
+@contextlib.contextmanager
+def node_as_given(arguments: Sequence[str], name: str = 'sam2', namespace: str = '') -> Iterator[Node]:
+    """Yield a node that has the name, parameters and remappings that these arguments give to ``name``.
+
+    arguments: as of a command line, with --ros-args. No other process sees the node. Raise one of ARGUMENT_ERRORS.
+    """
+    context = rclpy.Context()
+    set_logger_level('rcl', LoggingSeverity.FATAL)  # the exception says what it would log
+    alone = {variable: value for variable, value in os.environ.items()
+             if variable not in ('ROS_LOCALHOST_ONLY', 'ROS_STATIC_PEERS', 'ROS_DISCOVERY_SERVER')}
+    try:
+        with mock.patch.dict(os.environ, {**alone, 'ROS_AUTOMATIC_DISCOVERY_RANGE': 'OFF'}, clear=True):
+            rclpy.init(args=[*arguments], context=context)
+            node = Node(name, namespace=namespace or None, context=context, enable_rosout=False,
+                        start_parameter_services=False)
+        try:
+            yield node
+        finally:
+            node.destroy_node()
+    finally:
+        set_logger_level('rcl', LoggingSeverity.UNSET)
+        rclpy.try_shutdown(context=context)
+
+
+def why(error: Exception) -> str:
+    """Return one of ARGUMENT_ERRORS as a sentence, without rcl's places in its own source."""
+    text = ' '.join(str(error).split()).removeprefix('failed to initialize rcl: ')
+    if isinstance(error, rclpy._rclpy_pybind11.UnknownROSArgsError):
+        text = f'unknown ROS arguments: {text}'
+    return re.sub(r', at /[^,]*:\d+', '', text)
+
+
+def without_ros_arguments(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments that are not for ROS; rclpy's function fails where one of the others cannot be used."""
+    found, ros = [], False
+    for argument in arguments:
+        if argument == '--ros-args':
+            ros = True
+        elif ros and argument == '--':
+            ros = False
+        elif not ros:
+            found.append(argument)
+    return found
+
+
+def parameter_files(arguments: Sequence[str]) -> list[str]:
+    """Return the files that are given with --params-file."""
+    return [value for option, value in zip(arguments, arguments[1:], strict=False) if option == '--params-file']
+
+
+def sections(file: str | Path, name: str = 'sam2', namespace: str = '', arguments: Sequence[str] = ()) -> Sections:
+    """Return which sections of a parameter file are for a node of this name.
+
+    rcl does the matching: it reads the same sections, each with a parameter of its own. arguments: others of the
+    command line, which may rename the node.
+    """
+    try:
+        content = yaml.safe_load(Path(file).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ParameterError(f'{file}: {getattr(error, "strerror", None) or error}') from None
+    found: list[str] = []
+    marked = _marked(content, '', found) if isinstance(content, dict) else {}
+    if not found:
+        return Sections(str(file), (), ())
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, 'sections.yaml')
+        copy.write_text(yaml.safe_dump(marked, sort_keys=False))
+        others = [argument for number, argument in enumerate(arguments)
+                  if '--params-file' not in arguments[max(number - 1, 0):number + 1]]
+        with node_as_given([*others, '--ros-args', '--params-file', str(copy)], name, namespace) as node:
+            applied = {key for key in given_values(node) if key.startswith('section_')}
+    return Sections(str(file), *(tuple(dict.fromkeys(section for number, section in enumerate(found)
+                                                     if (f'section_{number}' in applied) == wanted))
+                                 for wanted in (True, False)))
+
+
+def _marked(content: dict[Any, Any], path: str, found: list[str]) -> dict[Any, Any]:
+    """Return a copy with one parameter in each section, the section's number, and append the names to ``found``."""
+    copy = {}
+    for key, value in content.items():
+        if key == SECTION:
+            copy[key] = {f'section_{len(found)}': len(found)}
+            found.append(path)
+        elif isinstance(value, dict):
+            copy[key] = _marked(value, f'{path}/{str(key).strip("/")}', found)
+    return copy
+
+
+def image_topic(node: Node, name: str, transport: str) -> str:
+    """Return the topic of a camera's images, to be subscribed to; ``node.resolve_topic_name`` gives it in full.
+
+    As image_transport has it, the compressed topic follows a remapping of the raw one; it can be remapped itself too.
+    name: of the raw topic, relative.
+    """
+    return f'{node.resolve_topic_name(name)}/compressed' if transport == 'compressed' else name
+
+
+def problems(node: Node, chosen: Parameters) -> list[str]:
+    """Return a sentence for each value given to a node that has no effect, or hardly the one that is meant."""
+    topics = []
+    for prefix in [f'{name}/' for name in chosen.cameras] or ['']:
+        topics += [image_topic(node, f'{prefix}image', transport) for transport in ('raw', 'compressed')]
+        topics += [f'{prefix}depth', f'{prefix}camera_info']
+    return [*unknown(given_values(node), map(node.resolve_topic_name, topics)), *doubts(chosen)]

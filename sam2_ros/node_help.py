@@ -1,0 +1,51 @@
+"""Answer ``sam2_node --help``, and refuse what is not a ROS argument."""
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections.abc import Sequence
+from dataclasses import fields
+
+from sam2_core import __version__
+from sam2_ros.node_arguments import without_ros_arguments
+from sam2_ros.parameters import Parameters
+
+DESCRIPTION = '''Track prompted objects in the images of a camera: the node sam2.
+
+    sam2_node --ros-args -r image:=/camera/color/image_raw -p device:=cuda
+    sam2_node --ros-args --params-file robot.yaml -r __node:=sam2_front -r __ns:=/robot1
+
+Topics to remap with -r: image, depth, camera_info (NAME/image, ... with the parameter cameras).
+Images compressed by image_transport are on image/compressed, which follows a remapping of image.
+Outputs are on ~/instances, ~/overlay, ~/prompt_status, ...; prompts on ~/prompt and ~/set_prompt.
+docs/node.md describes them.'''
+
+
+def parse(arguments: Sequence[str]) -> None:
+    """Check the arguments of sam2_node. Exit after --help and --version.
+
+    Exit with code 2 if anything but ROS arguments is among them, which rclpy would ignore.
+    """
+    parser = argparse.ArgumentParser(
+        prog='sam2_node', usage='sam2_node [--help] [--version] [--ros-args ...]', description=DESCRIPTION,
+        epilog=_parameters(), formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
+    _, others = parser.parse_known_args(without_ros_arguments(arguments))
+    if others:
+        parser.error(f'unknown arguments: {" ".join(others)}; ROS arguments (-p, -r, --params-file) come after '
+                     f'--ros-args')
+
+
+def _parameters() -> str:
+    """Return a paragraph for each parameter."""
+    found = ['parameters (-p NAME:=VALUE, or --params-file FILE):']
+    for item in fields(Parameters):
+        default = [*item.default] if isinstance(item.default, tuple) else item.default
+        default = str(default).lower() if isinstance(default, bool) else repr(default)
+        rules = [', '.join(item.metadata['choices'])] if item.metadata['choices'] else []
+        if item.metadata['limits']:
+            rules.append('{:g} to {:g}'.format(*item.metadata['limits']))
+        about = '; '.join([f'default {default}', *rules, item.metadata['when']])
+        found.append(textwrap.fill(f'{item.name}  {item.metadata["description"]} ({about})', 100,
+                                   initial_indent='  ', subsequent_indent='      '))
+    return '\n'.join(found)
