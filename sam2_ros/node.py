@@ -161,6 +161,11 @@ class Sam2Node(GuardedNode):
         """End the worker. Call it before ``destroy_node``, when the executor no longer spins."""
         self.failures.run('end', self._stop, 'the node ended before the prompt was applied')
 
+    def destroy_node(self) -> None:
+        """Leave the graph at once: rclpy leaves the state machine, and the node with it, to the garbage collector."""
+        self._state_machine.destroy_when_not_in_use()
+        super().destroy_node()
+
     def _stop(self, reason: str) -> None:
         self._diagnostics.worker_alive = None
         for camera in self._cameras:

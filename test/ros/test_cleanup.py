@@ -1,4 +1,5 @@
 """What the node holds: a model and objects after cleanup, however much they were used, are gone from memory."""
+import gc
 import time
 import weakref
 
@@ -16,6 +17,7 @@ from std_msgs.msg import Header
 from sam2_ros.conversions import from_pixels
 from sam2_ros.msg import InstanceArray, Prompt
 from sam2_ros.node import Sam2Node
+from sam2_ros.parameters import ParameterError
 
 SUCCESS = TransitionCallbackReturn.SUCCESS
 
@@ -108,3 +110,28 @@ def test_a_device_without_room_for_the_model_leaves_the_node_unconfigured_with_t
     user.close()
     node.close()
     node.destroy_node()
+
+
+def test_a_node_that_ended_or_could_not_start_leaves_the_graph_at_once(context, ros_domain):
+    gc.collect()
+    gc.disable()
+    try:
+        node = make(context)
+        node.close()
+        node.destroy_node()
+        with pytest.raises(ParameterError):
+            make(context, max_objects=-1)
+        later = rclpy.Context()  # who finds a node that is made later has had time to find those
+        rclpy.init(context=later, domain_id=ros_domain)
+        beacon = rclpy.create_node('beacon', context=later)
+        watcher = rclpy.create_node('watcher', context=context)
+        deadline = time.monotonic() + 30
+        while 'beacon' not in watcher.get_node_names():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert 'sam2' not in watcher.get_node_names()
+        for one in (beacon, watcher):
+            one.destroy_node()
+        rclpy.shutdown(context=later)
+    finally:
+        gc.enable()
