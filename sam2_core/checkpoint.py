@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from sam2_core.compiled import CompiledStages
 from sam2_core.config import VARIANTS, check_image_size, variant
 from sam2_core.model import Sam2Model
 
+CONFIG_KEY = 'sam2_config'  # in the header of weights that were trained here: the shape of the model, as JSON
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -71,7 +73,8 @@ def load_model(name: str | None = None, checkpoint: str | Path | None = None, de
     checkpoint: a local file instead, ``.pt`` as published or ``.safetensors``.
     device: 'cpu', 'cuda', 'cuda:1', ...; None: CUDA when there is a GPU, else the CPU.
     dtype: float32, bfloat16 or float16.
-    image_size: side of the square the model sees, a multiple of 32; None: the one it was trained with.
+    image_size: side of the square the model sees, a multiple of 32. None means the size that the weights were trained
+    with: what ``sam2_train`` wrote beside them, or the published size.
     compile: let trackers run compiled stages (torch.compile; CUDA graphs on a GPU), or the name of torch.compile's
     backend. The first image of each kind takes minutes: ``model.compiled.warm_up`` goes through all. For GPUs: on a
     CPU it works, but gains nothing.
@@ -93,8 +96,9 @@ def load_model(name: str | None = None, checkpoint: str | Path | None = None, de
     weights = read_weights(path)
     name = name or recognise(weights, path)
     config = variant(name)
+    size = trained_image_size(path) if image_size is None else image_size
     with torch.device('cpu'):  # whatever torch.set_default_device says
-        model = Sam2Model(config if image_size is None else replace(config, image_size=image_size), name)
+        model = Sam2Model(config if size is None else replace(config, image_size=size), name)
     _fill(model, weights, path)
     for parameter in model.parameters():  # not the buffers: coordinates and positions stay float32
         parameter.data = parameter.data.to(dtype)
@@ -177,6 +181,23 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f'checkpoint {path}: no state dict in it: expected {{"model": {{name: tensor}}}}, '
                               f'as published')
     return weights
+
+
+def trained_image_size(path: Path) -> int | None:
+    """Return the image size in the header of weights that were trained here, None if the file has no such header."""
+    if path.suffix != '.safetensors':
+        return None
+    from safetensors import safe_open
+    with safe_open(path, 'pt') as file:
+        text = (file.metadata() or {}).get(CONFIG_KEY)
+    if text is None:
+        return None
+    try:
+        size = json.loads(text)['image_size']
+        check_image_size(size)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f'checkpoint {path}: {CONFIG_KEY} in its header: {error}: pass image_size') from error
+    return size
 
 
 def _first_line(error: Exception) -> str:

@@ -15,11 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 
-from sam2_core.checkpoint import CheckpointError
+from sam2_core.checkpoint import CONFIG_KEY, CheckpointError
 from sam2_core.config import Sam2Config
 from sam2_core.model import Sam2Model
-
-_CONFIG_KEY = 'sam2_config'
 
 
 def config_to_json(config: Sam2Config) -> str:
@@ -34,17 +32,19 @@ def config_from_json(text: str) -> Sam2Config:
 
 
 def save_weights(path: Path, model: Sam2Model, dtype: torch.dtype = torch.float16) -> None:
-    """Write a model's weights, its shape in the header."""
+    """Write a model's weights, its shape in the header; the file changes all at once."""
     weights = {key: value.detach().to('cpu', dtype).contiguous() for key, value in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(weights, path, metadata={_CONFIG_KEY: config_to_json(model.config)})
+    part = path.with_suffix('.part')
+    save_file(weights, part, metadata={CONFIG_KEY: config_to_json(model.config)})
+    part.replace(path)
 
 
 def load_weights(path: Path, default: Sam2Config) -> Sam2Model:
     """A model of the shape in the file's header (``default`` where there is none), ready for inference, on the CPU."""
     with safe_open(path, 'pt') as file:
         header = file.metadata() or {}
-    config = config_from_json(header[_CONFIG_KEY]) if _CONFIG_KEY in header else default
+    config = config_from_json(header[CONFIG_KEY]) if CONFIG_KEY in header else default
     model = Sam2Model(config, path.stem)
     try:
         model.load_state_dict({key: value.float() for key, value in load_file(path).items()})
@@ -94,6 +94,14 @@ def load_state(folder: Path, modules: dict[str, nn.Module], optimizer: Optimizer
                 'step': torch.tensor(float(steps[name]), device=step_device),
                 **{field: values[name].to(on) for field, values in moments.items()}}
     return state
+
+
+def saved_step(folder: Path) -> int | None:
+    """Return the step whose state lies in the folder, None if nothing was saved."""
+    try:
+        return json.loads((folder / 'state.json').read_text())['step']
+    except OSError:
+        return None
 
 
 def parameter_names(modules: dict[str, nn.Module]) -> dict[nn.Parameter, str]:

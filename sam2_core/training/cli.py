@@ -4,6 +4,10 @@
 
 Run the same command again to go on after a kill; ``torchrun --nproc-per-node N -m sam2_ros.train ...`` uses N GPUs.
 docs/training.md tells more.
+
+Exit codes: 0 complete; 2 could not start; 3 left before the end, run the same command again to go on; 4 a loss or
+gradient was not finite: the state before it is kept, the last line says what to change; 130 a second Ctrl-C, or one
+before the first step: nothing was saved.
 """
 from __future__ import annotations
 
@@ -22,7 +26,8 @@ from sam2_core import __version__
 from sam2_core.checkpoint import load_model
 from sam2_core.config import VARIANTS
 from sam2_core.model import Sam2Model
-from sam2_core.training.clips import MAX_OBJECTS, Clip
+from sam2_core.training import checkpoints
+from sam2_core.training.clips import MAX_OBJECTS, Clip, NoUsableData
 from sam2_core.training.datasets import (
     FORMATS,
     Format,
@@ -33,10 +38,12 @@ from sam2_core.training.datasets import (
     split_recordings,
 )
 from sam2_core.training.display import progress_bar
+from sam2_core.training.divergence import Diverged, report
 from sam2_core.training.loop import Trainer
 from sam2_core.training.options import device, number, rate, whole
-from sam2_core.training.processes import join_processes
+from sam2_core.training.processes import join_processes, wait_for_all
 from sam2_core.training.settings import Schedule, TrainConfig, part_of
+from sam2_core.training.stopping import COMPLETE, DIVERGED, INTERRUPTED, LEFT, NO_START
 
 VALIDATION_CLIPS = 16
 BagFormat = Callable[[str | None, str | None], Format]
@@ -121,24 +128,31 @@ def _recordings(options: argparse.Namespace, skipped: SkippedFiles,
     return found, open_recordings(options.validation_data, skipped, options.format, formats)
 
 
-def _remember_settings(options: argparse.Namespace, world: int) -> None:
-    """Write the run's settings, or ValueError when the output is that of a run with others."""
+def _settings(options: argparse.Namespace, world: int) -> dict[str, str]:
+    """Return what a run that goes on must have been started with."""
     settings = {name: str(value) for name, value in vars(options).items() if name not in _NOT_SETTINGS}
     settings['processes x accumulate'] = str(world * options.accumulate)
     del settings['accumulate']
-    path = options.output / 'settings.json'
-    if path.exists():
-        before = json.loads(path.read_text())
-        changed = [f'{name} was {before.get(name)}, is {value}' for name, value in settings.items()
-                   if before.get(name) != value]
-        if changed:
-            raise ValueError(f'{options.output} holds a run with other settings: {"; ".join(changed)}. '
-                             f'Choose another --output, or the same settings to go on with it')
-    elif int(os.environ.get('RANK', 0)) == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix('.part')  # other processes look for the file meanwhile
-        part.write_text(json.dumps(settings, indent=1))
-        part.replace(path)
+    return settings
+
+
+def _check_settings(path: Path, settings: dict[str, str]) -> None:
+    """ValueError when the output is that of a run with other settings."""
+    if not path.exists():
+        return
+    before = json.loads(path.read_text())
+    changed = [f'{name} was {before.get(name)}, is {value}' for name, value in settings.items()
+               if before.get(name) != value]
+    if changed:
+        raise ValueError(f'{path.parent} holds a run with other settings: {"; ".join(changed)}. '
+                         f'Choose another --output, or the same settings to go on with it')
+
+
+def _write_settings(path: Path, settings: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix('.part')  # other processes look for the file meanwhile
+    part.write_text(json.dumps(settings, indent=1))
+    part.replace(path)
 
 
 def _validation_clips(options: argparse.Namespace, held_out: list[Recording], size: int,
@@ -169,7 +183,8 @@ def prepare(options: argparse.Namespace, bags: BagFormat | None, skipped: Skippe
     check_parts(model, options.freeze, list(rates))
     model.image_encoder.trunk.recompute = options.recompute
     training, held_out = _recordings(options, skipped, bags)
-    _remember_settings(options, world)
+    settings, path = _settings(options, world), options.output / 'settings.json'
+    _check_settings(path, settings)
     size, clips = model.image_size, options.batch * options.accumulate
     steps = options.steps
     if options.epochs is not None:
@@ -185,12 +200,15 @@ def prepare(options: argparse.Namespace, bags: BagFormat | None, skipped: Skippe
         device=options.device, half=options.bf16, save_every=options.save_every, log_every=options.log_every,
         validate_every=options.validate_every if validation else 0, weights_dtype=torch.float32)
     source = RecordedClips(training, options.frames, size, skipped, options.seed)
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    source.clip(0)  # NoUsableData before anything is written, not in the first step
+    trainer = Trainer(config, source, model, validation)
+    if trainer.rank == 0:
+        _write_settings(path, settings)
         trained = sum(p.numel() for name, p in model.named_parameters() if part_of(name, options.freeze) is None)
         print(f'{len(training)} recordings to train on, {len(held_out)} to measure on; {model.name} at {size} pixels, '
               f'{trained / 1e6:.2f} M of {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M weights train',
               file=sys.stderr)
-    return Trainer(config, source, model, validation)
+    return trainer
 
 
 class _Lines:
@@ -213,7 +231,7 @@ class _Lines:
 
 
 def main(arguments: Sequence[str] | None = None, bags: BagFormat | None = None) -> int:
-    """Fine-tune. Exit code 0: complete; 2: cannot start; 3: left before the end, run it again to go on.
+    """Fine-tune and return the exit code, as ``--help`` lists them.
 
     bags: how bags are read, given by sam2_ros, which knows our messages.
     """
@@ -221,32 +239,64 @@ def main(arguments: Sequence[str] | None = None, bags: BagFormat | None = None) 
     options.device = join_processes(options.device)
     skipped = SkippedFiles(options.output / 'skipped.jsonl')
     try:
+        return _train(options, bags, skipped)
+    except KeyboardInterrupt:
+        print('sam2_train: interrupted before the first step', file=sys.stderr)
+        return INTERRUPTED
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _train(options: argparse.Namespace, bags: BagFormat | None, skipped: SkippedFiles) -> int:
+    first = int(os.environ.get('RANK', 0)) == 0
+    if first:
+        skipped.clear()
+    wait_for_all()
+    try:
         trainer = prepare(options, bags, skipped)
     except (ValueError, OSError) as error:
         print(f'sam2_train: {error}', file=sys.stderr)
-        return 2
+        if first:
+            _report_skipped(skipped)
+        return NO_START
+    code, problem = LEFT, None
     with progress_bar(trainer) as (say, bar):
-        complete = trainer.run(_Lines(skipped, say).show, bar)
+        try:
+            code = COMPLETE if trainer.run(_Lines(skipped, say).show, bar) else LEFT
+        except Diverged as error:
+            code, problem = DIVERGED, error
+        except NoUsableData as error:
+            problem = error
     if trainer.rank == 0:
-        _report(trainer, skipped, complete)
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    return 0 if complete else 3
+        _report_skipped(skipped)
+        print(_ending(trainer, code, problem), file=sys.stderr)
+    return code
 
 
-def _report(trainer: Trainer, skipped: SkippedFiles, complete: bool) -> None:
-    output, left_out = trainer.config.output, skipped.all()
+def _report_skipped(skipped: SkippedFiles) -> None:
+    left_out = skipped.all()
     if left_out:
         print(f'{len(left_out)} {"file was" if len(left_out) == 1 else "files were"} left out:', file=sys.stderr)
         for file, reason in list(left_out.items())[:20]:
             print(f'  {file}: {reason}', file=sys.stderr)
         if len(left_out) > 20:
             print(f'  and {len(left_out) - 20} more, see {skipped.path}', file=sys.stderr)
-    if complete:
-        print(f'done: load_model({trainer.model.name!r}, checkpoint={str(output / "weights.safetensors")!r}); '
-              f'curves: {output / "curves.png"}', file=sys.stderr)
-    else:
-        print(f'left at step {trainer.step}: run the same command again to go on', file=sys.stderr)
+
+
+def _ending(trainer: Trainer, code: int, problem: Exception | None) -> str:
+    """Return the last line for a person."""
+    output = trainer.config.output
+    weights = output / 'weights.safetensors'
+    if code == COMPLETE:
+        return f'done: load_model({trainer.model.name!r}, checkpoint={str(weights)!r}); curves: {output / "curves.png"}'
+    if code == DIVERGED:
+        config = trainer.config
+        cures = (f'a lower learning rate (--lr, here {config.schedule.learning_rate:g})'
+                 f'{", without --bf16" if config.half else ""}, or with more parts frozen')
+        return f'sam2_train: {report(problem, checkpoints.saved_step(output / "checkpoint"), output, cures)}'
+    reason = '' if problem is None else f'sam2_train: {problem}. '
+    return f'{reason}left at step {trainer.step}: run the same command again to go on'
 
 
 if __name__ == '__main__':

@@ -11,6 +11,10 @@ MAX_OBJECTS = 8  # a clip travels with one byte per pixel, one bit for each obje
 VISIBLE_PIXELS = 16  # an object of fewer pixels counts as not visible
 
 
+class NoUsableData(ValueError):
+    """None of the data can be read, or shows an object."""
+
+
 class Clip(NamedTuple):
     """T frames of one scene with K objects, exactly labelled. Masks may overlap."""
 

@@ -16,9 +16,11 @@ from sam2_core.config import VARIANTS
 from sam2_core.training import checkpoints, loop
 from sam2_core.training.data import LARGEST_TRAINING_SEED, SyntheticClips
 from sam2_core.training.display import progress_bar
+from sam2_core.training.divergence import Diverged, report
 from sam2_core.training.options import device, number, whole
 from sam2_core.training.processes import join_processes
 from sam2_core.training.settings import Schedule, TrainConfig
+from sam2_core.training.stopping import COMPLETE, DIVERGED, INTERRUPTED, LEFT, NO_START
 
 _SHOWN = ('step', 'minutes', 'frames', 'loss', 'image_box_j', 'image_click_j', 'video_tracked_j', 'video_absent_right',
           'gradient', 'images_per_s', 'data_wait', 'validation_image_box_j', 'validation_video_tracked_j',
@@ -87,21 +89,37 @@ def line_text(line: dict) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train nano on synthetic clips. Exit code 0: complete; 2: it could not start; 3: left, run it again to go on."""
+    """Train nano on synthetic clips and return the exit code, as ``--help`` lists them."""
     options = parser().parse_args(arguments)
     options.device = join_processes(options.device)
+    try:
+        return _train(options)
+    except KeyboardInterrupt:
+        print('training: interrupted before the first step', file=sys.stderr)
+        return INTERRUPTED
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _train(options: argparse.Namespace) -> int:
     try:
         trainer = prepare(options)
     except (ValueError, OSError) as error:
         print(f'training: {error}', file=sys.stderr)
-        return 2
+        return NO_START
     if trainer.step and not trainer.rank:
         print(f'{options.output}: going on from step {trainer.step}', file=sys.stderr)
     with progress_bar(trainer) as (say, bar):
-        complete = trainer.run(lambda line: say(line_text(line)), bar)
+        try:
+            code = COMPLETE if trainer.run(lambda line: say(line_text(line)), bar) else LEFT
+            ending = (f'done: {options.output / "weights.safetensors"}' if code == COMPLETE else
+                      f'left at step {trainer.step}: run the same command again to go on')
+        except Diverged as error:
+            code = DIVERGED
+            step = checkpoints.saved_step(options.output / 'checkpoint')
+            cures = 'a lower learning rate (--rate, with --weights) or another --seed'
+            ending = f'training: {report(error, step, options.output, cures)}'
     if not trainer.rank:
-        print(f'done: {options.output / "weights.safetensors"}' if complete else
-              f'left at step {trainer.step}: run the same command again to go on', file=sys.stderr)
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    return 0 if complete else 3
+        print(ending, file=sys.stderr)
+    return code

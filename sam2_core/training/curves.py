@@ -27,7 +27,8 @@ def draw(log: Path, picture: Path) -> None:
 
 def _panel(title: str, names: tuple[str, ...], lines: list[dict]) -> np.ndarray:
     image = np.full((_HEIGHT, _WIDTH, 3), 255, np.uint8)
-    curves = {name: np.array([(line['minutes'], line[name]) for line in lines if name in line]) for name in names}
+    curves = {name: np.array([(line['minutes'], line[name]) for line in lines  # a string: it was not finite
+                              if isinstance(line.get(name), (int, float))]) for name in names}
     curves = {name: values for name, values in curves.items() if len(values)}
     cv2.putText(image, title, (_MARGIN, 20), 0, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
     if not curves:

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from sam2_core.training.clips import Clip, PackedClips, pack
+from sam2_core.training.clips import Clip, NoUsableData, PackedClips, pack
 from sam2_core.training.scenes import render
 from sam2_core.training.sprites import ClutterBank
+from sam2_core.training.stopping import obey_main_process_only
 from sam2_core.training.textures import TextureBank
 
 TEXTURES = 600
@@ -47,8 +48,11 @@ class _Packed(Dataset):
     def __init__(self, source: ClipSource) -> None:
         self.source = source
 
-    def __getitem__(self, number: int) -> PackedClips:
-        chunk = self.source[number]
+    def __getitem__(self, number: int) -> PackedClips | NoUsableData:
+        try:
+            chunk = self.source[number]
+        except NoUsableData as error:
+            return error  # raised by a reader, the traceback of its process would be part of the text
         return chunk if isinstance(chunk, PackedClips) else pack(chunk)
 
 
@@ -67,13 +71,21 @@ class _Numbers:
 
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
+    obey_main_process_only()
+
+
+def _usable(chunk: PackedClips | NoUsableData) -> PackedClips:
+    if isinstance(chunk, NoUsableData):
+        raise chunk
+    return chunk
 
 
 def batches(source: ClipSource, chunks: int, first_step: int, workers: int, rank: int = 0, world: int = 1,
             echo: int = 1, pin: bool = False) -> Iterator[list[PackedClips]]:
     """For every step from ``first_step`` on its ``chunks`` chunks, of which ``chunks / echo`` are new.
 
-    The same numbers give the same data. ValueError when ``chunks`` is not a multiple of ``echo``.
+    The same numbers give the same data. ValueError when ``chunks`` is not a multiple of ``echo``, NoUsableData when the
+    source has no clip to give.
     """
     if chunks % echo:
         raise ValueError(f'chunks {chunks}: must be a multiple of echo {echo}')
@@ -84,9 +96,9 @@ def batches(source: ClipSource, chunks: int, first_step: int, workers: int, rank
                         num_workers=workers, pin_memory=pin, prefetch_factor=4 if workers else None,
                         worker_init_fn=_start_worker, multiprocessing_context='fork' if workers else None)
     stream = iter(loader)
-    held = deque((next(stream) for _ in range(chunks - fresh)), maxlen=chunks)
+    held = deque((_usable(next(stream)) for _ in range(chunks - fresh)), maxlen=chunks)
     while True:
-        held.extend(next(stream) for _ in range(fresh))
+        held.extend([_usable(next(stream)) for _ in range(fresh)])
         yield list(held)
 
 

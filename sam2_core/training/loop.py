@@ -5,16 +5,19 @@
 Run the same command again to go on after a kill; start it with ``torchrun --nproc-per-node N`` for several GPUs (or
 processes). Everything that changes during training follows from the progress between 0 and 1, which counts steps, or
 minutes where the time is given: then the learning rate reaches 0 when the time is over, however fast the machine is.
+
+Exit codes: 0 complete; 2 could not start; 3 left before the end, run the same command again to go on; 4 a loss or
+gradient was not finite: the state before it is kept; 130 a second Ctrl-C, or one before the first step.
 """
 from __future__ import annotations
 
 import copy
-import json
-import signal
+import math
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -24,17 +27,23 @@ from torch import Tensor
 
 from sam2_core.model import Sam2Model
 from sam2_core.training import checkpoints, curves
-from sam2_core.training.clips import Clip, PackedClips, pack, split
+from sam2_core.training.clips import Clip, NoUsableData, PackedClips, pack, split
 from sam2_core.training.data import Augmentation, ClipSource, SyntheticClips, batches
+from sam2_core.training.divergence import Diverged, UpdateGuard, divergence, not_finite
 from sam2_core.training.initialise import new_model, start_memory
-from sam2_core.training.processes import join_processes
-from sam2_core.training.rollout import ForegroundHead, Knobs, Step, normalise, step_losses
+from sam2_core.training.log import TrainingLog
+from sam2_core.training.optimizer import new_optimizer
+from sam2_core.training.processes import average_gradients, highest, join_processes
+from sam2_core.training.rollout import ForegroundHead, Knobs, Step, mean_figures, normalise, step_losses
 from sam2_core.training.settings import Schedule, TrainConfig, part_of
+from sam2_core.training.stopping import StopSignals
 
 __all__ = ['Schedule', 'TrainConfig', 'Trainer', 'join_processes', 'main', 'part_of']
 
 VALIDATION_SEED = 1000
 _EAGER_STEPS = 3  # before a step is captured
+_RUN_AHEAD = 2  # steps that are queued on a GPU
+_GO_ON, _LEAVE, _NO_DATA, _DIVERGED = range(4)  # what a process wants; all do what the gravest says
 
 
 class Trainer:
@@ -64,7 +73,7 @@ class Trainer:
         self.modules = {'model': self.model} | ({'head': self.head} if self.head else {})
         self.saved = self.modules | ({'average': self.average} if config.ema else {})
         self.names = checkpoints.parameter_names(self.modules)
-        self.optimizer = self._optimizer()
+        self.optimizer = new_optimizer(self.names, config, self.device)
         self._validation = [self._on_device(pack([clip])) for clip in validation]
         self._measures_ends = bool(validation)
         self.source = source or SyntheticClips(config.seed, config.clip_frames, config.model.image_size)
@@ -76,7 +85,13 @@ class Trainer:
         self._eager_left = _EAGER_STEPS
         self._inputs: PackedClips | None = None
         self.figures: dict[str, Tensor] = {}
-        self._running: deque[torch.cuda.Event] = deque()
+        self.guard = UpdateGuard(self.device)
+        self.trouble: Diverged | NoUsableData | None = None  # why the run cannot go on
+        self._running: deque[tuple[torch.cuda.Event, Tensor]] = deque()
+        on_gpu = self.device.type == 'cuda'
+        self._records = [torch.zeros(4, dtype=torch.float64, pin_memory=on_gpu) for _ in range(_RUN_AHEAD + 1)]
+        if on_gpu:
+            self.optimizer.found_inf = self.guard.failed  # fused: skips the update on the device
         self._resume()
         self._compiled = self._compile() if config.compile else []
 
@@ -87,25 +102,6 @@ class Trainer:
             module.compile(dynamic=False)
         return modules
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        decayed = [p for p, name in self.names.items() if p.requires_grad and p.ndim > 1 and 'embed' not in name
-                   and 'token' not in name.split('.')[-2]]
-        chosen = set(decayed)
-        others = [p for p in self.names if p.requires_grad and p not in chosen]
-        on_gpu = self.device.type == 'cuda'
-        rate = torch.tensor(0.0, device=self.device) if on_gpu else 0.0
-        groups: dict[tuple[float | None, float], list[torch.nn.Parameter]] = {}
-        own = dict(self.config.rates)
-        for parameters, decay in ((decayed, self.config.weight_decay), (others, 0.0)):
-            for parameter in parameters:
-                part = part_of(self.names[parameter].removeprefix('model.'), own)
-                groups.setdefault((own.get(part), decay), []).append(parameter)
-        return torch.optim.AdamW(
-            [{'params': parameters, 'weight_decay': decay, 'lr': rate.clone() if on_gpu else rate,
-              'scale': 1.0 if peak is None else peak / self.config.schedule.learning_rate}
-             for (peak, decay), parameters in groups.items()],
-            lr=rate, betas=(0.9, 0.98), fused=on_gpu, capturable=on_gpu)
-
     @property
     def _folder(self) -> Path:
         return self.config.output / 'checkpoint'
@@ -113,12 +109,28 @@ class Trainer:
     def _resume(self) -> None:
         state = checkpoints.load_state(self._folder, self.saved, self.optimizer, self.names)
         if state is not None:
+            if spoilt := self._spoilt():
+                raise ValueError(f'{self._folder}: {spoilt} holds values that are not finite: start again with '
+                                 f'another --output')
             self.step, self.elapsed, self.stage_frames = state['step'], state['elapsed'], state['stage_frames']
 
+    def _spoilt(self) -> str | None:
+        """Return the name of the first saved tensor that is not finite."""
+        tensors = [(f'{prefix}.{key}', value) for prefix, module in self.saved.items()
+                   for key, value in module.state_dict().items()]
+        tensors += [(f'{field} of {self.names[p]}', s[field]) for p, s in self.optimizer.state.items()
+                    for field in ('exp_avg', 'exp_avg_sq') if field in s]
+        return not_finite(tensors)
+
     def save(self) -> None:
-        """Write the folder to go on from, and the averaged weights as a model file."""
+        """Write the folder to go on from, and the averaged weights as a model file.
+
+        Raises Diverged, and overwrites nothing, if any of it is not finite.
+        """
         if self.rank:
             return
+        if spoilt := self._spoilt():
+            raise Diverged(self.step, {spoilt: math.nan})
         checkpoints.save_state(self._folder, self.saved, self.optimizer, self.names,
                                {'step': self.step, 'elapsed': self.elapsed, 'stage_frames': self.stage_frames})
         checkpoints.save_weights(self.config.output / 'weights.safetensors', self.average, self.config.weights_dtype)
@@ -152,26 +164,21 @@ class Trainer:
         loss, self.figures = self._losses(self.model, clips, self.knobs)
         loss.backward()
 
-    def _update(self) -> None:
+    def _update(self, loss: Tensor) -> None:
+        """Apply the gradients, unless they or the loss of all processes are not finite."""
         parameters = [p for p in self.names if p.grad is not None]
-        self.figures['gradient'] = torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm, foreach=True)
-        self.optimizer.step()
+        gradient = torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm, foreach=True)
+        self.guard.judge(loss, gradient)
+        self.figures['gradient'] = gradient
+        if self.device.type == 'cuda' or not self.guard.failed:
+            self.optimizer.step()
         if self.average is self.model:
             return
         with torch.no_grad():
             averaged, present = list(self.average.parameters()), list(self.model.parameters())
             change = torch._foreach_sub(present, averaged)
-            torch._foreach_mul_(change, self.ema_rate)
+            torch._foreach_mul_(change, self.ema_rate * (1 - self.guard.failed))
             torch._foreach_add_(averaged, change)
-
-    def _share_gradients(self) -> None:
-        """Average over processes, in one message. Parameters without a gradient have none in any of them."""
-        gradients = [p.grad for p in self.names if p.grad is not None]
-        flat = torch.cat([g.flatten() for g in gradients])
-        dist.all_reduce(flat)
-        flat /= self.world
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
 
     def _enter_stage(self, frames: int, clips: PackedClips) -> None:
         """Forget what was captured; before the first clips start the memory from the encoder as it is."""
@@ -215,6 +222,7 @@ class Trainer:
             else:
                 group['lr'] = rate * group['scale']
         self.ema_rate.fill_(1 - min(config.ema, (1 + self.step) / (10 + self.step)))
+        self.guard.number.fill_(self.step + 1)
         if not config.graph:
             self._try_step()
         elif self._graph is not None:
@@ -226,11 +234,23 @@ class Trainer:
             self._capture()
             self._graph.replay()
         self.step += 1
-        if self.device.type == 'cuda':  # let the host run ahead, but not far: what it reads ahead is held in memory
-            self._running.append(torch.cuda.Event())
-            self._running[-1].record()
-            if len(self._running) > 2:
-                self._running.popleft().synchronize()
+        if self.device.type != 'cuda':
+            self._note(self.guard.record)
+            return
+        event, record = torch.cuda.Event(), self._records[self.step % len(self._records)]
+        record.copy_(self.guard.record, non_blocking=True)
+        event.record()
+        self._running.append((event, record))
+        if len(self._running) > _RUN_AHEAD:  # what the host reads ahead is held in memory
+            event, record = self._running.popleft()
+            event.synchronize()
+            self._note(record)
+
+    def _note(self, record: Tensor) -> None:
+        """Take note of a failed step in the record of the guard: the weights are those of the step before it."""
+        found = divergence(record)
+        if found is not None and self.trouble is None:
+            self.trouble, self.step = found, found.step - 1
 
     def _try_step(self) -> None:
         """A step; if compiled code fails, the same step and all others without it."""
@@ -261,9 +281,10 @@ class Trainer:
             self._forward_backward(self._inputs)
         else:
             self._accumulate([PackedClips(*part) for part in zip(*(t.chunk(parts) for t in self._inputs), strict=True)])
+        loss = self.figures['loss']
         if self.world > 1:
-            self._share_gradients()
-        self._update()
+            loss = average_gradients([p.grad for p in self.names if p.grad is not None], loss, self.world)
+        self._update(loss)
 
     def _accumulate(self, parts: list[PackedClips]) -> None:
         """Gradients and figures of several parts, averaged."""
@@ -272,7 +293,7 @@ class Trainer:
             self._seed(number)
             self._forward_backward(clips)
             figures.append(self.figures)
-        self.figures = {name: torch.stack([part[name] for part in figures]).nanmean() for name in figures[0]}
+        self.figures = mean_figures(figures)
         torch._foreach_div_([p.grad for p in self.names if p.grad is not None], len(parts))
 
     def _capture(self) -> None:
@@ -283,7 +304,7 @@ class Trainer:
         with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream(),
                               capture_error_mode='thread_local'):  # the loader pins memory meanwhile
             self._forward_backward(self._inputs)
-            self._update()
+            self._update(self.figures['loss'])
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -294,98 +315,135 @@ class Trainer:
             self._validation = [self._on_device(source[0])]
         torch.manual_seed(VALIDATION_SEED)
         found = [self._losses(self.average, clips, Knobs.on(self.device))[1] for clips in self._validation]
-        return {name: float(torch.stack([figures[name] for figures in found]).nanmean()) for name in found[0]}
+        return {name: float(value) for name, value in mean_figures(found).items()}
 
-    def _validation_line(self) -> dict[str, float]:
-        return {'step': self.step, 'minutes': round(self.elapsed / 60, 3)} | {
-            f'validation_{name}': round(value, 4) for name, value in self.validate().items()}
+    def _write_validation(self, log: TrainingLog) -> None:
+        """Log the validation figures; a loss that is not finite ends the run."""
+        figures = self.validate()
+        log.write(self._line() | {f'validation_{name}': round(value, 4) for name, value in figures.items()})
+        if self.trouble is None and not math.isfinite(figures['loss']):
+            self.trouble = Diverged(self.step, {'validation loss': figures['loss']})
 
-    def _leaves(self, stop: list[bool]) -> bool:
-        """Was any of the processes told to stop? All must leave at the same step."""
-        if self.world == 1:
-            return bool(stop)
-        told = torch.tensor(float(bool(stop)), device=self.device)
-        dist.all_reduce(told, dist.ReduceOp.MAX)
-        return bool(told)
+    def _write_failed_step(self, log: TrainingLog, found: Diverged) -> None:
+        """Log the step whose update was not applied; the validation of a step logs itself."""
+        if 'gradient' in found.values:
+            log.write(self._line() | {'step': found.step} | found.values)
+
+    def _line(self) -> dict:
+        return {'step': self.step, 'minutes': round(self.elapsed / 60, 3)}
+
+    def _leaves(self, stop: StopSignals) -> bool:
+        """Tell whether any of the processes wants to leave. All must leave at the same step."""
+        return self._agreed(stop) != _GO_ON
+
+    def _agreed(self, stop: StopSignals) -> int:
+        mine = _LEAVE if stop else _GO_ON
+        if self.trouble is not None:
+            mine = _DIVERGED if isinstance(self.trouble, Diverged) else _NO_DATA
+        return highest(mine, self.device)
+
+    def _next(self, stream: Iterator[list[PackedClips]], stop: StopSignals) -> list[PackedClips] | None:
+        """Read the chunks of the next step; None when the run is about to leave."""
+        if stop or self.trouble is not None:
+            return None
+        try:
+            return next(stream)
+        except NoUsableData as error:
+            self.trouble = error
+            return None
 
     def run(self, show: Callable[[dict], None] = lambda line: None,
             each_step: Callable[[], None] = lambda: None) -> bool:
         """Train until the end, or until it is time to leave. True when the run is complete.
 
-        ``show`` is given every line of the log, ``each_step`` is called after every step.
+        ``show`` is given every line of the log, ``each_step`` is called after every step. Raises Diverged at a loss or
+        gradient that is not finite, NoUsableData when nothing can be read any more: in all processes at the same step,
+        after the last finite state was saved.
         """
+        log = None
+        if self.rank == 0:
+            self.config.output.mkdir(parents=True, exist_ok=True)
+            log = TrainingLog(self.config.output / 'log.jsonl', show)
+            log.forget_after(self.step or -1)
+        with StopSignals(quiet=self.rank > 0) as stop:
+            with closing(self._batches()) as stream:
+                self._train(stream, stop, log, each_step)
+            self._note(self.guard.record)
+            complete = self.progress() >= 1
+            if log and complete and self._measures_ends and self._measured != self.step and self.trouble is None:
+                self._write_validation(log)
+            found = self.trouble
+            if log and isinstance(found, Diverged):
+                self._write_failed_step(log, found)
+            if not isinstance(found, Diverged) or 'gradient' in found.values:
+                self._save_if_finite()
+            agreed = self._agreed(stop)
+            if log:
+                curves.draw(log.path, self.config.output / 'curves.png')
+        if self.trouble is not None:
+            raise self.trouble
+        if agreed == _DIVERGED:
+            raise Diverged(self.step, {'loss of another process': math.nan})
+        if agreed == _NO_DATA:
+            raise NoUsableData('another process has nothing to read')
+        return complete
+
+    def _save_if_finite(self) -> None:
+        try:
+            self.save()
+        except Diverged as error:
+            self.trouble = self.trouble or error
+
+    def _batches(self) -> Iterator[list[PackedClips]]:
+        config = self.config
+        return batches(self.source, config.chunks, self.step, config.workers, self.rank, self.world, config.echo,
+                       pin=self.device.type == 'cuda')
+
+    def _train(self, stream: Iterator[list[PackedClips]], stop: StopSignals, log: TrainingLog | None,
+               each_step: Callable[[], None]) -> None:
         config = self.config
         entered = started = saved = time.monotonic()
-        stop = []
-        previous = signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
-        log = (config.output / 'log.jsonl') if self.rank == 0 else None
-        if log:
-            config.output.mkdir(parents=True, exist_ok=True)
-            _forget_after(log, self.step or -1)
-            if self._measures_ends and self.step == 0:
-                _write(log, self._validation_line(), show)
+        self._measured = self.step  # the last step that was validated
+        if log and self._measures_ends and self.step == 0:
+            self._write_validation(log)
         if self.device.type == 'cuda' and config.graph:
             torch.cuda.set_stream(torch.cuda.Stream())
         waited, since, images = 0.0, time.monotonic(), 0
-        before, measured = self.elapsed, self.step
-        stream = batches(self.source, config.chunks, self.step, config.workers, self.rank, self.world, config.echo,
-                         pin=self.device.type == 'cuda')
-        try:
-            while self.progress() < 1 and not self._leaves(stop):
-                asked = time.monotonic()
-                chunks = next(stream)
-                waited += time.monotonic() - asked
-                self.run_step(chunks)
-                each_step()
-                if started == entered:  # compiling and filling the queues is not training
-                    started = time.monotonic()
-                images += sum(chunk.masks.shape[0] * chunk.masks.shape[1] for chunk in chunks) * self.world
+        before = self.elapsed
+        while self.progress() < 1:
+            asked = time.monotonic()
+            chunks = self._next(stream, stop)
+            if self._leaves(stop):
+                break
+            waited += time.monotonic() - asked
+            self.run_step(chunks)
+            if self.step % config.log_every == 0 or config.validate_every and self.step % config.validate_every == 0:
+                self._note(self.guard.record)  # in all processes
+            if self.trouble is not None:
+                continue
+            each_step()
+            if started == entered:  # compiling and filling the queues is not training
+                started = time.monotonic()
+            images += sum(chunk.masks.shape[0] * chunk.masks.shape[1] for chunk in chunks) * self.world
+            now = time.monotonic()
+            if self.step % config.log_every == 0 and log:
+                line = self._line() | {'frames': self.stage_frames, 'rate': self.rate}
+                line |= {name: round(float(value), 4) for name, value in self.figures.items()}
                 now = time.monotonic()
-                if self.step % config.log_every == 0 and log:
-                    line = {'step': self.step, 'minutes': round(self.elapsed / 60, 3), 'frames': self.stage_frames,
-                            'rate': self.rate}
-                    line |= {name: round(float(value), 4) for name, value in self.figures.items()}
-                    now = time.monotonic()
-                    line |= {'images_per_s': round(images / (now - since), 1),
-                             'data_wait': round(waited / (now - since), 3)}
-                    waited, since, images = 0.0, now, 0
-                    _write(log, line, show)
-                if config.validate_every and self.step % config.validate_every == 0 and log:
-                    measured = self.step
-                    _write(log, self._validation_line(), show)
-                    now = time.monotonic()
-                self.elapsed = before + now - started
-                if now - saved > config.save_every:
-                    self.save()
-                    saved = time.monotonic()
-                if config.stop_after is not None and now - entered > config.stop_after:
-                    break
-        except KeyboardInterrupt:
-            pass
-        finally:
-            signal.signal(signal.SIGTERM, previous)
-        complete = self.progress() >= 1
-        if log and complete and self._measures_ends and measured != self.step:
-            _write(log, self._validation_line(), show)
-        self.save()
-        if log:
-            curves.draw(log, config.output / 'curves.png')
-        return complete
-
-
-def _forget_after(log: Path, step: int) -> None:
-    """Drop the lines of steps that will be done again, and one that a kill cut off."""
-    if log.exists():
-        whole = [line for line in log.read_text().splitlines() if line.endswith('}')]
-        lines = [line for line in whole if json.loads(line)['step'] <= step]
-        log.write_text(''.join(line + '\n' for line in lines))
-
-
-def _write(log: Path, line: dict, show: Callable[[dict], None]) -> None:
-    line = {name: value for name, value in line.items() if value == value}  # nothing to see is no number
-    with log.open('a') as file:
-        file.write(json.dumps(line) + '\n')
-    show(line)
+                line |= {'images_per_s': round(images / (now - since), 1),
+                         'data_wait': round(waited / (now - since), 3)}
+                waited, since, images = 0.0, now, 0
+                log.write(line)
+            if config.validate_every and self.step % config.validate_every == 0 and log:
+                self._measured = self.step
+                self._write_validation(log)
+                now = time.monotonic()
+            self.elapsed = before + now - started
+            if now - saved > config.save_every and self.trouble is None and not self.guard.failed:
+                self._save_if_finite()
+                saved = time.monotonic()
+            if config.stop_after is not None and now - entered > config.stop_after:
+                stop.ask()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ generator.
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +47,17 @@ class Knobs:
     @classmethod
     def on(cls, device: torch.device) -> Knobs:
         return cls(*(torch.zeros((), device=device) for _ in range(4)))
+
+
+def may_lack(name: str) -> bool:
+    """Tell whether a figure is a share of what was seen: not a number where there was nothing to see."""
+    return name.endswith(('_j', '_right'))
+
+
+def mean_figures(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Average the figures of several batches. A loss that is not finite stays so."""
+    together = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+    return {name: values.nanmean() if may_lack(name) else values.mean() for name, values in together.items()}
 
 
 class ForegroundHead(nn.Module):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 from datasets_files import davis_clip
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from sam2_core import Prompt, StreamTracker, load_model
+from sam2_core import CheckpointError, Prompt, Sam2Model, StreamTracker, load_model
 from sam2_core.config import VARIANTS
+from sam2_core.training.checkpoints import save_weights
 from sam2_core.training.cli import main
 from sam2_core.training.datasets import SkippedFiles, open_recordings, split_recordings
 from sam2_core.training.initialise import new_model
@@ -131,10 +133,27 @@ def test_training_lowers_the_loss_on_clips_held_out(command, tmp_path):
 
 def test_weights_are_taken_by_load_model_and_track(command, tmp_path, scene):
     assert main(command('--steps', '1')) == 0
-    tracker = StreamTracker(load_model('nano', checkpoint=tmp_path / 'run' / 'weights.safetensors', device='cpu'))
+    model = load_model('nano', checkpoint=tmp_path / 'run' / 'weights.safetensors', device='cpu')
+    assert model.image_size == 64  # of the run
+    tracker = StreamTracker(model)
     for frame in range(2):
         result = tracker.step(scene.image(frame), [Prompt(1, box=scene.box(1))] if frame == 0 else [])
     assert result.objects[1].mask.shape == (240, 320) and np.isfinite(result.objects[1].logits.numpy()).all()
+
+
+@pytest.mark.parametrize(('given', 'size'), [(None, 128), (320, 320)])
+def test_weights_that_were_trained_here_bring_their_image_size(tmp_path, given, size):
+    save_weights(tmp_path / 'weights.safetensors', Sam2Model(replace(VARIANTS['nano'], image_size=128), 'nano'))
+    assert load_model('nano', tmp_path / 'weights.safetensors', device='cpu', image_size=given).image_size == size
+
+
+@pytest.mark.parametrize('header', ['{', '[]', '{"image_size": 100}', '{"image_size": "128"}'])
+def test_an_image_size_in_the_file_that_cannot_be_is_refused(tmp_path, header):
+    file = tmp_path / 'weights.safetensors'
+    save_file(Sam2Model(VARIANTS['nano'], 'nano').state_dict(), file, {'sam2_config': header})
+    with pytest.raises(CheckpointError, match='weights.safetensors: sam2_config in its header: .*: pass image_size'):
+        load_model('nano', file, device='cpu')
+    assert load_model('nano', file, device='cpu', image_size=256).image_size == 256
 
 
 @pytest.mark.slow
@@ -187,6 +206,32 @@ def test_broken_files_are_named_and_counted(command, start, tmp_path, capsys):
     assert '2 files were left out:' in text
     assert f'{folder}/JPEGImages/clip1/00001.jpg: not an image' in text
     assert f'{folder}/Annotations/clip3/00000.png: not a PNG' in text
+
+
+def test_nothing_usable_ends_before_the_first_step_and_mended_files_are_forgotten(command, tmp_path, capsys):
+    folder = tmp_path / 'data'
+    davis_clip(folder, 'clip', frames=2)
+    labels = {path: path.read_bytes() for path in (folder / 'Annotations' / 'clip').iterdir()}
+    for path in labels:
+        path.write_bytes(b'broken')
+    assert main(command('--data', str(folder), '--steps', '1', '--workers', '1')) == 2
+    text = capsys.readouterr().err
+    assert 'sam2_train: none of the 1 recordings can be used' in text and 'left out:\n  ' in text
+    for path, content in labels.items():
+        path.write_bytes(content)
+    assert main(command('--data', str(folder), '--steps', '1', '--workers', '1')) == 0
+    assert 'left out' not in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_own_exit_code(command, tmp_path, capsys):
+    for _ in range(2):  # the second start goes on from the last finite state, and meets the same
+        assert main(command('--steps', '4', '--freeze', '--lr', '1e30', '--log-every', '1')) == 4
+        text = capsys.readouterr().err
+        assert f'{tmp_path / "run"} holds the finite state of step' in text and 'learning rate (--lr, here' in text
+        weights = load_file(tmp_path / 'run' / 'weights.safetensors')
+        assert all(value.isfinite().all() for value in weights.values())
+        last = json.loads((tmp_path / 'run' / 'log.jsonl').read_text().splitlines()[-1])
+        assert 'NaN' in (last['loss'], last['gradient'])
 
 
 def test_a_run_goes_on_when_all_that_was_held_out_is_broken(command, tmp_path, capsys):

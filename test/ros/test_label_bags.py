@@ -266,7 +266,7 @@ def test_a_bag_trains_a_model(tmp_path):
     assert main(['--data', str(tmp_path / 'data'), '--checkpoint', str(tmp_path / 'nano.pt'), '--image-size', '64',
                  '--frames', '3', '--batch', '1', '--steps', '2', '--workers', '0', '--device', 'cpu',
                  '--image-topic', '/camera/image', '--output', str(tmp_path / 'run')]) == 0
-    assert load_model('nano', checkpoint=tmp_path / 'run' / 'weights.safetensors', device='cpu').image_size == 256
+    assert load_model('nano', checkpoint=tmp_path / 'run' / 'weights.safetensors', device='cpu').image_size == 64
     assert [Path(file).name for file in SkippedFiles(tmp_path / 'run' / 'skipped.jsonl').all()] == ['bad']
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sam2_core.training.clips import Clip
+from sam2_core.training.clips import Clip, NoUsableData
 from sam2_core.training.datasets.recordings import BrokenSample, Labelled, Recording, SkippedFiles
 from sam2_core.training.datasets.views import plain_view, random_view
 
@@ -16,7 +16,7 @@ _PACES = (1, 1, 2, 3)  # every frame, every second, ...
 class RecordedClips:
     """Numbered chunks of clips (see ``data.ClipSource``). Each epoch goes through all recordings in a new order.
 
-    Broken recordings are noted in ``skipped`` and the next one takes their place; ValueError when none can be read.
+    Broken recordings are noted in ``skipped`` and the next one takes their place; NoUsableData when none can be read.
     """
 
     def __init__(self, recordings: Sequence[Recording], frames: int, size: int, skipped: SkippedFiles, seed: int = 0,
@@ -40,7 +40,7 @@ class RecordedClips:
                 return self._cut(self.recordings[which], np.random.default_rng((self.seed, number, attempt)))
             except BrokenSample as error:  # tried again next time: other frames of it may do, and a choice that
                 self.skipped.add(error)    # depended on what this process has seen would not be the same in another
-        raise ValueError(f'none of the {len(order)} recordings can be used; {self.skipped.path} says why')
+        raise NoUsableData(f'none of the {len(order)} recordings can be used; {self.skipped.path} says why')
 
     def _order(self, epoch: int) -> np.ndarray:
         if self._epoch is None or self._epoch[0] != epoch:

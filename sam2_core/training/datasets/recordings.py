@@ -43,6 +43,11 @@ class SkippedFiles:
         self.path = path
         self._mine: set[str] = set()
 
+    def clear(self) -> None:
+        """Forget the files of an earlier start: they may have been mended."""
+        self.path.unlink(missing_ok=True)
+        self._mine.clear()
+
     def add(self, error: BrokenSample) -> None:
         """Note a broken file; once is enough."""
         if error.file in self._mine:
