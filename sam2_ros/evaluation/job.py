@@ -61,7 +61,7 @@ def job_key(job: Job) -> str:
     options = {name: value for name, value in asdict(job).items() if name not in ('output', 'export_folder')}
     files = [Path(name) for name in (job.prompts, job.parameters.checkpoint) if name and Path(name).is_file()]
     if job.kind == BAG:
-        files += sorted(job.source.iterdir()) if job.source.is_dir() else [job.source]
+        files += sorted(job.source.iterdir() if job.source.is_dir() else job.source.parent.glob(f'{job.source.name}*'))
     seen = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()]
     return hashlib.sha256(json.dumps([options, seen], default=str, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -150,7 +150,9 @@ class _Replay:
             self.result.unusable[index] = str(error)
             self._progress(index)
             return
-        arrived = self._recording.arrivals[index] / 1e9
+        # in lock-step no image is skipped for the time at which it was recorded
+        times = self._recording.stamps if self.result.mode == 'lock-step' else self._recording.arrivals
+        arrived = times[index] / 1e9
         depth = self._depth_of(index)
         if depth is not None:
             self._with_depth.add(index)

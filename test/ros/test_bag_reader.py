@@ -298,6 +298,22 @@ def test_a_chunk_of_other_topics_in_an_unknown_compression_does_not_matter(tmp_p
         check_all(recording)
 
 
+def test_the_index_of_a_finished_file_keeps_unreadable_chunks_of_other_topics_out_of_the_way(tmp_path):
+    large = [('/notes', String(data='x' * 2**21), stamp(0) - 1)]  # more than a chunk has
+    file, = write(tmp_path / 'run', large + messages(), mode=CompressionMode.STORAGE).glob('*.mcap')
+    data, name = file.read_bytes(), text('zstd')
+    first, indexed = data.index(name), data.index(name, data.rindex(b'serialized_metadata'))
+    for at in (first, indexed):
+        data = data[:at] + text('lzma') + data[at + len(name):]
+    file.write_bytes(data)
+    with BagRecording(tmp_path / 'run') as recording:
+        check_all(recording)
+    with BagReader(tmp_path / 'run') as reader:
+        assert sum(1 for _ in reader.messages(reader.channels)) == len(messages())
+        problem, = reader.problems
+        assert problem == "run.mcap: chunks compressed with 'lzma' cannot be read; `mcap compress` changes them"
+
+
 def test_needed_chunks_in_an_unknown_compression_are_named(tmp_path):
     (tmp_path / 'run.mcap').write_bytes(mcap(messages(), compression='secret'))
     with pytest.raises(RecordingError, match="run.mcap: chunks compressed with 'secret' cannot be read"):

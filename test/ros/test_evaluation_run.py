@@ -204,6 +204,20 @@ def test_load_is_shed_when_the_target_is_missed(model, monkeypatch):
     assert gaps[0] == 1 and gaps[-1] == 2, 'every second image at last'
 
 
+def test_lock_step_takes_every_image_whatever_time_it_was_recorded_at(model):
+    """A converted bag may have one time of recording for all of its messages."""
+    discs = Discs(5)
+    discs.stamps = [stamp(0) + index * 3_000_000_000 for index in range(5)]
+    discs.arrivals = [stamp(0)] * 5
+    read, discs.image = discs.image, lambda index: at_stamp(read(index), discs.stamps[index])
+    assert [frame.index for frame in run(discs, model, Parameters()).frames] == [0, 1, 2, 3, 4]
+
+
+def at_stamp(message, nanoseconds):
+    message.header.stamp.sec, message.header.stamp.nanosec = divmod(nanoseconds, 10**9)
+    return message
+
+
 def test_depth_that_cannot_be_read_costs_no_image(model):
     discs = Discs(4)
     discs.prompts = [discs.prompt(1)]

@@ -18,7 +18,7 @@ from sensor_msgs.msg import CameraInfo
 from sam2_ros.bag_writer import BagWriter
 from sam2_ros.conversions import from_pixels
 from sam2_ros.evaluate import main
-from sam2_ros.evaluation.job import Job, do
+from sam2_ros.evaluation.job import Job, do, job_key
 from sam2_ros.evaluation.many import TRIES, evaluate_many
 from sam2_ros.evaluation.recording import RecordingError
 from sam2_ros.msg import Prompt
@@ -75,6 +75,14 @@ def test_finished_bags_are_not_done_again(write, tmp_path, capsys):
 
     evaluate(bags, out, '--redo')
     assert (out / 'a' / 'metrics.json').stat().st_mtime_ns > before['a']
+
+
+def test_the_log_of_a_killed_recorder_belongs_to_the_recording(tmp_path):
+    file = tmp_path / 'run.db3'
+    file.write_bytes(b'a')
+    before = job_key(Job(file, tmp_path / 'out'))
+    (tmp_path / 'run.db3-wal').write_bytes(b'b')
+    assert job_key(Job(file, tmp_path / 'out')) != before
 
 
 @pytest.mark.parametrize('what', ['options', 'bag'])
