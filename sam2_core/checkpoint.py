@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -12,16 +12,15 @@ import torch
 from torch import Tensor
 
 from sam2_core.approximations import pool_memory, quantize_encoder
+from sam2_core.checkpoint_files import CheckpointError, read_file, read_header
+from sam2_core.checkpoint_layouts import published_weights
 from sam2_core.compiled import CompiledStages
 from sam2_core.config import VARIANTS, check_image_size, variant
 from sam2_core.model import Sam2Model
 
 CONFIG_KEY = 'sam2_config'  # in the header of weights that were trained here: the shape of the model, as JSON
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-class CheckpointError(ValueError):
-    """Weights that cannot be used; the text names the first offenders and the cure."""
+_COMPARED = (*DTYPES, torch.float64)  # those that PyTorch compares without a copy; float8 is none
 
 
 class OfficialFile(NamedTuple):
@@ -93,13 +92,12 @@ def load_model(name: str | None = None, checkpoint: str | Path | None = None, de
     elif checkpoint is None:
         raise ValueError(f'neither a model name nor a checkpoint: name one of {", ".join(VARIANTS)}')
     path = Path(checkpoint) if checkpoint is not None else find_weights(name)
-    weights = read_weights(path)
-    name = name or recognise(weights, path)
+    name, weights = read_checkpoint(path, name, dtype)
     config = variant(name)
     size = trained_image_size(path) if image_size is None else image_size
     with torch.device('cpu'):  # whatever torch.set_default_device says
         model = Sam2Model(config if size is None else replace(config, image_size=size), name)
-    _fill(model, weights, path)
+    model.load_state_dict({key: value.float() for key, value in weights.items()})
     for parameter in model.parameters():  # not the buffers: coordinates and positions stay float32
         parameter.data = parameter.data.to(dtype)
     model = model.to(device).eval().requires_grad_(False)
@@ -157,39 +155,16 @@ def _sha256(path: Path) -> str:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict in a ``.safetensors`` file or a published ``.pt`` (``{"model": ...}``), on the CPU."""
-    if not path.is_file():
-        raise FileNotFoundError(f'checkpoint {path}: no such file')
-    if path.suffix == '.safetensors':
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f'checkpoint {path}: not a whole safetensors file ({error}): '
-                                  f'fetch or copy it again') from error
-    try:
-        content = torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f'checkpoint {path}: holds more than tensors, or is no checkpoint; it was not opened '
-                              f'further ({_first_line(error)})') from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f'checkpoint {path}: truncated or not a PyTorch file ({_first_line(error)}): '
-                              f'fetch or copy it again') from error
-    weights = content.get('model', content) if isinstance(content, dict) else content
-    if not isinstance(weights, dict) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
-        raise CheckpointError(f'checkpoint {path}: no state dict in it: expected {{"model": {{name: tensor}}}}, '
-                              f'as published')
-    return weights
+    """Return the state dict in a checkpoint under the published names, on the CPU.
+
+    FileNotFoundError for a missing file, CheckpointError for a file without the weights of a SAM 2, by what it is.
+    """
+    return published_weights(read_file(path), path)
 
 
 def trained_image_size(path: Path) -> int | None:
     """Return the image size in the header of weights that were trained here, None if the file has no such header."""
-    if path.suffix != '.safetensors':
-        return None
-    from safetensors import safe_open
-    with safe_open(path, 'pt') as file:
-        text = (file.metadata() or {}).get(CONFIG_KEY)
+    text = read_header(path).get(CONFIG_KEY)
     if text is None:
         return None
     try:
@@ -200,11 +175,46 @@ def trained_image_size(path: Path) -> int | None:
     return size
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+def read_checkpoint(path: Path, name: str | None = None,
+                    dtype: torch.dtype = torch.float32) -> tuple[str, dict[str, Tensor]]:
+    """Return the variant in a checkpoint and its weights, if ``load_model`` can use them. Loads no model.
+
+    name: the variant it must be; None: recognised. Raises as ``read_weights``, and CheckpointError for weights that
+    do not fit or are not finite in ``dtype``.
+    """
+    weights = read_weights(path)
+    name = name or recognise(weights, path)
+    _check_fit(name, weights, path)
+    check_finite(weights, path, dtype)
+    return name, weights
 
 
-def recognise(weights: dict[str, Tensor], path: Path | str = 'state dict') -> str:
+def check_finite(weights: Mapping[str, Tensor], path: Path | str, dtype: torch.dtype = torch.float32) -> None:
+    """Raise CheckpointError, by name, for weights that are NaN or infinite, or will be when converted to ``dtype``."""
+    broken, beyond = [], []
+    for key, value in weights.items():
+        if not value.is_floating_point() or not value.numel():
+            continue
+        low, high = torch.aminmax(value if value.dtype in _COMPARED else value.float())  # NaN passes through
+        ends = torch.stack((low, high)).double()
+        if not ends.isfinite().all():
+            broken.append(key)
+        elif not ends.to(dtype).isfinite().all():
+            beyond.append((key, float(ends.abs().max())))
+    if broken:
+        first = weights[broken[0]].float()
+        raise CheckpointError(
+            f'checkpoint {path}: {len(broken)} of {len(weights)} tensors are not finite: {", ".join(broken[:3])}'
+            f'{", ..." if len(broken) > 3 else ""}; in {broken[0]} {int((~first.isfinite()).sum())} of '
+            f'{first.numel()} values are NaN or infinite: the training diverged or the file is damaged; take an '
+            f'earlier checkpoint')
+    if beyond:
+        raise CheckpointError(
+            f'checkpoint {path}: {len(beyond)} of {len(weights)} tensors exceed {torch.finfo(dtype).max:g}, the '
+            f'largest {dtype}; {beyond[0][0]} reaches {beyond[0][1]:g}: load it with dtype bfloat16 or float32')
+
+
+def recognise(weights: Mapping[str, Tensor], path: Path | str = 'state dict') -> str:
     """The variant whose parameters have these names and shapes; CheckpointError when there is none."""
     position = weights.get('image_encoder.trunk.pos_embed')
     blocks = {key.split('.')[3] for key in weights if key.startswith('image_encoder.trunk.blocks.')}
@@ -218,8 +228,9 @@ def recognise(weights: dict[str, Tensor], path: Path | str = 'state dict') -> st
                           f'known are {", ".join(VARIANTS)}')
 
 
-def _fill(model: Sam2Model, weights: dict[str, Tensor], path: Path) -> None:
-    own = model.state_dict()
+def _check_fit(name: str, weights: Mapping[str, Tensor], path: Path) -> None:
+    with torch.device('meta'):
+        own = Sam2Model(variant(name)).state_dict()
     problems = [f'missing {key}' for key in own if key not in weights]
     problems += [f'unexpected {key}' for key in weights if key not in own]
     problems += [f'{key} is {tuple(weights[key].shape)}, must be {tuple(own[key].shape)}'
@@ -230,8 +241,7 @@ def _fill(model: Sam2Model, weights: dict[str, Tensor], path: Path) -> None:
         except CheckpointError:
             hint = 'it fits no variant that is known'
         more = f' and {len(problems) - 3} more' if len(problems) > 3 else ''
-        raise CheckpointError(f'checkpoint {path} is not a {model.name}: {"; ".join(problems[:3])}{more}; {hint}')
-    model.load_state_dict({key: value.float() for key, value in weights.items()})
+        raise CheckpointError(f'checkpoint {path} is not a {name}: {"; ".join(problems[:3])}{more}; {hint}')
 
 
 def checked_device(device: str | torch.device | None) -> torch.device:
