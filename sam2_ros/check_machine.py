@@ -37,7 +37,7 @@ def check_machine(parameters: Parameters, middleware: str, environment: Mapping[
         except VisionMessagesMissing as error:
             yield bad('packages', str(error))
     yield check_device(parameters.device)
-    yield check_weights(parameters.model, parameters.checkpoint)
+    yield check_weights(parameters.model, parameters.checkpoint, parameters.dtype)
     yield check_transport(middleware, environment)
     if 'fastrtps' in middleware:
         yield check_shared_memory(SHARED_MEMORY)
@@ -88,13 +88,15 @@ def check_device(device: str) -> Finding:
     return good('device', text)
 
 
-def check_weights(model: str, checkpoint: str) -> Finding:
-    """``model`` and ``checkpoint``: as the parameters. Nothing is fetched."""
-    from sam2_core.checkpoint import OFFICIAL, find_weights, read_weights, recognise, verify
+def check_weights(model: str, checkpoint: str, dtype: str = 'float32') -> Finding:
+    """Read the weights as configure will. Arguments are those of the node's parameters. Nothing is fetched."""
+    import torch
+
+    from sam2_core.checkpoint import OFFICIAL, find_weights, read_checkpoint, verify
     from sam2_core.config import VARIANTS
     try:
         if checkpoint:
-            name = recognise(read_weights(Path(checkpoint)), checkpoint)
+            name, _ = read_checkpoint(Path(checkpoint), dtype=getattr(torch, dtype))
             if model and name != model:
                 return bad('weights', f'{checkpoint} is a {name}, the parameter model is {model!r}: set model:={name}, '
                                       f"or model:='' to go by the checkpoint")
@@ -102,7 +104,7 @@ def check_weights(model: str, checkpoint: str) -> Finding:
         if model not in VARIANTS:
             return bad('weights', f'model {model!r}: must be one of {", ".join(VARIANTS)}')
         if model not in OFFICIAL:
-            read_weights(find_weights(model))
+            read_checkpoint(find_weights(model), model)
             return good('weights', f'{model}, packaged')
         official = OFFICIAL[model]
         from huggingface_hub import try_to_load_from_cache

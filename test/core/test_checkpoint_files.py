@@ -90,7 +90,8 @@ def test_weights_load_however_they_were_wrapped(tmp_path, weights, wrap):
     assert all(torch.equal(found[key], value) for key, value in weights.items())
 
 
-@pytest.mark.parametrize('wrap', [WRAPPED[name] for name in ('Lightning', 'parameters', 'numbers of numpy', 'arguments')])
+@pytest.mark.parametrize('wrap', [WRAPPED[name] for name in (
+    'Lightning', 'parameters', 'numbers of numpy', 'arguments')])
 def test_what_training_programs_keep_beside_the_weights_does_no_harm(tmp_path, weights, wrap):
     torch.save(wrap(weights), tmp_path / 'file.pt')
     name, found = read_checkpoint(tmp_path / 'file.pt')

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from builtin_interfaces.msg import Time
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
@@ -39,6 +40,7 @@ from sam2_ros.check_machine import (
 from sam2_ros.conversions import from_pixels
 from sam2_ros.dds import PROFILE_VARIABLES, image_profile
 from sam2_ros.findings import Finding, Verdict
+from sam2_ros.loading import LOAD_ERRORS, load
 from sam2_ros.parameters import Parameters
 
 GOOD, DOUBTFUL, BAD = Verdict
@@ -376,6 +378,22 @@ def test_weights_are_looked_for_as_the_node_would(model, checkpoint, verdict, te
     finding = check_weights(model, str(nano) if checkpoint == 'NANO' else checkpoint)
     assert finding.verdict is verdict, finding
     assert text in finding.text
+
+
+@pytest.mark.parametrize(('value', 'dtype', 'text'), [
+    (float('nan'), 'float32', '1 of 371 tensors are not finite: no_mem_embed; in no_mem_embed 96 of 96'),
+    (70_000.0, 'float16', '1 of 371 tensors exceed 65504, the largest torch.float16; no_mem_embed reaches 70000')])
+def test_weights_without_finite_numbers_are_refused_as_the_node_refuses_them(tmp_path, value, dtype, text):
+    weights = load_model('nano', device='cpu').state_dict()
+    weights['no_mem_embed'].fill_(value)
+    torch.save({'model': weights}, tmp_path / 'mine.pt')
+    for model in ('', 'nano'):
+        finding = check_weights(model, str(tmp_path / 'mine.pt'), dtype)
+        assert finding.verdict is BAD
+        assert text in finding.text
+    with pytest.raises(LOAD_ERRORS) as caught:
+        load(Parameters(model='nano', checkpoint=str(tmp_path / 'mine.pt'), dtype=dtype, device='cpu'))
+    assert str(caught.value) == finding.text
 
 
 @pytest.mark.parametrize(('environment', 'verdict', 'text'), [
