@@ -7,11 +7,12 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sam2_core.inference import own_precision
+from sam2_core.mask_prompts import fit_mask
 from sam2_core.model import ImageFeatures, Sam2Model
+from sam2_core.resizing import at_image_size, stretch
 from sam2_core.transfer import to_device, to_host
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -66,7 +67,7 @@ def to_model(model: Sam2Model, image: np.ndarray | Tensor) -> Tensor:
     """
     if isinstance(image, np.ndarray):
         image = torch.from_numpy(image if image.flags.writeable and image.flags.c_contiguous else image.copy())
-    pixels = _stretch(to_device(image, model.device).permute(2, 0, 1)[None].float(), model.image_size)
+    pixels = stretch(to_device(image, model.device).permute(2, 0, 1)[None].float(), model.image_size)
     mean, std = _mean_and_deviation(model.device)
     return ((pixels - mean) / std).to(model.dtype)
 
@@ -79,22 +80,14 @@ def _mean_and_deviation(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def mask_to_model(model: Sam2Model, mask: np.ndarray) -> Tensor:
-    """A user's bool mask (H, W) -> float32 (1, 1, S, S) of 0 and 1, stretched as the image is."""
-    pixels = to_device(mask.astype(np.float32), model.device)[None, None]
-    return (_stretch(pixels, model.image_size) >= 0.5).float()
+    """Return a user's bool mask (H, W) as float32 (1, 1, S, S) of 0 and 1, stretched as the image is.
 
-
-def _stretch(pixels_bchw: Tensor, size: int) -> Tensor:
-    if pixels_bchw.shape[-2:] == (size, size):
-        return pixels_bchw
-    return F.interpolate(pixels_bchw, size=(size, size), mode='bilinear', antialias=True)
+    On any device it is computed on the CPU, so that every check of a mask comes to the same.
+    PromptError for a mask too thin for the model.
+    """
+    return to_device(fit_mask(mask, model.image_size), model.device)[None, None].float()
 
 
 def to_image(logits: Tensor, height: int, width: int) -> np.ndarray:
     """Mask logits (B, h, w) -> bool masks (B, height, width) in the image's pixels."""
     return to_host(at_image_size(logits, height, width))[0]
-
-
-def at_image_size(logits: Tensor, height: int, width: int) -> Tensor:
-    """The same, still on the device."""
-    return F.interpolate(logits[:, None], size=(height, width), mode='bilinear')[:, 0] > 0

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_core.config import Sam2Config
+from sam2_core.mask_prompts import MASK_BIAS, MASK_SCALE, mask_logits
 from sam2_core.nn.derived import Derived
 from sam2_core.nn.hiera import Hiera
 from sam2_core.nn.layers import MLP, Float32Buffers, is_plain
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from sam2_core.compiled import CompiledStages
 
 ABSENT_LOGIT = -1024.0  # mask logits of an object that is not visible
-MASK_SCALE, MASK_BIAS = 20.0, -10.0  # a mask of 0..1 enters the memory as -10..10, and leaves a mask prompt so
 MEMORY_DTYPE = torch.bfloat16  # as the published tracker stores it, whatever it computes in
 
 
@@ -221,8 +221,7 @@ class Sam2Model(Float32Buffers):
 
     def mask_prompt_logits(self, masks_bchw: Tensor) -> Tensor:
         """A user's masks (B, 1, S, S) of 0 and 1 as the logits that stand for them: float32 (B, 1, S / 4, S / 4)."""
-        return F.interpolate(masks_bchw.float() * MASK_SCALE + MASK_BIAS, size=(self.image_size // 4,) * 2,
-                             mode='bilinear', antialias=True)
+        return mask_logits(masks_bchw)
 
     def adopt_masks(self, image: ImageFeatures, masks_bchw: Tensor) -> ObjectMasks:
         """Masks given by the user, (B, 1, S, S) of 0 and 1, as they are; the decoder only makes their pointers."""

@@ -44,15 +44,18 @@ class ImageSegmenter:
 
         multimask: three masks instead of one: better for a single click, which may mean a part or the whole.
         previous_logits: ``logits[i]`` of an earlier answer, (image_size / 4, image_size / 4), to refine it.
-        PromptError for a prompt that does not fit the image, or logits of another shape.
+        PromptError for a prompt that does not fit the image, for clicks off the object alone without previous_logits,
+        or logits of another shape.
         """
         model = self.model
-        mask_logits = None if previous_logits is None else self._previous(previous_logits)
-        if mask_logits is not None and prompt.mask is not None:
+        if previous_logits is not None and prompt.mask is not None:
             raise PromptError('previous_logits and a mask: give one of them')
+        mask_logits = None if previous_logits is None else self._previous(previous_logits)
         points = labels = None
         if mask_logits is None or not _is_empty(prompt):
             prompt = prompt.check(image.height, image.width)
+            if mask_logits is None:
+                prompt.check_starts()
             xy, kinds = prompt.as_points(image.height, image.width, model.image_size)
             if len(xy):
                 points = torch.from_numpy(xy)[None].to(model.device)
@@ -88,12 +91,23 @@ class ImageSegmenter:
 
     def _previous(self, logits: Tensor | np.ndarray) -> Tensor:
         side = self.model.image_size // 4
+        wanted = f'must be ({side}, {side}), one of the logits of an earlier answer'
+        if not isinstance(logits, (Tensor, np.ndarray)):
+            raise PromptError(f'previous_logits of type {type(logits).__name__}: {wanted}')
+        if tuple(logits.shape) != (side, side):
+            raise PromptError(f'previous_logits of shape {tuple(logits.shape)}: {wanted}')
+        if not (logits.is_floating_point() if isinstance(logits, Tensor) else logits.dtype.kind == 'f'):
+            raise PromptError(f'previous_logits of type {logits.dtype}: {wanted}; a mask is a Prompt(mask=...)')
         logits = torch.as_tensor(logits, dtype=torch.float32, device=self.model.device)
-        if logits.shape != (side, side):
-            raise PromptError(f'previous_logits of shape {tuple(logits.shape)}: must be ({side}, {side}), '
-                              f'one of the logits of an earlier answer')
+        lowest, highest = torch.stack(logits.aminmax()).tolist()
+        if not lowest <= highest:
+            raise PromptError(f'previous_logits with NaN: {wanted}')
+        if lowest >= 0 and highest <= 1:
+            raise PromptError(f'previous_logits of {lowest:.3g} to {highest:.3g}: look like probabilities or a mask; '
+                              f'{wanted}')
         return logits.clamp(-MAX_PROMPT_LOGIT, MAX_PROMPT_LOGIT)[None, None]
 
 
 def _is_empty(prompt: Prompt) -> bool:
-    return prompt.mask is None and prompt.box is None and (prompt.points is None or not len(prompt.points))
+    return prompt.mask is None and prompt.box is None and (prompt.points is None or not len(prompt.points)) and (
+        prompt.labels is None or not len(prompt.labels))

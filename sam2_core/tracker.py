@@ -12,8 +12,9 @@ from sam2_core.images import EncodedImage, at_image_size, check_image, encode_im
 from sam2_core.inference import inference
 from sam2_core.masks import mask_box
 from sam2_core.memory import MemoryBank, MemoryShapes, stack_memories, write_memories
+from sam2_core.metrics import iou as mask_iou
 from sam2_core.model import ImageFeatures, Memory, ObjectMasks, Sam2Model
-from sam2_core.prompts import Prompt, PromptError, merge_prompts
+from sam2_core.prompts import Prompt, PromptError, errors_of, merge_prompts
 from sam2_core.segmenter import MAX_PROMPT_LOGIT
 from sam2_core.transfer import to_device, to_host
 
@@ -25,7 +26,7 @@ class ObjectResult:
     mask: np.ndarray  # bool (H, W)
     logits: Tensor  # float32 (image_size / 4, image_size / 4), on the model's device
     box: tuple[int, int, int, int] | None  # (x0, y0, x1, y1) of the mask, pixels, x1 and y1 exclusive; None: no pixel
-    iou: float  # predicted IoU, 0..1
+    iou: float  # predicted IoU, 0..1; where the prompt was a mask, IoU with that mask
     object_score: float  # logit; > 0: the object is visible
 
 
@@ -149,7 +150,7 @@ class StreamTracker:
                                             masks.get(object_id))
         together = ObjectMasks(*(torch.stack(parts) for parts in zip(*masks.values(), strict=True)))
         self._remember(features, list(masks), together, merged)
-        return FrameResult(_results(list(masks), together, height, width), height, width)
+        return FrameResult(_results(list(masks), together, merged, height, width), height, width)
 
     def _check_limit(self, object_ids: Iterable[int]) -> None:
         new = [object_id for object_id in object_ids if object_id not in self._banks]
@@ -186,8 +187,12 @@ class StreamTracker:
                 tracked: ObjectMasks | None) -> ObjectMasks:
         """One object as its prompt says: a new one without memory, a known one with its features and mask so far."""
         model = self.model
-        if prompt.mask is not None:
-            masks = model.adopt_masks(image, mask_to_model(model, prompt.mask))
+        with errors_of(prompt.object_id):
+            if tracked is None:
+                prompt.check_starts()
+            mask = None if prompt.mask is None else mask_to_model(model, prompt.mask)
+        if mask is not None:
+            masks = model.adopt_masks(image, mask)
         else:
             points, labels = prompt.as_points(*size, model.image_size)
             if tracked is None:
@@ -229,8 +234,13 @@ def _described(model: Sam2Model) -> str:
     return f'{model.name} ({model.image_size} pixels, {model.dtype}, {model.device})'
 
 
-def _results(ids: list[int], masks: ObjectMasks, height: int, width: int) -> dict[int, ObjectResult]:
+def _results(ids: list[int], masks: ObjectMasks, prompts: dict[int, Prompt], height: int,
+             width: int) -> dict[int, ObjectResult]:
     pixels, iou, object_score = to_host(at_image_size(masks.logits, height, width), masks.iou, masks.object_score)
-    return {object_id: ObjectResult(pixels[row], masks.logits[row], mask_box(pixels[row]), float(iou[row]),
-                                    float(object_score[row]))
-            for row, object_id in enumerate(ids)}
+    results = {}
+    for row, object_id in enumerate(ids):
+        given = prompts[object_id].mask if object_id in prompts else None
+        overlap = iou[row] if given is None else mask_iou(pixels[row], given)
+        results[object_id] = ObjectResult(pixels[row], masks.logits[row], mask_box(pixels[row]), float(overlap),
+                                          float(object_score[row]))
+    return results

@@ -12,6 +12,7 @@ from builtin_interfaces.msg import Duration, Time
 from sensor_msgs.msg import CompressedImage, Image, RegionOfInterest
 from std_msgs.msg import Header
 
+from sam2_core.masks import binary_mask
 from sam2_ros.compressed_images import decompress
 from sam2_ros.encodings import CHANNELS, ImageError, check_encoding
 
@@ -40,10 +41,14 @@ def to_rgb(message: Image | CompressedImage) -> np.ndarray:
 
 
 def to_mask(message: Image) -> np.ndarray:
-    """A mono8 image as bool (H, W), true where it is not zero. Raises ImageError."""
+    """Return a mono8 image of 0 and 1, or 0 and 255, as bool (H, W). Raises ImageError."""
     if message.encoding not in ('mono8', '8UC1'):
-        raise ImageError(f'mask with encoding {message.encoding!r}: must be mono8, non-zero on the object')
-    return _pixels(message) != 0
+        raise ImageError(f'mask with encoding {message.encoding!r}: must be mono8, 0 and 1, or 0 and 255')
+    pixels = _pixels(message)
+    try:
+        return binary_mask(pixels)
+    except ValueError as error:
+        raise ImageError(str(error)) from None
 
 
 def from_pixels(pixels: np.ndarray, encoding: str, header: Header) -> Image:

@@ -17,6 +17,7 @@ from rosbags.image import message_to_cvimage
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
+from sam2_core.masks import binary_mask
 from sam2_core.training.datasets import BrokenSample, Format, Labelled, SkippedFiles
 from sam2_ros.bag_files import COMPRESSED, IMAGE, described, header_stamp, image_head, is_camera
 from sam2_ros.bag_reader import SUFFIXES, BagReader
@@ -230,7 +231,10 @@ def _instance_mask(instance, height: int, width: int) -> np.ndarray:
     mask = np.zeros((height, width), bool)
     roi = instance.roi
     if roi.width and roi.height:
-        crop = message_to_cvimage(instance.mask) != 0
+        try:
+            crop = binary_mask(message_to_cvimage(instance.mask))
+        except ValueError as error:
+            raise BrokenSample('instances', f'instance {instance.id}: {error}') from None
         if crop.shape != (roi.height, roi.width) or roi.y_offset + roi.height > height \
                 or roi.x_offset + roi.width > width:
             raise BrokenSample('instances', f'instance {instance.id}: mask of {crop.shape[1]}x{crop.shape[0]} in a box '

@@ -39,13 +39,15 @@ class PromptReader:
     """Reads the prompts of one camera. Those for a past image go to ``late``, where they are answered later."""
 
     def __init__(self, history: History, late: CatchUp, topic: str, ids: Ids, failures: Failures,
-                 skipped: SkippedImages) -> None:
+                 skipped: SkippedImages, image_size: int) -> None:
+        """``image_size``: of the model."""
         self._history = history
         self._late = late
         self._topic = topic
         self._ids = ids
         self._failures = failures
         self._skipped = skipped
+        self._image_size = image_size
 
     def read(self, requests: Iterable[PromptRequest], picture: Picture | None, newest: Header | None,
              tracked: Iterable[int], parameters: Parameters) -> Reading:
@@ -56,7 +58,7 @@ class PromptReader:
         def cancel(object_id: int) -> None:
             reading.answers += [refuse(request, 'taken back before it was applied')
                                 for request in self._late.cancel(object_id)]
-        plan = Plan(tracked, parameters.max_objects, self._late.object_ids, cancel, self._ids)
+        plan = Plan(tracked, parameters.max_objects, self._late.object_ids, cancel, self._ids, self._image_size)
         reading = Reading(plan, picture.header if picture else newest or Header())
         for request in requests:
             taken_back = [other for other in reading.waiting if _takes_back(request.message, other.message)]

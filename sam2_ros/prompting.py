@@ -98,12 +98,15 @@ class Plan:
     """
 
     def __init__(self, tracked: Iterable[int], max_objects: int, late: Iterable[int] = (),
-                 cancel: Callable[[int], None] = lambda object_id: None, ids: Ids | None = None) -> None:
+                 cancel: Callable[[int], None] = lambda object_id: None, ids: Ids | None = None,
+                 image_size: int | None = None) -> None:
         """``late``: objects on their way from past images, a correction or all of them; ``cancel`` stops one.
 
-        ids: of the camera, for new objects; None: from 1.
+        ids: of the camera, for new objects; None: from 1. image_size: of the model, which refuses masks that are too
+        thin for it.
         """
         self._ids = ids or Ids()
+        self._image_size = image_size
         self._tracked = frozenset(tracked)
         self._late = set(late)
         self._cancel = cancel
@@ -148,7 +151,8 @@ class Plan:
         if object_id not in self.known and len(self.known) >= self._max_objects:
             raise PromptError(f'{len(self.known)} objects are tracked already and max_objects is {self._max_objects}: '
                               f'remove one first')
-        prompt = to_prompt(message, object_id).check(height, width)
+        prompt = to_prompt(message, object_id).check(height, width, self._image_size)
+        prompt.check_starts()
         if object_id in self.known:  # what is to start on a past image takes the place of the live one when it arrives
             self._drop(object_id, forget=past is None)
         self.known.add(object_id)
@@ -158,7 +162,8 @@ class Plan:
 
     def _refine(self, message: PromptMessage, height: int, width: int, past: Batch | None) -> int:
         self._check_known(message.id, ': SET it first')
-        prompts = [*(past or self.now).prompts.get(message.id, ()), to_prompt(message, message.id)]
+        prompt = to_prompt(message, message.id).check(height, width, self._image_size)
+        prompts = [*(past or self.now).prompts.get(message.id, ()), prompt]
         merge_prompts(prompts, height, width)
         self._put(message.id, prompts, message.label or None, past)
         return message.id
@@ -187,7 +192,7 @@ class Plan:
 
 
 def to_prompt(message: PromptMessage, object_id: int) -> Prompt:
-    """What the message says, not yet checked against an image. PromptError for a mask that cannot be read."""
+    """Return what the message says, not yet checked against an image. PromptError for a mask that cannot be read."""
     box, mask = message.box, None
     if message.mask.width:
         try:

@@ -65,7 +65,8 @@ class Stream:
         self._states = ObjectStates(score_correction(parameters))
         self._objects = TrackedObjects(tracker, self._states, self.failures)
         self._late = CatchUp()
-        self._reader = PromptReader(self.history, self._late, topic, ids or Ids(), self.failures, self.skipped)
+        self._reader = PromptReader(self.history, self._late, topic, ids or Ids(), self.failures, self.skipped,
+                                    tracker.model.image_size)
         self._steps: deque[int] = deque(maxlen=STEPS_KNOWN)  # stamps of the tracker's steps, ns
         self._taken: Picture | None = None  # not yet processed
         self._newest: Picture | None = None  # processed

@@ -18,6 +18,7 @@ from sensor_msgs.msg import CompressedImage, Image, RegionOfInterest
 from std_msgs.msg import Header
 
 from sam2_core import PromptError
+from sam2_core.masks import binary_mask
 from sam2_core.training.datasets import BrokenSample
 from sam2_core.training.datasets.pictures import read_labels
 from sam2_ros.conversions import ImageError, from_pixels, to_rgb
@@ -36,7 +37,7 @@ def read_prompts(path: Path | str, recording: Recording) -> list[RecordedPrompt]
 
     An entry has ``frame``, the index of an image, or ``stamp``, that of an image in seconds; ``id`` and ``label`` of
     its object; ``points`` [[x, y, 1 on the object or 0 not on it], ...], ``box`` [x0, y0, x1, y1], or ``mask``, a PNG
-    beside the file, non-zero on the object; and ``action``: set (when not given), refine, remove, or clear.
+    beside the file of 0 and 1, or 0 and 255; and ``action``: set (when not given), refine, remove, or clear.
     RecordingError names the file, the entry and the cure.
     """
     path = Path(path)
@@ -136,10 +137,20 @@ def _message(entry: dict, folder: Path, image: Image | CompressedImage) -> Promp
     if 'box' in entry:
         message.box = _box(entry['box'])
     if 'mask' in entry:
-        mask = read_labels(folder / str(entry['mask'])) != 0
-        message.mask = from_pixels(mask.astype(np.uint8) * 255, 'mono8', image.header)
-    to_prompt(message, message.id or 1).check(*to_rgb(image).shape[:2])
+        message.mask = from_pixels(_mask(folder / str(entry['mask'])).astype(np.uint8) * 255, 'mono8', image.header)
+    prompt = to_prompt(message, message.id or 1).check(*to_rgb(image).shape[:2])
+    if message.action == Prompt.SET:
+        prompt.check_starts()
     return message
+
+
+def _mask(path: Path) -> np.ndarray:
+    try:
+        return binary_mask(read_labels(path))
+    except BrokenSample:
+        raise
+    except ValueError as error:
+        raise PromptError(f'{path.name}: {error}') from None
 
 
 def _id(entry: dict, action: str) -> int:

@@ -67,6 +67,12 @@ def test_mask_or_previous_logits_alone_are_a_prompt(segmenter, encoded, scene):
         assert not any(torch.allclose(one.logits, other.logits) for other in answers[:i])
 
 
+def test_clicks_off_the_object_may_refine_an_earlier_answer(segmenter, encoded, scene):
+    logits = segmenter.segment(encoded, Prompt(box=scene.box(1))).logits[0]
+    refined = segmenter.segment(encoded, Prompt(points=[(5, 5)], labels=[0]), previous_logits=logits)
+    assert not torch.equal(refined.logits, segmenter.segment(encoded, Prompt(), previous_logits=logits).logits)
+
+
 def test_features_answer_many_prompts_alike(segmenter, encoded, scene):
     one = segmenter.segment(encoded, Prompt(box=scene.box(1)))
     segmenter.segment(encoded, Prompt(box=scene.box(2)))
@@ -79,6 +85,13 @@ def test_features_answer_many_prompts_alike(segmenter, encoded, scene):
     (Prompt(points=[(5, 5)], labels=[1]), np.zeros((3, 64, 64), np.float32),
      r'shape \(3, 64, 64\): must be \(64, 64\)'),
     (Prompt(mask=np.ones((240, 320), bool)), np.zeros((64, 64), np.float32), 'give one of them'),
+    (Prompt(points=[(5, 5)], labels=[0]), None, r'point \(5, 5\): a new object cannot start from points'),
+    (Prompt(), np.full((64, 64), np.nan, np.float32), 'previous_logits with NaN'),
+    (Prompt(), np.eye(64, dtype=np.float32), 'previous_logits of 0 to 1: look like probabilities or a mask'),
+    (Prompt(), np.eye(64, dtype=bool), 'previous_logits of type bool: .*a mask is a Prompt'),
+    (Prompt(), torch.eye(64, dtype=torch.int64), 'previous_logits of type torch.int64'),
+    (Prompt(), [[1.0] * 64] * 64, r'previous_logits of type list: must be \(64, 64\)'),
+    (Prompt(labels=[1]), -np.eye(64, dtype=np.float32), '0 points and 1 labels'),
 ])
 def test_wrong_prompt_is_refused(segmenter, encoded, prompt, previous, text):
     with pytest.raises(PromptError, match=text):

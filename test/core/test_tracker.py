@@ -108,6 +108,16 @@ def test_correction_survives_the_next_frames(nano, scene):
     assert conditioning.sum() == 2, 'frames 0 and 3, long after frame 3 has left the six most recent'
 
 
+def test_clicks_off_the_object_correct_an_object_and_start_none(nano, scene):
+    tracker = StreamTracker(nano)
+    off = Prompt(2, points=[(5, 5)], labels=[0])
+    with pytest.raises(PromptError, match=r'object 2: point \(5, 5\): a new object cannot start'):
+        tracker.step(scene.image(0), [box_prompt(scene, 1), off])
+    assert not tracker.object_ids
+    tracker.step(scene.image(0), [box_prompt(scene, 2), off])
+    assert iou(tracker.step(scene.image(1), [off]).objects[2].mask, scene.truth(2, 1)) > 0.6
+
+
 def test_mask_prompt_comes_back_as_the_mask(nano, scene):
     truth = scene.truth(1, 0)
     tracker = StreamTracker(nano)

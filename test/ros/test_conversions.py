@@ -464,10 +464,20 @@ def test_round_trip(pixels):
     np.testing.assert_array_equal(to_rgb(from_pixels(pixels, 'rgb8', Header())), pixels)
 
 
-def test_a_mask_is_what_is_not_zero():
-    pixels = np.array([[0, 1, 255], [2, 0, 0]], np.uint8)
+@pytest.mark.parametrize('high', [1, 255])
+def test_a_mask_has_zero_and_one_other_value(high):
+    pixels = np.array([[0, high, high], [high, 0, 0]], np.uint8)
     np.testing.assert_array_equal(to_mask(message(pixels, 'mono8', padding=2)), [[False, True, True],
                                                                                 [True, False, False]])
+
+
+@pytest.mark.parametrize('pixels', [[[0, 1, 255]], [[0, 2, 0]], [[0, 9, 9]], [[1, 254, 255]]])
+def test_a_mask_of_other_values_is_refused_with_them(pixels):
+    with pytest.raises(ImageError, match='mask with the values .*threshold it'):
+        to_mask(message(np.array(pixels, np.uint8), 'mono8', padding=2))
+
+
+def test_a_mask_in_colours_is_refused():
     with pytest.raises(ImageError, match="mask with encoding 'rgb8': must be mono8"):
         to_mask(message(np.zeros((2, 2, 3), np.uint8), 'rgb8'))
 

@@ -1,5 +1,6 @@
 """Prompt messages, one after the other, become one plan; what is not possible is refused and changes nothing."""
 import math
+from array import array
 
 import numpy as np
 import pytest
@@ -26,8 +27,14 @@ def mask(height=HEIGHT, width=WIDTH, encoding='mono8', value=255) -> Image:
     return image
 
 
+def speck() -> Image:
+    image = mask(value=0)
+    image.data[WIDTH + 2] = 255
+    return image
+
+
 def plan_of(*messages, tracked=(), max_objects=32) -> Plan:
-    plan = Plan(tracked, max_objects)
+    plan = Plan(tracked, max_objects, image_size=32)
     for message in messages:
         plan.add(message, HEIGHT, WIDTH)
     return plan
@@ -47,10 +54,17 @@ def test_a_box_of_width_zero_is_none_and_so_is_a_mask():
     assert prompt.box is None and prompt.mask is None
 
 
-def test_a_mask_is_true_where_it_is_not_zero():
+def test_a_mask_is_true_where_it_is_255():
     message = Prompt(mask=mask(value=0))
-    message.mask.data[WIDTH + 2] = 9
+    message.mask.data[WIDTH + 2] = 255
     assert np.argwhere(to_prompt(message, 1).mask).tolist() == [[1, 2]]
+
+
+def test_a_lossy_mask_is_refused_with_its_values():
+    message = Prompt(mask=mask(value=0))
+    message.mask.data[:3] = array('B', [1, 255, 2])
+    with pytest.raises(PromptError, match='mask with the values 0, 1, 2, 255: must be'):
+        to_prompt(message, 1)
 
 
 def test_set_adds_an_object_with_its_label():
@@ -119,6 +133,11 @@ def test_refine_adds_to_what_is_known_and_keeps_memory_and_label():
     assert len(plan.now.all()) == 2 and not plan.forget and not plan.now.labels
 
 
+def test_a_correction_may_be_off_the_object_alone():
+    plan = plan_of(Prompt(id=4, action=Prompt.REFINE, points=points((1, 2), label=0)), tracked=(4,))
+    assert plan.now.prompts[4][0].labels.tolist() == [0]
+
+
 def test_refine_can_rename():
     plan = plan_of(Prompt(id=4, action=Prompt.REFINE, points=points((1, 2)), label='new'), tracked=(4,))
     assert plan.now.labels == {4: 'new'}
@@ -157,6 +176,10 @@ REFUSED = [
     (Prompt(id=1, mask=mask(height=30)), '(30, 80): must be (60, 80)'),
     (Prompt(id=1, mask=mask(encoding='rgb8')), "encoding 'rgb8': must be mono8"),
     (Prompt(id=1, mask=mask(value=0)), 'mask without a single pixel'),
+    (Prompt(id=1, mask=speck()), '1 x 1 at (2, 1): too small for a model that sees the image of 80 x 60 as 32 x 32'),
+    (Prompt(id=2, action=Prompt.REFINE, mask=speck()), 'too small for a model'),
+    (Prompt(id=1, points=points((3, 3), label=0)), 'point (3, 3): a new object cannot start from points off'),
+    (Prompt(id=2, points=points((3, 3), label=0)), 'a new object cannot start from points off the object'),
     (Prompt(id=1, mask=mask(), box=box()), 'mask alone'),
     (Prompt(id=7, action=Prompt.REFINE, points=points((3, 3))), 'id 7 is not known (known: 2, 3): SET it first'),
     (Prompt(id=0, action=Prompt.REFINE, points=points((3, 3))), 'id 0 is not known'),
