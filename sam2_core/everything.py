@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam2_core.finite import not_finite_error
-from sam2_core.images import EncodedImage
+from sam2_core.images import EncodedImage, check_encoded
 from sam2_core.inference import inference
 from sam2_core.masks import mask_box
 from sam2_core.model import Sam2Model
@@ -78,6 +78,7 @@ class Search:
         if points_per_side < 1 or points_per_batch < 1:
             raise ValueError(f'points_per_side {points_per_side}, points_per_batch {points_per_batch}: '
                              f'both must be at least 1')
+        check_encoded(model, image)
         self.model = model
         self._image = image
         self._filters = filters

@@ -1,13 +1,15 @@
 """Images in, masks out: between a camera's pixels and the model's square."""
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sam2_core.inference import own_precision
 from sam2_core.mask_prompts import fit_mask
@@ -17,19 +19,59 @@ from sam2_core.transfer import to_device, to_host
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
+_WEIGHTS: WeakKeyDictionary[nn.Module, list[Tensor]] = WeakKeyDictionary()  # by image encoder
+
+
+class Maker:
+    """The model that encoded an image, in the state in which it did. Keeps neither the model nor its weights alive."""
+
+    def __init__(self, model: Sam2Model) -> None:
+        self._model: Callable[[], Sam2Model | None] = weakref.ref(model)
+        self._state = _state(model)
+
+    def check(self, model: Sam2Model) -> None:
+        """Raise ValueError unless ``model`` is the one, and has not changed since."""
+        if self._model() is not model:
+            raise ValueError(f'image encoded by another model, or in another process: encode it with the model that is '
+                             f'to use it, {describe(model)}')
+        if self._state != _state(model):
+            raise ValueError(f'image encoded before {describe(model)} got other weights or another '
+                             f'image_size: encode it again')
+
+    def __deepcopy__(self, memo: dict) -> Maker:
+        return self
+
+    def __reduce__(self) -> tuple:
+        return _maker_elsewhere, ()  # which model it was cannot be told in another process
+
+
+def _maker_elsewhere() -> Maker:
+    maker = Maker.__new__(Maker)
+    maker._model, maker._state = _no_model, None
+    return maker
+
+
+def _no_model() -> None:
+    """Stand for a model in another process."""
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedImage:
-    """An image's features; as many prompts as you like can be answered from them, and trackers take them as well."""
+    """An image's features; as many prompts as you like can be answered from them, and trackers take them as well.
+
+    Only the model that encoded an image takes it, as long as its weights stay.
+    maker: that model; None for features put together by hand: their shapes are checked, and the caller answers for
+    the rest.
+    """
 
     features: ImageFeatures  # of one image
     height: int
     width: int
+    maker: Maker | None = field(default=None, repr=False)
 
     def features_for(self, model: Sam2Model) -> ImageFeatures:
-        """Return the features in the number type that ``model`` computes in now."""
-        return ImageFeatures(*(part.to(model.dtype) for part in self.features))
+        """Return the features on the device and in the number type that ``model`` computes in now."""
+        return ImageFeatures(*(part.to(model.device, model.dtype) for part in self.features))
 
 
 @torch.inference_mode()
@@ -45,8 +87,50 @@ def encode_images(model: Sam2Model, images: Sequence[np.ndarray | Tensor]) -> li
     with own_precision(model):
         features = model.stages.encode_image(torch.cat([to_model(model, image) for image in images]))
     features = [part.to(model.dtype) for part in features]  # autocast returns its own type
-    return [EncodedImage(ImageFeatures(*(part[row:row + 1] for part in features)), height, width)
+    maker = Maker(model)
+    return [EncodedImage(ImageFeatures(*(part[row:row + 1] for part in features)), height, width, maker)
             for row, (height, width) in enumerate(sizes)]
+
+
+def check_encoded(model: Sam2Model, image: EncodedImage) -> tuple[int, int]:
+    """Return height and width; raise ValueError for an image of another model, TypeError for one not encoded."""
+    if not isinstance(image, EncodedImage):
+        raise TypeError(f'image of type {type(image).__name__}: must be an EncodedImage; encode it first')
+    if image.maker is not None:
+        image.maker.check(model)
+        return image.height, image.width
+    size, dim = model.image_size, model.config.d_model
+    wanted = [(1, dim // share, size // stride, size // stride) for share, stride in ((1, 16), (4, 8), (8, 4))]
+    shapes = [tuple(part.shape) for part in image.features]
+    if shapes != wanted:
+        raise ValueError(f'features of shapes {shapes}: must be {wanted} for {describe(model)}; encode the image with '
+                         f'this model')
+    return image.height, image.width
+
+
+def describe(model: Sam2Model) -> str:
+    """Return name, image size, type and device of a model, for errors."""
+    return f'{model.name} ({model.image_size} pixels, {model.dtype}, {model.device})'
+
+
+def _state(model: Sam2Model) -> tuple:
+    """Return what changes with the weights: one changed in place has a new version. A move or another type keeps it."""
+    weights = _weights(model)
+    try:
+        versions = tuple([weight._version for weight in weights])
+    except RuntimeError:  # made in inference mode: not counted
+        versions = ()
+    return model.image_size, hash((versions, tuple(map(id, weights))))
+
+
+def _weights(model: Sam2Model) -> list[Tensor]:
+    """Return the weights that features depend on. Listing them takes ten times as long as looking at them."""
+    encoder = model.image_encoder
+    kept = _WEIGHTS.get(encoder)
+    if kept is None or kept[0] is not next(encoder.parameters()):
+        parts = encoder, model.sam_mask_decoder.conv_s0, model.sam_mask_decoder.conv_s1
+        kept = _WEIGHTS[encoder] = [weight for part in parts for weight in part.parameters()]
+    return kept
 
 
 def check_image(image: np.ndarray | Tensor) -> tuple[int, int]:

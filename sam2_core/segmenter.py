@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sam2_core.everything import Filters, FoundMask, Search
-from sam2_core.images import EncodedImage, encode_images, mask_to_model, to_image
+from sam2_core.images import EncodedImage, check_encoded, encode_images, mask_to_model, to_image
 from sam2_core.inference import inference
 from sam2_core.model import Sam2Model
 from sam2_core.prompts import Prompt, PromptError
@@ -45,9 +45,10 @@ class ImageSegmenter:
         multimask: three masks instead of one: better for a single click, which may mean a part or the whole.
         previous_logits: ``logits[i]`` of an earlier answer, (image_size / 4, image_size / 4), to refine it.
         PromptError for a prompt that does not fit the image, for clicks off the object alone without previous_logits,
-        or logits of another shape.
+        or logits of another shape. ValueError for an image that another model encoded.
         """
         model = self.model
+        check_encoded(model, image)
         if previous_logits is not None and prompt.mask is not None:
             raise PromptError('previous_logits and a mask: give one of them')
         mask_logits = None if previous_logits is None else self._previous(previous_logits)

@@ -8,7 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sam2_core.images import EncodedImage, at_image_size, check_image, encode_images, mask_to_model
+from sam2_core.images import (
+    EncodedImage,
+    at_image_size,
+    check_encoded,
+    check_image,
+    describe,
+    encode_images,
+    mask_to_model,
+)
 from sam2_core.inference import inference
 from sam2_core.masks import mask_box
 from sam2_core.memory import MemoryBank, MemoryShapes, stack_memories, write_memories
@@ -116,8 +124,8 @@ class StreamTracker:
         ``max_objects``, ValueError for a tracker on another model: nothing has changed then.
         """
         if other.model is not self.model:
-            raise ValueError(f'object {object_id} of a tracker on {_described(other.model)} cannot join one on '
-                             f'another model, {_described(self.model)}: give both trackers the same model')
+            raise ValueError(f'object {object_id} of a tracker on {describe(other.model)} cannot join one on '
+                             f'another model, {describe(self.model)}: give both trackers the same model')
         bank = other._bank(object_id)
         self._check_limit([object_id])
         del other._banks[object_id]
@@ -136,12 +144,13 @@ class StreamTracker:
         remembered like a first prompt. Several prompts for one object are merged. Images may change in size.
         PromptError (and TypeError, ValueError for the image) leave the tracker as it was: the image did not happen.
         """
-        height, width = (image.height, image.width) if isinstance(image, EncodedImage) else check_image(image)
+        encoded = image if isinstance(image, EncodedImage) else None
+        height, width = check_image(image) if encoded is None else check_encoded(self.model, encoded)
         merged = merge_prompts(prompts, height, width)
         self._check_limit(merged)
         if not self._banks and not merged:
             return FrameResult({}, height, width)
-        encoded = image if isinstance(image, EncodedImage) else encode_images(self.model, [image])[0]
+        encoded = encoded or encode_images(self.model, [image])[0]
         features = encoded.features_for(self.model)
 
         conditioned, masks = self._track(features)
@@ -228,10 +237,6 @@ class StreamTracker:
         memories = self.model.stages.encode_memory(image, ObjectMasks(*(part[kept] for part in masks)),
                                                    torch.tensor([flags[row] for row in kept], device=device))
         return memories[[place.get(row, place[absent[0]]) for row in range(len(flags))]]
-
-
-def _described(model: Sam2Model) -> str:
-    return f'{model.name} ({model.image_size} pixels, {model.dtype}, {model.device})'
 
 
 def _results(ids: list[int], masks: ObjectMasks, prompts: dict[int, Prompt], height: int,
