@@ -397,8 +397,11 @@ def damaged_image(rng: np.random.Generator) -> Image:
                      for _ in range(2))
     step = min(max(0, width * size + int(rng.choice([0, 0, 0, 3, -1, 2**20]))), 2**32 - 1)
     length = min(max(0, step * height + int(rng.choice([0, 0, 0, -3, 5, -step]))), 4096)
+    data = rng.integers(0, 256, length, np.uint8)
+    if rng.random() < 0.8:  # a mask
+        data = np.where(data > 127, np.uint8(255), np.uint8(0))
     return Image(height=height, width=width, encoding=encoding, step=step, is_bigendian=int(rng.integers(3)),
-                 data=rng.integers(0, 256, length, np.uint8).tobytes())
+                 data=data.tobytes())
 
 
 def outcomes(convert, inputs) -> tuple[int, int]:

@@ -95,6 +95,18 @@ def test_file_that_is_no_list_of_prompts_is_named(read, text, reason):
         read(text)
 
 
+def test_a_mask_of_several_objects_is_refused_with_its_values(read, recording, tmp_path):
+    cv2.imwrite(str(tmp_path / 'all.png'), recording.truth(2).astype(np.uint8))
+    with pytest.raises(RecordingError, match=r'entry 1: all.png: mask with the values 0, 1, 2: .*mask == id'):
+        read('[{frame: 2, id: 1, mask: all.png}]')
+
+
+def test_clicks_off_the_object_alone_start_none(read):
+    with pytest.raises(RecordingError, match='entry 1: .*a new object cannot start'):
+        read('[{frame: 2, id: 1, points: [[5, 5, 0]]}]')
+    read('[{frame: 2, id: 1, action: refine, points: [[5, 5, 0]]}]')
+
+
 def test_missing_file_is_named(recording, tmp_path):
     with pytest.raises(RecordingError, match='nowhere.yaml: No such file or directory'):
         read_prompts(tmp_path / 'nowhere.yaml', recording)

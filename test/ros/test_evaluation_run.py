@@ -8,6 +8,7 @@ from sensor_msgs.msg import CameraInfo
 
 from sam2_core.metrics import iou
 from sam2_ros.conversions import from_pixels
+from sam2_ros.evaluation.prompts import first_truth_prompts
 from sam2_ros.evaluation.recording import RecordedPrompt, RecordingError
 from sam2_ros.evaluation.results import STAGES, TOTAL
 from sam2_ros.evaluation.run import ENDED, run
@@ -54,6 +55,20 @@ def test_every_image_is_processed_in_order_and_the_masks_are_right(model):
         for object_id in (1, 2):
             assert iou(frame.objects[object_id].mask(result.height, result.width),
                        discs.mask(object_id, frame.index)) > 0.8
+
+
+def test_a_first_truth_too_small_for_the_model_is_a_refused_prompt_and_named(model):
+    class Speck(Discs):
+        def mask(self, object_id, index):
+            mask = super().mask(object_id, index)
+            return mask if object_id == 1 else mask & (np.cumsum(mask).reshape(mask.shape) == 1)
+
+    discs = Speck(images=2)
+    discs.prompts = first_truth_prompts(discs)
+    result = run(discs, model, Parameters())
+    assert known(result) == {0: [1], 1: [1]} and not result.unusable
+    assert [answer.accepted for answer in result.answers] == [True, False]
+    assert 'mask of 1 pixels, 1 x 1 at (109, 64): too small' in result.answers[1].reason
 
 
 def test_two_runs_are_equal_to_the_last_bit(model):

@@ -70,6 +70,22 @@ def test_a_bad_prompt_costs_neither_its_batch_nor_the_objects(make):
     assert [(item.id, item.label) for item in frame.objects] == [(1, 'kept'), (2, '')]
 
 
+def test_prompts_that_cannot_work_are_refused_and_the_image_goes_on(make):
+    stream = make()
+    show(stream, 10, Prompt(id=1, box=DISC, label='kept'))
+    speck = np.zeros((HEIGHT, WIDTH), np.uint8)
+    speck[60, 70] = 255
+    small = from_pixels(speck, 'mono8', Header())
+    off = [ImagePoint(x=5.0, y=5.0, label=ImagePoint.BACKGROUND)]
+    frame, answers = show(stream, 11, Prompt(id=2, mask=small), Prompt(id=3, points=off), Prompt(id=1, points=off),
+                          Prompt(id=1, action=Prompt.REFINE, mask=small), Prompt(id=4, box=DISC),
+                          Prompt(id=4, action=Prompt.REFINE, points=off))
+    assert [answer.accepted for answer in answers] == [False] * 4 + [True] * 2
+    assert 'too small for a model that sees the image of 160 x 120 as 256 x 256' in answers[0].reason
+    assert 'a new object cannot start from points off the object alone' in answers[1].reason
+    assert [(item.id, item.label) for item in frame.objects] == [(1, 'kept'), (4, '')]
+
+
 def test_states_follow_the_stamps_of_the_images(make):
     stream = make(lost_after=1.5)
     show(stream, 10, Prompt(id=1, box=DISC))
