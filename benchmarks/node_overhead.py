@@ -37,8 +37,11 @@ STAGES = {
 
 # --- the node's side
 
-def run_node(records: Path) -> int:
-    """The node with a stopwatch in it; at the end it writes {name: [[start, seconds, processor seconds], ...]}."""
+def run_node(records: Path, arguments: list[str]) -> int:
+    """Run the node with a stopwatch in it; at the end it writes {name: [[start, seconds, processor seconds], ...]}.
+
+    arguments: for the node.
+    """
     from rclpy.executors import SingleThreadedExecutor
     from sensor_msgs.msg import Image
 
@@ -69,7 +72,7 @@ def run_node(records: Path) -> int:
     timed(outputs.Outputs, 'publish', 'publish', lambda _, frame, *__: frame is not None)
     timed(camera.Camera, 'work', 'work')
     try:
-        return node.main()
+        return node.main(arguments)
     finally:
         records.write_text(json.dumps(measured))
 
@@ -147,9 +150,9 @@ def main() -> None:
     parser.add_argument('--images', type=int, default=60, help='for each of the rows')
     parser.add_argument('--json', type=Path, help='write the figures here too')
     parser.add_argument('--node', type=Path, help=argparse.SUPPRESS)
-    arguments, _ = parser.parse_known_args()
+    arguments, others = parser.parse_known_args()
     if arguments.node:
-        sys.exit(run_node(arguments.node))
+        sys.exit(run_node(arguments.node, others))
 
     from harness import Scene, running_node
     from sensor_msgs.msg import PointCloud2

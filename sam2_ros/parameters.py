@@ -174,6 +174,8 @@ def accepted(changes: Sequence[RosParameter], node: Node, configured: bool) -> l
     for change in changes:
         if not node.has_parameter(change.name):
             raise ParameterError(_unknown(change.name))
+        if change.name == 'use_sim_time' and change.type_ not in (RosParameter.Type.BOOL, RosParameter.Type.NOT_SET):
+            raise ParameterError(f'use_sim_time {_shown(change.value)}: must be {KINDS[bool]}')
         if change.type_ == RosParameter.Type.NOT_SET:
             raise ParameterError(f'{change.name}: cannot be deleted; set it to its default'
                                  + (f' {_shown(known[change.name].default)}' if change.name in known else ''))

@@ -149,6 +149,11 @@ def test_a_parameter_cannot_be_deleted(make):
     assert Parameters.read(node) == Parameters()
 
 
+def test_the_clock_is_refused_by_name_too(make):
+    result = set_parameter(make(), 'use_sim_time', 'yes')
+    assert not result.successful and result.reason == "use_sim_time 'yes': must be true or false"
+
+
 def test_a_name_that_does_not_exist_is_refused_with_the_closest(make):
     result = set_parameter(make(), 'lost_aftr', 3.0)
     assert not result.successful and result.reason == "there is no 'lost_aftr'; did you mean lost_after?"
