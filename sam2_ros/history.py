@@ -68,7 +68,8 @@ class History:
             elif not seconds:
                 self._why_empty = 'history_seconds is 0'
             if stamp:
-                place = bisect.bisect([past.stamp for past in self._images], stamp)
+                newest = not self._images or stamp > self._images[-1].stamp
+                place = len(self._images) if newest else bisect.bisect([past.stamp for past in self._images], stamp)
                 if place and self._images[place - 1].stamp == stamp:  # the newer of the two is meant
                     place -= 1
                     self._bytes -= len(self._images[place].message.data)

@@ -67,23 +67,25 @@ class Worker:
                     self._serve()
                     self._work_aside()
             except Exception:
-                self._report()
+                self._log('the worker failed')
                 with self._changed:
                     self._changed.wait(PAUSE)
 
-    def _guarded(self, what: str, work: Callable, *arguments) -> None:
-        """Run a piece of work; log an exception from one camera and keep serving the others."""
-        self._doing = (what, time.monotonic())
+    def _guarded(self, camera: Camera, what: str, work: Callable, *arguments) -> None:
+        """Run a piece of work; report an exception from one camera and keep serving the others."""
+        self._doing = (f'{what} of {camera.stream.topic}', time.monotonic())
+        failures = camera.stream.failures
         try:
             work(*arguments)
-        except Exception:
-            self._report()
+        except Exception as error:
+            failures.report(what, error)
+            self._stopping |= not self._usable()
         finally:
             self._doing = ('', time.monotonic())
 
-    def _report(self) -> None:
+    def _log(self, what: str) -> None:
         if self._usable():
-            self._logger.error(traceback.format_exc(), throttle_duration_sec=TELL_EVERY)
+            self._logger.error(f'{what}:\n{traceback.format_exc()}', throttle_duration_sec=TELL_EVERY)
         else:  # the process is going down: nobody listens
             self._stopping = True
 
@@ -103,10 +105,10 @@ class Worker:
         waiting += [camera for camera in self._cameras
                     if camera not in waiting and camera.stream.seconds_to_deadline() == 0]
         for camera in waiting:
-            self._guarded(f'an image of {camera.stream.topic}', camera.stream.take)
+            self._guarded(camera, 'an image', camera.stream.take)
         encoded = self._encode(waiting)
         for camera in waiting:
-            self._guarded(f'an image of {camera.stream.topic}', camera.work, encoded.get(camera))
+            self._guarded(camera, 'an image', camera.work, encoded.get(camera))
 
     def _encode(self, cameras: Sequence[Camera]) -> dict[Camera, EncodedImage]:
         """Return the features of their images, if there are several; a single one is the stream's own business."""
@@ -117,8 +119,7 @@ class Worker:
             self._doing = (f'images of {len(images)} cameras', time.monotonic())
             return dict(zip(images, encode_images(self._model, list(images.values())), strict=True))
         except Exception:  # out of memory, most likely: one by one they may fit
-            self._logger.error(f'the images of {len(cameras)} cameras cannot be encoded together:\n'
-                               f'{traceback.format_exc()}', throttle_duration_sec=TELL_EVERY)
+            self._log(f'the images of {len(cameras)} cameras cannot be encoded together')
             return {}
 
     def _work_aside(self) -> None:
@@ -127,7 +128,7 @@ class Worker:
             if camera.stream.has_work_aside():
                 self._cameras.remove(camera)
                 self._cameras.append(camera)
-                self._guarded(f'a late prompt or a question of {camera.stream.topic}', camera.work_aside)
+                self._guarded(camera, 'a late prompt or a question', camera.work_aside)
                 return
 
 

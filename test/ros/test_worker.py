@@ -188,6 +188,8 @@ def test_what_goes_wrong_in_one_camera_does_not_end_the_worker(run):
     cameras[1].show(2)
     wait_for(lambda: names(log) == ['camera1'] * 2)
     assert worker.alive
+    assert cameras[0].stream.failures.recent(time.monotonic()) == [
+        'an image failed: ZeroDivisionError: division by zero'], 'on /diagnostics'
 
 
 def test_a_shorter_timeout_holds_for_those_that_wait_already(run):
