@@ -116,9 +116,12 @@ def test_a_stamp_that_has_left_the_history_is_refused_with_its_age(peer):
     headers = stream(peer, 3)
     assert peer.set_parameter('history_seconds', 0.5)[0]
     try:
+        later = headers[-1].stamp.sec + 10
+        odd = Header(stamp=Time(sec=later, nanosec=50_000_000), frame_id=headers[-1].frame_id)
+        peer.send(peer.message(SCENE.image(), odd))  # skipped: its stamp alone is ahead of the time that has passed
         for number in range(3):
             header = peer.header()
-            header.stamp = Time(sec=headers[-1].stamp.sec + 10, nanosec=100_000_000 * (number + 1))
+            header.stamp = Time(sec=later, nanosec=100_000_000 * (number + 1))
             peer.process_image(peer.message(SCENE.image(), header))
         status = peer.prompt(drawn_on(Header(stamp=Time(sec=headers[-1].stamp.sec)), 0, 1, id=9), None)
         assert not status.accepted
