@@ -93,6 +93,7 @@ class _Replay:
         self._asked: dict[PromptRequest, RecordedPrompt] = {}
         self._with_depth: set[int] = set()  # images whose depth the recording has
         self._unused_depth: Counter[str] = Counter()  # reason -> images
+        self._arrivals = arrivals(recording)
         self._offered: int | None = None  # index of the image that is to be processed next
 
     # --- modes
@@ -150,9 +151,7 @@ class _Replay:
             self.result.unusable[index] = str(error)
             self._progress(index)
             return
-        # in lock-step no image is skipped for the time at which it was recorded
-        times = self._recording.stamps if self.result.mode == 'lock-step' else self._recording.arrivals
-        arrived = times[index] / 1e9
+        arrived = self._arrivals[index] / 1e9
         depth = self._depth_of(index)
         if depth is not None:
             self._with_depth.add(index)
@@ -233,6 +232,18 @@ class _Replay:
         self.result.failures = self._stream.failures.totals()
         self.result.problems += [f'depth not used in {count} of {len(self._with_depth)} images: {reason}'
                                  for reason, count in self._unused_depth.most_common(REASONS)]
+
+
+def arrivals(recording: Recording) -> Sequence[int]:
+    """Return the times, ns, by which an odd stamp of an image is told from a pause of the camera.
+
+    They are those at which the images were recorded; where these hardly advance, as in a converted bag that has one
+    time for all of its messages, the stamps themselves.
+    """
+    if len(recording.stamps) < 2:
+        return recording.arrivals
+    recorded, stamped = (float(np.median(np.diff(times))) for times in (recording.arrivals, recording.stamps))
+    return recording.arrivals if recorded >= stamped / 2 else recording.stamps
 
 
 class _Silence:
