@@ -44,6 +44,8 @@ FILES = {
     'several sections, the wider last': 'sam2: {ros__parameters: {max_objects: 8}}\n'
                                         '/**: {ros__parameters: {max_objects: 7}}',
     'one section twice': 'sam2: {ros__parameters: {max_objects: 7}}\nsam2: {ros__parameters: {lost_after: 1.0}}',
+}
+VALUES = {
     'nested name': '/**: {ros__parameters: {max: {objects: 7}}}',
     'qos override': '/**: {ros__parameters: {qos_overrides: {/image: {subscription: {depth: 9}}}}}',
     'of every node': '/**: {ros__parameters: {use_sim_time: true, lost_aftr: 1.0}}',
@@ -97,11 +99,11 @@ def of_a_node(domain: int, arguments: list[str]) -> tuple[Parameters, list[str]]
         rclpy.try_shutdown(context=context)
 
 
-@pytest.mark.parametrize('text', FILES.values(), ids=FILES)
-def test_a_file_gives_an_evaluation_and_a_check_what_it_gives_the_node(ros_domain, tmp_path, text):
-    file = tmp_path / 'robot.yaml'
+@pytest.mark.parametrize('what', [*FILES, *VALUES])
+def test_a_file_gives_an_evaluation_and_a_check_what_it_gives_the_node(ros_domain, tmp_path, what):
+    file, text = tmp_path / 'robot.yaml', (FILES | VALUES)[what]
     file.write_text(text)
-    for name in NAMES:
+    for name in NAMES if what in FILES else NAMES[:1]:
         expected = of_a_node(ros_domain, arguments_of(file, name=name))
         applied = None
         try:
