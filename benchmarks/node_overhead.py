@@ -46,7 +46,7 @@ def run_node(records: Path, arguments: list[str]) -> int:
     from sensor_msgs.msg import Image
 
     from sam2_core import ImageSegmenter, StreamTracker
-    from sam2_ros import camera, depth, node, outputs, stream
+    from sam2_ros import camera, depth, node, outputs, stream, tracked_objects
 
     measured: dict[str, list[tuple[float, float, float]]] = {}
 
@@ -67,7 +67,8 @@ def run_node(records: Path, arguments: list[str]) -> int:
     timed(stream, 'to_rgb', 'convert')
     timed(ImageSegmenter, 'encode', 'encode')
     timed(StreamTracker, 'step', 'step')
-    timed(stream.Stream, '_measure', 'measure')
+    timed(depth.DepthMailbox, 'depth_for', 'metres')
+    timed(tracked_objects.TrackedObjects, 'measure', 'boxes')
     timed(depth.DepthMailbox, '_wait_for', 'wait')
     timed(outputs.Outputs, 'publish', 'publish', lambda _, frame, *__: frame is not None)
     timed(camera.Camera, 'work', 'work')
@@ -127,13 +128,12 @@ def summary(measured: dict, window: tuple[float, float]) -> dict:
     count = len(entries('publish', 1))
     figures = {'images': count}
     for kind, column in (('wall', 1), ('cpu', 2)):
-        sums = {name: entries(name, column)[:count] for name in ('convert', 'encode', 'step', 'measure', 'publish')}
+        sums = {name: entries(name, column)[:count] for name in ('convert', 'encode', 'step', 'metres', 'boxes', 'publish')}
         waits = entries('wait', column)[:count]
-        sums['measure'] = sums['measure'] - (waits if len(waits) == count else 0)
+        sums['depth'] = sums.pop('metres') + sums.pop('boxes') - (waits if len(waits) == count else 0)
         work = entries('work', column)[:count] - (waits if len(waits) == count else 0)
         stages = {name: statistics.median(values) for name, values in sums.items()}
         stages['take'] = statistics.median(entries('take', column))
-        stages['depth'] = stages.pop('measure')
         stages['other'] = statistics.median(work - sum(values for name, values in sums.items() if name != 'convert'))
         stages['model'] = stages.pop('encode') + stages.pop('step')
         stages['total'] = sum(stages[name] for name in STAGES)
