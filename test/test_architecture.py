@@ -12,13 +12,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # sam2_ros: part -> its modules
 ROOMS = {
-    'runtime': 'parameters dds cores',
-    'messages': 'conversions vision_messages',
+    'runtime': 'parameters dds cores failures guarded_node namesakes node_arguments node_help stopping '
+               'executables',
+    'messages': 'conversions compressed_images encodings vision_messages stamps',
     'tabletop': 'demo_scene demo_solids demo_textures demo_depth',
-    'depth': 'depth spatial box_fit',
-    'recordings': 'evaluation.recording bags bag_files bag_tracks bag_writer label_bags evaluation.folders',
-    'perception': 'stream worker mailbox history one_shot frame prompting prompt_reader catch_up states detections '
-                  'shedding meter loading',
+    'depth': 'depth calibration lens spatial box_fit',
+    'recordings': 'evaluation.recording bags bag_files bag_mcap bag_reader bag_sqlite bag_storage bag_tracks '
+                  'bag_writer label_bags evaluation.folders',
+    'perception': 'stream tracked_objects object_steps worker mailbox history one_shot frame prompting prompt_reader '
+                  'catch_up states detections shedding meter skipped_images loading',
     'drawing': 'overlay',
     'topics': 'camera outputs views clouds depth_topics prompt_point diagnostics',
     'evaluation': 'evaluation evaluation.job evaluation.many evaluation.run evaluation.live evaluation.delivery '
@@ -58,7 +60,7 @@ KNOWN_CIRCLES = {
     frozenset({'sam2_core.compiled', 'sam2_core.memory', 'sam2_core.model'}),
     frozenset({'sam2_core.training.command', 'sam2_core.training.display', 'sam2_core.training.loop'}),
 }
-KNOWN_TWINS = {'ClipSource', 'Scene', 'Recording', 'View', 'Difference', 'Camera', 'Shot'}
+KNOWN_TWINS = {'ClipSource', 'Scene', 'Recording', 'View', 'Difference', 'Camera', 'Shot', 'Step'}
 
 
 def module_name(path: Path) -> str:
