@@ -128,7 +128,8 @@ def summary(measured: dict, window: tuple[float, float]) -> dict:
     count = len(entries('publish', 1))
     figures = {'images': count}
     for kind, column in (('wall', 1), ('cpu', 2)):
-        sums = {name: entries(name, column)[:count] for name in ('convert', 'encode', 'step', 'metres', 'boxes', 'publish')}
+        sums = {name: entries(name, column)[:count]
+                for name in ('convert', 'encode', 'step', 'metres', 'boxes', 'publish')}
         waits = entries('wait', column)[:count]
         sums['depth'] = sums.pop('metres') + sums.pop('boxes') - (waits if len(waits) == count else 0)
         work = entries('work', column)[:count] - (waits if len(waits) == count else 0)

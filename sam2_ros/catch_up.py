@@ -10,7 +10,7 @@ import numpy as np
 from sam2_core import StreamTracker
 from sam2_ros.conversions import to_rgb
 from sam2_ros.history import History, Past
-from sam2_ros.object_steps import Step, take_step
+from sam2_ros.object_steps import TrackingStep, take_step
 from sam2_ros.prompting import Batch, PromptRequest
 
 MAX_UNDER_WAY = 8  # past images with prompts
@@ -95,7 +95,7 @@ class CatchUp:
                 return late, past
         return None
 
-    def begin(self, late: Late, live: StreamTracker, frames_back: int, images: int) -> Step:
+    def begin(self, late: Late, live: StreamTracker, frames_back: int, images: int) -> TrackingStep:
         """Apply the prompts of this one; then it is the turn of the others.
 
         frames_back: steps of the live tracker from that image on. images: how many to go through until now. What
@@ -106,7 +106,7 @@ class CatchUp:
         late.stamp, late.images_left = late.past.stamp, images
         return take_step(late.tracker, late.image, late.batch.prompts)
 
-    def go_on(self, late: Late, past: Past) -> Step:
+    def go_on(self, late: Late, past: Past) -> TrackingStep:
         """Take this one through an image; then it is the turn of the others.
 
         What fails for all objects is raised (ImageError for an image that cannot be used), and the image is passed

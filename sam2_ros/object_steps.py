@@ -13,7 +13,7 @@ Prompts = Mapping[int, Sequence[Prompt]]  # by object
 
 
 @dataclass(eq=False)
-class Step:
+class TrackingStep:
     """Outcome of one image. An object is in ``results`` or, if it was known before, in ``missed``."""
 
     results: dict[int, ObjectResult]
@@ -22,8 +22,8 @@ class Step:
     together: Exception | None = None  # the error of the step of all objects, which they were stepped apart for
 
 
-def take_step(tracker: StreamTracker, image: np.ndarray | EncodedImage, prompts: Prompts) -> Step:
-    """Step all objects through an image; if that fails, step them apart, so that only the failing ones miss it.
+def take_step(tracker: StreamTracker, image: np.ndarray | EncodedImage, prompts: Prompts) -> TrackingStep:
+    """TrackingStep all objects through an image; if that fails, step them apart, so that only the failing ones miss it.
 
     An object whose prompts fail is stepped without them. A result that is not finite counts as a failure, and the
     object's memory is restored: all of it, but for the oldest recent frame of an object that was not prompted.
@@ -47,7 +47,7 @@ def take_step(tracker: StreamTracker, image: np.ndarray | EncodedImage, prompts:
     else:
         errors = not_finite(results)
         if not errors:
-            return Step(results)
+            return TrackingStep(results)
         _restore(tracker, errors, known, before)
         stepped = {object_id: (found, None) for object_id, found in results.items() if object_id not in errors}
     missed = {}
@@ -66,13 +66,13 @@ def take_step(tracker: StreamTracker, image: np.ndarray | EncodedImage, prompts:
     for object_id, (_, fork) in stepped.items():
         if fork is not None:
             tracker.adopt(fork, object_id)
-    return Step({object_id: stepped[object_id][0] for object_id in ids if object_id in stepped}, missed,
+    return TrackingStep({object_id: stepped[object_id][0] for object_id in ids if object_id in stepped}, missed,
                 {object_id: error for object_id, error in errors.items() if object_id in prompts}, together)
 
 
 def _step_apart(tracker: StreamTracker, ids: list[int], prompts: Prompts, image: EncodedImage) -> tuple[
         dict[int, tuple[ObjectResult, StreamTracker]], dict[int, Exception]]:
-    """Step copies of these objects; halve a group that fails until the failing objects are alone.
+    """TrackingStep copies of these objects; halve a group that fails until the failing objects are alone.
 
     Returns the result of each object that could be stepped, with the tracker that has it, and the errors.
     """

@@ -11,7 +11,7 @@ from sam2_ros.catch_up import Late
 from sam2_ros.failures import Failures, describe
 from sam2_ros.frame import TrackedObject, sighting
 from sam2_ros.msg import Instance
-from sam2_ros.object_steps import Step, take_step
+from sam2_ros.object_steps import TrackingStep, take_step
 from sam2_ros.one_shot import Picture
 from sam2_ros.parameters import Parameters
 from sam2_ros.prompting import Batch
@@ -77,7 +77,7 @@ class TrackedObjects:
                     refused[object_id] = reason
         return Advance({object_id: step.results.get(object_id) for object_id in self.ids}, refused)
 
-    def _go_on_as_before(self, step: Step, aside: StreamTracker, restarted: Iterable[int], image) -> None:
+    def _go_on_as_before(self, step: TrackingStep, aside: StreamTracker, restarted: Iterable[int], image) -> None:
         """Give objects their place back that could not be started again, and take them through the image."""
         for object_id in restarted:
             if object_id in step.refused:
