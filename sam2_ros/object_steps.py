@@ -23,7 +23,7 @@ class TrackingStep:
 
 
 def take_step(tracker: StreamTracker, image: np.ndarray | EncodedImage, prompts: Prompts) -> TrackingStep:
-    """TrackingStep all objects through an image; if that fails, step them apart, so that only the failing ones miss it.
+    """Step all objects through an image; if that fails, step them apart, so that only the failing ones miss it.
 
     An object whose prompts fail is stepped without them. A result that is not finite counts as a failure, and the
     object's memory is restored: all of it, but for the oldest recent frame of an object that was not prompted.
@@ -72,7 +72,7 @@ def take_step(tracker: StreamTracker, image: np.ndarray | EncodedImage, prompts:
 
 def _step_apart(tracker: StreamTracker, ids: list[int], prompts: Prompts, image: EncodedImage) -> tuple[
         dict[int, tuple[ObjectResult, StreamTracker]], dict[int, Exception]]:
-    """TrackingStep copies of these objects; halve a group that fails until the failing objects are alone.
+    """Step copies of these objects; halve a group that fails until the failing objects are alone.
 
     Returns the result of each object that could be stepped, with the tracker that has it, and the errors.
     """
