@@ -131,6 +131,8 @@ def test_a_stamp_that_has_left_the_history_is_refused_with_its_age(peer):
             sec=header.stamp.sec, nanosec=900_000_000)))).instances
     finally:
         assert peer.set_parameter('history_seconds', 60.0)[0]
+        peer.send(peer.message(SCENE.image(), peer.header()))  # skipped: the clock jumps back with the next
+        peer.process_image(SCENE.image())
 
 
 def test_a_prompt_for_a_stamp_that_never_comes_is_refused_in_time(peer):
