@@ -1,7 +1,6 @@
-"""What one object remembers, in tensors allocated once."""
+"""Memory of one object, in tensors allocated once."""
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,7 +9,15 @@ from torch import Tensor
 
 from sam2_core.config import Sam2Config
 from sam2_core.model import MEMORY_DTYPE, Memory, Sam2Model
+from sam2_core.timeline import KNOWN_IMAGES
 from sam2_core.transfer import to_device
+
+
+class _Row(NamedTuple):
+    slot: int
+    frame: int  # number of the frame, counted by the object
+    conditioning: bool
+    foreseen: bool = False  # prompted after the moment that a copy goes back to
 
 
 class _Kept(NamedTuple):
@@ -20,45 +27,60 @@ class _Kept(NamedTuple):
 
 
 class _Slots:
-    """Rows of one tensor, each of one past frame: the newest conditioning frames, and all frames within ``reach``.
+    """Rows of one tensor, one per past frame: the newest conditioning frames, and all frames within ``reach``.
 
     The published rule (`max_cond_frames_in_attn`): a conditioning frame that is no longer among the chosen ones counts
-    as an ordinary frame while it is within reach.
+    as an ordinary frame while it is within reach. A foreseen one has no place among the frames of its copy and is
+    dropped instead. So ordinary frames differ in age, and there are at most ``reach`` of them.
+
+    Immutable, except that all versions of it share the tensor; a version reads only rows that it knows.
     """
 
-    def __init__(self, storage: Tensor, max_conditioning: int, reach: int) -> None:
+    def __init__(self, storage: Tensor, max_conditioning: int, reach: int, rows: tuple[_Row, ...] = ()) -> None:
         self.storage = storage
         self._max_conditioning = max_conditioning
         self._reach = reach
-        self._frames: dict[int, tuple[int, bool]] = {}  # slot -> (frame number, conditioning), from old to new
+        self._rows = rows  # from old to new
 
     def kept(self, now: int) -> list[_Kept]:
-        """What frame number ``now`` may look at: conditioning frames, then the others, each from old to new."""
-        prompted = [slot for slot, (_, conditioning) in self._frames.items() if conditioning]
-        chosen = prompted[-self._max_conditioning:]
-        kept = [_Kept(slot, now - frame, slot in chosen) for slot, (frame, _) in self._frames.items()
-                if slot in chosen or now - frame <= self._reach]
-        return sorted(kept, key=lambda k: not k.conditioning)
+        """Return the frames that frame number ``now`` attends to: conditioning frames, then the others, old to new."""
+        chosen, kept = self._chosen(self._rows), ([], [])
+        for slot, frame, _, foreseen in self._rows:
+            if slot in chosen:
+                kept[0].append(_Kept(slot, now - frame, True))
+            elif now - frame <= self._reach and not foreseen:
+                kept[1].append(_Kept(slot, now - frame, False))
+        return kept[0] + kept[1]
 
-    def enter(self, frame: int, conditioning: bool) -> Tensor:
-        """The row to write ``frame``, the newest, into; what the frame after it cannot look at is dropped."""
-        slot = next(i for i in range(len(self.storage)) if i not in self._frames)
-        self._frames[slot] = (frame, conditioning)
-        needed = {k.slot for k in self.kept(frame + 1)}
-        self._frames = {s: f for s, f in self._frames.items() if s in needed}
-        return self.storage[slot]
+    def enter(self, frame: int, conditioning: bool) -> tuple[Tensor, _Slots]:
+        """Give a free row to ``frame``, the newest, and drop the frames that its successor cannot attend to.
+
+        There is a free row, because the tensor has one more than frames are kept.
+        """
+        taken = {row.slot for row in self._rows}
+        slot = next(slot for slot in range(len(self.storage)) if slot not in taken)
+        rows = (*self._rows, _Row(slot, frame, conditioning))
+        return self.storage[slot], self._with(self.storage, rows, frame + 1)
 
     def copy(self, now: int, then: int) -> _Slots:
-        """A copy as frame number ``then`` found it, before ``now``; conditioning frames since lie just before it."""
-        chosen = {k.slot for k in self.kept(now) if k.conditioning}
-        copied = _Slots(self.storage.clone(), self._max_conditioning, self._reach)
-        copied._frames = {slot: (min(frame, then - 1), conditioning)
-                          for slot, (frame, conditioning) in self._frames.items() if frame < then or slot in chosen}
-        return copied
+        """Return a copy at frame number ``then``, before ``now``; conditioning frames since then come just before it.
+        """
+        chosen = self._chosen(self._rows)
+        rows = tuple(row if row.frame < then else row._replace(frame=then - 1, foreseen=True)
+                     for row in self._rows if row.frame < then or row.slot in chosen)
+        return self._with(self.storage.clone(), rows, then)
+
+    def _chosen(self, rows: Sequence[_Row]) -> list[int]:
+        return [row.slot for row in rows if row.conditioning][-self._max_conditioning:]
+
+    def _with(self, storage: Tensor, rows: tuple[_Row, ...], now: int) -> _Slots:
+        chosen, oldest = self._chosen(rows), now - self._reach
+        return _Slots(storage, self._max_conditioning, self._reach, tuple(
+            row for row in rows if row.slot in chosen or (row.frame >= oldest and not row.foreseen)))
 
 
 class MemoryShapes:
-    """How many frames and pointers an object looks at, of an object prompted once and of any."""
+    """Numbers of frames and pointers that an object attends to."""
 
     def __init__(self, config: Sam2Config, max_conditioning_frames: int) -> None:
         self.recent, self.pointers = config.memory_frames - 1, config.object_pointers - 1
@@ -77,15 +99,15 @@ class MemoryShapes:
 
 
 class MemoryBank:
-    """One object's memory: at most ``max_conditioning_frames`` + 6 frames, and as many + 15 pointers.
+    """Memory of one object: at most ``max_conditioning_frames`` + 6 frames, and as many + 15 pointers.
 
-    Section 4 of the SAM 2 paper, "Memory bank". Size does not depend on how long the object has been tracked.
+    Section 4 of the SAM 2 paper, "Memory bank". Its size does not depend on how long the object has been tracked.
     """
 
     def __init__(self, model: Sam2Model, max_conditioning_frames: int) -> None:
         config, limit = model.config, max_conditioning_frames
         recent, pointers = MemoryShapes(config, limit).recent, MemoryShapes(config, limit).pointers
-        # one row more than can be looked at: it takes the new frame before the oldest is dropped
+        # one row more than is attended to: the new frame is written before the oldest is dropped
         frames = torch.zeros(limit + recent + 1, model.grid ** 2, config.memory_dim,
                              dtype=MEMORY_DTYPE, device=model.device)
         self._frames = _Slots(frames, limit, recent)
@@ -94,30 +116,57 @@ class MemoryBank:
         self._max_pointer_distance = config.max_pointer_distance
         self._conditioning_slot = config.memory_frames - 1
         self._now = 0
+        self._steps: tuple[int, ...] = ()  # numbers of the tracker's images that the newest frames belong to
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors held."""
         return self._frames.storage.nbytes + self._pointers.storage.nbytes
 
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Numbers of the tracker's images that the object's newest frames belong to, from old to new."""
+        return self._steps
+
     def length(self, recent_frames: int | None = None) -> tuple[int, int]:
-        """Frames and pointers there are to look at: objects of equal length can run as one batch."""
+        """Return the numbers of frames and pointers to attend to: objects of equal length can run as one batch."""
         return len(self._attended(recent_frames)), len(self._pointers.kept(self._now))
 
     def write(self, memory: Tensor, pointer: Tensor, conditioning: bool) -> None:
         """Remember the present frame: memory (tokens, memory_dim) and pointer (d_model,); the next frame begins."""
-        write_memories([self], memory[None], pointer[None], [conditioning])
+        step = self._steps[-1] + 1 if self._steps else 0
+        after, = write_memories([self], memory[None], pointer[None], [conditioning], step)
+        vars(self).update(vars(after))
 
     def copy(self, frames_back: int = 0) -> MemoryBank:
-        """A copy as it was ``frames_back`` frames ago, as far as that is still kept.
+        """Return a copy as it was ``frames_back`` of the object's own frames ago, as far as that is still kept.
 
         Recent frames since then are dropped. Conditioning frames since then stay, as the newest before the present.
         """
-        copied, then = copy.copy(self), self._now - frames_back
+        copied, then = self._version(), self._now - frames_back
         copied._frames = self._frames.copy(self._now, then)
         copied._pointers = self._pointers.copy(self._now, then)
         copied._now = then
+        missing = frames_back - len(self._steps)
+        if self._steps and missing >= 0:
+            copied._steps = (self._steps[0] - missing - 1,)
+        else:
+            copied._steps = self._steps[:-missing]
         return copied
+
+    def frames_since(self, step: int) -> int:
+        """Return how many of the object's frames belong to the tracker's image number ``step`` or a later one.
+
+        Before the oldest image that is known, each image counts as one frame.
+        """
+        since = sum(known >= step for known in self._steps)
+        return since + max(0, self._steps[0] - step) if self._steps else since
+
+    def placed(self, steps: Sequence[int]) -> MemoryBank:
+        """Return the same memory, whose newest frames belong to other images of the tracker."""
+        placed = self._version()
+        placed._steps = tuple(steps)
+        return placed
 
     def _attended(self, recent_frames: int | None) -> list[_Kept]:
         """The conditioning frames, and the newest ``recent_frames`` of the others (None: all)."""
@@ -128,17 +177,33 @@ class MemoryBank:
         first = len(kept) - recent
         return kept[:first] + kept[first + max(0, recent - recent_frames):]
 
+    def _version(self) -> MemoryBank:
+        version = MemoryBank.__new__(MemoryBank)
+        vars(version).update(vars(self))
+        return version
 
-def write_memories(banks: Sequence[MemoryBank], memories: Tensor, pointers: Tensor,
-                   conditioning: Sequence[bool]) -> None:
-    """Remember the present frame in each bank: memories (B, tokens, memory_dim), pointers (B, d_model)."""
-    frame_rows, pointer_rows = [], []
-    for bank, flag in zip(banks, conditioning, strict=True):
-        frame_rows.append(bank._frames.enter(bank._now, flag))
-        pointer_rows.append(bank._pointers.enter(bank._now, flag))
-        bank._now += 1
+    def _enter(self, conditioning: bool, step: int) -> tuple[Tensor, Tensor, MemoryBank]:
+        """Free rows for the memory and the pointer of the present frame, and the bank in which they are its own."""
+        after = self._version()
+        frame_row, after._frames = self._frames.enter(self._now, conditioning)
+        pointer_row, after._pointers = self._pointers.enter(self._now, conditioning)
+        after._now = self._now + 1
+        after._steps = (*self._steps, step)[-KNOWN_IMAGES:]
+        return frame_row, pointer_row, after
+
+
+def write_memories(banks: Sequence[MemoryBank], memories: Tensor, pointers: Tensor, conditioning: Sequence[bool],
+                   step: int) -> list[MemoryBank]:
+    """Return the banks as they are after the present frame: memories (B, tokens, memory_dim), pointers (B, d_model).
+
+    ``step``: number of the tracker's image. The given banks attend to what they attended to before: only rows that are
+    free in them are written. They share their tensors with those that follow them, so use one or the other.
+    """
+    entered = [bank._enter(flag, step) for bank, flag in zip(banks, conditioning, strict=True)]
+    frame_rows, pointer_rows, after = zip(*entered, strict=True)
     torch._foreach_copy_(frame_rows, list(memories))
     torch._foreach_copy_(pointer_rows, list(pointers))
+    return list(after)
 
 
 def stack_memories(banks: Sequence[MemoryBank], recent_frames: int | None = None,

@@ -28,6 +28,7 @@ class Late:
     tracker: StreamTracker | None = None  # None: not begun
     stamp: int = 0  # ns, of the last image gone through
     images_left: int = 0
+    seen: list[int] = field(default_factory=list)  # stamps of the images that the tracker has processed, ns
 
     def next_image(self, history: History, live_stamp: int) -> Past | None:
         """The image to go on with; None when the next live one can follow.
@@ -104,7 +105,9 @@ class CatchUp:
         self._to_the_end(late)
         late.tracker = live.fork(late.corrected, frames_back)
         late.stamp, late.images_left = late.past.stamp, images
-        return take_step(late.tracker, late.image, late.batch.prompts)
+        step = take_step(late.tracker, late.image, late.batch.prompts)
+        late.seen.append(late.past.stamp)
+        return step
 
     def go_on(self, late: Late, past: Past) -> TrackingStep:
         """Take this one through an image; then it is the turn of the others.
@@ -115,7 +118,9 @@ class CatchUp:
         self._to_the_end(late)
         late.images_left -= 1
         late.stamp = past.stamp
-        return take_step(late.tracker, to_rgb(past.message), {})
+        step = take_step(late.tracker, to_rgb(past.message), {})
+        late.seen.append(past.stamp)
+        return step
 
     def _to_the_end(self, late: Late) -> None:
         self._under_way.remove(late)

@@ -325,7 +325,7 @@ class Stream:
         run = self.failures.run
         arrived = run('late prompts', self._late.take_arrived, self.history, live_stamp, default=[])
         return {object_id for late in arrived for object_id in run('late prompts', self._objects.join, late,
-                                                                   default=())}
+                                                                   self._steps, default=())}
 
     def _cancel_late(self) -> list[PromptRequest]:
         """End what is under way; the requests that have not been answered."""

@@ -1,7 +1,7 @@
 """Objects of one camera: their tracker, states and boxes, changed together or not at all."""
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from builtin_interfaces.msg import Time
@@ -134,8 +134,13 @@ class TrackedObjects:
             measured.append(replace(item, shape=shape))
         return measured
 
-    def join(self, late: Late) -> set[int]:
-        """Have the live tracker go on with the objects of a late prompt from its next image on; return them."""
+    def join(self, late: Late, steps: Sequence[int]) -> set[int]:
+        """Have the live tracker go on with the objects of a late prompt from its next image on; return them.
+
+        steps: stamps of the images that the live tracker has processed, ns.
+        """
+        # an image that the live tracker has left out counts as the one before it
+        frames_back = [1 + sum(step > stamp for step in steps) for stamp in late.seen]
         started = late.batch.prompts.keys() - late.corrected
         joined = set()
         for object_id in late.batch.prompts:
@@ -143,7 +148,7 @@ class TrackedObjects:
                 continue
             if object_id in started and object_id in self.ids:
                 self.forget([object_id])
-            self.tracker.adopt(late.tracker, object_id)
+            self.tracker.adopt(late.tracker, object_id, frames_back)
             joined.add(object_id)
         for object_id, label in late.batch.labels.items():
             if object_id in joined:

@@ -1,10 +1,16 @@
 """Which frames a memory keeps, for how long, and under which time code."""
+import random
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_tracker import Frame, PlainFrames
 
-from sam2_core.memory import MemoryBank, stack_memories
+from sam2_core import VARIANTS
+from sam2_core.memory import MemoryBank, MemoryShapes, stack_memories
 
 
 def remember(nano, conditioning, limit=4):
@@ -121,6 +127,57 @@ def test_copy_can_be_continued_whatever_came_before(nano, before, frames_back, a
     memory = stack_memories([copied])
     assert memory.time_slots.min() >= 0 and memory.time_slots.max() <= 6
     assert memory.pointer_ages.min() >= 1
+
+
+def test_prompted_frame_that_a_copy_foresaw_is_dropped_with_its_conditioning_place(nano):
+    """It has no age of its own there: the copy passes the image that it belongs to itself."""
+    copied = remember(nano, [True] + [False] * 9 + [True, True, True]).copy(9)  # frame 4 is next
+    assert contents(copied)[0] == {0: 6, 10: 6, 11: 6, 12: 6}
+    for number in (20, 21, 22):
+        copied.write(torch.full((nano.grid ** 2, nano.config.memory_dim), float(number)),
+                     torch.full((nano.config.d_model,), float(number)), True)
+    assert contents(copied) == ({12: 6, 20: 6, 21: 6, 22: 6}, {12: 4, 20: 3, 21: 2, 22: 1, 0: 7, 1: 6, 2: 5, 3: 4})
+
+
+@pytest.mark.fuzz
+def test_frames_prompts_and_copies_in_any_order_keep_the_bounds_and_the_plain_rule(rounds):
+    """Banks of all limits, and copies of copies, beside lists of all frames that there ever were."""
+    rng, steps = random.Random(0), 0
+    while steps < rounds(900, 100_000):
+        limit, prompts = rng.randint(1, 5), rng.choice((0.05, 0.3, 0.9))
+        config = replace(VARIANTS['nano'], memory_frames=rng.choice((1, 2, 7)), object_pointers=rng.choice((2, 4, 16)),
+                         memory_dim=2, d_model=2)
+        shapes = MemoryShapes(config, limit)
+        model = SimpleNamespace(config=config, grid=1, device=torch.device('cpu'), dtype=torch.float32)
+        pairs = [(MemoryBank(model, limit), [PlainFrames(limit, shapes.recent), PlainFrames(limit, shapes.pointers)],
+                  [0])]
+        for _ in range(60):
+            place = rng.randrange(len(pairs))
+            bank, plain, now = pairs[place]
+            if now != [0] and rng.random() < 0.25:
+                back = rng.choice((0, 1, 3, 8, 20, 40))
+                then = now[0] - back
+                pairs.append((bank.copy(back), [frames.as_of(now[0], then) for frames in plain], [then]))
+                if len(pairs) > 4:
+                    del pairs[rng.randrange(4)]
+            steps += 1
+            prompted = not plain[0].past or rng.random() < prompts
+            content = torch.tensor([steps // 200 % 200, steps % 200], dtype=torch.float32)
+            bank.write(content[None], content, prompted)
+            for frames in plain:
+                frames.past.append(Frame(content, now[0], prompted))
+            now[0] += 1
+            memory = stack_memories([bank])
+            expected = [chosen + others for chosen, others in (frames.attended(now[0]) for frames in plain)]
+            for rows, frames in ((memory.frames[0, :, 0], expected[0]), (memory.pointers[0], expected[1])):
+                assert torch.equal(rows.float(), torch.stack([frame.content for frame in frames]))
+            conditioning = memory.time_slots[0] == config.memory_frames - 1
+            assert any(frame.prompted for frame in expected[0]) and conditioning.sum() <= limit
+            others = memory.time_slots[0, ~conditioning].tolist()
+            assert len(others) == len(set(others)) <= shapes.recent
+            assert all(n <= most for n, most in zip(bank.length(), shapes.longest(), strict=True))
+            ages = [min(now[0] - frame.number, config.max_pointer_distance) for frame in expected[1]]
+            assert memory.pointer_ages[0].tolist() == ages
 
 
 # --- how much of it is looked at

@@ -130,6 +130,22 @@ def test_the_way_to_now_costs_no_more_images_than_allowed_and_they_are_spread(ma
     assert iou(frame.objects[0], 17) > 0.5
 
 
+def test_a_late_correction_is_remembered_with_the_images_that_it_went_through(make):
+    """The camera left out every other image, which the way to now went through; a later correction goes back right."""
+    stream = make(catch_up_images=3)
+    for number in range(17):
+        send(stream, *([Prompt(id=1, box=box(0))] if number == 0 else []))
+        arrive(stream, number)
+        if number % 2 == 0:
+            work(stream)
+    x, y = centre(5)
+    send(stream, drawn_on(5, id=1, action=Prompt.REFINE, points=[ImagePoint(x=float(x), y=float(y), label=1)]))
+    work(stream)
+    assert work_aside(stream)[0].accepted
+    show(stream, 17)
+    assert stream.tracker._banks[1].steps == (0, 1, 2, 2, 4, 6, 8, 9), '0, 2, 4; 5, 9, 13, 16; 17'
+
+
 def test_with_no_image_allowed_it_joins_right_away(make):
     stream = make(catch_up_images=0)
     for number in range(3):
