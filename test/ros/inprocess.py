@@ -4,6 +4,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -64,6 +65,15 @@ class InProcess:
         (self.camera,) = self.node._cameras
         self.stream = self.camera.stream
         self.now = 1_000 * 10**9
+
+    def restart(self) -> None:
+        """Have the camera as it is after configure: without objects, images, depth or anything that waits."""
+        self.camera.stop_listening()
+        chosen = replace(self.stream.parameters, detections_topic='')
+        self.camera.configure(self.node._model, chosen, self.node._changed)
+        self.camera.activate()
+        self.stream = self.camera.stream
+        self.published.clear()
 
     def close(self) -> None:
         self.node.close()

@@ -34,11 +34,11 @@ from sam2_ros.tracked_objects import TrackedObjects
 from sam2_ros.views import ClassTable, LabelLists, ObjectTopics
 
 STEPS = [  # in make test; the others under make fuzz
-    (sam2_ros.stream, 'to_rgb'), (StampWatch, 'judge'), (Stream, '_process'), (PromptReader, '_read'),
-    (CatchUp, 'begin'), (TrackedObjects, 'advance'), (StreamTracker, 'step'), (ObjectStates, 'observe'),
-    (DepthMailbox, 'depth_for'), (sam2_ros.tracked_objects, 'measure'), (SegmentImageCall, 'advance'),
-    (sam2_ros.outputs, 'instance_message'), (Meter, 'processed'), (DetectionGate, 'see')]
+    (sam2_ros.stream, 'to_rgb'), (Stream, '_process'), (PromptReader, '_read'), (CatchUp, 'begin'),
+    (TrackedObjects, 'advance'), (DepthMailbox, 'depth_for'), (SegmentImageCall, 'advance'), (DetectionGate, 'see')]
 OTHERS = [
+    (ObjectStates, 'observe'), (Meter, 'processed'), (StampWatch, 'judge'), (StreamTracker, 'step'),
+    (sam2_ros.tracked_objects, 'measure'), (sam2_ros.outputs, 'instance_message'),
     (History, 'put'), (Meter, 'received'), (DepthMailbox, 'expect'), (Stream, '_read'), (Stream, '_notice_time_jump'),
     (Stream, '_find_depth'), (PromptReader, 'read'), (PromptReader, '_target'), (PromptReader, '_expire'),
     (Plan, 'add'), (Ids, 'next'), (Ids, 'use'), (History, 'at'), (History, 'between'), (CatchUp, 'take_arrived'),

@@ -149,7 +149,7 @@ def test_the_process_lives_and_answers_every_prompt(monkeypatch, rounds, rectifi
     with in_process(threaded=False, prompt_timeout=0.1, rectified=rectified, max_objects=3) as robot:
         robot.stream.change(replace(robot.stream.parameters, detections_topic='detections'))
         odd, sent = Odd(robot, seed=int(rectified)), Counter()
-        for number in range(rounds(150, 10_000)):
+        for number in range(rounds(80, 10_000)):
             robot.now += 10**8
             kind = odd.random.choices(
                 ('image', 'depth', 'info', 'click', 'prompt', 'detections', 'question', 'set_prompt', 'change'),
@@ -187,7 +187,7 @@ def test_the_process_lives_and_answers_every_prompt(monkeypatch, rounds, rectifi
 def test_a_stream_goes_on_after_all_of_it(monkeypatch):
     with in_process(threaded=False, prompt_timeout=0.1) as robot:
         odd = Odd(robot, seed=7)
-        for _ in range(60):
+        for _ in range(40):
             robot.now += 10**8
             with contextlib.suppress(KeyError):
                 robot.send('/camera_info', odd.info())

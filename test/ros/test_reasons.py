@@ -21,9 +21,7 @@ def robot():
 
 @pytest.fixture(autouse=True)
 def fresh(robot):
-    robot.camera.configure(robot.node._model, robot.stream.parameters, robot.node._changed)
-    robot.stream = robot.camera.stream
-    robot.published.clear()
+    robot.restart()
 
 
 def ask_everything(robot, meanwhile=lambda: None) -> list:
