@@ -19,6 +19,7 @@ from sam2_ros.spatial import Camera
 MAX_PIXELS = 1 << 27  # no camera has more; 1 GiB of rays
 NARROWEST = 1e-5      # width in focal lengths: two seconds of arc across
 MAX_COEFFICIENT = 1e8
+MAX_COEFFICIENTS = 1000  # of D, zeros included
 LENGTHS = (4, 5, 8, 12, 14)  # of D, as OpenCV has them
 MODELS = {'plumb_bob': False, 'rational_polynomial': False, 'thin_prism': False, 'equidistant': True}  # True: fisheye
 SPELLINGS = {'plumbbob': 'plumb_bob', 'radtan': 'plumb_bob', 'brown_conrady': 'plumb_bob',
@@ -177,6 +178,9 @@ def calibrate(info: CameraInfo, rectified: bool = False) -> Calibration:
     across, down = _binning(info)
     _check_binning(info, matrix, width, height)
     (fx, _, cx), (_, fy, cy), _ = matrix.tolist()
+    if len(info.d) > MAX_COEFFICIENTS:
+        raise DepthError(f'camera_info with {len(info.d)} coefficients in D: must be at most {MAX_COEFFICIENTS}, zeros '
+                         f'included; correct the calibration')
     calibration = Calibration(width, height, fx / across, fy / down, (cx - info.roi.x_offset) / across,
                               (cy - info.roi.y_offset) / down,
                               None if rectified else _lens(info.distortion_model, tuple(info.d)))

@@ -28,7 +28,7 @@ from sam2_ros.one_shot import TOO_MANY, Found, OneShot, SegmentAllCall, SegmentI
 from sam2_ros.outputs import Outputs, instance_array
 from sam2_ros.parameters import Parameters
 from sam2_ros.prompt_point import PointPrompts
-from sam2_ros.prompting import Ids, PromptRequest, refuse
+from sam2_ros.prompting import Ids, PromptAnswer, PromptRequest, refuse
 from sam2_ros.shedding import Level, LoadShedder
 from sam2_ros.srv import SegmentAll, SegmentImage, SetPrompt
 from sam2_ros.stream import Stream
@@ -143,8 +143,11 @@ class Camera:
 
     def _on_prompt_point(self, message: PointStamped) -> None:
         try:
+            image, size = self.stream.newest_view
+            if image is None:
+                raise PromptError(self.stream.skipped.why_none_yet())
             infos = [] if self.stream.depth is None else self.stream.depth.infos
-            prompt = self._points.prompt(message, infos, *self.stream.newest_view, self.stream.parameters.rectified)
+            prompt = self._points.prompt(message, infos, image, size, self.stream.parameters.rectified)
         except PromptError as error:
             request = PromptRequest(PromptMessage(header=message.header), time.monotonic())
             self._outputs.answer(refuse(request, str(error)))
@@ -195,11 +198,14 @@ class Camera:
         self._submit(PromptRequest(message, time.monotonic(), reply))
         return future
 
-    def _submit(self, request: PromptRequest) -> None:
-        if not self.stream.mailbox.put_prompt(request):
-            self._outputs.answer(refuse(request, f'{Mailbox.PROMPT_LIMIT} prompts are waiting already: '
-                                                 f'send them more slowly, or check that images arrive'
-                                                 f'{self.stream.skipped.hint()}'))
+    def _submit(self, request: PromptRequest) -> PromptAnswer | None:
+        """Leave a prompt to the worker; if too many are waiting, publish and return its refusal."""
+        if self.stream.mailbox.put_prompt(request):
+            return None
+        refusal = refuse(request, f'{Mailbox.PROMPT_LIMIT} prompts are waiting already: send them more slowly, or '
+                                  f'check that images arrive{self.stream.skipped.hint()}')
+        self._outputs.answer(refusal)
+        return refusal
 
     async def _put(self, call: OneShot, future: Future) -> Found | str:
         """What the worker finds, or why it finds nothing."""
@@ -210,7 +216,8 @@ class Camera:
         return await future
 
     def _why_not(self) -> str:
-        return f'the node is {self._node._state_machine.current_state[1]}: activate it first'
+        state = self._node._state_machine.current_state[1]
+        return f'the node is {state}: {"configure and " if state == "unconfigured" else ""}activate it first'
 
     # --- in the worker's thread
 
@@ -241,12 +248,13 @@ class Camera:
             stream.failures.run('detections', self._gate.see, None, answers, stream.parameters)
 
     def _prompt_detections(self, chosen: Parameters) -> None:
-        proposal = self._gate.take(chosen, *self.stream.image_size)
+        room = Mailbox.PROMPT_LIMIT - len(self.stream.mailbox.prompts)
+        proposal = self._gate.take(chosen, *self.stream.image_size, room)
         for reason in proposal.refused:
             topic = self._node.resolve_topic_name(f'{self._public}{chosen.detections_topic}')
             self._node.get_logger().warning(f'{topic}: {reason}', throttle_duration_sec=5.0)
-        for prompt in proposal.prompts:
-            self._submit(PromptRequest(prompt, time.monotonic()))
+        refusals = [self._submit(PromptRequest(prompt, time.monotonic())) for prompt in proposal.prompts]
+        self._gate.see(None, filter(None, refusals), chosen)
 
     def _count(self, frame: Frame, latency: float) -> None:
         self.stream.meter.processed(time.monotonic(), latency, frame.objects, dropped=frame.dropped,

@@ -204,8 +204,11 @@ class DetectionGate:
         with self._lock:
             self._waiting = message
 
-    def take(self, parameters: Parameters, height: int, width: int) -> Proposal:
-        """What the message that waits comes to, for images of this size; empty when there is none, or not yet."""
+    def take(self, parameters: Parameters, height: int, width: int, room: int | None = None) -> Proposal:
+        """Return what the message that waits comes to, for images of this size; empty when there is none, or not yet.
+
+        room: the largest number of prompts, the surest first; the next message brings the others. None: any number.
+        """
         now = time.monotonic()
         self._pending = [pending for pending in self._pending if pending.images_left > 0 and now < pending.until]
         if self._pending:
@@ -225,6 +228,7 @@ class DetectionGate:
             refused.append(f'{surplus} of {new} new things left out: {len(known)} objects are known and max_objects is '
                            f'{parameters.max_objects}; ask for fewer classes, or raise it')
             prompts = _without_last_new(prompts, surplus)
+        prompts = prompts[:room]
         self._pending = [_Pending(prompt, now + parameters.prompt_timeout) for prompt in prompts]
         return Proposal(prompts, refused)
 

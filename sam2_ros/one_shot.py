@@ -17,7 +17,7 @@ from sam2_ros.conversions import to_nanoseconds, to_rgb
 from sam2_ros.failures import Failures
 from sam2_ros.frame import TrackedObject, sighting
 from sam2_ros.history import History, NotKept
-from sam2_ros.prompting import to_prompt
+from sam2_ros.prompting import check_frame, has_image, to_prompt
 from sam2_ros.skipped_images import SkippedImages
 from sam2_ros.spatial import DepthFrame, measure
 from sam2_ros.srv import SegmentAll, SegmentImage
@@ -75,7 +75,7 @@ class SegmentImageCall:
     @property
     def brings_image(self) -> bool:
         """Whether the call has an image of its own."""
-        return bool(self._request.image.width)
+        return has_image(self._request.image)
 
     def find_picture(self, newest: Picture | None, history: History) -> Picture | None:
         """The image that is meant; None: it may still come. Unanswerable when it cannot be used."""
@@ -87,6 +87,11 @@ class SegmentImageCall:
         stamp = to_nanoseconds(prompts[0].header.stamp)
         if self.brings_image:
             return _given(self._request.image)
+        for number, prompt in enumerate(prompts[1:], 2):
+            other = to_nanoseconds(prompt.header.stamp)
+            if other not in (0, stamp):
+                raise Unanswerable(f'prompt {number}: has the stamp {other / 1e9:.3f}, and prompt 1 has '
+                                   f'{stamp / 1e9:.3f}: must be of one image; ask once for each image')
         if not stamp or newest is None or to_nanoseconds(newest.header.stamp) == stamp:
             return newest
         try:
@@ -101,6 +106,8 @@ class SegmentImageCall:
             self._done += 1
             object_id = message.id or self._done
             try:
+                if not self.brings_image:
+                    check_frame(message, picture.header)
                 found = segmenter.segment(encoded, to_prompt(message, object_id), self._request.multimask)
             except PromptError as error:
                 raise Unanswerable(f'prompt {self._done}: {error}') from None
@@ -126,7 +133,7 @@ class SegmentAllCall:
     @property
     def brings_image(self) -> bool:
         """Whether the call has an image of its own."""
-        return bool(self._request.image.width)
+        return has_image(self._request.image)
 
     def find_picture(self, newest: Picture | None, history: History) -> Picture | None:
         """The image that is meant; None: it may still come. Unanswerable when it, or the request, cannot be used."""

@@ -67,17 +67,15 @@ class PointPrompts:
         self._node = node
         self._transforms: _Transforms | None = None
 
-    def prompt(self, message: PointStamped, infos: Sequence[CameraInfo], image: Header | None, size: tuple[int, int],
+    def prompt(self, message: PointStamped, infos: Sequence[CameraInfo], image: Header, size: tuple[int, int],
                rectified: bool = False) -> Prompt:
         """Return the click on the newest image. Raises PromptError, and nothing else.
 
-        infos: what is known of the camera, the newest first; image and size: header of the newest image, None if none
-        has come yet, and its height and width.
+        infos: what is known of the camera, the newest first; image and size: header of the newest image, and its height
+        and width.
 
         The point is taken as it is at the time of the newest image: RViz stamps the click, not what it was showing.
         """
-        if image is None:
-            raise PromptError('no image yet: is the camera running?')
         if not infos:
             raise PromptError('no camera_info yet: a point in metres needs it to find its pixel; publish it beside '
                               'the image, and check use_depth')

@@ -15,7 +15,7 @@ from sam2_ros.history import History, NotKept, Past
 from sam2_ros.msg import Prompt as PromptMessage
 from sam2_ros.one_shot import Picture
 from sam2_ros.parameters import Parameters
-from sam2_ros.prompting import NEEDS_IMAGE, Ids, Plan, PromptAnswer, PromptRequest, refuse
+from sam2_ros.prompting import NEEDS_IMAGE, Ids, Plan, PromptAnswer, PromptRequest, check_frame, refuse
 from sam2_ros.skipped_images import SkippedImages
 
 NOW = object()
@@ -83,6 +83,8 @@ class PromptReader:
             reading.answers.append(PromptAnswer(request, plan.add(message, 0, 0), reading.header))
             return
         target = self._target(message, reading, picture, newest, timeout)
+        if not isinstance(target, Wait):
+            check_frame(message, picture.header if target is NOW else target.message.header)
         if target is NOW:
             object_id = plan.add(message, *picture.image.shape[:2])
             reading.answers.append(PromptAnswer(request, object_id, picture.header))

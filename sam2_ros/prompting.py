@@ -5,15 +5,19 @@ from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from itertools import chain
 
+from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from sam2_core.prompts import Prompt, PromptError, merge_prompts
+from sam2_ros.calibration import same_frame
 from sam2_ros.conversions import ImageError, to_mask
 from sam2_ros.frame import TrackedObject
 from sam2_ros.msg import Prompt as PromptMessage
 from sam2_ros.srv import SetPrompt
 
 MAX_ID = 65535
+MAX_LABEL = 1000  # characters: a label is in every message about its object
+MAX_POINTS = 1000  # of an object in one image: the decoder compares each with all others
 NEEDS_IMAGE = (PromptMessage.SET, PromptMessage.REFINE)
 
 
@@ -164,6 +168,7 @@ class Plan:
         self._check_known(message.id, ': SET it first')
         prompt = to_prompt(message, message.id).check(height, width, self._image_size)
         prompts = [*(past or self.now).prompts.get(message.id, ()), prompt]
+        _check_count(sum(len(one.points) for one in prompts))
         merge_prompts(prompts, height, width)
         self._put(message.id, prompts, message.label or None, past)
         return message.id
@@ -192,9 +197,16 @@ class Plan:
 
 
 def to_prompt(message: PromptMessage, object_id: int) -> Prompt:
-    """Return what the message says, not yet checked against an image. PromptError for a mask that cannot be read."""
+    """Return what the message says, not yet checked against an image.
+
+    Raises PromptError for a mask that cannot be read, and for more points or a longer label than are allowed.
+    """
     box, mask = message.box, None
-    if message.mask.width:
+    _check_count(len(message.points))
+    if len(message.label) > MAX_LABEL:
+        raise PromptError(f"label of {len(message.label)} characters, '{message.label[:20]}...': must have at most "
+                          f'{MAX_LABEL}')
+    if has_image(message.mask):
         try:
             mask = to_mask(message.mask)
         except ImageError as error:
@@ -205,3 +217,20 @@ def to_prompt(message: PromptMessage, object_id: int) -> Prompt:
         labels=[point.label for point in message.points],
         box=(box.x_offset, box.y_offset, box.x_offset + box.width, box.y_offset + box.height) if box.width else None,
         mask=mask)
+
+
+def has_image(message: Image) -> bool:
+    """Return whether an image was given in an optional field, well-formed or not."""
+    return bool(message.width or len(message.data))
+
+
+def check_frame(message: PromptMessage, image: Header) -> None:
+    """Raise PromptError for a prompt that was drawn on an image of another camera."""
+    if not same_frame(message.header.frame_id, image.frame_id):
+        raise PromptError(f"prompt in frame '{message.header.frame_id}': must be '{image.frame_id}', as the image; "
+                          f'send it to the camera it was drawn on, or leave frame_id empty')
+
+
+def _check_count(points: int) -> None:
+    if points > MAX_POINTS:
+        raise PromptError(f'{points} points: must be at most {MAX_POINTS} for an object in one image; give a mask')

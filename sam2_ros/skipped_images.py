@@ -24,6 +24,12 @@ class SkippedImages:
         """The reason why the last image was skipped; empty when it was used."""
         return '' if self._last is None else self._last[1]
 
+    def why_none_yet(self) -> str:
+        """Return the reason why there has been no image so far."""
+        if self._last is None:
+            return f'no image yet on {self._topic}: is the camera running?'
+        return f'no image on {self._topic} could be used so far{self.hint()}'
+
     def why_no_image(self, seconds: float) -> str:
         """Return the reason why there has been no image for so many seconds."""
         last = self._last

@@ -24,6 +24,7 @@ class StampWatch:
         self._leads: deque[int] = deque(maxlen=RECENT)  # how far each was ahead of those before, ns
         self._odd: tuple[int, int] | None = None  # stamp and arrival of the image that was skipped last
         self._skipped = 0  # in a row
+        self.jumps = 0  # of the clock, ahead or back
 
     def judge(self, stamp: int, arrived: float) -> str:
         """Return '' if the image is to be used, or the reason to skip it. stamp: ns; arrived: seconds of any clock."""
@@ -39,6 +40,7 @@ class StampWatch:
             if self._odd is not None and stamp > self._odd[0] > self._last:
                 self._leads.append(max(0, stamp - self._odd[0] - (now - self._odd[1])))
             self._offsets.clear()
+            self.jumps += 1
             return self._use(stamp, now)
         self._odd = stamp, now
         self._skipped += 1

@@ -144,7 +144,7 @@ class ObjectStates:
             self.remove(object_id)
 
     def time_jumped(self, stamp: Time) -> None:
-        """Stamps go on from here, before those seen so far: what is out of sight is so from now on."""
+        """Count the time out of sight of every object from this stamp on: the clock has jumped here."""
         for record in self._records.values():
             record.unseen_since = to_nanoseconds(stamp)
 

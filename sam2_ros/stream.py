@@ -76,6 +76,7 @@ class Stream:
         self._open: dict[PromptRequest, None] = {}  # taken from the mailbox and not yet answered
         self._late_is_next = True  # of what is done aside
         self._skipped_last = False
+        self._jumps_seen = 0  # of the clock
 
     @property
     def tracker(self) -> StreamTracker:
@@ -155,7 +156,6 @@ class Stream:
         message = self.mailbox.take_image()
         if message is None:
             return False
-        self.skipped.clear()
         self._skipped_last = self._every_second and not self._skipped_last and not self.mailbox.prompts
         if self._skipped_last:
             self.mailbox.count_dropped()
@@ -240,6 +240,7 @@ class Stream:
             reason = self._failed(error)
             return None, [refuse(answer.request, reason) if _applied(answer, header) else answer for answer in answers]
         self._newest = picture
+        self.skipped.clear()
         self._steps.append(to_nanoseconds(header.stamp))
         items = run('states', self._objects.observe, advance, header.stamp, now.labels, joined | now.prompts.keys(),
                     self.parameters, self._late.object_ids)
@@ -336,7 +337,11 @@ class Stream:
             return []
         last, now = to_nanoseconds(self._newest.header.stamp), to_nanoseconds(stamp)
         if now >= last - TIME_JUMP:
+            if now > last + TIME_JUMP and self._jumps_seen != self._stamps.jumps:
+                self._jumps_seen = self._stamps.jumps
+                self._states.time_jumped(stamp)  # no object has been out of sight for as long as the stamps say
             return []
+        self._jumps_seen = self._stamps.jumps
         reset = self.parameters.on_time_jump == 'reset'
         self._logger.warning(f'{self.topic}: image stamps jumped back by {(last - now) / 1e9:.3f} s; '
                              f'objects are {"forgotten" if reset else "kept"} (on_time_jump)',

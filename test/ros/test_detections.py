@@ -322,6 +322,19 @@ def test_a_hidden_object_is_found_again_once():
     assert camera.objects == {1: ('cup', (200, 100, 240, 140))}
 
 
+def test_what_there_is_no_room_for_comes_with_the_next_detections():
+    gate, found = DetectionGate(), [((60 * x, 60 * y, 60 * x + 40, 60 * y + 40), 'cup', 0.99 - 0.01 * (x + 10 * y))
+                                    for y in range(5) for x in range(10)]
+    parameters = Parameters(max_objects=200)
+    gate.put(array(found))
+    first = gate.take(parameters, HEIGHT, WIDTH, 30)
+    assert len(first.prompts) == 30 and not first.refused
+    assert box_of(first.prompts[0]) == found[0][0]
+    gate.see(None, [refuse(PromptRequest(prompt, 0.0), 'for a reason') for prompt in first.prompts], parameters)
+    gate.put(array(found))
+    assert len(gate.take(parameters, HEIGHT, WIDTH).prompts) == 50
+
+
 def test_detections_without_a_stamp_are_of_the_newest_image():
     camera = Camera()
     camera.follow(1.0, ((0, 100, 40, 140), 'cup'))

@@ -2,7 +2,8 @@
 import time
 
 import pytest
-from inprocess import image, in_process, set_box
+from geometry_msgs.msg import Point, PointStamped
+from inprocess import header, image, in_process, set_box
 
 from sam2_ros.history import History, NotKept
 from sam2_ros.mailbox import Mailbox
@@ -88,6 +89,30 @@ def test_a_model_that_fails_is_the_reason_for_those_who_wait(robot, monkeypatch)
     robot.show(depth=False)
     for reason in ask_everything(robot):
         assert 'ZeroDivisionError' in reason
+
+
+def click() -> PointStamped:
+    return PointStamped(header=header(0), point=Point(z=1.0))
+
+
+def test_a_click_before_any_image_is_told_why_there_is_none(robot):
+    robot.send('/prompt_point', click())
+    robot.send('/image', image(robot.now, encoding='bayer_rggb8'))
+    robot.serve()
+    robot.send('/prompt_point', click())
+    first, second = (status.reason for status in robot.statuses)
+    assert first == 'no image yet on /image: is the camera running?'
+    assert second.startswith('no image on /image could be used so far') and UNSUPPORTED in second
+
+
+def test_the_reason_stays_while_the_next_image_is_in_work(robot, monkeypatch):
+    robot.send('/image', image(robot.now, encoding='bayer_rggb8'))
+    robot.serve()
+    seen = []
+    monkeypatch.setattr('sam2_ros.stream.to_rgb', lambda message: seen.append(robot.stream.skipped.reason) or 1 / 0)
+    robot.show(depth=False)
+    robot.serve()
+    assert UNSUPPORTED in seen[0]
 
 
 @pytest.mark.parametrize(('stamp', 'max_bytes', 'reason'), [

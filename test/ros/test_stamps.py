@@ -1,14 +1,16 @@
 """Stamps of images: one that is out of line is skipped and told, two in a row are a jump."""
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from discs import Discs
 from hypothesis import given
 from hypothesis import strategies as st
-from inprocess import in_process, set_box
+from inprocess import HEIGHT, WIDTH, header, in_process, set_box
 
+from sam2_ros.conversions import from_pixels
 from sam2_ros.evaluation.run import run
-from sam2_ros.msg import InstanceEvent, Prompt
+from sam2_ros.msg import Instance, InstanceEvent, Prompt
 from sam2_ros.parameters import Parameters
 from sam2_ros.stamps import MOST_SKIPPED, StampWatch
 
@@ -157,6 +159,39 @@ def test_two_in_a_row_are_a_jump(robot):
     for off in (0, 0, -50, -50, -50):
         show(robot, off)
     assert robot.frames[-1].instances == []
+
+
+def test_a_clock_that_is_set_ahead_forgets_no_hidden_object(robot):
+    robot.stream.change(replace(robot.stream.parameters, on_time_jump='keep', lost_after=1.0, forget_after=3.0))
+    robot.send('/prompt', Prompt(action=Prompt.CLEAR))
+    robot.send('/prompt', set_box(id=1))
+    show(robot)
+
+    def hidden(off: int = 0) -> int:
+        robot.now += 10**8 + off * SECOND
+        robot.send('/image', from_pixels(np.full((HEIGHT, WIDTH, 3), 80, np.uint8), 'rgb8', header(robot.now)))
+        robot.serve()
+        (item,) = robot.frames[-1].instances
+        return item.state
+    robot.stream.tracker.step = hide(robot.stream.tracker.step)
+    try:
+        assert hidden() == Instance.OCCLUDED
+        assert [hidden(3600), hidden(), hidden()] == [Instance.OCCLUDED] * 3, 'it is hidden since 0.4 s, not an hour'
+        for _ in range(10):
+            state = hidden()
+        assert state == Instance.LOST
+    finally:
+        del robot.stream.tracker.step
+
+
+def hide(step):
+    """A step of a tracker that sees no object."""
+    def stepped(*arguments):
+        found = step(*arguments)
+        for item in found.objects.values():
+            object.__setattr__(item, 'object_score', -9.0)
+        return found
+    return stepped
 
 
 # --- in a recording
