@@ -1,0 +1,122 @@
+"""Files of a folder: in the order of their numbers, found through symlinks, and none of them twice."""
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+
+Notice = Callable[[Path, str], None]  # is told what was not read, and why
+_NUMBER = re.compile(r'((?:^|(?<=[_= ]))-\d+|\d+)')  # a minus is a sign at the start of a name or of a part of it
+_TIMES = (12, 24, 60)  # months, hours, minutes: they begin anew in one series
+_DECIMAL = re.compile(r'(.*?)(\d+)\.(\d+)')
+
+
+class OrderError(ValueError):
+    """Files whose order cannot be known."""
+
+
+def natural_key(name: str) -> tuple[str | int, ...]:
+    """Return what sorts names by the numbers in them: 2 before 10, 1 like 001, whatever the case of letters."""
+    return tuple(int(part) if i % 2 else part for i, part in enumerate(_NUMBER.split(name.casefold())))
+
+
+def in_order(paths: Iterable[Path]) -> list[Path]:
+    """Return paths in natural order, folder by folder; those that differ in zeros or case only in a fixed one."""
+    return sorted(paths, key=lambda path: ([natural_key(part) for part in path.parts], path.parts))
+
+
+def frames_in_order(paths: Iterable[Path]) -> list[Path]:
+    """Return the files of one folder in the order of the numbers in their names, without suffix.
+
+    Raises OrderError where two files have one number (1.jpg and 001.jpg, 1.jpg and 1.png), and where numbers with a
+    point have one order as decimals and another as two numbers (1.9 and 1.10).
+    """
+    found = sorted(paths, key=lambda path: (natural_key(path.stem), path.name))
+    for one, other in zip(found, found[1:], strict=False):
+        if natural_key(one.stem) == natural_key(other.stem):
+            raise OrderError(f'{one.name} and {other.name} are two files for one frame: remove or rename one')
+    decimals = [_DECIMAL.fullmatch(path.stem) for path in found]
+    if all(decimals) and len({match[1] for match in decimals}) == 1 and len({len(match[3]) for match in decimals}) > 1:
+        values = [Decimal(f'{match[2]}.{match[3]}') for match in decimals]
+        for i in range(1, len(found)):
+            if values[i] <= values[i - 1]:
+                raise OrderError(f'{found[i - 1].name} and {found[i].name}: which is first depends on whether names '
+                                 f'are decimals; give all of them equally many digits after the point')
+    return found
+
+
+def not_one_sequence(stems: Sequence[str]) -> str | None:
+    """Return why names are not those of the frames of one video, None if they are: one text with a running number."""
+    stems = sorted(stems, key=natural_key)
+    parts = {stem: natural_key(stem) for stem in stems}
+    for one, other in zip(stems, stems[1:], strict=False):
+        if parts[one][::2] != parts[other][::2]:
+            return f'{one} and {other} are not numbered alike'
+        if len(parts[one]) == 1:
+            return f'{one} and {other} have no number'
+    if len(stems) < 2:
+        return None
+    series = defaultdict(list)  # as of several cameras: by all numbers but the last
+    for stem in stems:
+        series[parts[stem][:-2]].append(stem)
+    first, *others = series.values()
+    runs = {tuple(parts[stem][-2] for stem in names) for names in series.values()}
+    start, count = parts[first[0]][-2], len(first)
+    counted = start in (0, 1) and runs == {tuple(range(start, start + count))}
+    if others and count > 1 and counted and count not in _TIMES:
+        return f'{first[0]} and {others[0][0]} each begin a series'
+    return None
+
+
+def folders_below(folder: Path, notice: Notice) -> Iterator[Path]:
+    """Yield a folder and all below it, through symlinks, in natural order; hidden ones are ignored.
+
+    A folder is entered once: a second link to one is noticed, and a link back to a folder above ends there.
+    """
+    met: dict[tuple[int, int], Path] = {}
+    waiting = [folder]
+    while waiting:
+        place = waiting.pop()
+        try:
+            status = place.stat()
+            if (first := met.setdefault((status.st_dev, status.st_ino), place)) != place:
+                if not any(above.samefile(place) for above in place.parents):
+                    notice(place, f'the same folder as {first}')
+                continue
+            with os.scandir(place) as entries:
+                found = [entry for entry in entries if not entry.name.startswith('.')]
+        except OSError as error:
+            notice(place, error.strerror or type(error).__name__)
+            continue
+        yield place
+        for entry in found:
+            if entry.is_symlink() and not os.path.exists(entry.path):
+                notice(Path(entry.path), f'a link to {os.readlink(entry.path)}, which is not there')
+        waiting += reversed(in_order(Path(entry.path) for entry in found if entry.is_dir()))
+
+
+def files_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """Return the files with one of these lower-case suffixes, in no order; hidden ones are ignored. OSError."""
+    return [path for path in folder.iterdir()
+            if path.suffix.lower() in suffixes and not path.name.startswith('.') and not path.is_dir()]
+
+
+def files_below(folder: Path, endings: tuple[str, ...], notice: Notice) -> list[Path]:
+    """Return the files below a folder whose names end so, in lower case, in natural order."""
+    return [path for place in folders_below(folder, notice) for path in in_order(
+        path for path in place.iterdir()
+        if path.name.lower().endswith(endings) and not path.name.startswith('.') and not path.is_dir())]
+
+
+def by_spelling(names: Iterable[str]) -> dict[tuple[str | int, ...], str]:
+    """Return names for ``other_spelling``."""
+    return {natural_key(name): name for name in names}
+
+
+def other_spelling(name: str, names: Mapping[tuple[str | int, ...], str]) -> str:
+    """Return a hint at a name that differs in case or zeros only, to be put behind an error; empty if there is none."""
+    near = names.get(natural_key(name), name)
+    return '' if near == name else f'; there is {near}: names must be equal'
