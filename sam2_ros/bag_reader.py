@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from sam2_core.files import in_order
 from sam2_ros import bag_mcap, bag_sqlite
 from sam2_ros.bag_storage import ZSTD, BagError, Channel, StorageFile, unpack_file, unzstd
 
@@ -137,8 +138,7 @@ class BagReader:
 
     def _sources(self, folder: Path, metadata: dict[str, Any]) -> list[Path]:
         """Return the files of a bag in order, and tell which are missing or too many."""
-        there = sorted((path for path in folder.iterdir() if _is_bag_file(path)),
-                       key=lambda path: (len(path.name), path.name))
+        there = in_order(path for path in folder.iterdir() if _is_bag_file(path))
         if metadata:
             names = metadata['names']
             counts = {PurePath(item.get('path', '')).name: item.get('message_count')

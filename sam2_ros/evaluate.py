@@ -134,7 +134,10 @@ def jobs_of(options: argparse.Namespace, parameters: Parameters) -> list[Job]:
         return [Job(bag, _folder(options, name, len(names)), topics=topics, **common)
                 for bag, name in zip(options.bags, names, strict=True)]
     kind, folder = (jobs.DAVIS, options.davis) if options.davis else (jobs.SAV, options.sav)
-    clips = jobs.data_set(kind, folder, options.split).names
+    data = jobs.data_set(kind, folder, options.split)
+    for problem in data.problems:
+        print(f'sam2_evaluate: {problem}', file=sys.stderr)
+    clips = data.names
     return [Job(folder, _folder(options, clip, len(clips)), kind, clip, **common) for clip in clips]
 
 

@@ -7,7 +7,6 @@ Images and labels are paired by the stamp in their header. Needs no ROS installa
 """
 from __future__ import annotations
 
-import os
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from rosbags.image import message_to_cvimage
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
+from sam2_core.files import Notice, folders_below, in_order
 from sam2_core.masks import binary_mask
 from sam2_core.training.datasets import BrokenSample, Format, Labelled, SkippedFiles
 from sam2_ros.bag_files import COMPRESSED, IMAGE, described, header_stamp, image_head, is_camera
@@ -41,7 +41,7 @@ def bag_format(image_topic: str | None = None, label_topic: str | None = None) -
 
     def find(folder: Path, skipped: SkippedFiles) -> list[LabelledBag]:
         segments = []
-        for path in _bags(folder):
+        for path in _bags(folder, skipped.leave_out):
             try:
                 segments += _open(path, image_topic, label_topic, skipped)
             except BrokenSample as error:
@@ -55,38 +55,49 @@ def bag_format(image_topic: str | None = None, label_topic: str | None = None) -
     return Format(lambda folder: bool(_bags(folder)), find, 'ROS 2 bags with images and instances or label images')
 
 
-def _bags(folder: Path) -> list[Path]:
+def _bags(folder: Path, notice: Notice = lambda path, reason: None) -> list[Path]:
     """Return bag folders, and bag files in folders without metadata.yaml; links to folders are followed."""
-    folders, files, seen = [], [], set()
-    for name, inner, names in os.walk(folder, followlinks=True):
-        path = Path(name)
-        if path.resolve() in seen:  # a link back to a folder above
-            inner.clear()
-            continue
-        seen.add(path.resolve())
-        if 'metadata.yaml' in names:
+    folders, files = [], []
+    for path in folders_below(folder, notice):
+        if (path / 'metadata.yaml').exists():
             folders.append(path)
         else:
-            files += [path / file for file in names if file.endswith(SUFFIXES)]
-    return sorted(folders) + sorted(files)
+            files += [file for file in in_order(path.iterdir()) if file.name.endswith(SUFFIXES) and file.is_file()]
+    return folders + files
 
 
 def _open(path: Path, image_topic: str | None, label_topic: str | None, skipped: SkippedFiles) -> list[LabelledBag]:
     with BagReader(path) as reader:
         label = _label_connections(reader, path, label_topic)
         images = _image_connections(reader, path, image_topic, label[0].topic)
-        labels = {header_stamp(raw): time for _, time, raw in reader.messages(label)}
+        stamps = [(header_stamp(raw), time) for _, time, raw in reader.messages(label)]
+        labels = {stamp: time for stamp, time in stamps if stamp}
         best: dict[int, tuple[int, tuple[int, int]]] = {}
         chosen: list[Channel] = []
+        doubts: list[str] = []
+        equal: list[str] = []  # other cameras with as many stamps
         for connections in images:
-            found = _listed(reader, connections, labels)
+            found, more = _listed(reader, connections, labels)
             if len(found) > len(best):
-                best, chosen = found, connections
+                best, chosen, doubts, equal = found, connections, more, []
+            elif best and len(found) == len(best) and _camera(connections) != _camera(chosen):
+                equal.append(connections[0].topic)
         if reader.problems:
             skipped.add(BrokenSample(f'{path} (in part)', '; '.join(reader.problems)))
     if not best:
         tried = ', '.join(connections[0].topic for connections in images)
         raise BrokenSample(path, f'no stamp of {label[0].topic} is that of an image on {tried}')
+    if equal:
+        raise BrokenSample(path, f'{chosen[0].topic} and {", ".join(equal)} have the stamps of {label[0].topic}: which '
+                                 f'of them was labelled cannot be known; name it with --image-topic')
+    if unset := sum(not stamp for stamp, _ in stamps):
+        doubts.append(f'{unset} labels without a stamp are not used')
+    if lost := len(labels) - len(best):
+        doubts.append(f'{lost} of {len(labels)} labels have the stamp of no usable image')
+    if twice := len(stamps) - unset - len(labels):
+        doubts.append(f'{twice} labels are followed by one of the same stamp, which is used')
+    if doubts:
+        skipped.doubt(path, f'{label[0].topic}: {"; ".join(doubts)}')
     bags, start = [], 0
     stamps = sorted(best)
     for stop, stamp in enumerate(stamps[1:] + [None], 1):  # frames of one recording are of one size
@@ -98,17 +109,26 @@ def _open(path: Path, image_topic: str | None, label_topic: str | None, skipped:
 
 
 def _listed(reader: BagReader, connections: list[Channel],
-            labels: Container[int]) -> dict[int, tuple[int, tuple[int, int]]]:
-    """Return time in the bag, height and width of each whole image whose stamp is labelled."""
-    found = {}
+            labels: Container[int]) -> tuple[dict[int, tuple[int, tuple[int, int]]], list[str]]:
+    """Return time in the bag, height and width of each whole image whose stamp is labelled, and what is doubtful."""
+    found, repeated = {}, set()
     for _, time, raw in reader.messages(connections):
         try:
             head = image_head(raw, connections[0].msgtype)
         except ValueError:  # cut off: it cannot be trained on
             continue
         if head.stamp in labels:
-            found.setdefault(head.stamp, (time, (head.height, head.width)))
-    return found
+            if head.stamp in found:
+                repeated.add(head.stamp)
+            found[head.stamp] = (time, (head.height, head.width))
+    for stamp in repeated:  # which of the images was labelled cannot be known
+        del found[stamp]
+    return found, [f'{len(repeated)} stamps are of several images, which are not used'] if repeated else []
+
+
+def _camera(connections: list[Channel]) -> str:
+    """Return the name of a camera's topic, whether it is raw or compressed."""
+    return connections[0].topic.removesuffix('/compressed')
 
 
 def _label_connections(reader: BagReader, path: Path, wanted: str | None) -> list[Channel]:
@@ -120,6 +140,9 @@ def _label_connections(reader: BagReader, path: Path, wanted: str | None) -> lis
         raise BrokenSample(path, f'no labels on {wanted}; {described(topics)}')
     if not topics:
         raise BrokenSample(path, f'no label topic: {_INSTANCES}, or {IMAGE} on a topic that ends in label_image')
+    same_kind = list(instances or images)
+    if wanted is None and len(same_kind) > 1:
+        raise BrokenSample(path, f'labels on {" and ".join(same_kind)}: name one with --label-topic')
     return topics[wanted or next(iter(topics))]
 
 
@@ -220,6 +243,9 @@ def _image(message) -> np.ndarray:
 def _labels(message) -> dict[int, np.ndarray]:
     """Id -> bool mask of the whole image; an instance that is not visible has an empty one."""
     if message.__msgtype__ == _INSTANCES:
+        ids = [instance.id for instance in message.instances]
+        if len(set(ids)) < len(ids) or 0 in ids:
+            raise BrokenSample('instances', f'ids {", ".join(map(str, sorted(ids)))}: must be above 0 and different')
         return {instance.id: _instance_mask(instance, message.height, message.width) for instance in message.instances}
     if message.encoding not in ('mono16', '16UC1'):
         raise BrokenSample('label image', f'label image with encoding {message.encoding}: must be mono16')

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 
-from sam2_core.checkpoint import CONFIG_KEY, CheckpointError
+from sam2_core.checkpoint import CONFIG_KEY, CheckpointError, check_finite
 from sam2_core.config import Sam2Config
 from sam2_core.model import Sam2Model
 
@@ -46,8 +46,10 @@ def load_weights(path: Path, default: Sam2Config) -> Sam2Model:
         header = file.metadata() or {}
     config = config_from_json(header[CONFIG_KEY]) if CONFIG_KEY in header else default
     model = Sam2Model(config, path.stem)
+    weights = load_file(path)
+    check_finite(weights, path)
     try:
-        model.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+        model.load_state_dict({key: value.float() for key, value in weights.items()})
     except RuntimeError as error:
         raise CheckpointError(f'{path}: does not fit its shape: {str(error).splitlines()[1].strip()}') from error
     return model.eval().requires_grad_(False)

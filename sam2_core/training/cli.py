@@ -56,10 +56,10 @@ def parser() -> argparse.ArgumentParser:
                                       formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
     data = options.add_argument_group('data')
-    data.add_argument('--data', type=Path, required=True, help='folder of clips or images')
+    data.add_argument('--data', type=Path, required=True, help='folder of clips or images, or one JSON file of COCO')
     data.add_argument('--format', default='auto', choices=['auto', *FORMATS, 'bag'], help='layout of the folder')
     data.add_argument('--validation', type=float, default=0.1, help='share of the recordings to measure on')
-    data.add_argument('--validation-data', type=Path, help='folder to measure on instead, in the same layout')
+    data.add_argument('--validation-data', type=Path, help='folder or file to measure on instead, in the same layout')
     data.add_argument('--image-topic', help='in bags; default: the one with most of the labels\' stamps')
     data.add_argument('--label-topic', help='in bags; default: the first of instances or label images')
     data.add_argument('--frames', type=whole(1), default=8, help='length of a clip; 1: images only')
@@ -260,6 +260,8 @@ def _train(options: argparse.Namespace, bags: BagFormat | None, skipped: Skipped
         if first:
             _report_skipped(skipped)
         return NO_START
+    if first and (doubts := skipped.doubts()):
+        _list(f'{len(doubts)} to look at, which {"is" if len(doubts) == 1 else "are"} used:', doubts, skipped)
     code, problem = LEFT, None
     with progress_bar(trainer) as (say, bar):
         try:
@@ -277,11 +279,15 @@ def _train(options: argparse.Namespace, bags: BagFormat | None, skipped: Skipped
 def _report_skipped(skipped: SkippedFiles) -> None:
     left_out = skipped.all()
     if left_out:
-        print(f'{len(left_out)} {"file was" if len(left_out) == 1 else "files were"} left out:', file=sys.stderr)
-        for file, reason in list(left_out.items())[:20]:
-            print(f'  {file}: {reason}', file=sys.stderr)
-        if len(left_out) > 20:
-            print(f'  and {len(left_out) - 20} more, see {skipped.path}', file=sys.stderr)
+        _list(f'{len(left_out)} {"file was" if len(left_out) == 1 else "files were"} left out:', left_out, skipped)
+
+
+def _list(title: str, found: dict[str, str], skipped: SkippedFiles) -> None:
+    print(title, file=sys.stderr)
+    for file, reason in list(found.items())[:20]:
+        print(f'  {file}: {reason}', file=sys.stderr)
+    if len(found) > 20:
+        print(f'  and {len(found) - 20} more, see {skipped.path}', file=sys.stderr)
 
 
 def _ending(trainer: Trainer, code: int, problem: Exception | None) -> str:

@@ -50,6 +50,8 @@ def divergence(record: Tensor) -> Diverged | None:
 def report(problem: Diverged, step: int | None, output: Path, cures: str) -> str:
     """Return the last line of a run that diverged. step: of the state in ``output``, None if nothing was saved."""
     kept = 'nothing was saved before' if step is None else f'{output} holds the finite state of step {step}'
+    if step == problem.step - 1 and not math.isfinite(problem.values.get('loss', 0.0)):
+        kept += ', which gave this loss'
     return f'{problem}: training stopped; {kept}. Start again with another --output and {cures}'
 
 

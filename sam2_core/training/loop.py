@@ -120,7 +120,9 @@ class Trainer:
                    for key, value in module.state_dict().items()]
         tensors += [(f'{field} of {self.names[p]}', s[field]) for p, s in self.optimizer.state.items()
                     for field in ('exp_avg', 'exp_avg_sq') if field in s]
-        return not_finite(tensors)
+        dtype = self.config.weights_dtype  # float16 ends at 65504
+        return not_finite(tensors) or not_finite((f'{key} in {dtype}', value.to(dtype))
+                                                 for key, value in self.average.state_dict().items())
 
     def save(self) -> None:
         """Write the folder to go on from, and the averaged weights as a model file.

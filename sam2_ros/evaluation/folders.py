@@ -9,6 +9,7 @@ how its training set does.
 """
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -18,9 +19,23 @@ import numpy as np
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
+from sam2_core.files import (
+    Notice,
+    OrderError,
+    by_spelling,
+    files_below,
+    files_in,
+    folders_below,
+    frames_in_order,
+    in_order,
+    natural_key,
+    not_one_sequence,
+    other_spelling,
+)
 from sam2_core.training.datasets import BrokenSample
-from sam2_core.training.datasets.pictures import read_labels
-from sam2_core.training.datasets.sav import load_masklets, masklet_mask
+from sam2_core.training.datasets.davis import RESOLUTIONS
+from sam2_core.training.datasets.pictures import check_orientation, read_labels
+from sam2_core.training.datasets.sav import load_masklets, masklet_mask, open_video, video_of
 from sam2_ros.conversions import from_pixels
 from sam2_ros.evaluation.recording import RecordedPrompt, RecordingError
 
@@ -104,17 +119,25 @@ class DavisFolder:
             if not needed.is_dir():
                 raise RecordingError(f'data {folder}: no folder {needed.name}: give the one that has JPEGImages and '
                                      f'Annotations')
-        resolution = next((name for name in ('480p', 'Full-Resolution', '1080p') if (images / name).is_dir()), '')
+        resolution = next((name for name in RESOLUTIONS if (images / name).is_dir()), '')
         self._images, self._labels = images / resolution, labels / resolution
-        self.names = _split(sorted((folder / 'ImageSets').rglob('*.txt')), folder, split) or sorted(
-            {str(path.parent.relative_to(self._labels)) for path in self._labels.rglob('*.png')})
+        self.problems: list[str] = []  # what is not evaluated, and why
+        found = _folders_with(self._labels, {'.png'}, self.problems)
+        if '.' in found:
+            raise RecordingError(f'data {self._labels}: PNG files that lie in no folder of a clip: put the frames of '
+                                 f'each video into a folder of its own, here and in {self._images}')
+        listed = _split(files_below(folder / 'ImageSets', ('.txt',), _nothing), folder, split)
+        self.names = listed or sorted(found, key=natural_key)
+        bare = sorted(_folders_with(self._images, set(_FORMATS), self.problems) - found, key=natural_key)
+        if bare and not listed:
+            self.problems.append(f'{len(bare)} clips of {self._images} have no annotation: {", ".join(bare[:5])}')
         if not self.names:
             raise RecordingError(f'data {self._labels}: no PNG files in it: there is nothing to compare with')
 
     def clip(self, name: str, rate: float = RATE) -> DatasetClip:
         """One of ``names``. RecordingError when its files cannot be used."""
         labels = self._labels / name
-        files = {path.stem: {0: path} for path in sorted(labels.glob('*.png'))}
+        files = {path.stem: {0: path} for path in _label_files(labels)}
         return _folder_clip(name, self._images / name, labels, files, rate)
 
 
@@ -128,17 +151,28 @@ class SavFolder:
         """split: ``sav_val``, only the videos that the file of this name lists. RecordingError."""
         folder = Path(folder)
         self._images, self._labels = folder / 'JPEGImages_24fps', folder / 'Annotations_6fps'
+        self.problems: list[str] = []  # what is not evaluated, and why
         self._files: dict[str, Path] = {}  # JSON by name; none where the videos are folders
+        found: list[str] = []
         if self._images.is_dir() and self._labels.is_dir():
-            found = sorted(path.name for path in self._labels.iterdir() if path.is_dir())
+            found = [path.name for path in in_order(self._labels.iterdir())
+                     if path.is_dir() and not path.name.startswith('.')]
         else:
-            for path in [*sorted(folder.rglob('*_manual.json')), *sorted(folder.rglob('*_auto.json'))]:
-                self._files.setdefault(path.stem.rsplit('_', 1)[0], path)
-            found = sorted(self._files)
+            for path in files_below(folder, ('_manual.json', '_auto.json'), _noting(self.problems)):
+                self._add(path)
+            found = sorted(self._files, key=natural_key)
         if not found:
             raise RecordingError(f'data {folder}: neither JPEGImages_24fps with Annotations_6fps nor *_manual.json or '
                                  f'*_auto.json: give the folder that SA-V was unpacked to')
-        self.names = _split(sorted(folder.glob('*.txt')), folder, split) or found
+        self.names = _split(in_order(folder.glob('*.txt')), folder, split) or found
+
+    def _add(self, path: Path) -> None:
+        name, _, kind = path.stem.rpartition('_')
+        other = self._files.get(name)
+        if other is not None and other.stem.lower() == path.stem.lower():
+            raise RecordingError(f'data {path}: {other} is of the same video: remove one')
+        if other is None or kind.lower() == 'manual':
+            self._files[name] = path
 
     def clip(self, name: str, rate: float = RATE) -> DatasetClip:
         """One of ``names``. RecordingError when its files cannot be used."""
@@ -151,11 +185,37 @@ class SavFolder:
 
 # --- DAVIS, and SA-V as folders
 
+def _nothing(path: Path, reason: str) -> None:
+    """Take no notice of what cannot be read: a list that is not found is missed by its name."""
+
+
+def _noting(problems: list[str]) -> Notice:
+    return lambda path, reason: problems.append(f'{path}: {reason}')
+
+
+def _folders_with(folder: Path, suffixes: set[str], problems: list[str]) -> set[str]:
+    """Return the folders below one, as text, that have files with these suffixes."""
+    return {str(place.relative_to(folder)) for place in folders_below(folder, _noting(problems))
+            if files_in(place, suffixes)} if folder.is_dir() else set()
+
+
+def _ordered(folder: Path, suffixes: set[str]) -> list[Path]:
+    """Return the files of a folder in natural order; none if there is no such folder. RecordingError."""
+    try:
+        return frames_in_order(files_in(folder, suffixes)) if folder.is_dir() else []
+    except (OrderError, OSError) as error:
+        raise RecordingError(f'data {folder}: {error}') from None
+
+
+def _label_files(folder: Path) -> list[Path]:
+    return _ordered(folder, {'.png'})
+
+
 class ImageFiles:
-    """Images of a folder in the order of their names, sent as they are stored."""
+    """Images of a folder in the order of the numbers in their names, sent as they are stored."""
 
     def __init__(self, folder: Path) -> None:
-        self.paths = sorted(path for path in folder.glob('*') if path.suffix.lower() in _FORMATS)
+        self.paths = _ordered(folder, set(_FORMATS))
         if not self.paths:
             raise RecordingError(f'data {folder}: no images in it: the clip needs {", ".join(_FORMATS)} files there')
 
@@ -175,14 +235,14 @@ class LabelFiles:
 
     def __init__(self, images: ImageFiles, files: dict[str, dict[int, Path]]) -> None:
         """files: of each annotated image, by object; under 0 one with all of them."""
-        self._stems, self._files = [path.stem for path in images.paths], files
+        self._images, self._files = images.paths, files
         self._size: tuple[int, int] | None = None
 
     def size(self) -> tuple[int, int]:
         return self._size
 
     def masks(self, index: int) -> dict[int, np.ndarray] | None:
-        files = self._files.get(self._stems[index])
+        files = self._files.get(self._images[index].stem)
         if files is None:
             return None
         masks = {}
@@ -191,8 +251,11 @@ class LabelFiles:
             if labels.shape != (self._size or labels.shape):
                 raise BrokenSample(path, f'labels of {labels.shape[1]} x {labels.shape[0]} pixels: must be '
                                          f'{self._size[1]} x {self._size[0]}, as those before')
+            check_orientation(self._images[index], labels.shape)
             self._size = labels.shape
             if object_id:
+                if len(ids := np.unique(labels[labels > 0])) > 1:
+                    raise BrokenSample(path, f'ids {", ".join(map(str, ids[:5]))}: must be the mask of one object')
                 masks[object_id] = labels != 0
             else:
                 masks |= {int(number): labels == number for number in np.unique(labels) if number}
@@ -201,10 +264,17 @@ class LabelFiles:
 
 def _sav_folder(images: Path, labels: Path, rate: float) -> DatasetClip:
     files: dict[str, dict[int, Path]] = {}
-    for path in sorted(labels.glob('*/*.png')):
-        if not path.parent.name.isdigit():
-            raise RecordingError(f'data {path.parent}: must be the number of an object, as 000')
-        files.setdefault(path.stem, {})[int(path.parent.name) + 1] = path
+    folders: dict[int, Path] = {}
+    for folder in in_order(path for path in labels.iterdir() if path.is_dir() and not path.name.startswith('.')) \
+            if labels.is_dir() else ():
+        if not re.fullmatch('[0-9]+', folder.name):
+            raise RecordingError(f'data {folder}: must be the number of an object, as 000')
+        number = int(folder.name) + 1
+        if number in folders:
+            raise RecordingError(f'data {folder}: {folders[number].name} is the same object: remove one')
+        folders[number] = folder
+        for path in _label_files(folder):
+            files.setdefault(path.stem, {})[number] = path
     return _folder_clip(images.name, images, labels, files, rate)
 
 
@@ -212,9 +282,16 @@ def _folder_clip(name: str, images: Path, labels: Path, files: dict[str, dict[in
     if not files:
         raise RecordingError(f'data {labels}: no annotation in it: the clip needs PNG files there')
     found = ImageFiles(images)
-    if not {path.stem for path in found.paths} & set(files):
-        raise RecordingError(f'data {labels}: no file has the name of an image in {images}, as {found.paths[0].stem}')
-    return DatasetClip(name, found, LabelFiles(found, files), rate)
+    stems = [path.stem for path in found.paths]
+    if not set(stems) & set(files):
+        raise RecordingError(f'data {labels}: no file has the name of an image in {images}, as {stems[0]}')
+    clip = DatasetClip(name, found, LabelFiles(found, files), rate)
+    if lost := [stem for stem in files if stem not in set(stems)]:
+        clip.problems.append(f'{len(lost)} annotations have the name of no image, as {lost[0]}'
+                             f'{other_spelling(lost[0], by_spelling(stems))}')
+    if reason := not_one_sequence(stems):
+        clip.problems.append(f'images of {images} may be no frames of one video: {reason}')
+    return clip
 
 
 def _split(lists: Sequence[Path], folder: Path, split: str) -> list[str] | None:
@@ -225,7 +302,11 @@ def _split(lists: Sequence[Path], folder: Path, split: str) -> list[str] | None:
     if len(found) != 1:
         names = ', '.join(str(path.relative_to(folder)) for path in found or lists) or 'none'
         raise RecordingError(f'split {split}: must be one of the lists in {folder}; there are {names}')
-    return [line.split()[0] for line in found[0].read_text().splitlines() if line.strip()]
+    names = [line.split()[0] for line in found[0].read_text().splitlines() if line.strip()]
+    if len(set(names)) < len(names):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise RecordingError(f'split {found[0]}: {twice} is there twice: remove one')
+    return names
 
 
 # --- SA-V as videos
@@ -233,8 +314,9 @@ def _split(lists: Sequence[Path], folder: Path, split: str) -> list[str] | None:
 class Video:
     """Frames of a video file. Fast in order; going back begins anew: seeking is not exact in every codec."""
 
-    def __init__(self, path: Path, frames: int) -> None:
-        self.path, self.frames = path, frames
+    def __init__(self, path: Path, frames: int, size: tuple[int, int]) -> None:
+        """size: height and width of the annotation."""
+        self.path, self.frames, self.size = path, frames, size
         self._video: cv2.VideoCapture | None = None
         self._next = 0
         self._last: tuple[int, np.ndarray] | None = None
@@ -249,9 +331,10 @@ class Video:
 
     def _read(self, index: int) -> np.ndarray:
         if self._video is None or index < self._next:
-            self._video, self._next = cv2.VideoCapture(str(self.path)), 0
-            if not self._video.isOpened():
-                raise RecordingError(f'video {self.path}: cannot be decoded')
+            try:
+                self._video, self._next = open_video(self.path, self.size), 0
+            except BrokenSample as error:
+                raise RecordingError(f'video {error}') from None
         while self._next <= index:
             if not self._video.grab():
                 raise RecordingError(f'video {self.path}: ends after {self._next} frames, its annotation is of '
@@ -266,13 +349,13 @@ class Video:
 class Masklets:
     """Run lengths of a JSON file: of every fourth frame of the video."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, video: Path) -> None:
         self.path = path
-        self._masklets, self.step = load_masklets(path)
-        sizes = [runs['size'] for frame in self._masklets for runs in frame if runs and 'size' in runs]
-        if not sizes:
+        masklets = load_masklets(path, video)
+        self._masklets, self.step, self.doubt = masklets
+        if masklets.size() is None:
             raise BrokenSample(path, 'no masks in it')
-        self._size = int(sizes[0][0]), int(sizes[0][1])
+        self._size = masklets.size()
 
     @property
     def frames(self) -> int:
@@ -291,12 +374,12 @@ class Masklets:
 
 
 def _sav_video(path: Path, rate: float) -> DatasetClip:
-    name = path.stem.rsplit('_', 1)[0]
-    video = path.with_name(f'{name}.mp4')
-    if not video.exists():
-        raise RecordingError(f'data {path}: no video {video.name} beside it')
     try:
-        masklets = Masklets(path)
+        video = video_of(path)
+        masklets = Masklets(path, video)
     except BrokenSample as error:
-        raise RecordingError(str(error)) from None
-    return DatasetClip(name, Video(video, masklets.frames), masklets, rate)
+        raise RecordingError(f'data {error}') from None
+    clip = DatasetClip(video.stem, Video(video, masklets.frames, masklets.size()), masklets, rate)
+    if masklets.doubt:
+        clip.problems.append(masklets.doubt)
+    return clip

@@ -80,9 +80,12 @@ def compressed(counts: list[int]) -> str:
     return text
 
 
-def sav_video(folder, number: int, annotated: int = 6, kind: str = 'manual'):
-    """A video of 24 frames/s, every fourth frame labelled; ``scene`` counts in frames of the video."""
-    frames = 4 * (annotated - 1) + 1
+def sav_video(folder, number: int, annotated: int = 6, kind: str = 'manual', frames: int = 0, claimed: int = 0):
+    """A video of 24 frames/s, every fourth frame labelled; ``scene`` counts in frames of the video.
+
+    frames: that the video has; claimed: that the JSON says it has.
+    """
+    frames = frames or 4 * (annotated - 1) + 1
     name = f'sav_{number:06}'
     folder.mkdir(parents=True, exist_ok=True)
     writer = cv2.VideoWriter(str(folder / f'{name}.mp4'), cv2.VideoWriter_fourcc(*'mp4v'), 24, (WIDTH, HEIGHT))
@@ -93,7 +96,7 @@ def sav_video(folder, number: int, annotated: int = 6, kind: str = 'manual'):
     masklet = [[{'size': [HEIGHT, WIDTH], 'counts': compressed(runs(scene(4 * i)[1] == number))} for number in (1, 3)]
                for i in range(annotated)]
     (folder / f'{name}_{kind}.json').write_text(json.dumps({
-        'video_id': name, 'video_frame_count': float(frames), 'video_height': float(HEIGHT),
+        'video_id': name, 'video_frame_count': float(claimed or frames), 'video_height': float(HEIGHT),
         'video_width': float(WIDTH), 'masklet': masklet, 'masklet_id': [0, 1], 'masklet_num': 2}))
 
 

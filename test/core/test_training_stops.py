@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from training_runs import TINY, Boxes, ended, group_signal, interrupted_twice, one_of_two, trainer
 
+from sam2_core.checkpoint import CheckpointError
 from sam2_core.config import VARIANTS
 from sam2_core.training import command, loop
 from sam2_core.training.checkpoints import load_weights, save_weights
@@ -223,4 +224,10 @@ def test_pretraining_stops_with_its_own_exit_code(tmp_path, monkeypatch, capsys)
                      'cpu', '--clips', '1', '--workers', '0', '--steps', '4', '--rate', '1e30', '--validate-every',
                      '0'])
     text = capsys.readouterr().err
-    assert code == 4 and 'holds the finite state of step' in text and '--rate' in text
+    assert code == 4 and 'step 2: the ' in text and '--rate' in text
+    assert not (tmp_path / 'run' / 'weights.safetensors').exists()  # those of step 1 are infinite in float16
+    weights = load_file(tmp_path / 'start.safetensors')
+    next(iter(weights.values())).view(-1)[0] = math.nan
+    save_file(weights, tmp_path / 'start.safetensors')
+    with pytest.raises(CheckpointError, match='1 of .* tensors are not finite'):
+        load_weights(tmp_path / 'start.safetensors', TINY)

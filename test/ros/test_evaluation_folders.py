@@ -129,6 +129,71 @@ def test_folder_that_cannot_be_used_is_named(tmp_path, make):
         opened(DavisFolder(tmp_path / 'davis', split='val' if make is lists_what_is_not_there else ''))
 
 
+def test_images_are_in_the_order_of_their_numbers(davis):
+    for folder in ('JPEGImages', 'Annotations'):
+        for path in (davis / folder / '480p/dog').iterdir():
+            path.rename(path.with_name(f'{4 * int(path.stem)}{path.suffix.upper()}'))
+        (davis / folder / '480p/dog' / '._0.png').write_bytes(b'')
+    clip = DavisFolder(davis).clip('dog')
+    assert len(clip.stamps) == 6 and not clip.problems
+    for frame in range(6):
+        assert bytes(clip.image(frame).data) == jpeg(scene(frame)[0])
+        np.testing.assert_array_equal(clip.truth(frame), scene(frame)[1])
+
+
+def test_two_files_for_one_image_are_refused(davis):
+    (davis / 'JPEGImages/480p/dog' / '3.png').write_bytes(b'')
+    with pytest.raises(RecordingError, match='dog: 00003.jpg and 3.png are two files for one frame'):
+        DavisFolder(davis).clip('dog')
+
+
+def test_linked_clips_are_found_and_a_flat_folder_is_refused(davis, tmp_path):
+    for folder in ('JPEGImages', 'Annotations'):
+        (davis / folder / '480p/dog').rename(tmp_path / folder)
+        (davis / folder / '480p/dog').symlink_to(tmp_path / folder)
+    assert DavisFolder(davis).names == ['bear', 'camel', 'dog']
+    (davis / 'Annotations/480p/00000.png').write_bytes(b'')
+    with pytest.raises(RecordingError, match='480p: PNG files that lie in no folder of a clip'):
+        DavisFolder(davis)
+
+
+def test_clips_that_are_not_evaluated_are_named(davis):
+    for path in (davis / 'Annotations/480p/dog').iterdir():
+        path.unlink()
+    (davis / 'Annotations/480p/lost').symlink_to('nowhere')
+    data = DavisFolder(davis)
+    assert data.names == ['bear', 'camel']
+    assert [problem.partition('480p')[2] for problem in data.problems] == [
+        '/lost: a link to nowhere, which is not there', ' have no annotation: dog']
+    assert DavisFolder(davis, '2017/val').problems == data.problems[:1]
+
+
+def test_what_is_doubtful_in_a_clip_is_a_problem(davis):
+    (davis / 'Annotations/480p/dog/00003.png').rename(davis / 'Annotations/480p/dog/3.png')
+    (davis / 'JPEGImages/480p/dog/00005.jpg').rename(davis / 'JPEGImages/480p/dog/last.jpg')
+    one, other = DavisFolder(davis).clip('dog').problems
+    assert '2 annotations have the name of no image, as 3; there is 00003: names must be equal' in one
+    assert '00004 and last are not numbered alike' in other
+
+
+@pytest.mark.parametrize(('value', 'turned', 'reason'), [
+    (6, True, 'the annotation fits the rotated picture only'), (6, False, None), (3, False, 'cannot be known')])
+def test_photos_are_never_rotated(davis, value, turned, reason):
+    image, labels = scene(0)
+    exif = b'Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0' + bytes([value]) + bytes(6)
+    data = jpeg(image)
+    (davis / 'JPEGImages/480p/dog/00000.jpg').write_bytes(
+        data[:2] + b'\xff\xe1' + (len(exif) + 2).to_bytes(2, 'big') + exif + data[2:])
+    (davis / 'Annotations/480p/dog/00000.png').write_bytes(indexed_png(np.rot90(labels, -1) if turned else labels))
+    clip = DavisFolder(davis).clip('dog')
+    assert to_rgb(clip.image(0)).shape == image.shape
+    if reason is None:
+        np.testing.assert_array_equal(clip.truth(0), labels)
+    else:
+        with pytest.raises(RecordingError, match=f'00000.jpg: EXIF orientation {value}: .*{reason}'):
+            clip.truth(0)
+
+
 # --- SA-V
 
 def check_every_fourth_frame(clip, truths):
@@ -181,6 +246,20 @@ def test_objects_of_the_validation_set_may_overlap(tmp_path):
     np.testing.assert_array_equal(truth_masks(clip, 4)[1], overlapping(4)[1])
 
 
+def test_objects_of_the_validation_set_have_one_number_and_one_mask_each(tmp_path):
+    labels = sav_folders(tmp_path) / 'Annotations_6fps' / 'sav_000007'
+    path = labels / '002' / '00004.png'
+    path.write_bytes(indexed_png(scene(4)[1]))
+    with pytest.raises(RecordingError, match='00004.png: ids 1, 3: must be the mask of one object'):
+        SavFolder(tmp_path).clip('sav_000007').masks(4)
+    (labels / '2').mkdir()
+    with pytest.raises(RecordingError, match='is the same object: remove one'):
+        SavFolder(tmp_path).clip('sav_000007')
+    (labels / '2').rename(labels / '²')
+    with pytest.raises(RecordingError, match='²: must be the number of an object'):
+        SavFolder(tmp_path).clip('sav_000007')
+
+
 def test_list_of_videos_says_which(tmp_path):
     for number in (3, 4):
         sav_video(tmp_path, number)
@@ -191,15 +270,10 @@ def test_list_of_videos_says_which(tmp_path):
         opened(SavFolder(tmp_path, split='sav_val'))
 
 
-def test_video_that_ends_early_is_named(tmp_path):
-    sav_video(tmp_path, 3, annotated=4)
-    (tmp_path / 'other').mkdir()
-    sav_video(tmp_path / 'other', 3, annotated=2)
-    (tmp_path / 'other' / 'sav_000003.mp4').replace(tmp_path / 'sav_000003.mp4')
-    (tmp_path / 'other' / 'sav_000003_manual.json').unlink()
-    clip, = opened(SavFolder(tmp_path))
-    with pytest.raises(RecordingError, match='sav_000003.mp4: ends after 5 frames, its annotation is of 13'):
-        clip.image(8)
+def test_video_that_does_not_fit_its_annotation_is_named(tmp_path):
+    sav_video(tmp_path, 3, annotated=4, frames=5, claimed=13)
+    with pytest.raises(RecordingError, match='4 annotated frames of 13 .video_frame_count., and sav_000003.mp4 has 5'):
+        opened(SavFolder(tmp_path))
 
 
 def test_folder_without_sav_is_named(tmp_path):

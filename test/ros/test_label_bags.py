@@ -96,17 +96,22 @@ def label_message(frame, stamp):
 
 
 def write_bag(path, frames=8, labels=('instances',), compressed=False, storage=StoragePlugin.MCAP, drop=(), lag=0,
-              height=HEIGHT):
-    """Camera at 10 Hz, the labels later by 70 ms, as a node would publish them."""
+              height=HEIGHT, more=(), stamp_of=lambda stamp: stamp):
+    """Camera at 10 Hz, the labels later by 70 ms, as a node would publish them.
+
+    more: topics of other cameras with the same stamps, or of other instances; stamp_of: of labels.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     camera = ('/camera/image/compressed', 'sensor_msgs/msg/CompressedImage') if compressed \
         else ('/camera/image', 'sensor_msgs/msg/Image')
     topics = {'image': camera, 'depth': ('/camera/depth', 'sensor_msgs/msg/Image'),
               'instances': ('/sam2/instances', 'sam2_ros/msg/InstanceArray'),
-              'label_image': ('/sam2/label_image', 'sensor_msgs/msg/Image')}
+              'label_image': ('/sam2/label_image', 'sensor_msgs/msg/Image'),
+              **{topic: (topic, 'sam2_ros/msg/InstanceArray' if 'instances' in topic else 'sensor_msgs/msg/Image')
+                 for topic in more}}
     with Writer(path, version=9, storage_plugin=storage) as writer:
         connections = {name: writer.add_connection(topic, kind, typestore=STORE)
-                       for name, (topic, kind) in topics.items() if name in ('image', 'depth', *labels)}
+                       for name, (topic, kind) in topics.items() if name in ('image', 'depth', *labels, *more)}
         records = []
         for frame in range(frames):
             stamp = 1_700_000_000 * SECOND + frame * SECOND // 10
@@ -114,11 +119,12 @@ def write_bag(path, frames=8, labels=('instances',), compressed=False, storage=S
             records.append((stamp, 'image', jpeg_message(rgb, stamp) if compressed
                             else image_message(rgb[..., ::-1].copy(), 'bgr8', stamp)))
             records.append((stamp + 1, 'depth', image_message(np.ones((HEIGHT, WIDTH), np.uint16), '16UC1', stamp)))
+            records += [(stamp, topic, image_message(rgb, 'rgb8', stamp)) for topic in more if 'instances' not in topic]
             if frame in drop:
                 continue
-            for name in labels:
-                message = instances_message(frame, stamp + lag, height) if name == 'instances' \
-                    else label_message(frame, stamp + lag)
+            for name in (*labels, *(topic for topic in more if 'instances' in topic)):
+                message = instances_message(frame, stamp_of(stamp) + lag, height) if 'instances' in name \
+                    else label_message(frame, stamp_of(stamp) + lag)
                 records.append((stamp + 70_000_000, name, message))
         for time, name, message in sorted(records, key=lambda record: record[0]):
             writer.write(connections[name], time, STORE.serialize_cdr(message, message.__msgtype__))
@@ -247,6 +253,29 @@ def test_images_that_the_node_refuses_are_not_trained_on_either(pixels, encoding
         message = image_message(pixels, encoding, 1)
     with pytest.raises(ImageError, match=f"encoding '{encoding}': not supported; publish one of"):
         _image(message)
+
+
+def test_which_camera_or_labels_are_meant_is_not_guessed(tmp_path, skipped):
+    write_bag(tmp_path / 'data' / 'cameras', more=('/left/image',))
+    write_bag(tmp_path / 'data' / 'labels', more=('/arm/instances',))
+    with pytest.raises(ValueError, match='nothing to train on'):
+        open_bags(tmp_path / 'data', skipped)
+    reasons = {Path(file).name: reason for file, reason in skipped.all().items()}
+    assert '/left/image' in reasons['cameras'] and '--image-topic' in reasons['cameras']
+    assert '/arm/instances' in reasons['labels'] and '--label-topic' in reasons['labels']
+    bag, = open_bags(tmp_path / 'data' / 'cameras', skipped, image_topic='/left/image')
+    assert bag.image_topic == '/left/image'
+
+
+def test_labels_that_are_not_used_are_counted(tmp_path, skipped):
+    first, step = 1_700_000_000 * SECOND, SECOND // 10
+    changed = {first: 0, first + step: first + 2 * step, first + 3 * step: first + 5}
+    write_bag(tmp_path / 'data' / 'run', stamp_of=lambda stamp: changed.get(stamp, stamp))
+    bag, = open_bags(tmp_path / 'data', skipped)
+    assert len(bag) == 5 and not skipped.all()
+    doubts, = skipped.doubts().values()
+    assert doubts == ('/sam2/instances: 1 labels without a stamp are not used; 1 of 6 labels have the stamp of no '
+                      'usable image; 1 labels are followed by one of the same stamp, which is used')
 
 
 def test_bags_become_clips(tmp_path, skipped):

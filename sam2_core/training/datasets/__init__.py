@@ -31,11 +31,14 @@ FORMATS: Mapping[str, Format] = {
 
 def open_recordings(folder: Path, skipped: SkippedFiles, name: str = 'auto',
                     formats: Mapping[str, Format] = FORMATS) -> list[Recording]:
-    """What there is to train on in ``folder``, whose layout is ``name`` of ``formats``, or found out.
+    """Return what there is to train on in ``folder``, whose layout is ``name`` of ``formats``, or found out.
 
-    FileNotFoundError when there is no such folder; ValueError when its layout is not known or nothing is in it.
+    ``folder`` may also be one JSON file of the layout coco. FileNotFoundError when there is no such folder; ValueError
+    when its layout is not known or nothing is in it.
     """
-    if not folder.is_dir():
+    if folder.is_file() and folder.suffix.lower() == '.json' and name in ('auto', 'coco'):
+        name = 'coco'
+    elif not folder.is_dir():
         raise FileNotFoundError(f'data {folder}: no such folder')
     if name == 'auto':
         name = next((known for known, layout in formats.items() if layout.matches(folder)), None)

@@ -2,67 +2,190 @@
 DIR/images, or in a folder that the JSON file is named after (instances_train2017.json -> train2017/).
 
 Polygons, run lengths and compressed run lengths are read. Annotations marked ``iscrowd`` are groups, not objects: they
-are left out.
+are left out. So are the files of a split to measure on (val, test), and key points and stuff, where there are others.
 """
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from sam2_core.files import by_spelling, files_in, in_order, other_spelling
 from sam2_core.training.datasets import run_lengths, sav
 from sam2_core.training.datasets.pictures import read_image
 from sam2_core.training.datasets.recordings import BrokenSample, Labelled, SkippedFiles
 
 _FINE = 4  # polygons are drawn in pixels this many times finer
 _SHIFT = 4  # binary digits below those
+_MEASURED = re.compile(r'(^|[_.-])(val|valid|validation|minival|test|testdev|test-dev)\d*$', re.IGNORECASE)
+_OTHER_KIND = re.compile(r'^(person_keypoints|stuff)_', re.IGNORECASE)
 
 
 def matches(folder: Path) -> bool:
-    """Does the folder have this layout?"""
+    """Tell whether the folder has this layout."""
     return not sav.matches(folder) and bool(_files(folder))
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted([*folder.glob('*.json'), *(folder / 'annotations').glob('*.json')])
+    """Return the JSON files of a folder, or the one that was named instead."""
+    if folder.is_file():
+        return [folder]
+    return in_order(path for place in (folder, folder / 'annotations') if place.is_dir()
+                    for path in files_in(place, {'.json'}))
 
 
 def find(folder: Path, skipped: SkippedFiles) -> list[CocoImage]:
-    """Every image with at least one annotated object."""
-    images = []
-    for path in _files(folder):
-        try:
-            images += _read(path, folder, skipped)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            skipped.add(BrokenSample(path, f'not a COCO annotation ({type(error).__name__}: {error})'))
-    return images
+    """Return every image with at least one annotated object, once."""
+    files = _files(folder)
+    if folder.is_file():
+        folder = folder.parent.parent if folder.parent.name == 'annotations' else folder.parent
+    measured = [path for path in files if _MEASURED.search(path.stem)]
+    if len(measured) < len(files):
+        files = [path for path in files if path not in measured]
+        for path in measured:
+            skipped.leave_out(path, f'of a split to measure on, not to train on; --data {path} or --validation-data '
+                                    f'{path} reads it')
+    found: list[tuple[Path, list[CocoImage]]] = []
+    others = [path for path in files if _OTHER_KIND.search(path.stem)]
+    for path in [path for path in files if path not in others]:
+        content = _content(path, skipped)
+        if content is not None and any('keypoints' in item for item in content['annotations'][:1000]
+                                       if isinstance(item, dict)):
+            others.append(path)
+        elif content is not None:
+            found.append((path, _Reader(path, folder, skipped).images(content)))
+    alone = not any(images for _, images in found)
+    for path in others:
+        if not alone:
+            skipped.leave_out(path, 'annotates key points or stuff; the other files have the masks of objects')
+        elif (content := _content(path, skipped)) is not None:
+            found.append((path, _Reader(path, folder, skipped).images(content)))
+    return _once(found, skipped)
 
 
-def _read(path: Path, folder: Path, skipped: SkippedFiles) -> list[CocoImage]:
-    content = json.loads(path.read_bytes())
-    objects: dict[int, list] = {}
-    for annotation in content['annotations']:
-        if not annotation.get('iscrowd') and annotation.get('segmentation'):
-            objects.setdefault(annotation['image_id'], []).append(annotation['segmentation'])
-    if content['annotations'] and not objects:
-        skipped.add(BrokenSample(path, f'none of {len(content["annotations"])} annotations is the mask of an object: '
-                                       f'boxes, crowds and key points are not enough'))
-    split = path.stem.rsplit('_', 1)[-1]
-    places = [folder, folder / 'images', folder / split, folder / 'images' / split]
-    found = []
-    for entry in content['images']:
-        if entry['id'] not in objects:
-            continue
-        file = next((place / entry['file_name'] for place in places if (place / entry['file_name']).exists()), None)
-        if file is None:
-            skipped.add(BrokenSample(entry['file_name'], f'named in {path.name}, but in none of '
-                                                         f'{", ".join(str(place) for place in places)}'))
-            continue
-        found.append(CocoImage(file, path, objects[entry['id']], (entry.get('width'), entry.get('height'))))
-    return found
+def _content(path: Path, skipped: SkippedFiles) -> dict | None:
+    try:
+        return _checked(json.loads(path.read_bytes()))
+    except (OSError, ValueError) as error:
+        skipped.leave_out(path, f'not a COCO annotation ({type(error).__name__}: {error})')
+        return None
+
+
+def _checked(content: object) -> dict:
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), list)
+                                                for key in ('images', 'annotations')):
+        raise ValueError('no lists of images and annotations in it')
+    return content
+
+
+def _once(files: Iterable[tuple[Path, list[CocoImage]]], skipped: SkippedFiles) -> list[CocoImage]:
+    """Return the images of all files; of an image that several files list, the first has it."""
+    found: dict[Path, CocoImage] = {}
+    for path, images in files:
+        again = [image for image in images if image.file.resolve() in found]
+        if again:
+            first = found[again[0].file.resolve()]
+            skipped.leave_out(f'{path}: {len(again)} images', f'listed by {first.source.name} too, as {again[0].file}')
+        for image in images:
+            found.setdefault(image.file.resolve(), image)
+    return list(found.values())
+
+
+class _Reader:
+    """Reads one JSON file, and counts what is not used of it."""
+
+    def __init__(self, path: Path, folder: Path, skipped: SkippedFiles) -> None:
+        self.path, self.skipped = path, skipped
+        self._names: Mapping[tuple[str | int, ...], str] | None = None  # of all files where images are looked for
+        split = path.stem.rsplit('_', 1)[-1]
+        self.places = [folder, folder / 'images', folder / split, folder / 'images' / split]
+
+    def images(self, content: dict) -> list[CocoImage]:
+        entries = self._entries(content['images'])
+        objects = self._objects(content['annotations'], entries)
+        images = [self._image(entries[key], found) for key, found in objects.items()]
+        return [image for image in images if image is not None]
+
+    def _left_out(self, items: Sequence, what: str, reason: str) -> None:
+        if items:
+            self.skipped.leave_out(f'{self.path}: {len(items)} {what}', reason)
+
+    def _entries(self, images: list) -> dict[int | str, dict]:
+        """Return the images by id, but for those that cannot be told apart."""
+        valid = [entry for entry in images if isinstance(entry, dict) and isinstance(entry.get('id'), (int, str))
+                 and isinstance(entry.get('file_name'), str)]
+        self._left_out(range(len(images) - len(valid)), 'images', 'have no id or no file_name')
+        ids, names = Counter(entry['id'] for entry in valid), Counter(entry['file_name'] for entry in valid)
+        same_id = [entry for entry in valid if ids[entry['id']] > 1]
+        same_file = [entry for entry in valid if ids[entry['id']] == 1 and names[entry['file_name']] > 1]
+        if same_id:
+            self._left_out(same_id, 'images', f'share an id with another, as {same_id[0]["file_name"]} does '
+                                              f'({same_id[0]["id"]!r}): to which of them an annotation belongs cannot '
+                                              f'be known')
+        if same_file:
+            self._left_out(same_file, 'entries', f'list an image twice, as {same_file[0]["file_name"]}: its objects '
+                                                 f'may be annotated twice, or half of them in each')
+        return {entry['id']: entry for entry in valid if ids[entry['id']] == names[entry['file_name']] == 1}
+
+    def _objects(self, annotations: list, entries: dict[int | str, dict]) -> dict[int | str, list]:
+        """Return the masks of every image that has some."""
+        objects: dict[int | str, list] = defaultdict(list)
+        unused, dangling, seen, twice = Counter(), [], {}, 0
+        for item in annotations:
+            if not isinstance(item, dict):
+                unused['no JSON objects'] += 1
+            elif not isinstance(item.get('image_id'), (int, str)) or item['image_id'] not in entries:
+                dangling.append(item.get('image_id'))
+            elif item.get('iscrowd'):
+                unused['crowds'] += 1
+            elif not item.get('segmentation'):
+                unused['boxes or key points without a mask'] += 1
+            else:
+                key = item.get('id')
+                first = seen.setdefault(key, item) if isinstance(key, (int, str)) else item
+                if first is not item and first == item:
+                    unused['annotations that are listed twice'] += 1
+                    continue
+                twice += first is not item
+                objects[item['image_id']].append(item['segmentation'])
+        if dangling:
+            known = next(iter(entries), None)
+            self._left_out(dangling, 'annotations', f'name an image_id that no usable image has, as {dangling[0]!r}'
+                           + ('' if known is None else f'; ids of images are as {known!r}'))
+        doubts = [f'{count} {what} are not used' for what, count in unused.items()]
+        if twice:
+            doubts.append(f'{twice} annotations have the id of another')
+        if empty := len(entries) - len(objects):
+            doubts.append(f'{empty} images have no mask of an object')
+        if annotations and not objects:
+            self.skipped.leave_out(self.path, f'none of {len(annotations)} annotations is the mask of an object: '
+                                              f'boxes, crowds and key points are not enough')
+        elif doubts:
+            self.skipped.doubt(self.path, '; '.join(doubts))
+        return objects
+
+    def _beside(self) -> Mapping[tuple[str | int, ...], str]:
+        if self._names is None:
+            self._names = by_spelling(path.name for place in self.places if place.is_dir() for path in place.iterdir())
+        return self._names
+
+    def _image(self, entry: dict, objects: list) -> CocoImage | None:
+        name = entry['file_name']
+        files = {path.resolve(): path for path in (place / name for place in self.places) if path.is_file()}
+        if len(files) == 1:
+            return CocoImage(*files.values(), self.path, objects, (entry.get('width'), entry.get('height')))
+        if files:
+            reason = f'named in {self.path.name}, and there are several: {", ".join(map(str, files.values()))}'
+        else:
+            reason = (f'named in {self.path.name}, but in none of {", ".join(str(place) for place in self.places)}'
+                      f'{other_spelling(name, self._beside())}')
+        self.skipped.leave_out(name, reason)
+        return None
 
 
 class CocoImage:
@@ -75,16 +198,32 @@ class CocoImage:
         return 1
 
     def read(self, frames: Sequence[int]) -> Labelled:
-        image = read_image(self.file)
+        """Objects are those annotated in this image."""
+        size = self._annotated_size()
+        image = read_image(self.file, size)
         height, width = image.shape[:2]
-        if None not in self.size and self.size != (width, height):  # polygons would lie elsewhere
+        if size not in (None, (height, width)):  # polygons would lie elsewhere
             raise BrokenSample(self.file, f'an image of {width}x{height}, annotated in {self.source.name} as one of '
-                                          f'{self.size[0]}x{self.size[1]}')
+                                          f'{size[1]}x{size[0]}')
         try:
             masks = np.stack([segmentation_mask(found, height, width) for found in self.objects])
         except (ValueError, KeyError, TypeError) as error:
             raise BrokenSample(self.file, f'annotation in {self.source.name}: {error}') from error
         return Labelled([image for _ in frames], [masks for _ in frames])
+
+    def _annotated_size(self) -> tuple[int, int] | None:
+        """Height and width as the image's entry has them, or else its run lengths. BrokenSample."""
+        width, height = self.size
+        if width is None or height is None:
+            sizes = [found['size'] for found in self.objects if isinstance(found, dict) and 'size' in found]
+            if not sizes:
+                return None
+            height, width = sizes[0] if isinstance(sizes[0], (list, tuple)) and len(sizes[0]) == 2 else (0, 0)
+        for side in (height, width):
+            if not isinstance(side, (int, float)) or side != int(side) or side < 1:
+                raise BrokenSample(self.file, f'width {width!r} and height {height!r} in {self.source.name}: must be '
+                                              f'whole numbers')
+        return int(height), int(width)
 
 
 def segmentation_mask(segmentation: list | dict, height: int, width: int) -> np.ndarray:
@@ -99,6 +238,11 @@ def segmentation_mask(segmentation: list | dict, height: int, width: int) -> np.
         corners = np.asarray(polygon, np.float64)
         if corners.ndim != 1 or len(corners) < 6 or len(corners) % 2 or not np.isfinite(corners).all():
             raise ValueError(f'polygon {polygon}: must be x, y of at least three corners')
+        if corners.max() <= 1 < min(height, width):
+            raise ValueError(f'polygon {polygon}: lies in one pixel; corners are pixels, not parts of the image')
+        if corners[::2].min() >= width or corners[1::2].min() >= height or corners.min() < 0 and (
+                corners[::2].max() <= 0 or corners[1::2].max() <= 0):
+            raise ValueError(f'polygon {polygon}: lies outside the image of {width}x{height}')
         mask |= _polygon(corners.reshape(-1, 2), height, width)
     return mask
 

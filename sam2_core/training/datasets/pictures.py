@@ -1,6 +1,7 @@
-"""JPEG and PNG files as training needs them: whole or not at all, and indexed PNGs as their indices."""
+"""Image files as training needs them: whole, of 8 bits, the right way up, or refused; indexed PNGs as their indices."""
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -8,52 +9,155 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from sam2_core.training.clips import VISIBLE_PIXELS
+from sam2_core.training.datasets.exif import UPRIGHT, orientation, upright
 from sam2_core.training.datasets.recordings import BrokenSample
 
 _PNG = b'\x89PNG\r\n\x1a\n'
-_JPEG, _JPEG_END = b'\xff\xd8', b'\xff\xd9'
-_PALETTE, _GREY = 3, 0  # colour types
+_JPEG = b'\xff\xd8'
+_MARKER = re.compile(rb'\xff[\x01-\xcf\xd8-\xfe]')  # neither a stuffed byte nor a restart inside a scan
+_START, _END, _FRAME = 0xd8, 0xd9, {*range(0xc0, 0xd0)} - {0xc4, 0xc8, 0xcc}
+_TIFF = (b'II*\0', b'MM\0*')
+_GREY, _COLOUR, _PALETTE, _GREY_ALPHA, _COLOUR_ALPHA = 0, 2, 3, 4, 6  # colour types of PNG
+_NO_LABELS = {_COLOUR: 'a colour PNG', _GREY_ALPHA: 'a grey PNG with transparency',
+              _COLOUR_ALPHA: 'a colour PNG with transparency'}
 VOID = 255  # of a palette: pixels that belong to nothing, as in DAVIS
+_VOID_COLOUR = bytes((224, 224, 192))  # of index 255 in the palette of PASCAL VOC and DAVIS
+_FEW_IDS = 8  # a label image with more, most of them specks, is a picture
+_REMOVE = 'rotate the pixels (exiftran -ai, mogrify -auto-orient), which removes the tag'
+_SCALE = ('scale all pictures by one range and save them with 8 bits, as the node must be given them: '
+          'np.clip((x - low) * (255 / (high - low)), 0, 255).astype(np.uint8)')
 
 
-def read_image(path: Path) -> np.ndarray:
-    """An image file as uint8 RGB (H, W, 3), in its stored orientation. BrokenSample when it is cut off or no image."""
-    return decode_image(_bytes(path), path)
+def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Return an image file as uint8 RGB (H, W, 3) in the orientation that its annotation was drawn on.
+
+    size: height and width of the annotation, None if it does not tell. A photo that viewers rotate by its EXIF
+    orientation is rotated where the size fits only so. Raises BrokenSample where that cannot be known, for files that
+    are cut off or no images, and for what ``decode_image`` refuses.
+    """
+    data = _bytes(path)
+    return _oriented(decode_image(data, path), orientation(data), size, path)
+
+
+def check_orientation(path: Path, size: tuple[int, int]) -> None:
+    """Raise BrokenSample unless an annotation of this height and width belongs to an image file as it is stored."""
+    data = _bytes(path)
+    if (value := orientation(data)) != UPRIGHT:
+        image = decode_image(data, path)
+        if _oriented(image, value, size, path) is not image:
+            raise BrokenSample(path, f'EXIF orientation {value}: the annotation fits the rotated picture only, and '
+                                     f'images are used as they are stored: {_REMOVE}')
+
+
+def _oriented(image: np.ndarray, value: int, size: tuple[int, int] | None, name: Path | str) -> np.ndarray:
+    stored = image.shape[:2]
+    shown = stored if value < 5 else stored[::-1]
+    if value == UPRIGHT or size is not None and size != shown:
+        return image
+    if size is None or size == stored:
+        raise BrokenSample(name, f'EXIF orientation {value}: whether the annotation was drawn on the rotated picture, '
+                                 f'as viewers show it, cannot be known from its size: {_REMOVE}, and check the labels')
+    return upright(image, value)
 
 
 def decode_image(data: bytes, name: Path | str) -> np.ndarray:
-    """The bytes of an image file as uint8 RGB (H, W, 3)."""
+    """Return the bytes of an image file as uint8 RGB (H, W, 3), as stored: the EXIF orientation is ignored.
+
+    Raises BrokenSample for files that are cut off or no images, for more than 8 bits, transparency and CMYK.
+    """
+    flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
     if data.startswith(_PNG):
-        _chunks(data, name)
-    elif data.startswith(_JPEG) and _JPEG_END not in data[-64:]:
-        raise BrokenSample(name, 'JPEG is cut off')  # OpenCV would fill the rest with grey
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+        chunks = _chunks(data, name)
+        _refuse_deep(chunks[0][1][8], name)
+        if chunks[0][1][9] in (_GREY, _COLOUR, _PALETTE) and all(kind != b'tRNS' for kind, _ in chunks):
+            flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    elif data.startswith(_JPEG):
+        _check_jpeg(data, name)
+        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    elif data[4:8] == b'ftyp':
+        raise BrokenSample(name, 'HEIF or AVIF: save it as JPEG or PNG')
+    elif data.startswith(_TIFF) and (value := orientation(data)) != UPRIGHT:
+        raise BrokenSample(name, f'TIFF with orientation {value}: save it as PNG, the right way up')
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    except cv2.error:
+        image = None
     if image is None:
         raise BrokenSample(name, 'not an image that can be decoded')
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    if image.dtype != np.uint8:
+        _refuse_deep(8 * image.itemsize, name)
+        raise BrokenSample(name, f'pixels of type {image.dtype}, must have 8 bits')
+    if image.ndim == 2:
+        return np.repeat(image[..., None], 3, axis=2)
+    if image.shape[2] == 4 and (image[..., 3] != 255).any():
+        raise BrokenSample(name, 'transparent pixels: save it without transparency, on the background it is to have')
+    return cv2.cvtColor(np.ascontiguousarray(image[..., :3]), cv2.COLOR_BGR2RGB)
+
+
+def _refuse_deep(bits: int, name: Path | str) -> None:
+    if bits > 8:
+        raise BrokenSample(name, f'a picture of {bits} bits per channel, of which 8 would be cut off: {_SCALE}')
+
+
+def _check_jpeg(data: bytes, name: Path | str) -> None:
+    """Walk through the segments of a JPEG (ITU-T T.81, annex B) to its end; what lies behind it does not matter."""
+    at = 2
+    while found := _MARKER.search(data, at):
+        marker, at = data[found.start() + 1], found.end()
+        if marker == _END:
+            return
+        if marker in (0x01, _START):  # without a length
+            continue
+        if marker in _FRAME and at + 8 <= len(data):
+            _refuse_deep(data[at + 2], name)
+            if data[at + 7] == 4:
+                raise BrokenSample(name, 'a JPEG for printing (CMYK): save it as RGB')
+        at += int.from_bytes(data[at:at + 2], 'big')
+    raise BrokenSample(name, 'JPEG is cut off')  # OpenCV would fill the rest with grey
 
 
 def read_labels(path: Path) -> np.ndarray:
-    """A label PNG as integer ids (H, W), 0 for none: the indices of a palette, or grey values of 1 to 16 bits.
+    """Return a label PNG as integer ids (H, W), 0 for none: the indices of a palette, or grey values of 1 to 16 bits.
 
     Index 255 of a palette is void, as in DAVIS; in a grey image 255 is an id like others (binary masks of 0 and 255).
+    Raises BrokenSample for other files, where 255 may be either, and for pictures of a mask with softened edges.
     """
     data = _bytes(path)
     if not data.startswith(_PNG):
         raise BrokenSample(path, 'not a PNG; labels are indexed or grey PNGs')
     chunks = _chunks(data, path)
-    colour_type = chunks[0][1][9]
-    if colour_type == _GREY:
-        labels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    elif colour_type == _PALETTE:
-        labels = cv2.imdecode(np.frombuffer(_grey_palette(chunks), np.uint8), cv2.IMREAD_COLOR)
-        labels = None if labels is None else np.where(labels[..., 0] == VOID, 0, labels[..., 0])
-    else:
-        raise BrokenSample(path, 'a colour PNG; labels are ids: save it as an indexed (palette) or grey PNG')
+    depth, colour_type = chunks[0][1][8:10]
+    if colour_type in _NO_LABELS:
+        raise BrokenSample(path, f'{_NO_LABELS[colour_type]}; labels are ids: save it as an indexed (palette) or grey '
+                                 f'PNG')
+    plain = np.frombuffer(_plain(chunks, 1 << depth if colour_type == _PALETTE else 0), np.uint8)
+    labels = cv2.imdecode(plain, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
     if labels is None:
         raise BrokenSample(path, 'PNG cannot be decoded')
+    if colour_type == _PALETTE:
+        return _without_void(labels if labels.ndim == 2 else labels[..., 0], chunks, path)
+    if labels.dtype == np.uint8:
+        _refuse_soft_edges(labels, path)
     return labels
+
+
+def _without_void(labels: np.ndarray, chunks: list[tuple[bytes, bytes]], path: Path) -> np.ndarray:
+    void = labels == VOID
+    if void.any() and not (labels[~void] > 0).any():
+        palette = next((body for kind, body in chunks if kind == b'PLTE'), b'')
+        if palette[3 * VOID:] != _VOID_COLOUR:
+            raise BrokenSample(path, f'an indexed PNG with no index but {VOID}, which may be an object or void: save '
+                                     f'the object as index 1, or the file as a grey PNG')
+    return np.where(void, 0, labels)
+
+
+def _refuse_soft_edges(labels: np.ndarray, path: Path) -> None:
+    pixels = np.bincount(labels.ravel(), minlength=2)[1:]
+    pixels = pixels[pixels > 0]
+    if len(pixels) > _FEW_IDS and np.count_nonzero(pixels < VISIBLE_PIXELS) > len(pixels) / 2:
+        raise BrokenSample(path, f'{len(pixels)} ids, most of less than {VISIBLE_PIXELS} pixels: a mask with softened '
+                                 f'edges or from a JPEG? Labels are ids, without any values in between')
 
 
 def label_png(labels: np.ndarray) -> bytes:
@@ -99,18 +203,23 @@ def _chunks(data: bytes, name: Path | str) -> list[tuple[bytes, bytes]]:
             raise BrokenSample(name, 'PNG is cut off')
         if zlib.crc32(kind + body) != int.from_bytes(check, 'big'):
             raise BrokenSample(name, f'PNG is damaged: chunk {kind.decode("ascii", "replace")} fails its checksum')
+        if not chunks and (kind != b'IHDR' or size != 13):
+            raise BrokenSample(name, 'PNG is damaged: it does not begin with its header')
         chunks.append((kind, body))
         at += 12 + size
         if kind == b'IEND':
             return chunks
 
 
-def _grey_palette(chunks: list[tuple[bytes, bytes]]) -> bytes:
-    """The PNG with colour i of its palette replaced by the grey i: OpenCV decodes colours, not indices."""
+def _plain(chunks: list[tuple[bytes, bytes]], colours: int) -> bytes:
+    """Return the PNG without what changes its values; colour i of a palette becomes the grey i.
+
+    OpenCV decodes colours, not indices, and adds transparency to grey values.
+    """
     parts = [_PNG]
     for kind, body in chunks:
-        if kind == b'PLTE':
-            body = bytes(i for i in range(len(body) // 3) for _ in range(3))
+        if kind == b'PLTE' and colours:
+            body = bytes(i for i in range(colours) for _ in range(3))
         elif kind not in (b'IHDR', b'IDAT', b'IEND'):
             continue
         parts.append(_chunk(kind, body))

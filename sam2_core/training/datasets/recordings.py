@@ -37,11 +37,11 @@ class Recording(Protocol):
 
 
 class SkippedFiles:
-    """The files left out and why, in one file that all processes of a run append to."""
+    """The files left out, those that are doubtful, and why, in one file that all processes of a run append to."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._mine: set[str] = set()
+        self._mine: set[tuple[str, bool]] = set()
 
     def clear(self) -> None:
         """Forget the files of an earlier start: they may have been mended."""
@@ -49,26 +49,45 @@ class SkippedFiles:
         self._mine.clear()
 
     def add(self, error: BrokenSample) -> None:
-        """Note a broken file; once is enough."""
-        if error.file in self._mine:
+        """Note a file that is left out; once is enough."""
+        self._write(error.file, error.reason, used=False)
+
+    def leave_out(self, file: Path | str, reason: str) -> None:
+        """Note a file that is left out."""
+        self._write(str(file), reason, used=False)
+
+    def doubt(self, file: Path | str, reason: str) -> None:
+        """Note what a person should look at, though it is used."""
+        self._write(str(file), reason, used=True)
+
+    def _write(self, file: str, reason: str, used: bool) -> None:
+        if (file, used) in self._mine:
             return
-        self._mine.add(error.file)
+        self._mine.add((file, used))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({'file': error.file, 'reason': error.reason}) + '\n'
-        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        line = json.dumps({'file': file, 'reason': reason} | ({'used': True} if used else {})) + '\n'
+        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(file, line.encode())  # one write: lines of several processes do not mix
+            os.write(handle, line.encode())  # one write: lines of several processes do not mix
         finally:
-            os.close(file)
+            os.close(handle)
 
     def all(self) -> dict[str, str]:
-        """File -> reason, of all processes, in the order in which they were found."""
+        """File -> reason of what was left out, of all processes, in the order in which it was found."""
+        return self._read(used=False)
+
+    def doubts(self) -> dict[str, str]:
+        """File -> reason of what is used and should be looked at."""
+        return self._read(used=True)
+
+    def _read(self, used: bool) -> dict[str, str]:
         if not self.path.exists():
             return {}
         found: dict[str, str] = {}
         for line in self.path.read_text().splitlines():
             entry = json.loads(line)
-            found.setdefault(entry['file'], entry['reason'])
+            if entry.get('used', False) == used:
+                found.setdefault(entry['file'], entry['reason'])
         return found
 
 

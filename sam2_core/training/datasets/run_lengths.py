@@ -8,7 +8,9 @@ import numpy as np
 
 def decode(counts: str | bytes | Sequence[int], height: int, width: int) -> np.ndarray:
     """Runs, as numbers or as COCO's compressed text -> bool mask (height, width). ValueError when they do not fit."""
-    runs = np.asarray(_expand(counts) if isinstance(counts, (str, bytes)) else counts, np.int64)
+    runs = np.asarray(_expand(counts) if isinstance(counts, (str, bytes)) else counts)
+    if runs.ndim != 1 or len(runs) and runs.dtype.kind not in 'iu':
+        raise ValueError('run lengths must be whole numbers')
     if (runs < 0).any() or runs.sum() != height * width:
         raise ValueError(f'run lengths add up to {runs.sum()}, must be {height} x {width} = {height * width}')
     values = np.arange(len(runs)) % 2 == 1
