@@ -50,7 +50,7 @@ def test_parameters_file_explains_every_parameter():
 
 def test_package_xml_names_every_package_that_is_imported():
     keys = {'cv2': 'python3-opencv', 'numpy': 'python3-numpy', 'rich': 'python3-rich', 'yaml': 'python3-yaml'}
-    from_pip = {'torch', 'safetensors', 'huggingface_hub', 'rosbags', 'ray', 'onnxruntime'}
+    from_pip = {'torch', 'safetensors', 'huggingface_hub', 'peft', 'rosbags', 'ray', 'onnxruntime'}
     optional = {'vision_msgs', 'tf2_ros'}  # package.xml has no tag for it: docs/install.md
     imported = set()
     for path in [path for folder in ('sam2_core', 'sam2_ros', 'launch') for path in (ROOT / folder).rglob('*.py')]:

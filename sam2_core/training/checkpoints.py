@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from sam2_core.checkpoint import CONFIG_KEY, CheckpointError, check_finite
 from sam2_core.config import Sam2Config
 from sam2_core.model import Sam2Model
+from sam2_core.training.adapters import merged_state
 
 
 def config_to_json(config: Sam2Config) -> str:
@@ -33,7 +34,7 @@ def config_from_json(text: str) -> Sam2Config:
 
 def save_weights(path: Path, model: Sam2Model, dtype: torch.dtype = torch.float16) -> None:
     """Write a model's weights, its shape in the header; the file changes all at once."""
-    weights = {key: value.detach().to('cpu', dtype).contiguous() for key, value in model.state_dict().items()}
+    weights = {key: value.detach().to('cpu', dtype).contiguous() for key, value in merged_state(model).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix('.part')
     save_file(weights, part, metadata={CONFIG_KEY: config_to_json(model.config)})

@@ -27,6 +27,7 @@ from sam2_core.checkpoint import load_model
 from sam2_core.config import VARIANTS
 from sam2_core.model import Sam2Model
 from sam2_core.training import checkpoints
+from sam2_core.training.adapters import DEFAULT_RANK, add_adapters, base_weights
 from sam2_core.training.clips import MAX_OBJECTS, Clip, NoUsableData
 from sam2_core.training.datasets import (
     FORMATS,
@@ -72,6 +73,11 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument('--image-size', type=whole(32), help='side of the square the model sees; default: as published')
     model.add_argument('--freeze', nargs='*', default=['image_encoder'], metavar='PART',
                        help='parts not to train, by the start of their name (default: image_encoder); none: all train')
+    model.add_argument('--lora', nargs='?', type=whole(1), const=DEFAULT_RANK, metavar='RANK',
+                       help=f'train LoRA adapters of this rank ({DEFAULT_RANK}) instead of the weights; merged in what '
+                            f'is written; needs peft')
+    model.add_argument('--lora-modules', metavar='REGEX',
+                       help='names of the layers to adapt; default: all linear layers outside of frozen parts')
     model.add_argument('--recompute', action='store_true',
                        help="gradient checkpointing of the image encoder's trunk: less memory, more time")
 
@@ -83,7 +89,8 @@ def parser() -> argparse.ArgumentParser:
     length.add_argument('--minutes', type=number(above=0),
                         help='of training; the learning rate ends at 0 when they are over')
     training.add_argument('--lr', action='append', default=[], metavar='RATE or PART=RATE', type=rate,
-                          help='highest learning rate, of all or of a part (default: 1e-5; nano: 2e-4)')
+                          help='highest learning rate, of all or of a part (default: 1e-5; nano: 2e-4; with --lora ten '
+                               'times as high)')
     training.add_argument('--batch', type=whole(1), default=2, help='clips at once, in each process')
     training.add_argument('--accumulate', type=whole(1), default=1, help='batches for one step')
     training.add_argument('--objects', type=whole(1, MAX_OBJECTS), default=3,
@@ -142,7 +149,7 @@ def _check_settings(path: Path, settings: dict[str, str]) -> None:
         return
     before = json.loads(path.read_text())
     changed = [f'{name} was {before.get(name)}, is {value}' for name, value in settings.items()
-               if before.get(name) != value]
+               if before.get(name, 'None') != value]  # a run may be older than an option
     if changed:
         raise ValueError(f'{path.parent} holds a run with other settings: {"; ".join(changed)}. '
                          f'Choose another --output, or the same settings to go on with it')
@@ -174,13 +181,28 @@ def _validation_clips(options: argparse.Namespace, held_out: list[Recording], si
         return []
 
 
+def _adapt(model: Sam2Model, options: argparse.Namespace, rates: Sequence[str]) -> list[str]:
+    """Add the adapters that were asked for and return the names of their layers."""
+    if options.lora is None:
+        if options.lora_modules is not None:
+            raise ValueError(f'lora-modules {options.lora_modules!r}: without adapters; add --lora')
+        return []
+    adapted = add_adapters(model, options.lora, options.lora_modules, options.freeze, options.seed)
+    for part in rates:
+        if not any(part_of(name, [part]) for name in adapted):
+            raise ValueError(f'learning rate of {part}: no layer in it has an adapter')
+    return adapted
+
+
 def prepare(options: argparse.Namespace, bags: BagFormat | None, skipped: SkippedFiles) -> Trainer:
     """Everything up to the first step. ValueError or OSError for what a user can mend."""
     world = dist.get_world_size() if dist.is_initialized() else 1
     model = load_model(options.model, options.checkpoint, device='cpu', image_size=options.image_size)
     rates = dict(options.lr)
-    peak = rates.pop(None, 2e-4 if options.model == 'nano' else 1e-5)
+    peak = rates.pop(None, (2e-4 if options.model == 'nano' else 1e-5) * (1 if options.lora is None else 10))
     check_parts(model, options.freeze, list(rates))
+    adapted = _adapt(model, options, list(rates))
+    frozen = base_weights(model) if adapted else tuple(options.freeze)
     model.image_encoder.trunk.recompute = options.recompute
     training, held_out = _recordings(options, skipped, bags)
     settings, path = _settings(options, world), options.output / 'settings.json'
@@ -195,7 +217,7 @@ def prepare(options: argparse.Namespace, bags: BagFormat | None, skipped: Skippe
         schedule=Schedule(stages=((1.0, options.frames),), learning_rate=peak, warm_up=0.05, balance=(0.0, 0.0),
                           true_masks=(0.0, 0.0), true_presence=(0.0, 0.0)),
         chunks=clips, accumulate=options.accumulate, clip_frames=options.frames, objects=options.objects,
-        augment=False, foreground=False, frozen=tuple(options.freeze), rates=tuple(rates.items()),
+        augment=False, foreground=False, frozen=frozen, rates=tuple(rates.items()),
         weight_decay=options.weight_decay, ema=options.ema, seed=options.seed, workers=options.workers,
         device=options.device, half=options.bf16, save_every=options.save_every, log_every=options.log_every,
         validate_every=options.validate_every if validation else 0, weights_dtype=torch.float32)
@@ -204,10 +226,10 @@ def prepare(options: argparse.Namespace, bags: BagFormat | None, skipped: Skippe
     trainer = Trainer(config, source, model, validation)
     if trainer.rank == 0:
         _write_settings(path, settings)
-        trained = sum(p.numel() for name, p in model.named_parameters() if part_of(name, options.freeze) is None)
+        trained = sum(p.numel() for name, p in model.named_parameters() if part_of(name, frozen) is None)
         print(f'{len(training)} recordings to train on, {len(held_out)} to measure on; {model.name} at {size} pixels, '
-              f'{trained / 1e6:.2f} M of {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M weights train',
-              file=sys.stderr)
+              f'{trained / 1e6:.3g} M of {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M weights train'
+              f'{f", adapters of rank {options.lora} on {len(adapted)} layers" if adapted else ""}', file=sys.stderr)
     return trainer
 
 

@@ -16,6 +16,7 @@ from sam2_core.nn import attention, hiera, layers, mask_decoder, memory_attentio
 from sam2_core.nn.attention import RotaryAttention
 from sam2_core.nn.hiera import MultiScaleAttention
 from sam2_core.nn.position import RotaryTable
+from sam2_core.training.adapters import merged_state
 
 SIZE = 64  # grids of 16, 8, 4 and 2: the windows of 8, 4 and 8 fit, and are filled up
 ADAPTED = (nn.Linear, nn.Conv2d, nn.Embedding)
@@ -153,6 +154,16 @@ def test_all_layers_at_once_work_with_adapters(peft, model, options):
             module.enable_adapters(False)
     with torch.inference_mode():
         assert largest(answers(adapted), base) < 1e-4
+
+
+def test_what_training_writes_of_adapters_is_the_merged_model(peft, model):
+    adapted = adapt(peft, copy.deepcopy(model), r'.*(qkv|convs\.\d\.conv|conv_s0|v_proj|mlp\.layers\.\d)', r=3, lora_alpha=5)
+    state, written = merged_state(adapted), copy.deepcopy(model)
+    assert state.keys() == model.state_dict().keys()
+    written.load_state_dict(state)
+    with torch.inference_mode():
+        ours = answers(adapted)
+        assert largest(answers(written), ours) < 1e-3 < largest(answers(model), ours)
 
 
 def test_a_tracker_runs_on_a_peft_model_and_on_what_it_merges_to(peft, model, scene):

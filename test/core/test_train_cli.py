@@ -1,4 +1,5 @@
 """Fine-tuning by command: what is trained and what is not, what is written, and that nothing is lost by a kill."""
+import importlib.util
 import json
 import os
 import re
@@ -22,8 +23,10 @@ from sam2_core.training.checkpoints import save_weights
 from sam2_core.training.cli import main
 from sam2_core.training.datasets import SkippedFiles, open_recordings, split_recordings
 from sam2_core.training.initialise import new_model
+from sam2_core.training.loop import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
+needs_peft = pytest.mark.skipif(importlib.util.find_spec('peft') is None, reason='needs peft')
 ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
 
 
@@ -105,6 +108,11 @@ def test_parts_have_rates_of_their_own(command, start, tmp_path):
     (['--format', 'sav'], 'nothing to train on in the layout sav'),
     (['--validation', '1.5'], 'validation share 1.5'),
     (['--checkpoint', 'gone.pt'], 'gone.pt: no such file'),
+    (['--lora-modules', '.*qkv'], "lora-modules '.*qkv': without adapters; add --lora"),
+    (['--lora', '--lora-modules', '('], r"lora-modules '\(': not a regular expression: "),
+    (['--lora', '--lora-modules', 'qkv'], "lora-modules 'qkv': matches no layer of nano; layers are image_encoder"),
+    (['--lora', '--lora-modules', '.*qkv', '--lr', 'memory_encoder=1e-3'],
+     'learning rate of memory_encoder: no layer in it has an adapter'),
     (['--model', 'sam2.1_hiera_tiny'], 'is not a sam2.1_hiera_tiny.*it looks like nano')])
 def test_what_cannot_work_is_refused_before_it_starts(command, tmp_path, capsys, options, reason):
     assert main(command('--steps', '1', *options)) == 2
@@ -112,6 +120,52 @@ def test_what_cannot_work_is_refused_before_it_starts(command, tmp_path, capsys,
     assert text.startswith('sam2_train: ')
     assert re.search(reason, text), text
     assert not (tmp_path / 'run' / 'weights.safetensors').exists()
+
+
+@needs_peft
+def test_adapters_alone_learn_and_are_merged_in_what_is_written(command, start, tmp_path, capsys):
+    layers = r'memory_attention\..*\.(v_proj|out_proj)'
+    assert main(command('--steps', '2', '--lora', '4', '--lora-modules', layers)) == 0
+    path = tmp_path / 'run' / 'weights.safetensors'
+    learnt = changed(start, load_file(path))
+    assert learnt == {f'memory_attention.layers.{i}.{attention}.{projection}.weight' for i in (0, 1)
+                      for attention in ('self_attn', 'cross_attn_image') for projection in ('v_proj', 'out_proj')}
+    sizes = 2 * (3 * 2 * 96 + 96 + 32) * 4  # two layers; the values of memory are 32 wide
+    assert f'{sizes / 1e6:.3g} M of 2.69 M weights train' in (text := capsys.readouterr().err)
+    assert 'adapters of rank 4 on 8 layers' in text
+    load_model('nano', path, device='cpu')
+
+
+@needs_peft
+def test_adapters_go_on_where_they_were_left(command, tmp_path, monkeypatch):
+    """Linear layers outside of the frozen parts by default; bit for bit as without the interruption."""
+    options = ['--steps', '3', '--lora', '--ema', '0.9']
+    assert main(command(*options, output='whole')) == 0
+    with monkeypatch.context() as patched:
+        step = Trainer.run_step
+        patched.setattr(Trainer, 'run_step', lambda self, chunks: (step(self, chunks),
+                                                                   signal.raise_signal(signal.SIGTERM)))
+        assert main(command(*options)) == 3
+    assert main(command(*options)) == 0
+    whole, resumed = (load_file(tmp_path / name / 'weights.safetensors') for name in ('whole', 'run'))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_adapters_without_peft_name_the_package(command, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'peft', None)
+    assert main(command('--steps', '1', '--lora')) == 2
+    assert 'lora 8: adapters are those of peft, which cannot be imported' in (text := capsys.readouterr().err)
+    assert 'pip install peft' in text
+
+
+def test_a_run_of_before_an_option_existed_goes_on(command, tmp_path):
+    assert main(command('--steps', '1')) == 0
+    path = tmp_path / 'run' / 'settings.json'
+    settings = json.loads(path.read_text())
+    del settings['lora'], settings['lora_modules']
+    path.write_text(json.dumps(settings))
+    assert main(command('--steps', '1')) == 0
 
 
 def test_nothing_left_to_train_is_refused(command, start, capsys):
