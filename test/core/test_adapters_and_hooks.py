@@ -157,7 +157,8 @@ def test_all_layers_at_once_work_with_adapters(peft, model, options):
 
 
 def test_what_training_writes_of_adapters_is_the_merged_model(peft, model):
-    adapted = adapt(peft, copy.deepcopy(model), r'.*(qkv|convs\.\d\.conv|conv_s0|v_proj|mlp\.layers\.\d)', r=3, lora_alpha=5)
+    layers = r'.*(qkv|convs\.\d\.conv|conv_s0|v_proj|mlp\.layers\.\d)'
+    adapted = adapt(peft, copy.deepcopy(model), layers, r=3, lora_alpha=5)
     state, written = merged_state(adapted), copy.deepcopy(model)
     assert state.keys() == model.state_dict().keys()
     written.load_state_dict(state)
