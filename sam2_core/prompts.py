@@ -98,6 +98,7 @@ def _merge(first: Prompt, second: Prompt) -> Prompt:
     if first.mask is not None or second.mask is not None:
         raise PromptError('a mask and another prompt in the same image: give the mask alone')
     if first.box is not None and second.box is not None:
-        raise PromptError(f'two boxes in the same image, {tuple(first.box)} and {tuple(second.box)}: give one')
+        boxes = ' and '.join(f'({", ".join(f"{value:g}" for value in one.box)})' for one in (first, second))
+        raise PromptError(f'two boxes in the same image, {boxes}: give one')
     return Prompt(first.object_id, np.concatenate((first.points, second.points)),
                   np.concatenate((first.labels, second.labels)), second.box if first.box is None else first.box)

@@ -249,7 +249,8 @@ class Camera:
 
     def _prompt_detections(self, chosen: Parameters) -> None:
         room = Mailbox.PROMPT_LIMIT - len(self.stream.mailbox.prompts)
-        proposal = self._gate.take(chosen, *self.stream.image_size, room)
+        header, size = self.stream.newest_view
+        proposal = self._gate.take(chosen, *size, room, header.frame_id)
         for reason in proposal.refused:
             topic = self._node.resolve_topic_name(f'{self._public}{chosen.detections_topic}')
             self._node.get_logger().warning(f'{topic}: {reason}', throttle_duration_sec=5.0)

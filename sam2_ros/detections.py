@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from std_msgs.msg import Header
 
+from sam2_ros.calibration import same_frame
 from sam2_ros.conversions import to_nanoseconds, to_roi
 from sam2_ros.frame import Frame
 from sam2_ros.msg import Prompt
@@ -204,10 +205,12 @@ class DetectionGate:
         with self._lock:
             self._waiting = message
 
-    def take(self, parameters: Parameters, height: int, width: int, room: int | None = None) -> Proposal:
+    def take(self, parameters: Parameters, height: int, width: int, room: int | None = None,
+             frame_id: str = '') -> Proposal:
         """Return what the message that waits comes to, for images of this size; empty when there is none, or not yet.
 
         room: the largest number of prompts, the surest first; the next message brings the others. None: any number.
+        frame_id: of the images; detections of another camera are refused.
         """
         now = time.monotonic()
         self._pending = [pending for pending in self._pending if pending.images_left > 0 and now < pending.until]
@@ -217,6 +220,9 @@ class DetectionGate:
             message, self._waiting = self._waiting, None
         if message is None:
             return Proposal()
+        if not same_frame(message.header.frame_id, frame_id):
+            return Proposal(refused=[f"detections in frame '{message.header.frame_id}': must be in '{frame_id}', as "
+                                     f'the image; have the detector copy its header, or leave frame_id empty'])
         detections, refused = read(message, parameters, height, width)
         known = [item if item.box is None or item.id not in self._outlines else
                  replace(item, detector_box=_from_units(self._outlines[item.id], item.box))

@@ -225,8 +225,12 @@ class ObjectTopics:
                 publisher.publish(cloud)
 
     def _create_both(self, object_id: int) -> None:
-        self._publishers[object_id] = (self._create(object_id, 'points', PointCloud2),
-                                       self._create(object_id, 'mask', Image))
+        points = self._create(object_id, 'points', PointCloud2)
+        try:
+            self._publishers[object_id] = points, self._create(object_id, 'mask', Image)
+        except Exception:  # the next frame tries again: nothing may be left of this one
+            self._node.destroy_publisher(points)
+            raise
 
     def _create(self, object_id: int, name: str, kind: type) -> Publisher:
         # without handlers of events: the executor, in another thread, would have to know of them

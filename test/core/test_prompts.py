@@ -153,7 +153,8 @@ def test_prompts_of_one_object_are_merged_box_first():
     ([Prompt(-3, box=(1, 2, 3, 4))], 'object_id -3'),
     ([{'object_id': 1, 'box': (1, 2, 3, 4)}], 'prompt of type dict: must be a Prompt'),
     (Prompt(1, box=(1, 2, 3, 4)), r'must be a list of Prompt, not one; write \[prompt\]'),
-    ([Prompt(1, box=(1, 2, 3, 4)), Prompt(1, box=(5, 6, 7, 8))], 'object 1: two boxes'),
+    ([Prompt(1, box=(1, 2, 3, 4)), Prompt(1, box=(5, 6, 7, 8))],
+     r'object 1: two boxes in the same image, \(1, 2, 3, 4\) and \(5, 6, 7, 8\): give one'),
     ([Prompt(1, box=(1, 2, 3, 4)), Prompt(1, mask=np.ones((HEIGHT, WIDTH), bool))], 'object 1: a mask and another'),
     ([Prompt(1, box=(1, 2, 3, 4)), Prompt(8, points=[(99, 0)], labels=[1])], 'object 8: point'),
 ])

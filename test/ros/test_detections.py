@@ -335,6 +335,16 @@ def test_what_there_is_no_room_for_comes_with_the_next_detections():
     assert len(gate.take(parameters, HEIGHT, WIDTH).prompts) == 50
 
 
+def test_detections_of_another_camera_are_refused_once_for_all():
+    gate = DetectionGate()
+    for frame_id, count in (('camera', 2), ('', 2), ('/camera', 2), ('other', 0)):
+        gate.put(array([((10, 20, 30, 60), 'cup', 0.9), ((110, 20, 130, 60), 'cup', 0.9)]))
+        gate._pending.clear()
+        proposal = gate.take(PARAMETERS, HEIGHT, WIDTH, None, frame_id)
+        assert (len(proposal.prompts), len(proposal.refused)) == (count, count == 0)
+    assert proposal.refused[0].startswith("detections in frame 'camera': must be in 'other', as the image; have the")
+
+
 def test_detections_without_a_stamp_are_of_the_newest_image():
     camera = Camera()
     camera.follow(1.0, ((0, 100, 40, 140), 'cup'))

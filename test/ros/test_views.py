@@ -272,6 +272,16 @@ def test_every_object_has_its_topics_as_long_as_it_is_known(wire):
     wire.spin_until(lambda: not wire.topics())
 
 
+def test_topics_of_an_object_that_cannot_be_created_leave_nothing_behind(wire, monkeypatch):
+    topics, before = ObjectTopics(wire.node, '~'), len([*wire.node.publishers])
+    create = wire.node.create_publisher
+    monkeypatch.setattr(wire.node, 'create_publisher', lambda kind, *arguments, **options: 1 / 0 if kind is Image
+                        else create(kind, *arguments, **options))
+    for _ in range(3):
+        topics.publish(frame(tracked(1, (0, 0, 9, 9))), PARAMETERS)
+    assert len([*wire.node.publishers]) == before
+
+
 def test_the_mask_of_one_object_is_whole_in_step_and_only_there_when_it_is_seen(wire):
     topics = ObjectTopics(wire.node, '~')
     masks, points = wire.listen(Image, 'objects/id_1/mask'), wire.listen(PointCloud2, 'objects/id_1/points')
