@@ -235,12 +235,17 @@ def _check_fit(name: str, weights: Mapping[str, Tensor], path: Path) -> None:
     problems += [f'unexpected {key}' for key in weights if key not in own]
     problems += [f'{key} is {tuple(weights[key].shape)}, must be {tuple(own[key].shape)}'
                  for key in own if key in weights and weights[key].shape != own[key].shape]
+    problems += [f'{key} is {weights[key].dtype}, must be floating-point, before it is quantized'
+                 for key in own if key in weights and not weights[key].is_floating_point()]
     if problems:
+        more = f' and {len(problems) - 3} more' if len(problems) > 3 else ''
         try:
-            hint = f'it looks like {recognise(weights)}'
+            like = recognise(weights)
         except CheckpointError:
             hint = 'it fits no variant that is known'
-        more = f' and {len(problems) - 3} more' if len(problems) > 3 else ''
+        else:
+            hint = f'it looks like {like}' if like != name else (
+                f'otherwise it is one: save the state dict of the whole {name}, and nothing else')
         raise CheckpointError(f'checkpoint {path} is not a {name}: {"; ".join(problems[:3])}{more}; {hint}')
 
 

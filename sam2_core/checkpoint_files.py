@@ -18,18 +18,20 @@ from torch.torch_version import TorchVersion
 
 _HEAD = 4096  # bytes that tell what a file is
 _LARGEST_HEADER = 100_000_000  # bytes, of safetensors
+_PYTORCH = bytes.fromhex('6cfc9c46f9206aa85019')  # number that torch.save wrote first, before PyTorch 1.6
 _LARGEST_INDEX = 50_000_000  # bytes of JSON that are read
 
 # training programs keep these beside the weights; none of them runs code when it is made
-_HARMLESS = [np.dtype, np.ndarray, type(np.dtype('f4')), type(np.dtype('f8')), type(np.dtype('i4')),
-             type(np.dtype('i8')), type(np.dtype('u4')), type(np.dtype('bool')), argparse.Namespace, pathlib.PosixPath]
+_HARMLESS = [np.dtype, np.ndarray, *(type(np.dtype(code)) for code in '?bBhHiIlLefd'), argparse.Namespace,
+             pathlib.PosixPath]
 
 _BEGINNINGS = (  # of files that people give, and what to do
     (rb'version https://git-lfs', 'a git-lfs pointer, not the weights: run git lfs pull in the repository'),
-    (rb'\s*<(!doctype html|html|head|\?xml|error)', 'a web page, such as the error or login page of a hub, not the '
-     'weights: fetch the file itself (hf download, or the link with /resolve/ instead of /blob/)'),
+    (rb'(\xef\xbb\xbf)?\s*<(!doctype html|html|head|\?xml|error)', 'a web page, such as the error or login '
+     'page of a hub, not the weights: fetch the file itself (hf download, or the link with /resolve/ instead of '
+     '/blob/)'),
     (rb'\x08.\x12', 'an ONNX graph: give the checkpoint that it was exported from'),
-    (rb'ftrt', 'a TensorRT engine: give the checkpoint that it was built from'),
+    (rb'[fp]trt', 'a TensorRT engine: give the checkpoint that it was built from'),
     (rb'....TFL3', 'a TensorFlow Lite model: give a PyTorch checkpoint'),
     (rb'GGUF', 'a GGUF file: give a PyTorch checkpoint'),
     (rb'\x89HDF', 'an HDF5 file: give a PyTorch checkpoint'),
@@ -77,7 +79,7 @@ def read_file(path: Path) -> Any:
     if head.lstrip()[:1] in (b'{', b'['):
         return _read_index(path, size)
     if head[:1] == b'\x80':  # a plain pickle, as PyTorch wrote before 1.6
-        return _load(path)
+        return _load(path, plain=_PYTORCH not in head[:32])
     raise CheckpointError(f'checkpoint {path}: no format that is known, begins with {head[:12]!r}: give a file of '
                           f'torch.save or a .safetensors file, whole')
 
@@ -116,14 +118,22 @@ def _read_zip(path: Path) -> Any:
     if any(name.endswith('/constants.pkl') for name in names):
         raise CheckpointError(f'checkpoint {path}: a TorchScript program: save the weights of the model that it was '
                               f'made from, torch.save(model.state_dict(), ...)')
+    if names and all(name.endswith('.npy') for name in names):
+        raise CheckpointError(f'checkpoint {path}: numpy arrays: give a PyTorch checkpoint')
+    if any(name.endswith(('models/model.json', 'serialized_exported_program.json')) for name in names):
+        raise CheckpointError(f'checkpoint {path}: a program of torch.export: save the weights of the model that it '
+                              f'was made from, torch.save(model.state_dict(), ...)')
     if not any(name.endswith('data.pkl') for name in names):
         raise CheckpointError(f'checkpoint {path}: a zip archive of {", ".join(names[:3]) or "nothing"}, not of '
                               f'torch.save: unpack it, and name the checkpoint in it')
     return _load(path)
 
 
-def _load(path: Path) -> Any:
-    """torch.load with its allow-list; what it refuses is named in our words, since its own advise to run the code."""
+def _load(path: Path, plain: bool = False) -> Any:
+    """Load a file of torch.save with an allow-list, and name what it refuses: PyTorch advises to run the code.
+
+    plain: the file is a pickle that PyTorch did not write.
+    """
     harmless = [*_HARMLESS, *_numpy_functions()]
     allowed = torch.serialization.safe_globals(harmless) if hasattr(torch.serialization, 'safe_globals') else (
         nullcontext())
@@ -133,6 +143,9 @@ def _load(path: Path) -> Any:
             return torch.load(file if path.suffix == '.safetensors' else path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r'(?:GLOBAL|class) `?([A-Za-z_][\w.]*\.\w+)', str(error))
+        if found is None and plain:
+            raise CheckpointError(f'checkpoint {path}: damaged, or pickled without torch.save: save it with '
+                                  f'torch.save(model.state_dict(), ...)') from None
         if found is None:
             raise CheckpointError(f'checkpoint {path}: damaged, or not a PyTorch file: '
                                   f'fetch or copy it again') from None

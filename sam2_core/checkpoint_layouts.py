@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -131,6 +132,9 @@ def _described(content: Any) -> str:
     keys = [key for key in content if isinstance(key, str)]
     if {'state', 'param_groups'} <= set(keys) or any(_NOT_WEIGHTS.search(key) for key in keys):
         return 'the state of an optimizer without the weights'
+    if any(isinstance(value, np.ndarray) for inner in (content, *content.values()) if isinstance(inner, dict)
+           for value in inner.values()):
+        return 'numpy arrays, which torch.from_numpy() makes tensors of'
     if content and not keys:
         return f'keys that are not names ({", ".join(repr(key) for key in list(content)[:3])})'
     return f'a dict of {", ".join(keys[:4])}' if keys else 'an empty dict'

@@ -115,7 +115,7 @@ def test_first_offending_keys_are_named(tmp_path, nano_weights):
     weights['extra.weight'] = torch.zeros(1)
     weights['no_obj_ptr'] = torch.zeros(1, 97)
     with pytest.raises(CheckpointError, match=r'missing no_mem_embed; unexpected extra\.weight; '
-                                              r'no_obj_ptr is \(1, 97\), must be \(1, 96\); it looks like nano'):
+                                              r'no_obj_ptr is \(1, 97\), must be \(1, 96\); otherwise it is one'):
         load_model('nano', saved(tmp_path / 'a.pt', weights))
 
 

@@ -4,6 +4,7 @@ import collections
 import gzip
 import json
 import pathlib
+import pickle
 import re
 import zipfile
 
@@ -162,6 +163,9 @@ def test_transformers_models_for_images_alone_are_named(theirs, refused):
     (b'{"model_type": "sam2"}', 'a JSON file, not weights: give the .safetensors or .pt file beside it'),
     (b'{"error": "Repository not found', 'a text file, not weights'),
     (b'ftrt' + bytes(10) + b'x', 'a TensorRT engine: give the checkpoint that it was built from'),
+    (b'ptrt' + bytes(10) + b'x', 'a TensorRT engine'),
+    (b'\xef\xbb\xbf<!DOCTYPE html><html></html>', 'a web page'),
+    (pickle.dumps({'model': [1.0]}), 'damaged, or pickled without torch.save: save it with'),
     (b'GGUF\3', 'a GGUF file'),
     (gzip.compress(b'weights'), 'a compressed archive: unpack it'),
     (b'Not Found', r"no format that is known, begins with b'Not Found': give a file of torch\.save or"),
@@ -181,7 +185,9 @@ def test_exported_graphs_and_programs_are_named(tmp_path, refused):
         torch.jit.script(nn.Linear(1, 1)).save(tmp_path / 'program.pt')
     assert 'a TorchScript program: save the weights of the model' in refused(tmp_path / 'program.pt')
     np.savez(tmp_path / 'arrays.npz', a=np.ones(2))
-    assert 'a zip archive of a.npy, not of torch.save' in refused(tmp_path / 'arrays.npz')
+    assert 'numpy arrays: give a PyTorch checkpoint' in refused(tmp_path / 'arrays.npz')
+    torch.export.save(torch.export.export(nn.Linear(1, 1), (torch.ones(1),)), tmp_path / 'program.pt2')
+    assert 'a program of torch.export: save the weights of the model' in refused(tmp_path / 'program.pt2')
     with zipfile.ZipFile(tmp_path / 'weights.zip', 'w') as archive:
         archive.writestr('model.pt', 'weights')
     assert 'a zip archive of model.pt' in refused(tmp_path / 'weights.zip')
@@ -200,6 +206,7 @@ def test_a_folder_and_a_file_that_cannot_be_read_are_named(tmp_path, refused):
     ({'state': {0: {'exp_avg': torch.ones(2)}}, 'param_groups': []}, 'no state dict in it, but the state of an opt'),
     ({'optimizer': {'state': {}}}, 'no state dict in it, but the state of an optimizer without the weights'),
     ({'epoch': 3, 'loss': 0.5}, 'no state dict in it, but a dict of epoch, loss'),
+    ({'model': {'a.weight': np.ones(2, np.float16)}}, 'no state dict in it, but numpy arrays, which torch.from_num'),
     (torch.ones(3), 'no state dict in it, but an object of type Tensor'),
     ({'resnet.conv.weight': torch.ones(1)}, r'not a SAM 2 checkpoint, its keys are resnet\.conv\.weight'),
     ({'a': Harmless()}, r'holds an object of Python, \S*Harmless, beside tensors: it was not opened, because that'),
@@ -213,8 +220,8 @@ def test_parts_and_extras_of_a_sam2_are_named(weights, refused):
     decoder = {key: value for key, value in weights.items() if key.startswith('sam_mask_decoder')}
     assert re.match(r'checkpoint FILE: only sam_mask_decoder of a SAM 2; image_encoder, memory_attention, .* missing: '
                     r'give a file of the whole model', refused(decoder))
-    assert 'is not a nano: unexpected criterion.weight; it looks like nano' in refused(
-        {**weights, 'criterion.weight': torch.ones(2)})
+    assert ('is not a nano: unexpected criterion.weight; otherwise it is one: save the state dict of the whole nano, '
+            'and nothing else') in refused({**weights, 'criterion.weight': torch.ones(2)})
     assert "several models, with the prefixes 'student.', 'teacher.': save the one that is meant" in refused(
         {**under('teacher.', weights), **under('student.', weights)})
     assert 'several models, under ema, swa: save the one that is meant' in refused({'ema': weights, 'swa': weights})
@@ -305,6 +312,13 @@ def test_weights_beyond_the_asked_type_are_refused_by_name(tmp_path, weights):
 def test_tensors_without_plain_numbers_are_refused(weights, odd):
     with pytest.raises(CheckpointError, match='no_mem_embed is a tensor without plain numbers'):
         published_weights({**weights, 'no_mem_embed': odd(weights['no_mem_embed'])}, 'file')
+
+
+@pytest.mark.parametrize('dtype', [torch.int8, torch.int32, torch.bool], ids=str)
+def test_weights_that_are_no_floating_point_numbers_are_refused_by_name(refused, weights, dtype):
+    key = 'sam_mask_decoder.iou_token.weight'
+    assert f'{key} is {dtype}, must be floating-point, before it is quantized' in refused(
+        {**weights, key: weights[key].to(dtype)})
 
 
 @pytest.mark.fuzz
