@@ -35,6 +35,9 @@ class BagReader:
         self._temporary: tempfile.TemporaryDirectory | None = None
         try:
             self._open(path)
+        except OSError as error:  # of a folder: it cannot be listed, or was moved
+            self.close()
+            raise BagError(f'cannot be read ({error.strerror})') from None
         except BaseException:
             self.close()
             raise
@@ -103,6 +106,8 @@ class BagReader:
             raise BagError('there is no such file or folder')
         if path.suffix == '.bag':
             raise BagError('a bag of ROS 1; convert it with rosbags-convert')
+        if path.name == 'metadata.yaml' or not (path.is_file() or path.is_dir()):
+            raise BagError('neither a bag\'s folder nor one of its .mcap and .db3 files; give one of these')
         metadata = {} if path.is_file() else self._metadata(path)
         sources = [path] if path.is_file() else self._sources(path, metadata)
         failures = []
@@ -124,14 +129,16 @@ class BagReader:
     def _metadata(self, folder: Path) -> dict[str, Any]:
         """Return what metadata.yaml says; empty where there is none, or none that can be used."""
         try:
-            content = yaml.safe_load((folder / 'metadata.yaml').read_text())['rosbag2_bagfile_information']
-            names = [PurePath(name).name for name in content['relative_file_paths']]
+            content = yaml.safe_load((folder / 'metadata.yaml').read_bytes())
         except FileNotFoundError:
             reason = 'there is none: was the recorder killed? `ros2 bag reindex` writes it'
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
-            reason = f'it cannot be read ({type(error).__name__}: {error}); `ros2 bag reindex` writes it anew'
+        except (OSError, yaml.YAMLError) as error:
+            text = getattr(error, 'strerror', None) or ' '.join(str(error).split())
+            reason = f'it cannot be read ({text}); `ros2 bag reindex` writes it anew'
         else:
-            return {**content, 'names': names}
+            if metadata := _listed(content):
+                return metadata
+            reason = 'it lists no files; `ros2 bag reindex` writes it anew'
         if any(_is_bag_file(path) for path in folder.iterdir()):
             self._problems.append(f'read without metadata.yaml: {reason}')
         return {}
@@ -141,8 +148,7 @@ class BagReader:
         there = in_order(path for path in folder.iterdir() if _is_bag_file(path))
         if metadata:
             names = metadata['names']
-            counts = {PurePath(item.get('path', '')).name: item.get('message_count')
-                      for item in metadata.get('files') or () if isinstance(item, dict)}
+            counts = metadata['counts']
             for name in names:
                 if not any(_same_file(path.name, name) for path in there):
                     count = f', with {counts[name]} messages' if counts.get(name) else ''
@@ -167,6 +173,8 @@ class BagReader:
             return f'a folder of bags, give one or several of them: {", ".join(bags)}'
         if any(folder.glob('*.bag')):
             return 'a bag of ROS 1; convert it with rosbags-convert'
+        if logs := sorted(path.name for path in folder.glob('*.db3-wal')):
+            return f'{logs[0]} is there without {logs[0].removesuffix("-wal")}; put that beside it'
         return '; '.join([*self.problems, 'give a folder with metadata.yaml, .mcap or .db3 files, or one such file'])
 
     def _opened(self, path: Path) -> StorageFile:
@@ -188,6 +196,8 @@ class BagReader:
                 head = file.read(16)
         if head.startswith(bag_mcap.MAGIC):
             return bag_mcap.McapFile(path)
+        if head.startswith(b'#ROSBAG'):
+            raise BagError(f'{path.name} is a bag of ROS 1; convert it with rosbags-convert')
         if head == bag_sqlite.MAGIC:
             log = bag_sqlite.leftovers(path)
             if log is not None:
@@ -205,6 +215,19 @@ class BagReader:
         if self._temporary is None:
             self._temporary = tempfile.TemporaryDirectory(prefix='sam2_bag_')
         return Path(tempfile.mkdtemp(dir=self._temporary.name))
+
+
+def _listed(content: Any) -> dict[str, Any]:
+    """Return the files that the content of metadata.yaml lists, and what it counts; empty if it lists none."""
+    content = content.get('rosbag2_bagfile_information') if isinstance(content, dict) else None
+    paths = content.get('relative_file_paths') if isinstance(content, dict) else None
+    if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
+        return {}
+    files = content.get('files')
+    counts = {PurePath(item['path']).name: item.get('message_count') for item in files
+              if isinstance(item, dict) and isinstance(item.get('path'), str)} if isinstance(files, list) else {}
+    return {'names': [PurePath(path).name for path in paths], 'counts': counts,
+            'message_count': content.get('message_count')}
 
 
 def _is_bag_file(path: Path) -> bool:

@@ -17,6 +17,8 @@ from sam2_ros.bag_storage import BagError, Channel, StorageFile
 
 MAGIC = b'SQLite format 3\0'
 _JOURNAL = b'\xd9\xd5\x05\xf9\x20\xa1\x63\xd7'  # the first bytes of one that is needed
+_LOG = b'\x37\x7f\x06\x82', b'\x37\x7f\x06\x83'  # the first bytes of a write-ahead log
+_LOG_HEAD, _FRAME_HEAD = 32, 24  # bytes
 _DAMAGE = sqlite3.Error, UnicodeDecodeError  # the latter where a message of SQLite quotes damage
 _LOWEST, _HIGHEST = -2**63, 2**63 - 1
 _LONGEST_JUMP = 1 << 24  # rows that are given up to get behind damage
@@ -160,6 +162,7 @@ def with_leftovers(path: Path, log: Path, folder: Path) -> tuple[Path, str]:
         for source in (path, log):
             shutil.copyfile(source, folder / source.name)
         with closing(sqlite3.connect(copy)) as connection:
+            taken = connection.execute('PRAGMA wal_checkpoint(PASSIVE)').fetchone()[1]  # frames
             connection.execute('PRAGMA wal_checkpoint(TRUNCATE)')
             connection.execute('PRAGMA journal_mode = DELETE')
             after = _total(connection)
@@ -172,12 +175,38 @@ def with_leftovers(path: Path, log: Path, folder: Path) -> tuple[Path, str]:
     except _DAMAGE:
         before = 0
     if log.name.endswith('-journal'):
-        return copy, (f'{path.name}: the recorder was killed: {after} messages are read, and those of the write that '
-                      f'it did not finish are lost ({log.name})')
-    if after == before:
-        return copy, ''
-    return copy, (f'{path.name}: the recorder was killed: {after - before} of {after} messages are read from '
-                  f'{log.name}, {log.stat().st_size} bytes; keep it beside the file')
+        return copy, (f'{path.name}: the recorder was killed or still runs: {after} messages are read, and those '
+                      f'of the write that it did not finish are lost ({log.name})')
+    told = []
+    if after != before:
+        told.append(f'the recorder was killed or still runs: {after - before} of {after} messages are read from '
+                    f'{log.name}, {log.stat().st_size} bytes; keep it beside the file')
+    if lost := _lost(log, taken):
+        told.append(f'{lost} of {log.stat().st_size} bytes of {log.name} cannot be read: cut off, damaged or a write '
+                    f'that the recorder did not finish')
+    return copy, f'{path.name}: {"; ".join(told)}' if told else ''
+
+
+def _lost(log: Path, taken: int) -> int:
+    """Return how many bytes of a write-ahead log SQLite did not take, though they belong to its last round.
+
+    taken: frames that it took. Behind them lie frames of earlier rounds, which the database has already.
+    """
+    size = log.stat().st_size
+    with log.open('rb') as file:
+        head = file.read(_LOG_HEAD)
+        page = int.from_bytes(head[8:12], 'big')
+        if len(head) < _LOG_HEAD or head[:4] not in _LOG or not 512 <= page <= 65536:
+            return size
+        end = _LOG_HEAD + max(taken, 0) * (page + _FRAME_HEAD)
+        at = end
+        while at < size:
+            file.seek(at)
+            frame = file.read(_FRAME_HEAD)
+            if len(frame) == _FRAME_HEAD and frame[8:16] != head[16:24]:  # the salt of another round
+                break
+            at += page + _FRAME_HEAD
+    return max(0, min(at, size) - end)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

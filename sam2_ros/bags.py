@@ -19,6 +19,7 @@ from sam2_ros.msg import Prompt
 INFO, PROMPT = 'sensor_msgs/msg/CameraInfo', 'sam2_ros/msg/Prompt'
 TRUTH_ENCODINGS = {'mono8': 1, '8UC1': 1, 'mono16': 2, '16UC1': 2}  # bytes per pixel
 DEPTH_WITHIN = 50_000_000  # ns between the stamps of an image and its depth; the node is stricter (depth_tolerance)
+_DECOMPRESS = 'decompress it with image_transport republish'
 Topics = dict[str, list[Channel]]
 
 
@@ -78,6 +79,9 @@ class BagRecording:
             image, = cameras
         self._images = Track(image, pictures[image])
         self._truths = Track(truth, pictures[truth]) if truth else None
+        if not truths and not truth:
+            self.problems += [f'ground truth on {topic} is not used: it is {found[0].msgtype}; {_DECOMPRESS}'
+                              for topic, found in pictures.items() if topic.endswith('truth/compressed')]
         self._prompts = self._wanted(prompts, prompt_topic, '--prompt-topic') or self._only(
             prompts, 'prompts', '--prompt-topic')
         self._prompt_connections = prompts.get(self._prompts, [])
@@ -86,7 +90,8 @@ class BagRecording:
             encoding = first_encoding(self._reader, self._truths.connections)
             if self._truths.kind != IMAGE or encoding not in TRUTH_ENCODINGS:
                 raise RecordingError(f'ground truth on {truth} is {self._truths.kind} {encoding!r}: '
-                                     f'must be {IMAGE} with mono8 or mono16, a pixel being the id of its object')
+                                     f'must be {IMAGE} with mono8 or mono16, a pixel being the id of its object'
+                                     + (f'; {_DECOMPRESS}' if self._truths.kind == COMPRESSED else ''))
 
     def _choose_depth(self, pictures: Topics, infos: Topics, depth_topic: str, info_topic: str) -> None:
         self._depths = self._infos = None
@@ -102,7 +107,7 @@ class BagRecording:
                 return
         if pictures[depth][0].msgtype != IMAGE:
             raise RecordingError(f'depth on {depth} is {pictures[depth][0].msgtype}: must be {IMAGE}; '
-                                 f'decompress it with image_transport republish, or leave --depth-topic out')
+                                 f'{_DECOMPRESS}, or leave --depth-topic out')
         info = self._wanted(infos, info_topic, '--camera-info-topic')
         if not info:
             beside = [f'{topic.rpartition("/")[0]}/camera_info' for topic in (depth, self._images.topic)]

@@ -72,7 +72,7 @@ def test_messages_in_the_log_of_a_killed_recorder_are_read_and_the_bag_is_not_to
     with BagRecording(bag / 'run_0.db3' if by_file else bag) as recording:
         told = [problem for problem in recording.problems if 'metadata.yaml' not in problem]
         assert len(told) == 1 and told[0].startswith(
-            f'run_0.db3: the recorder was killed: 24 of {total} messages are read from run_0.db3-wal, ')
+            f'run_0.db3: the recorder was killed or still runs: 24 of {total} messages are read from run_0.db3-wal, ')
         assert len(recording.problems) == (1 if by_file else 2)
         recording.problems.clear()
         check_all(recording)
@@ -106,11 +106,50 @@ def test_a_log_that_cannot_be_read_is_named_with_its_bytes_and_the_cure(tmp_path
         assert expected in told and ('set TMPDIR' in told or '.recover' in told)
 
 
-def test_a_log_with_nothing_new_in_it_is_no_problem(tmp_path):
+@pytest.mark.parametrize('damage', ['cut in its head', 'cut in a frame', 'noise', 'a wrong byte'])
+def test_bytes_of_a_log_that_cannot_be_read_are_counted(tmp_path, damage):
+    bag, _ = live_database(tmp_path, 'WAL', 16, 24)
+    log = bag / 'run_0.db3-wal'
+    data = bytearray(log.read_bytes())
+    whole, middle = len(data), len(data) // 2
+    if damage == 'a wrong byte':
+        data[middle] ^= 1
+    elif damage == 'noise':
+        data = np.random.default_rng(0).bytes(whole)
+    else:
+        data = data[:20 if damage == 'cut in its head' else middle]
+    log.write_bytes(data)
+    with BagReader(bag / 'run_0.db3') as reader:
+        assert sum(1 for _ in reader.messages(reader.channels)) == 16
+        lost = len(data) - (32 if 'in its head' not in damage and damage != 'noise' else 0)  # the head of the log
+        assert f'{lost} of {len(data)} bytes of run_0.db3-wal cannot be read: cut off' in reader.problems[0]
+
+
+def test_frames_of_earlier_rounds_behind_the_end_of_a_log_are_no_problem(tmp_path):
+    live = sqlite3.connect(next(write(tmp_path / 'made', messages(), StoragePlugin.SQLITE3).glob('*.db3')))
+    live.execute('PRAGMA journal_mode = WAL')
+    for value, times in (('a', 50), ('b', 1)):  # the second round overwrites the beginning of the log alone
+        for number in range(times):
+            live.execute(f"INSERT INTO messages SELECT NULL, topic_id, timestamp + 1, data FROM messages "
+                         f"WHERE id = {number + 1}")
+        live.commit()
+        if value == 'a':
+            live.execute('PRAGMA wal_checkpoint(RESTART)')
+    bag = tmp_path / 'run'
+    bag.mkdir()
+    for file in (tmp_path / 'made').glob('*.db3*'):
+        shutil.copy(file, bag / file.name)
+    live.close()
+    with BagReader(next(bag.glob('*.db3'))) as reader:
+        assert ' 1 of ' in reader.problems[0] and 'cannot be read' not in reader.problems[0]
+
+
+def test_a_log_with_nothing_in_it_is_no_problem(tmp_path):
     bag, _ = live_database(tmp_path, 'WAL', 40, 0)
-    (bag / 'run_0.db3-wal').write_bytes(bytes(100))
+    (bag / 'run_0.db3-wal').write_bytes(b'')
     with BagRecording(bag / 'run_0.db3') as recording:
         check_all(recording)
+        assert not recording.problems
 
 
 def test_a_database_that_was_cut_off_is_read_up_to_there(tmp_path):
@@ -186,13 +225,43 @@ def test_a_full_disk_while_unpacking_is_named(tmp_path, monkeypatch):
         BagReader(bag)
 
 
-@pytest.mark.parametrize('content', ['', 'hello: world', 'rosbag2_bagfile_information: {version: 99}', '[', '\0'])
-def test_metadata_that_cannot_be_used_is_named_and_the_files_are_read(tmp_path, content):
+@pytest.mark.parametrize(('content', 'reason'), [
+    ('[', 'it cannot be read (while parsing'), ('\0', 'it cannot be read (unacceptable character'),
+    *((content, 'it lists no files;') for content in (
+        '', 'hello: world', 'rosbag2_bagfile_information: {version: 99}', 'rosbag2_bagfile_information: null',
+        'rosbag2_bagfile_information: {relative_file_paths: run.mcap}',
+        'rosbag2_bagfile_information: {relative_file_paths: []}',
+        'rosbag2_bagfile_information: {relative_file_paths: [1, run.mcap]}'))])
+def test_metadata_that_cannot_be_used_is_named_and_the_files_are_read(tmp_path, content, reason):
     bag = write(tmp_path / 'run', messages())
     (bag / 'metadata.yaml').write_text(content)
     with BagRecording(bag) as recording:
-        assert recording.problems.pop().startswith('read without metadata.yaml: it cannot be read (')
+        told = recording.problems.pop()
+        assert told.startswith(f'read without metadata.yaml: {reason}') and '\n' not in told
         check_all(recording)
+
+
+@pytest.mark.parametrize('files', ['3', '[1, {path: null}]', '[{path: run.mcap, message_count: many}]'])
+def test_counts_in_metadata_that_are_none_do_not_matter(tmp_path, files):
+    bag = write(tmp_path / 'run', messages())
+    (bag / 'metadata.yaml').write_text(f'rosbag2_bagfile_information: {{relative_file_paths: [run.mcap], '
+                                       f'files: {files}, message_count: many}}')
+    with BagRecording(bag) as recording:
+        check_all(recording)
+        assert not recording.problems
+
+
+def test_paths_that_are_no_bags_are_refused_with_the_cure(tmp_path):
+    bag = write(tmp_path / 'run', messages(4))
+    (tmp_path / 'one.mcap').write_bytes(b'#ROSBAG V2.0\n')
+    (tmp_path / 'log').mkdir()
+    (tmp_path / 'log' / 'a.db3-wal').write_bytes(b'log')
+    for path, reason in ((bag / 'metadata.yaml', "neither a bag's folder nor one of its"),
+                         ('/dev/null', "neither a bag's folder nor one of its"),
+                         (tmp_path / 'one.mcap', 'a bag of ROS 1; convert it'),
+                         (tmp_path / 'log', 'a.db3-wal is there without a.db3; put that beside it')):
+        with pytest.raises(RecordingError, match=reason):
+            BagRecording(path)
 
 
 def test_a_wrong_number_of_messages_in_the_metadata_is_told(tmp_path):

@@ -264,12 +264,20 @@ def test_mono8_truth_is_widened(tmp_path):
     (lambda: from_pixels(labels(0), 'mono16', header(0, 1)), 'no stamp of /camera/truth is that of an image on'),
     (lambda: from_pixels(labels(0)[:20], 'mono16', header(0)), 'truth of 64 x 20 pixels .*must be 64 x 48'),
     (lambda: from_pixels(picture(0), 'rgb8', header(0)), "'rgb8': must be .*mono8 or mono16"),
-    (lambda: jpeg(0), 'must be sensor_msgs/msg/Image with mono8'),
+    (lambda: jpeg(0), 'must be sensor_msgs/msg/Image with mono8 .*; decompress it with image_transport republish'),
 ])
 def test_truth_that_cannot_be_used_is_refused(tmp_path, truth, reason):
     records = [(IMAGE, from_pixels(picture(0), 'rgb8', header(0)), stamp(0)), (TRUTH, truth(), stamp(0))]
     with pytest.raises(RecordingError, match=reason):
         BagRecording(write(tmp_path / 'run', records))
+
+
+def test_compressed_truth_beside_its_raw_topic_is_named(tmp_path):
+    records = [(IMAGE, from_pixels(picture(0), 'rgb8', header(0)), stamp(0)),
+               (f'{TRUTH}/compressed', jpeg(0), stamp(0))]
+    with BagRecording(write(tmp_path / 'run', records)) as recording:
+        assert recording.problems == [f'ground truth on {TRUTH}/compressed is not used: it is '
+                                      f'sensor_msgs/msg/CompressedImage; decompress it with image_transport republish']
 
 
 # --- which topic
