@@ -92,16 +92,16 @@ def sections(file: str | Path, name: str = 'sam2', namespace: str = '', argument
     command line, which may rename the node.
     """
     try:
-        content = yaml.safe_load(Path(file).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ParameterError(f'{file}: {getattr(error, "strerror", None) or error}') from None
+        documents = read_yaml(Path(file))
+    except ParameterError as error:
+        raise ParameterError(f'{file}: {error}') from None
     found: list[str] = []
-    marked = _marked(content, '', found) if isinstance(content, dict) else {}
+    marked = [_marked(content, '', found) for content in documents if isinstance(content, dict)]
     if not found:
         return Sections(str(file), (), ())
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, 'sections.yaml')
-        copy.write_text(yaml.safe_dump(marked, sort_keys=False))
+        copy.write_text(yaml.safe_dump_all(marked, sort_keys=False))
         others = [argument for number, argument in enumerate(arguments)
                   if '--params-file' not in arguments[max(number - 1, 0):number + 1]]
         with node_as_given([*others, '--ros-args', '--params-file', str(copy)], name, namespace) as node:
@@ -109,6 +109,30 @@ def sections(file: str | Path, name: str = 'sam2', namespace: str = '', argument
     return Sections(str(file), *(tuple(dict.fromkeys(section for number, section in enumerate(found)
                                                      if (f'section_{number}' in applied) == wanted))
                                  for wanted in (True, False)))
+
+
+def read_yaml(file: Path) -> list[Any]:
+    """Return the documents in a YAML file as rcl sees their structure: every value is text, whatever its tag.
+
+    Raise ParameterError, with the line, if it cannot be read.
+    """
+    try:
+        return [*yaml.load_all(file.read_bytes(), yaml.BaseLoader)]
+    except OSError as error:
+        raise ParameterError(error.strerror) from None
+    except yaml.YAMLError as error:
+        raise ParameterError(yaml_reason(error)) from None
+
+
+def yaml_reason(error: yaml.YAMLError) -> str:
+    """Return what is wrong with a YAML file, in one line."""
+    mark, problem = getattr(error, 'problem_mark', None), getattr(error, 'problem', None)
+    if isinstance(error, yaml.reader.ReaderError):
+        return f'byte {error.position} cannot be read ({error.reason}): save the file as UTF-8 text'
+    if mark is None or not problem:
+        return f'is no YAML ({" ".join(str(error).split())})'
+    tabs = '; indent with spaces' if "'\\t'" in problem else ''
+    return f'line {mark.line + 1}, column {mark.column + 1}: {problem}{tabs}'
 
 
 def _marked(content: dict[Any, Any], path: str, found: list[str]) -> dict[Any, Any]:

@@ -3,10 +3,20 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from sam2_ros.node_arguments import ARGUMENT_ERRORS, node_as_given, problems, sections, why
+from sam2_ros.node_arguments import (
+    ARGUMENT_ERRORS,
+    SECTION,
+    node_as_given,
+    problems,
+    read_yaml,
+    sections,
+    why,
+    yaml_reason,
+)
 from sam2_ros.parameters import ParameterError, Parameters, doubts, with_values
 
 NODE = '/sam2'
@@ -19,15 +29,9 @@ def read_parameters(path: Path, node: str = NODE) -> tuple[Parameters, list[str]
     ParameterError.
     """
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ParameterError(f'parameters {path}: {getattr(error, "strerror", None) or error}') from None
-    try:
-        if content is None or isinstance(content, dict) and not _has_sections(content):
-            chosen = _plain(content or {})
+        if not any(map(_has_sections, read_yaml(path))):
+            chosen = _plain(path)
             return chosen, doubts(chosen)
-        if not isinstance(content, dict):
-            raise ParameterError('must have the form NAME: VALUE, as config/sam2.yaml')
         namespace, _, name = node.rpartition('/')
         with node_as_given(['--ros-args', '--params-file', str(path)], name, namespace) as given:
             found = sections(path, name, namespace)
@@ -41,13 +45,24 @@ def read_parameters(path: Path, node: str = NODE) -> tuple[Parameters, list[str]
         raise ParameterError(f'parameters {path}: {why(error)}') from None
 
 
-def _has_sections(content: dict) -> bool:
-    return any(key == 'ros__parameters' or isinstance(value, dict) and _has_sections(value)
-               for key, value in content.items())
+def _has_sections(content: Any) -> bool:
+    return isinstance(content, dict) and any(
+        key == SECTION or _has_sections(value) for key, value in content.items())
 
 
-def _plain(content: dict) -> Parameters:
-    """Return parameters from NAME: VALUE, where YAML's 1 stands for 1.0 as well."""
+def _plain(path: Path) -> Parameters:
+    """Return parameters from a file of the form NAME: VALUE, where YAML's 1 stands for 1.0 as well."""
+    try:
+        content = yaml.safe_load(path.read_bytes()) or {}
+    except yaml.YAMLError as error:
+        raise ParameterError(yaml_reason(error)) from None
+    if not isinstance(content, dict):
+        raise ParameterError('must have the form NAME: VALUE, as config/sam2.yaml')
+    for name, value in content.items():
+        if isinstance(value, dict) or str(name).startswith('/'):
+            raise ParameterError(f"section '{name}' has no {SECTION}: put the parameters under {SECTION}")
+        if value is None:
+            raise ParameterError(f"'{name}' has no value; give one, or leave it out")
     doubles = {item.name for item in fields(Parameters) if isinstance(item.default, float)}
     return with_values(Parameters(), {name: float(value) if name in doubles and type(value) is int else value
                                       for name, value in content.items()})

@@ -53,11 +53,17 @@ def test_the_sections_of_a_node_are_chosen_by_its_name(tmp_path, capsys):
 
 @pytest.mark.parametrize(('text', 'reason'), [
     ('- 1', 'must have the form NAME: VALUE'), ('a: [', 'parameters '), ('x: 1', "there is no 'x'"),
+    ('sam2:\n\tlost_after: 1.0', "bad.yaml: line 2, column 1: found character '.t' .*; indent with spaces$"),
+    ('x: [1', r'bad.yaml: line \d, column \d: .*$'), ('lost_after:', "'lost_after' has no value; give one"),
+    ('x: !count 7', 'bad.yaml: line 1, column 4: could not determine'),
+    (b'class_names: [caf\xe9]', 'byte 17 cannot be read .*: save the file as UTF-8 text$'),
+    ('/**: {ros_parameters: {lost_after: 1.0}}', r"section '/\*\*' has no ros__parameters: put the parameters under"),
     ('a: {ros__parameters: {}}\nb: {ros__parameters: {}}', r'no section for /sam2 \(it has /a, /b\)')])
 def test_files_that_cannot_be_used_are_named(tmp_path, text, reason):
-    (tmp_path / 'bad.yaml').write_text(text)
+    (tmp_path / 'bad.yaml').write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ParameterError, match='bad.yaml') as error:
         read_parameters(tmp_path / 'bad.yaml')
     assert error.match(reason)
+    assert '\n' not in str(error.value)
     with pytest.raises(ParameterError, match='none.yaml: No such file'):
         read_parameters(tmp_path / 'none.yaml')

@@ -65,6 +65,9 @@ VALUES = {
     'an empty section': '/**: {ros__parameters: {}}',
     'no ros__parameters in one section': 'sam2: {max_objects: 7}\n/**: {ros__parameters: {max_objects: 7}}',
     'an empty file': '',
+    'a tag of another program': '/**: {ros__parameters: {max_objects: !count 7}}',
+    'two documents': '/**: {ros__parameters: {max_objects: 7}}\n---\n/**: {ros__parameters: {lost_after: 1.0}}',
+    'UTF-16': '/**: {ros__parameters: {max_objects: 7}}'.encode('utf-16'),
 }
 NAMES = ('/sam2', '/robot/sam2', '/robot/front')
 
@@ -102,7 +105,7 @@ def of_a_node(domain: int, arguments: list[str]) -> tuple[Parameters, list[str]]
 @pytest.mark.parametrize('what', [*FILES, *VALUES])
 def test_a_file_gives_an_evaluation_and_a_check_what_it_gives_the_node(ros_domain, tmp_path, what):
     file, text = tmp_path / 'robot.yaml', (FILES | VALUES)[what]
-    file.write_text(text)
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
     for name in NAMES if what in FILES else NAMES[:1]:
         expected = of_a_node(ros_domain, arguments_of(file, name=name))
         applied = None
