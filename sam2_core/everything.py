@@ -121,8 +121,11 @@ def _answers(model: Sam2Model, image: EncodedImage, points: np.ndarray, filters:
     encoded = image.features_for(model)
     features = model.without_memory(encoded).expand(len(points), -1, -1, -1)
     decoded = model.decode_masks(features, encoded, clicks, labels, multimask=True)
-    if not torch.isfinite(decoded.iou).all():
-        raise not_finite_error(float(decoded.iou.flatten()[0]), float(decoded.object_score.flatten()[0]))
+    # NaN and infinity pass through a sum
+    total, iou, score = (float(part.sum(dtype=torch.float32))
+                         for part in (decoded.logits, decoded.iou, decoded.object_score))
+    if not np.isfinite([total, iou]).all():
+        raise not_finite_error(iou, score)
     promising = decoded.iou > filters.min_iou
     logits, iou = decoded.logits[promising], decoded.iou[promising].tolist()
     sources = torch.nonzero(promising)[:, 0].tolist()

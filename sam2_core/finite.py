@@ -35,7 +35,9 @@ def not_finite(results: Mapping[int, Result]) -> dict[int, NotFiniteError]:
 
 
 def not_finite_error(iou: float, object_score: float) -> NotFiniteError:
-    """Return the error for a result with these scores."""
-    return NotFiniteError(f"the model's result is not finite (iou {iou:g}, object score {object_score:g}): the weights "
+    """Return the error for a result with these scores; if both are finite, its logits are not."""
+    finite = math.isfinite(iou) and math.isfinite(object_score)
+    values = 'logits of the mask' if finite else f'iou {iou:g}, object score {object_score:g}'
+    return NotFiniteError(f"the model's result is not finite ({values}): the weights "
                           f'or the dtype cannot be used; run sam2_check, and with dtype float16 take bfloat16 or '
                           f'float32')

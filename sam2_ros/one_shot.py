@@ -111,8 +111,9 @@ class SegmentImageCall:
                 found = segmenter.segment(encoded, to_prompt(message, object_id), self._request.multimask)
             except PromptError as error:
                 raise Unanswerable(f'prompt {self._done}: {error}') from None
-            if not np.isfinite([*found.scores, found.object_score]).all():
-                raise not_finite_error(float(found.scores[0]), found.object_score)
+            scores = float(np.sum(found.scores)), found.object_score  # not finite if one of them is not
+            if not np.isfinite([*scores, float(found.logits.sum())]).all():
+                raise not_finite_error(*scores)
             for index in np.argsort(-found.scores, kind='stable'):
                 self._objects.append(sighting(object_id, message.label, found.masks[index], unit(found.scores[index]),
                                            probability(found.object_score), picture.header.stamp))

@@ -146,6 +146,8 @@ def test_a_result_that_is_not_finite_is_an_error_of_that_object_alone(small, mon
     step = take_step(tracker, picture(3), {})
     monkeypatch.undo()
     assert [*step.results] == [2] and isinstance(step.missed[1], NotFiniteError)
+    named = {'iou': f'iou {value}', 'object_score': f'object score {value}', 'logits': 'logits of the mask'}
+    assert f"{named[part]}" in str(step.missed[1])
     again = take_step(tracker, picture(4), {})
     assert [*again.results] == [1, 2], 'its memory has none of it'
     assert all(math.isfinite(found.object_score) for found in again.results.values())
@@ -257,6 +259,22 @@ def test_weights_of_nan_are_an_error_on_diagnostics_and_no_lost_object(make, poi
 def test_questions_to_such_a_model_are_answered_with_the_error(make, poisoned, call):
     stream, replies = make(StreamTracker(poisoned)), []
     show(stream, 0)
+    stream.mailbox.put_one_shot(call(replies.append))
+    stream.work()
+    stream.work_aside()
+    assert len(replies) == 1 and "the model's result is not finite" in replies[0]
+
+
+@pytest.mark.parametrize('part', ['iou', 'logits'])
+@pytest.mark.parametrize(('call', 'clicks'), [
+    (lambda reply: SegmentImageCall(
+        SegmentImage.Request(prompts=[PromptMessage(box=box(1))], multimask=True), reply), 1),
+    (lambda reply: SegmentAllCall(SegmentAll.Request(points_per_side=2), reply, 5.0), 4)])
+def test_a_question_whose_result_is_not_finite_in_one_part_is_answered_with_the_error(make, small, spoilt, part, call,
+                                                                                      clicks):
+    stream, replies = make(StreamTracker(small)), []
+    show(stream, 0)
+    spoilt(part, math.nan, only_batches_of=clicks)
     stream.mailbox.put_one_shot(call(replies.append))
     stream.work()
     stream.work_aside()
