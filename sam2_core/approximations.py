@@ -11,8 +11,6 @@ import torch
 from torch import nn
 
 from sam2_core.model import Sam2Model
-from sam2_core.nn.hiera import Hiera
-from sam2_core.nn.layers import first_replaced
 
 POOLINGS = (1, 2)
 
@@ -37,8 +35,8 @@ def quantize_encoder(model: Sam2Model) -> None:
     if model.device.type != 'cpu' or model.dtype != torch.float32:
         raise ValueError(f'int8_encoder on {model.device} in {model.dtype}: only on a CPU in float32; '
                          f'leave it out, or load the model with device="cpu"')
-    with torch.device('meta'):
-        replaced = first_replaced(model.image_encoder.trunk, Hiera(model.config))
+    replaced = next((name for name, module in model.image_encoder.trunk.named_modules()
+                     if not type(module).__module__.startswith(('torch.', 'sam2_core.'))), None)
     if replaced is not None:
         raise ValueError(f'int8_encoder on {model.name} with image_encoder.trunk.{replaced} replaced: merge adapters '
                          f'into the weights first (merge_and_unload), and quantise once')

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from sam2_core.approximations import pool_memory, quantize_encoder
 from sam2_core.checkpoint_files import CheckpointError, read_file, read_header
 from sam2_core.checkpoint_layouts import published_weights
 from sam2_core.compiled import CompiledStages
-from sam2_core.config import VARIANTS, check_image_size, variant
+from sam2_core.config import VARIANTS, Sam2Config, check_image_size, variant
 from sam2_core.model import Sam2Model
 
 CONFIG_KEY = 'sam2_config'  # in the header of weights that were trained here: the shape of the model, as JSON
@@ -92,11 +93,12 @@ def load_model(name: str | None = None, checkpoint: str | Path | None = None, de
     elif checkpoint is None:
         raise ValueError(f'neither a model name nor a checkpoint: name one of {", ".join(VARIANTS)}')
     path = Path(checkpoint) if checkpoint is not None else find_weights(name)
-    name, weights = read_checkpoint(path, name, dtype)
+    weights = read_weights(path)
+    name = name or recognise(weights, path)
     config = variant(name)
     size = trained_image_size(path) if image_size is None else image_size
-    with torch.device('cpu'):  # whatever torch.set_default_device says
-        model = Sam2Model(config if size is None else replace(config, image_size=size), name)
+    model = _new_model(config if size is None else replace(config, image_size=size), name)
+    _check_weights(weights, model, path, dtype)
     model.load_state_dict({key: value.float() for key, value in weights.items()})
     for parameter in model.parameters():  # not the buffers: coordinates and positions stay float32
         parameter.data = parameter.data.to(dtype)
@@ -177,30 +179,36 @@ def trained_image_size(path: Path) -> int | None:
 
 def read_checkpoint(path: Path, name: str | None = None,
                     dtype: torch.dtype = torch.float32) -> tuple[str, dict[str, Tensor]]:
-    """Return the variant in a checkpoint and its weights, if ``load_model`` can use them. Loads no model.
+    """Return the variant in a checkpoint and its weights, if ``load_model`` can use them.
 
     name: the variant it must be; None: recognised. Raises as ``read_weights``, and CheckpointError for weights that
     do not fit or are not finite in ``dtype``.
     """
     weights = read_weights(path)
     name = name or recognise(weights, path)
-    _check_fit(name, weights, path)
-    check_finite(weights, path, dtype)
+    _check_weights(weights, _new_model(variant(name), name), path, dtype)
     return name, weights
+
+
+def _new_model(config: Sam2Config, name: str) -> Sam2Model:
+    if torch.get_default_device().type == 'cpu':
+        return Sam2Model(config, name)
+    with torch.device('cpu'):
+        return Sam2Model(config, name)
 
 
 def check_finite(weights: Mapping[str, Tensor], path: Path | str, dtype: torch.dtype = torch.float32) -> None:
     """Raise CheckpointError, by name, for weights that are NaN or infinite, or will be when converted to ``dtype``."""
-    broken, beyond = [], []
+    broken, beyond, limit = [], [], torch.finfo(dtype).max
     for key, value in weights.items():
         if not value.is_floating_point() or not value.numel():
             continue
-        low, high = torch.aminmax(value if value.dtype in _COMPARED else value.float())  # NaN passes through
-        ends = torch.stack((low, high)).double()
-        if not ends.isfinite().all():
+        ends = torch.aminmax(value if value.dtype in _COMPARED else value.float())  # NaN passes through
+        largest = max(abs(end.item()) for end in ends)
+        if not all(math.isfinite(end.item()) for end in ends):
             broken.append(key)
-        elif not ends.to(dtype).isfinite().all():
-            beyond.append((key, float(ends.abs().max())))
+        elif largest > limit and torch.tensor(largest, dtype=dtype, device='cpu').isinf():  # a little more is rounded
+            beyond.append((key, largest))
     if broken:
         first = weights[broken[0]].float()
         raise CheckpointError(
@@ -210,7 +218,7 @@ def check_finite(weights: Mapping[str, Tensor], path: Path | str, dtype: torch.d
             f'earlier checkpoint')
     if beyond:
         raise CheckpointError(
-            f'checkpoint {path}: {len(beyond)} of {len(weights)} tensors exceed {torch.finfo(dtype).max:g}, the '
+            f'checkpoint {path}: {len(beyond)} of {len(weights)} tensors exceed {limit:g}, the '
             f'largest {dtype}; {beyond[0][0]} reaches {beyond[0][1]:g}: load it with dtype bfloat16 or float32')
 
 
@@ -228,9 +236,8 @@ def recognise(weights: Mapping[str, Tensor], path: Path | str = 'state dict') ->
                           f'known are {", ".join(VARIANTS)}')
 
 
-def _check_fit(name: str, weights: Mapping[str, Tensor], path: Path) -> None:
-    with torch.device('meta'):
-        own = Sam2Model(variant(name)).state_dict()
+def _check_weights(weights: Mapping[str, Tensor], model: Sam2Model, path: Path, dtype: torch.dtype) -> None:
+    own = model.state_dict()
     problems = [f'missing {key}' for key in own if key not in weights]
     problems += [f'unexpected {key}' for key in weights if key not in own]
     problems += [f'{key} is {tuple(weights[key].shape)}, must be {tuple(own[key].shape)}'
@@ -244,9 +251,10 @@ def _check_fit(name: str, weights: Mapping[str, Tensor], path: Path) -> None:
         except CheckpointError:
             hint = 'it fits no variant that is known'
         else:
-            hint = f'it looks like {like}' if like != name else (
-                f'otherwise it is one: save the state dict of the whole {name}, and nothing else')
-        raise CheckpointError(f'checkpoint {path} is not a {name}: {"; ".join(problems[:3])}{more}; {hint}')
+            hint = f'it looks like {like}' if like != model.name else (
+                f'otherwise it is one: save the state dict of the whole {model.name}, and nothing else')
+        raise CheckpointError(f'checkpoint {path} is not a {model.name}: {"; ".join(problems[:3])}{more}; {hint}')
+    check_finite(weights, path, dtype)
 
 
 def checked_device(device: str | torch.device | None) -> torch.device:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sam2_core.model import MASK_BIAS, MASK_SCALE, ImageFeatures, Memory, ObjectMasks, Sam2Model
 from sam2_core.nn.attention import Attention, RotaryAttention
-from sam2_core.nn.layers import first_replaced, is_observed
+from sam2_core.nn.layers import is_observed
 from sam2_core.nn.mask_decoder import MASK_TOKENS, DecodedMasks, MaskDecoder
 from sam2_core.nn.prompt_encoder import FOREGROUND, NOT_A_POINT
 from sam2_core.segmenter import MAX_PROMPT_LOGIT
@@ -31,7 +31,7 @@ def copy_weights(source: Sam2Model, target: Sam2Model) -> None:
 
     ValueError for an int8 encoder, adapters and hooks.
     """
-    replaced = first_replaced(source, target)
+    replaced = _first_replaced(source, target)
     if replaced is not None and isinstance(source.get_submodule(replaced), torch.ao.nn.quantized.dynamic.Linear):
         raise ValueError(f'{source.name} with an int8 encoder: load it without int8_encoder')
     if replaced is not None:
@@ -44,6 +44,13 @@ def copy_weights(source: Sam2Model, target: Sam2Model) -> None:
     for ours, theirs in zip(target.memory_attention.layers, source.memory_attention.layers, strict=True):
         ours.cross_attn_image.pooling = theirs.cross_attn_image.pooling
     target.eval().requires_grad_(False)
+
+
+def _first_replaced(model: nn.Module, original: nn.Module) -> str | None:
+    """Return the name of the first module of ``model`` that is of another class than in ``original``, or None."""
+    expected = dict(original.named_modules())
+    return next((name for name, module in model.named_modules()
+                 if name not in expected or not issubclass(type(expected[name]), type(module))), None)
 
 
 class GraphDecoder(MaskDecoder):

@@ -30,13 +30,6 @@ def is_plain(module: nn.Module) -> bool:
                  or all(type(parameter) is nn.Parameter for parameter in module._parameters.values())))
 
 
-def first_replaced(model: nn.Module, original: nn.Module) -> str | None:
-    """Return the name of the first module of ``model`` that is of another class than in ``original``, or None."""
-    expected = dict(original.named_modules())
-    return next((name for name, module in model.named_modules()
-                 if name not in expected or not issubclass(type(expected[name]), type(module))), None)
-
-
 def all_rows(embedding: nn.Embedding, count: int) -> Tensor:
     """Return the ``count`` vectors of an embedding, (count, channels)."""
     if is_plain(embedding):
