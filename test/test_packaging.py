@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 PINS = {path.name: [line.split('#')[0].strip() for line in path.read_text().splitlines() if line.split('#')[0].strip()]
@@ -111,9 +112,10 @@ def test_what_the_requirements_bring_along_is_pinned_too():
         except importlib.metadata.PackageNotFoundError:
             continue  # for other versions of Python
         for requirement in distribution.requires or []:
-            name, _, condition = requirement.partition(';')
-            name = normal(re.match(r'[\w.-]+', name).group())
-            if 'extra' in condition or name in seen or not is_installed(name):
+            requirement = Requirement(requirement)
+            name = normal(requirement.name)
+            wanted = requirement.marker is None or requirement.marker.evaluate({'extra': ''})
+            if not wanted or name in seen or not is_installed(name):
                 continue
             seen.add(name)
             waiting.append(name)

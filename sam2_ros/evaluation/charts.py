@@ -13,7 +13,7 @@ POINTS = 900  # of a line: beyond that nobody can tell them apart
 
 
 @dataclass(frozen=True, eq=False)
-class Timeline:
+class TimelineChart:
     """What happened to one object. Times are seconds."""
 
     times: np.ndarray  # of the scored images, (N,), increasing
@@ -23,7 +23,7 @@ class Timeline:
     prompts: Sequence[tuple[float, str, bool]] = ()  # when, what, whether it was accepted
 
 
-def timeline(data: Timeline, end: float) -> str:
+def timeline(data: TimelineChart, end: float) -> str:
     """J (thick) and F (thin) over time, the states as a band under them, prompts as marks above."""
     scored = len(data.times) > 0
     top, bottom = 16, 106 if scored else 16

@@ -346,7 +346,7 @@ class Video:
         return image
 
 
-class Masklets:
+class MaskletFile:
     """Run lengths of a JSON file: of every fourth frame of the video."""
 
     def __init__(self, path: Path, video: Path) -> None:
@@ -376,7 +376,7 @@ class Masklets:
 def _sav_video(path: Path, rate: float) -> DatasetClip:
     try:
         video = video_of(path)
-        masklets = Masklets(path, video)
+        masklets = MaskletFile(path, video)
     except BrokenSample as error:
         raise RecordingError(f'data {error}') from None
     clip = DatasetClip(video.stem, Video(video, masklets.frames, masklets.size()), masklets, rate)

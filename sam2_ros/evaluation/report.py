@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from sam2_ros.evaluation.charts import Timeline, histogram, timeline
+from sam2_ros.evaluation.charts import TimelineChart, histogram, timeline
 from sam2_ros.evaluation.moments import Moment, moments
 from sam2_ros.evaluation.pictures import draw_output, draw_truth, read_image, read_truth
 from sam2_ros.evaluation.recording import Recording
@@ -140,7 +140,7 @@ def _over_time(run: Run, scores: dict, recording: Recording) -> str:
         prompts = [(seconds(answer.applied or answer.stamp or answer.arrival),
                     answer.action + ('' if answer.accepted else f', refused: {answer.reason}'), answer.accepted)
                    for answer in run.answers if answer.id in (number, 0)]
-        chart = timeline(Timeline(np.array([seconds(recording.stamps[index]) for index in series['index']]),
+        chart = timeline(TimelineChart(np.array([seconds(recording.stamps[index]) for index in series['index']]),
                                   np.array(series['J'], float), np.array(series['F'], float),
                                   _states(run, number, seconds), prompts), end)
         figure = f' · J&F {_ratio(item["J&F"])}' if item.get('J&F') is not None else ''

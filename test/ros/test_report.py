@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from discs import Discs, stamp
 
-from sam2_ros.evaluation.charts import Timeline, histogram, lowest, nice, ticks, timeline
+from sam2_ros.evaluation.charts import TimelineChart, histogram, lowest, nice, ticks, timeline
 from sam2_ros.evaluation.moments import moments
 from sam2_ros.evaluation.pictures import draw_truth, write_video
 from sam2_ros.evaluation.report import write_report
@@ -188,7 +188,7 @@ def test_an_empty_recording_still_has_a_report(page):
 # --- charts
 
 def test_j_is_drawn_where_it_was_and_prompts_and_states_are_marked():
-    svg = timeline(Timeline(
+    svg = timeline(TimelineChart(
         np.array([0.0, 5.0, 10.0]), np.array([1.0, 0.0, 1.0]), np.ones(3), [(0.0, 'tracked'), (4.0, 'lost')],
         [(2.0, 'SET', True), (6.0, 'SET, refused', False)]), 10.0)
     points = [tuple(map(float, point.split(',')))

@@ -61,7 +61,7 @@ def video_of(path: Path) -> Path:
     raise BrokenSample(path, f'no video {stem}{VIDEO} beside it')
 
 
-class Masklets(NamedTuple):
+class MaskletFrames(NamedTuple):
     """Content of a JSON file."""
 
     frames: list[list[dict]]  # run lengths [annotated frame][object]
@@ -75,14 +75,14 @@ class Masklets(NamedTuple):
 
 
 @lru_cache(maxsize=8)  # a JSON file is some megabytes
-def load_masklets(path: Path, video: Path) -> Masklets:
+def load_masklets(path: Path, video: Path) -> MaskletFrames:
     """Read a JSON file and hold what it says of its video against the video. BrokenSample."""
     try:
         content = json.loads(path.read_bytes())
         frames, claimed = content['masklet'], float(content['video_frame_count'])
         if not isinstance(frames, list) or not all(isinstance(frame, list) for frame in frames) or not frames:
             raise ValueError('masklet is not a list of frames')
-        masklets = Masklets(frames, 1, '')
+        masklets = MaskletFrames(frames, 1, '')
         masklets.size()
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise BrokenSample(path, f'not an SA-V annotation ({type(error).__name__}: {error})') from error
@@ -104,7 +104,7 @@ def load_masklets(path: Path, video: Path) -> Masklets:
                  f'start, the masks are late by as many')
     elif len(frames) > 1 and rate > 0 and not 0.9 < rate / step / RATE < 1.1:
         doubt = f'one of {step} frames is annotated, {rate / step:.2g} a second of {video.name}; SA-V has {RATE}'
-    return Masklets(frames, step, doubt)
+    return MaskletFrames(frames, step, doubt)
 
 
 def annotation_step(annotated: int, frames: float) -> int:
