@@ -24,7 +24,7 @@ from sam2_ros.node_arguments import image_topic
 from sam2_ros.parameters import Parameters
 
 DISCOVERY = 5.0  # seconds until what is there has been heard of; it takes 0.2 to 3
-ANSWER = 2.0  # seconds for the node to tell its state
+ANSWER = 5.0  # seconds for the node to tell its state
 ELSEWHERE = 8  # other topics that are named where one is missing
 TYPES = {Image: 'sensor_msgs/msg/Image', CompressedImage: 'sensor_msgs/msg/CompressedImage',
          CameraInfo: 'sensor_msgs/msg/CameraInfo'}
