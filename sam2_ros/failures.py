@@ -78,7 +78,6 @@ class Failures:
                       if failed.reason and now - failed.when < WINDOW]
         return [text for _, text in sorted(recent, reverse=True)]
 
-
     def totals(self) -> list[str]:
         """Return how often each step has failed since the start, one line for each."""
         with self._lock:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sam2_core import load_model
+from sam2_core.training.datasets import SkippedFiles
 
 
 @pytest.fixture(scope='session')
@@ -40,3 +41,15 @@ class Scene:
 @pytest.fixture(scope='session')
 def scene():
     return Scene()
+
+
+@pytest.fixture
+def skipped(tmp_path):
+    """Record of the files that a data set leaves out."""
+    return SkippedFiles(tmp_path / 'out' / 'skipped.jsonl')
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Folder of a data set; not made yet."""
+    return tmp_path / 'data'

@@ -8,19 +8,9 @@ import numpy as np
 import pytest
 from datasets_files import HEIGHT, WIDTH, coco_folder, davis_clip, indexed_png, jpeg, runs, sav_video, scene
 
-from sam2_core.training.datasets import BrokenSample, SkippedFiles, open_recordings, run_lengths
+from sam2_core.training.datasets import BrokenSample, open_recordings, run_lengths
 from sam2_core.training.datasets.coco import segmentation_mask
 from sam2_core.training.datasets.sav import annotation_step
-
-
-@pytest.fixture
-def skipped(tmp_path):
-    return SkippedFiles(tmp_path / 'out' / 'skipped.jsonl')
-
-
-@pytest.fixture
-def data(tmp_path):
-    return tmp_path / 'data'
 
 
 def named(found, folder):

@@ -26,16 +26,6 @@ from sam2_core.training.datasets.coco import segmentation_mask
 from sam2_core.training.datasets.pictures import read_image, read_labels
 
 
-@pytest.fixture
-def skipped(tmp_path):
-    return SkippedFiles(tmp_path / 'out' / 'skipped.jsonl')
-
-
-@pytest.fixture
-def data(tmp_path):
-    return tmp_path / 'data'
-
-
 def close(image, expected):
     """Equal but for what lossy compression does away from edges."""
     return np.median(np.abs(image.astype(int) - expected)) <= 4

@@ -18,23 +18,13 @@ from sam2_core.files import (
     frames_in_order,
     not_one_sequence,
 )
-from sam2_core.training.datasets import BrokenSample, SkippedFiles, open_recordings
+from sam2_core.training.datasets import BrokenSample, open_recordings
 from sam2_core.training.datasets.exif import orientation, upright
 from sam2_core.training.datasets.pictures import decode_image, read_image, read_labels
 
 
 def ordered(*names):
     return [path.name for path in frames_in_order(map(Path, names))]
-
-
-@pytest.fixture
-def skipped(tmp_path):
-    return SkippedFiles(tmp_path / 'out' / 'skipped.jsonl')
-
-
-@pytest.fixture
-def data(tmp_path):
-    return tmp_path / 'data'
 
 
 # --- order
