@@ -89,6 +89,7 @@ OURS = {module: {name for name in imports(module) if name in MODULES} for module
 
 def room(module: str) -> str:
     rooms = [name for name, modules in ROOMS.items() if module.removeprefix('sam2_ros.') in modules.split()]
+    rooms = rooms or [name for name in ROOMS if module.split('.')[1] == name]
     assert len(rooms) == 1, f'{module} is in {rooms or "no room"}: name it once in ROOMS'
     return rooms[0]
 
