@@ -7,7 +7,7 @@ the processor, so that what else the machine does matters little. Prints a table
 """
 from __future__ import annotations
 
-import sam2_ros.cores  # noqa: F401  before torch
+import sam2_ros.runtime.threads  # noqa: F401  before torch
 
 # isort: split
 import argparse

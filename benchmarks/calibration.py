@@ -31,7 +31,7 @@ from sam2_core.metrics import iou
 from sam2_core.training.scenes import make_clip
 from sam2_core.training.sprites import ClutterBank
 from sam2_core.training.textures import TextureBank
-from sam2_ros.parameters import Parameters
+from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.states import Platt, probability, score_correction, unit
 
 FIT_SEED = 9100  # neither trained on nor reported

@@ -29,7 +29,7 @@ from sam2_ros.demo_scene import TabletopScene
 from sam2_ros.depth import to_metres
 from sam2_ros.frame import Frame, TrackedObject
 from sam2_ros.msg import Instance
-from sam2_ros.parameters import Parameters
+from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.spatial import Camera, DepthFrame, measure
 
 WIDTH, HEIGHT = 1280, 720

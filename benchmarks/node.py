@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-import sam2_ros.cores  # noqa: E402, F401  before torch, as in the node
+import sam2_ros.runtime.threads  # noqa: E402, F401  before torch, as in the node
 
 sys.path.insert(0, str(ROOT / 'test' / 'system'))
 import cv2  # noqa: E402

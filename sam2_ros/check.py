@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 if __name__ == '__main__':  # before the imports below, which take seconds
-    from sam2_ros.executables import main_of
+    from sam2_ros.runtime.executables import main_of
 
     main_of('sam2_check')
 
@@ -23,9 +23,9 @@ from rich.text import Text
 from sam2_core import __version__
 from sam2_ros.check_listener import CameraTopics, Listener
 from sam2_ros.check_machine import check_machine
-from sam2_ros.dds import use_image_profile
 from sam2_ros.findings import Finding, Verdict, bad, doubtful, good
-from sam2_ros.node_arguments import (
+from sam2_ros.runtime.dds import use_image_profile
+from sam2_ros.runtime.node_arguments import (
     ARGUMENT_ERRORS,
     node_as_given,
     parameter_files,
@@ -34,7 +34,7 @@ from sam2_ros.node_arguments import (
     why,
     without_ros_arguments,
 )
-from sam2_ros.parameters import OF_EVERY_NODE, Parameters, given_values, with_values
+from sam2_ros.runtime.parameters import OF_EVERY_NODE, Parameters, given_values, with_values
 
 MARKS = {Verdict.GOOD: ('ok', 'green'), Verdict.DOUBTFUL: ('warn', 'yellow'), Verdict.BAD: ('FAIL', 'bold red')}
 

@@ -13,7 +13,7 @@ from sam2_ros.calibration import DepthError, calibrate, doubt, info_of_image
 from sam2_ros.conversions import ImageError, to_rgb
 from sam2_ros.depth import NO_STAMP, check_registered, is_of_one_time, usable_metres
 from sam2_ros.findings import Finding, bad, doubtful, good
-from sam2_ros.parameters import Parameters
+from sam2_ros.runtime.parameters import Parameters
 
 OLD = 1.0  # seconds
 AHEAD = 0.005

@@ -19,9 +19,9 @@ from sam2_ros.check_camera import Topic, check_depth, check_image, full_name
 from sam2_ros.conversions import to_nanoseconds
 from sam2_ros.depth_topics import LATCHED
 from sam2_ros.findings import Finding, Verdict, bad, doubtful, good
-from sam2_ros.namesakes import advice, count_nodes
-from sam2_ros.node_arguments import image_topic
-from sam2_ros.parameters import Parameters
+from sam2_ros.runtime.namesakes import advice, count_nodes
+from sam2_ros.runtime.node_arguments import image_topic
+from sam2_ros.runtime.parameters import Parameters
 
 DISCOVERY = 5.0  # seconds until what is there has been heard of; it takes 0.2 to 3
 ANSWER = 5.0  # seconds for the node to tell its state

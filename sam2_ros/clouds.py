@@ -14,7 +14,7 @@ from visualization_msgs.msg import Marker, MarkerArray
 from sam2_ros.conversions import from_pixels
 from sam2_ros.frame import Frame, TrackedObject
 from sam2_ros.overlay import colour
-from sam2_ros.parameters import Parameters
+from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.spatial import DepthFrame, OrientedBox, object_pixels
 
 MARKER_LIFETIME = Duration(seconds=5).to_msg()  # then the node is gone, or stands still

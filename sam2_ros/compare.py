@@ -9,7 +9,7 @@ docs/evaluation.md tells what the interval means.
 from __future__ import annotations
 
 if __name__ == '__main__':  # before the imports below, which take seconds
-    from sam2_ros.executables import main_of
+    from sam2_ros.runtime.executables import main_of
 
     main_of('sam2_compare')
 

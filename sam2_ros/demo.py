@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 if __name__ == '__main__':  # before the imports below, which take seconds
-    from sam2_ros.executables import main_of
+    from sam2_ros.runtime.executables import main_of
 
     main_of('sam2_demo_camera')
 
@@ -27,12 +27,12 @@ from std_srvs.srv import Trigger
 
 from sam2_core import __version__
 from sam2_ros.conversions import from_pixels
-from sam2_ros.dds import use_image_profile
 from sam2_ros.demo_depth import to_camera_info, worsen
 from sam2_ros.demo_scene import TabletopScene
-from sam2_ros.executables import install
-from sam2_ros.node_arguments import ARGUMENT_ERRORS, why, without_ros_arguments
-from sam2_ros.stopping import STOPPING
+from sam2_ros.runtime.dds import use_image_profile
+from sam2_ros.runtime.executables import install
+from sam2_ros.runtime.node_arguments import ARGUMENT_ERRORS, why, without_ros_arguments
+from sam2_ros.runtime.stopping import STOPPING
 
 FRAME_ID = 'camera_optical_frame'
 JPEG_QUALITY = 90

@@ -18,10 +18,10 @@ from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 
 from sam2_ros.conversions import to_nanoseconds, to_rgb
-from sam2_ros.dds import use_image_profile
 from sam2_ros.demo_pictures import contact_sheet, write_video
 from sam2_ros.demo_recording import Recording, to_labels
 from sam2_ros.msg import InstanceArray, PromptStatus
+from sam2_ros.runtime.dds import use_image_profile
 
 REPORT_EVERY = 0.5  # seconds
 

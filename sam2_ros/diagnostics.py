@@ -12,10 +12,10 @@ from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile
 
 from sam2_core import Sam2Model
-from sam2_ros.failures import Failures
 from sam2_ros.meter import WINDOW, Meter, Snapshot
-from sam2_ros.namesakes import Namesakes
-from sam2_ros.parameters import Parameters
+from sam2_ros.runtime.failures import Failures
+from sam2_ros.runtime.namesakes import Namesakes
+from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.shedding import LoadShedder, why_unusable
 
 SILENT = 2.0  # seconds without an image

@@ -14,11 +14,11 @@ Exit code: 0 fine, 1 a recording could not be evaluated (the others were), 2 not
 from __future__ import annotations
 
 if __name__ == '__main__':  # before the imports below, which take seconds
-    from sam2_ros.executables import main_of
+    from sam2_ros.runtime.executables import main_of
 
     main_of('sam2_evaluate')
 
-import sam2_ros.cores  # noqa: F401  before torch
+import sam2_ros.runtime.threads  # noqa: F401  before torch
 
 # isort: split
 import argparse
@@ -39,11 +39,11 @@ from sam2_ros.evaluation import job as jobs
 from sam2_ros.evaluation.export import MIN_SCORE, WRITERS
 from sam2_ros.evaluation.job import Job, do
 from sam2_ros.evaluation.many import PAGE, Outcome, evaluate_many, evaluate_with_ray, summarise
-from sam2_ros.evaluation.parameter_file import NODE, read_parameters
 from sam2_ros.evaluation.recording import RecordingError
 from sam2_ros.evaluation.results import MODES, TOTAL
 from sam2_ros.loading import LOAD_ERRORS, load
-from sam2_ros.parameters import ParameterError, Parameters, with_values
+from sam2_ros.runtime.parameter_file import NODE, read_parameters
+from sam2_ros.runtime.parameters import ParameterError, Parameters, with_values
 
 FINE, SOME_FAILED, NOTHING = 0, 1, 2
 TOPICS = {'image_topic': 'camera images; default: the only one there is',

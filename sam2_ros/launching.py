@@ -11,7 +11,7 @@ from launch_ros.actions import LifecycleNode, Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
-from sam2_ros.dds import image_profile_environment
+from sam2_ros.runtime.dds import image_profile_environment
 
 GIVEN = {'model': str, 'device': str, 'autostart': bool, 'use_sim_time': bool}  # arguments that are parameters
 

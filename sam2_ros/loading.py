@@ -5,7 +5,7 @@ import numpy as np
 import torch
 
 from sam2_core import CheckpointError, Prompt, Sam2Model, StreamTracker, load_model
-from sam2_ros.parameters import Parameters
+from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.shedding import half_of_recent_frames
 
 # OSError: no such file, no connection; RuntimeError: the device, out of memory first of all

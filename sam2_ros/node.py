@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 if __name__ == '__main__':  # before the imports below, which take seconds
-    from sam2_ros.executables import main_of
+    from sam2_ros.runtime.executables import main_of
 
     main_of('sam2_node')
 
-import sam2_ros.cores  # noqa: F401  before torch
+import sam2_ros.runtime.threads  # noqa: F401  before torch
 
 # isort: split
 import functools
@@ -26,17 +26,17 @@ from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 
 from sam2_core import Sam2Model
-from sam2_ros import parameters
 from sam2_ros.camera import Camera
-from sam2_ros.dds import remove_dead_segments, use_image_profile
 from sam2_ros.diagnostics import Diagnostics
-from sam2_ros.executables import install
-from sam2_ros.guarded_node import GuardedExecutor, GuardedNode
 from sam2_ros.loading import LOAD_ERRORS, load
-from sam2_ros.node_arguments import ARGUMENT_ERRORS, problems, why
-from sam2_ros.node_help import parse
-from sam2_ros.parameters import ParameterError, Parameters
-from sam2_ros.stopping import STOPPING
+from sam2_ros.runtime import parameters
+from sam2_ros.runtime.dds import remove_dead_segments, use_image_profile
+from sam2_ros.runtime.executables import install
+from sam2_ros.runtime.guarded_node import GuardedExecutor, GuardedNode
+from sam2_ros.runtime.node_arguments import ARGUMENT_ERRORS, problems, why
+from sam2_ros.runtime.node_help import parse
+from sam2_ros.runtime.parameters import ParameterError, Parameters
+from sam2_ros.runtime.stopping import STOPPING
 from sam2_ros.vision_messages import require_vision_msgs
 from sam2_ros.worker import Worker
 

@@ -20,12 +20,12 @@ from sam2_ros.clouds import (
     size_vector,
 )
 from sam2_ros.conversions import from_pixels, to_duration, to_nanoseconds, to_roi
-from sam2_ros.failures import Failures
 from sam2_ros.frame import Event, Frame, TrackedObject
 from sam2_ros.msg import Instance, InstanceArray, InstanceEvent, PromptStatus
 from sam2_ros.overlay import draw_overlay
-from sam2_ros.parameters import Parameters
 from sam2_ros.prompting import PromptAnswer
+from sam2_ros.runtime.failures import Failures
+from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.srv import SetPrompt
 from sam2_ros.views import RELIABLE, ClassTable, LabelLists, ObjectTopics, View, planner_views
 

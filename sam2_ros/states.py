@@ -12,7 +12,7 @@ from sam2_core import ObjectResult
 from sam2_ros.conversions import to_nanoseconds
 from sam2_ros.frame import Event, TrackedObject
 from sam2_ros.msg import Instance, InstanceEvent
-from sam2_ros.parameters import Parameters
+from sam2_ros.runtime.parameters import Parameters
 
 
 def unit(value: float) -> float:

@@ -15,15 +15,15 @@ from sam2_core import EncodedImage, ImageSegmenter, ObjectResult, PromptError, S
 from sam2_ros.catch_up import CatchUp, Late
 from sam2_ros.conversions import ImageError, to_nanoseconds, to_rgb
 from sam2_ros.depth import DepthMailbox
-from sam2_ros.failures import Failures, describe
 from sam2_ros.frame import Frame, TrackedObject, sighting
 from sam2_ros.history import History, Past
 from sam2_ros.mailbox import Mailbox
 from sam2_ros.meter import Meter
 from sam2_ros.one_shot import OneShot, OneShots, Picture
-from sam2_ros.parameters import Parameters
 from sam2_ros.prompt_reader import PromptReader, Reading
 from sam2_ros.prompting import NEEDS_IMAGE, Ids, Plan, PromptAnswer, PromptRequest, refuse
+from sam2_ros.runtime.failures import Failures, describe
+from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.shedding import Level, half_of_recent_frames
 from sam2_ros.skipped_images import SkippedImages
 from sam2_ros.spatial import DepthFrame, is_beyond_lens

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 if __name__ == '__main__':  # before the imports below, which take seconds
-    from sam2_ros.executables import main_of
+    from sam2_ros.runtime.executables import main_of
 
     main_of('sam2_train')
 

@@ -15,9 +15,9 @@ from std_msgs.msg import Header, String
 
 from sam2_ros.clouds import box_pose, object_points_message, size_vector
 from sam2_ros.conversions import from_pixels
-from sam2_ros.failures import Failures
 from sam2_ros.frame import Frame, TrackedObject
-from sam2_ros.parameters import Parameters
+from sam2_ros.runtime.failures import Failures
+from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.vision_messages import vision_msgs
 
 RELIABLE = QoSProfile(depth=5)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-import sam2_ros.cores  # noqa: F401  before torch
-from sam2_ros.dds import remove_dead_segments
+import sam2_ros.runtime.threads  # noqa: F401  before torch
+from sam2_ros.runtime.dds import remove_dead_segments
 
 SYSTEM = Path(__file__).parent / 'system'
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'

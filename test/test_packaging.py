@@ -29,7 +29,7 @@ def normal(name):
 # --- parameters
 
 def test_parameters_file_gives_every_parameter_its_default():
-    parameters = pytest.importorskip('sam2_ros.parameters', reason='needs ROS 2 or its wheels').Parameters
+    parameters = pytest.importorskip('sam2_ros.runtime.parameters', reason='needs ROS 2 or its wheels').Parameters
     written = yaml.safe_load((ROOT / 'config' / 'sam2.yaml').read_text())['/**']['ros__parameters']
     defaults = {item.name: [*item.default] if isinstance(item.default, tuple) else item.default
                 for item in fields(parameters)}

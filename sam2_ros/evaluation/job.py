@@ -24,7 +24,7 @@ from sam2_ros.evaluation.results import Run
 from sam2_ros.evaluation.results_bag import write_results
 from sam2_ros.evaluation.run import run
 from sam2_ros.evaluation.scores import score, write_metrics
-from sam2_ros.parameters import Parameters
+from sam2_ros.runtime.parameters import Parameters
 
 BAG, DAVIS, SAV = 'bag', 'davis', 'sav'
 TOPIC, FIRST_TRUTH = 'topic', 'first-truth'

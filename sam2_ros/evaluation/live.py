@@ -26,12 +26,12 @@ from sam2_core import Sam2Model
 from sam2_core.metrics import iou
 from sam2_ros.box_fit import OrientedBox
 from sam2_ros.conversions import ImageError, to_nanoseconds, to_rgb
-from sam2_ros.dds import image_profile_environment
 from sam2_ros.evaluation.recording import RecordedPrompt, Recording, RecordingError
 from sam2_ros.evaluation.results import Answer, FrameOutput, ObjectOutput, Run
 from sam2_ros.evaluation.run import ACTIONS, versions
 from sam2_ros.msg import Instance, InstanceArray, Prompt, PromptStatus
-from sam2_ros.parameters import Parameters
+from sam2_ros.runtime.dds import image_profile_environment
+from sam2_ros.runtime.parameters import Parameters
 
 PATIENCE = 120.0  # seconds until the node has loaded its model and answers
 QUIET = 3.0  # seconds without a result after which none comes any more; longer for a node that is slower

@@ -17,7 +17,7 @@ from sam2_ros.evaluation.recording import RecordingError
 from sam2_ros.evaluation.report_style import STYLE
 from sam2_ros.evaluation.scores import write_metrics
 from sam2_ros.loading import LOAD_ERRORS, load
-from sam2_ros.parameters import Parameters
+from sam2_ros.runtime.parameters import Parameters
 
 SUMMARY, PAGE = 'summary.json', 'summary.html'
 TRIES = 3  # of a recording whose worker dies or that fails in a way that is not its own

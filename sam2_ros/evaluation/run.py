@@ -30,8 +30,8 @@ from sam2_ros.evaluation.stages import PeakMemory, Stopwatch
 from sam2_ros.mailbox import Mailbox
 from sam2_ros.msg import Prompt
 from sam2_ros.outputs import instance_array
-from sam2_ros.parameters import Parameters
 from sam2_ros.prompting import PromptAnswer, PromptRequest, refuse
+from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.shedding import LoadShedder
 from sam2_ros.stream import Stream
 

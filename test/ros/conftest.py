@@ -5,7 +5,7 @@ import pytest
 import rclpy
 
 from sam2_core import Sam2Model, StreamTracker, load_model
-from sam2_ros.parameters import Parameters
+from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.stream import Stream
 
 

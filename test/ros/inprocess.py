@@ -17,9 +17,9 @@ from sensor_msgs.msg import CameraInfo, Image, RegionOfInterest
 from std_msgs.msg import Header
 
 from sam2_ros.conversions import from_pixels
-from sam2_ros.guarded_node import GuardedExecutor
 from sam2_ros.msg import InstanceArray, Prompt, PromptStatus
 from sam2_ros.node import Sam2Node
+from sam2_ros.runtime.guarded_node import GuardedExecutor
 from sam2_ros.worker import Worker
 
 HEIGHT, WIDTH = 48, 64

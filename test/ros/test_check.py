@@ -38,10 +38,10 @@ from sam2_ros.check_machine import (
     check_weights,
 )
 from sam2_ros.conversions import from_pixels
-from sam2_ros.dds import PROFILE_VARIABLES, image_profile
 from sam2_ros.findings import Finding, Verdict
 from sam2_ros.loading import LOAD_ERRORS, load
-from sam2_ros.parameters import Parameters
+from sam2_ros.runtime.dds import PROFILE_VARIABLES, image_profile
+from sam2_ros.runtime.parameters import Parameters
 
 GOOD, DOUBTFUL, BAD = Verdict
 PERIOD = 33_333_333  # ns

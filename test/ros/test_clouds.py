@@ -20,7 +20,7 @@ from sam2_ros.frame import Frame, TrackedObject
 from sam2_ros.msg import Instance
 from sam2_ros.outputs import instance_message
 from sam2_ros.overlay import colour
-from sam2_ros.parameters import Parameters
+from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.spatial import Camera, DepthFrame, measure
 
 HEIGHT, WIDTH, FOCAL = 120, 160, 150.0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sam2_ros.dds import (
+from sam2_ros.runtime.dds import (
     PROFILE_VARIABLES,
     TRANSPORT_VARIABLE,
     dead_segments,
@@ -19,7 +19,7 @@ from sam2_ros.dds import (
 SEGMENT_SIZE = 64 * 2**20  # as in config/fastdds_images.xml
 OPEN_SEGMENTS = '''
 import json, os, sys
-from sam2_ros.dds import use_image_profile
+from sam2_ros.runtime.dds import use_image_profile
 if sys.argv[1] == "use": use_image_profile()
 import rclpy
 rclpy.init()
@@ -82,13 +82,13 @@ def test_profile_is_found_in_the_overlay_that_comes_first(monkeypatch, tmp_path)
         profile.parent.mkdir(parents=True)
         profile.touch()
     monkeypatch.setenv('AMENT_PREFIX_PATH', os.pathsep.join(map(str, [prefixes[2], *prefixes[:2]])))
-    monkeypatch.setattr('sam2_ros.dds.__file__', str(tmp_path / 'lib' / 'sam2_ros' / 'dds.py'))
+    monkeypatch.setattr('sam2_ros.runtime.dds.__file__', str(tmp_path / 'lib' / 'sam2_ros' / 'runtime' / 'dds.py'))
     assert image_profile() == tmp_path / 'overlay' / 'share' / 'sam2_ros' / 'config' / 'fastdds_images.xml'
 
 
 def test_missing_profile_names_the_places_and_the_cure(monkeypatch, tmp_path):
     monkeypatch.setenv('AMENT_PREFIX_PATH', str(tmp_path / 'prefix'))
-    monkeypatch.setattr('sam2_ros.dds.__file__', str(tmp_path / 'lib' / 'sam2_ros' / 'dds.py'))
+    monkeypatch.setattr('sam2_ros.runtime.dds.__file__', str(tmp_path / 'lib' / 'sam2_ros' / 'runtime' / 'dds.py'))
     monkeypatch.setattr(sys, 'prefix', str(tmp_path / 'python'))
     with pytest.raises(FileNotFoundError, match='prefix/share/sam2_ros.*colcon build'):
         image_profile()

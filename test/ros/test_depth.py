@@ -17,7 +17,7 @@ from std_msgs.msg import Header
 from sam2_ros.conversions import ImageError, from_pixels
 from sam2_ros.depth import DepthError, DepthMailbox, to_camera, to_metres
 from sam2_ros.depth_topics import PAIRINGS, DepthTopics
-from sam2_ros.parameters import Parameters
+from sam2_ros.runtime.parameters import Parameters
 
 HEIGHT, WIDTH = 6, 8
 MS = 1_000_000

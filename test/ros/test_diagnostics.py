@@ -26,7 +26,7 @@ from sam2_ros.diagnostics import (
 from sam2_ros.frame import TrackedObject
 from sam2_ros.meter import MOST, WINDOW, Meter, percentiles
 from sam2_ros.msg import Instance
-from sam2_ros.parameters import Parameters
+from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.shedding import Level, LoadShedder
 
 TOPIC = '/front/image'

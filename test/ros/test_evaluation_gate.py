@@ -17,7 +17,7 @@ pytest.importorskip('rosbags', reason='needs rosbags (pip install rosbags rosbag
 from sam2_core import Sam2Model, load_model
 from sam2_ros.evaluation.job import Job, do
 from sam2_ros.evaluation.scenes import SCENES, record_scene
-from sam2_ros.parameters import Parameters
+from sam2_ros.runtime.parameters import Parameters
 
 FIGURES = Path(__file__).with_name('evaluation_figures.json')
 ALLOWED = 0.01  # J&F

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from sam2_ros.evaluate import parameters_of, parse
-from sam2_ros.evaluation.parameter_file import read_parameters
-from sam2_ros.parameters import ParameterError, Parameters, with_values
+from sam2_ros.runtime.parameter_file import read_parameters
+from sam2_ros.runtime.parameters import ParameterError, Parameters, with_values
 
 CONFIG = Path(__file__).resolve().parents[2] / 'config' / 'sam2.yaml'
 

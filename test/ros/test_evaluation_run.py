@@ -13,7 +13,7 @@ from sam2_ros.evaluation.recording import RecordedPrompt, RecordingError
 from sam2_ros.evaluation.results import STAGES, TOTAL
 from sam2_ros.evaluation.run import ENDED, run
 from sam2_ros.msg import ImagePoint, Prompt
-from sam2_ros.parameters import Parameters
+from sam2_ros.runtime.parameters import Parameters
 
 
 class Clock:

@@ -9,9 +9,9 @@ from xml.etree import ElementTree
 import pytest
 
 from sam2_core import __version__
-from sam2_ros import executables
-from sam2_ros.node_help import parse
-from sam2_ros.parameters import Parameters
+from sam2_ros.runtime import executables
+from sam2_ros.runtime.node_help import parse
+from sam2_ros.runtime.parameters import Parameters
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,7 +25,7 @@ def test_the_version_is_that_of_the_package(monkeypatch):
     scripts = dict(line.split(' = ') for line in given['entry_points']['console_scripts'])
     assert scripts.keys() == executables.MODULES.keys() == {path.name for path in (ROOT / 'scripts').iterdir()}
     for name, place in scripts.items():
-        assert getattr(executables, place.removeprefix('sam2_ros.executables:')).args == (name,)
+        assert getattr(executables, place.removeprefix('sam2_ros.runtime.executables:')).args == (name,)
         assert f'import {place.partition(":")[2]}\n' in (ROOT / 'scripts' / name).read_text()
 
 

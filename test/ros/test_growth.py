@@ -16,7 +16,7 @@ from sam2_ros.detections import MAX_DETECTIONS, Whereabouts, read
 from sam2_ros.frame import Frame, TrackedObject
 from sam2_ros.meter import MOST
 from sam2_ros.msg import Instance, Prompt
-from sam2_ros.parameters import Parameters
+from sam2_ros.runtime.parameters import Parameters
 
 SECOND = 10**9
 START = 1_700_000_000 * SECOND

@@ -13,9 +13,9 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from sam2_ros.diagnostics import ERROR, model_status
-from sam2_ros.failures import LOG_EVERY, MAX_STEPS, WINDOW, Failures
-from sam2_ros.guarded_node import GuardedExecutor, GuardedNode
 from sam2_ros.msg import Prompt
+from sam2_ros.runtime.failures import LOG_EVERY, MAX_STEPS, WINDOW, Failures
+from sam2_ros.runtime.guarded_node import GuardedExecutor, GuardedNode
 from sam2_ros.srv import SetPrompt
 
 
@@ -132,7 +132,7 @@ class Log:
 
 def test_failures_are_logged_with_their_traceback_and_not_again_at_once(monkeypatch):
     log, now = Log(), [100.0]
-    monkeypatch.setattr('sam2_ros.failures.time.monotonic', lambda: now[0])
+    monkeypatch.setattr('sam2_ros.runtime.failures.time.monotonic', lambda: now[0])
     failures = Failures(log, '/image')
     for _ in range(10):
         assert failures.run('depth', failing, default=7) == 7

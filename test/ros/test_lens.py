@@ -36,9 +36,9 @@ from sam2_ros.depth import DepthMailbox
 from sam2_ros.lens import Lens
 from sam2_ros.meter import Meter
 from sam2_ros.msg import Prompt
-from sam2_ros.parameters import Parameters
 from sam2_ros.prompt_point import project
 from sam2_ros.prompting import PromptRequest
+from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.spatial import DepthFrame, measure, object_points
 from sam2_ros.stream import Stream
 

@@ -10,11 +10,10 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from sam2_ros.check import check_parameters
 from sam2_ros.check_listener import Listener
-from sam2_ros.evaluation.parameter_file import read_parameters
 from sam2_ros.findings import Verdict
-from sam2_ros.namesakes import Namesakes
 from sam2_ros.node import Sam2Node
-from sam2_ros.node_arguments import (
+from sam2_ros.runtime.namesakes import Namesakes
+from sam2_ros.runtime.node_arguments import (
     ARGUMENT_ERRORS,
     image_topic,
     node_as_given,
@@ -24,7 +23,8 @@ from sam2_ros.node_arguments import (
     why,
     without_ros_arguments,
 )
-from sam2_ros.parameters import ParameterError, Parameters
+from sam2_ros.runtime.parameter_file import read_parameters
+from sam2_ros.runtime.parameters import ParameterError, Parameters
 
 FILES = {
     'all nodes': '/**: {ros__parameters: {max_objects: 7}}',

@@ -12,8 +12,8 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 
 from sam2_ros.node import Sam2Node
-from sam2_ros.node_arguments import problems
-from sam2_ros.parameters import MODEL, START, ParameterError, Parameters, with_values
+from sam2_ros.runtime.node_arguments import problems
+from sam2_ros.runtime.parameters import MODEL, START, ParameterError, Parameters, with_values
 
 ROOT = Path(__file__).parents[2]
 

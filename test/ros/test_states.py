@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sam2_core import ObjectResult
 from sam2_ros.frame import Event
 from sam2_ros.msg import Instance, InstanceEvent
-from sam2_ros.parameters import Parameters
+from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.states import SCORE_CORRECTIONS, ObjectStates, Platt, probability, score_correction, unit
 
 TRACKED, OCCLUDED, LOST = Instance.TRACKED, Instance.OCCLUDED, Instance.LOST

@@ -21,7 +21,7 @@ class Finder:
             os.kill(os.getpid(), int(number))
 sys.meta_path.insert(0, Finder())
 sys.argv = sys.argv[2:]
-from sam2_ros import executables
+from sam2_ros.runtime import executables
 sys.exit(executables.run(sys.argv[0]))
 '''
 # Everything large is imported once; then a child for each moment (argv[1], as JSON) runs the executable.
@@ -29,8 +29,8 @@ AT_CALL = '''
 import gc, json, os, signal, sys, time
 import rclpy, torch
 import sam2_ros.node, sam2_ros.demo, sam2_ros.loading, sam2_ros.evaluate
-from sam2_ros import executables
-from sam2_ros.stopping import STOPPING
+from sam2_ros.runtime import executables
+from sam2_ros.runtime.stopping import STOPPING
 
 def raising(owner, name, number, moment):
     """Replace a function by one that raises a signal before, after or instead of its work."""

@@ -10,8 +10,8 @@ from std_msgs.msg import Header
 from sam2_core import StreamTracker
 from sam2_ros.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, Instance, Prompt
-from sam2_ros.parameters import Parameters
 from sam2_ros.prompting import PromptRequest
+from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.stream import Stream
 
 TOPIC = '/camera/image_raw'

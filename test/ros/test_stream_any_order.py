@@ -17,8 +17,8 @@ from sam2_ros.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, InstanceEvent, Prompt
 from sam2_ros.one_shot import SegmentAllCall, SegmentImageCall
 from sam2_ros.outputs import instance_array, instance_message
-from sam2_ros.parameters import Parameters
 from sam2_ros.prompting import PromptRequest
+from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.shedding import Level
 from sam2_ros.srv import SegmentAll, SegmentImage
 

@@ -21,7 +21,7 @@ from sam2_ros.detections import read
 from sam2_ros.frame import Frame, TrackedObject
 from sam2_ros.msg import Instance
 from sam2_ros.outputs import Outputs
-from sam2_ros.parameters import Parameters
+from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.spatial import Camera, DepthFrame
 from sam2_ros.views import (
     BACKGROUND,

@@ -14,8 +14,8 @@ from sam2_core import Sam2Model, StreamTracker
 from sam2_ros.conversions import from_pixels
 from sam2_ros.msg import Prompt
 from sam2_ros.one_shot import SegmentAllCall
-from sam2_ros.parameters import Parameters
 from sam2_ros.prompting import PromptRequest
+from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.srv import SegmentAll
 from sam2_ros.stream import Stream
 from sam2_ros.worker import Worker

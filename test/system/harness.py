@@ -16,7 +16,7 @@ from pathlib import Path
 
 # before rclpy: only this machine, and images as our own nodes send them
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
-from sam2_ros.dds import use_image_profile  # noqa: E402
+from sam2_ros.runtime.dds import use_image_profile  # noqa: E402
 
 use_image_profile()
 

@@ -13,7 +13,7 @@ from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, Image
 
 from sam2_ros.conversions import from_pixels
-from sam2_ros.dds import PROFILE_VARIABLES, TRANSPORT_VARIABLE
+from sam2_ros.runtime.dds import PROFILE_VARIABLES, TRANSPORT_VARIABLE
 
 ON_A_BUSY_MACHINE = {'rate'}  # a camera that skips images is told from lost ones by nobody
 CAMERA = (sys.executable, '-m', 'sam2_ros.demo')

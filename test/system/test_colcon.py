@@ -55,7 +55,7 @@ def test_nothing_is_taken_from_the_source_tree(environment, tmp_path):
     script = '''
 import json, sys
 import sam2_ros.node, sam2_ros.demo
-from sam2_ros.dds import image_profile
+from sam2_ros.runtime.dds import image_profile
 from sam2_ros.msg import Prompt
 Prompt.__class__.__import_type_support__()
 files = [module.__file__ for name, module in sys.modules.items() if name.startswith("sam2_")]

@@ -17,7 +17,7 @@ from sam2_ros.bags import BagRecording
 from sam2_ros.conversions import from_pixels
 from sam2_ros.evaluation.live import NodeFailed, run_live
 from sam2_ros.msg import Prompt
-from sam2_ros.parameters import Parameters
+from sam2_ros.runtime.parameters import Parameters
 
 IMAGES, PERIOD = 25, 200_000_000  # ns
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from harness import Scene, running_node
 
-from sam2_ros.dds import PROFILE_VARIABLES
+from sam2_ros.runtime.dds import PROFILE_VARIABLES
 
 ROOT = Path(__file__).resolve().parents[2]
 # what `ros2 launch FILE NAME:=VALUE` does, and nothing else that ros2cli brings

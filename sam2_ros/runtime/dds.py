@@ -27,7 +27,7 @@ def image_profile():
     Raises FileNotFoundError naming every place looked at.
     """
     prefixes = [p for p in os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep) if p] + [sys.prefix]
-    places = [Path(__file__).resolve().parent.parent / PROFILE]
+    places = [Path(__file__).resolve().parents[2] / PROFILE]
     places += [Path(prefix, 'share', 'sam2_ros') / PROFILE for prefix in prefixes]
     for place in places:
         if place.is_file():

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from sam2_ros.node_arguments import (
+from sam2_ros.runtime.node_arguments import (
     ARGUMENT_ERRORS,
     SECTION,
     node_as_given,
@@ -17,7 +17,7 @@ from sam2_ros.node_arguments import (
     why,
     yaml_reason,
 )
-from sam2_ros.parameters import ParameterError, Parameters, doubts, with_values
+from sam2_ros.runtime.parameters import ParameterError, Parameters, doubts, with_values
 
 NODE = '/sam2'
 

@@ -17,7 +17,7 @@ from rclpy.exceptions import NameValidationException, ParameterException
 from rclpy.logging import LoggingSeverity, set_logger_level
 from rclpy.node import Node
 
-from sam2_ros.parameters import ParameterError, Parameters, doubts, given_values, unknown
+from sam2_ros.runtime.parameters import ParameterError, Parameters, doubts, given_values, unknown
 
 # what rclpy raises for arguments, names and parameters given at start that it cannot use
 ARGUMENT_ERRORS = (rclpy._rclpy_pybind11.RCLError, rclpy._rclpy_pybind11.UnknownROSArgsError,

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from sam2_core import __version__
-from sam2_ros.stopping import STOPPING
+from sam2_ros.runtime.stopping import STOPPING
 
 MODULES = {'sam2_node': 'sam2_ros.node', 'sam2_demo_camera': 'sam2_ros.demo', 'sam2_check': 'sam2_ros.check',
            'sam2_evaluate': 'sam2_ros.evaluate', 'sam2_compare': 'sam2_ros.compare', 'sam2_train': 'sam2_ros.train',

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from sam2_core import __version__
-from sam2_ros.node_arguments import without_ros_arguments
-from sam2_ros.parameters import Parameters
+from sam2_ros.runtime.node_arguments import without_ros_arguments
+from sam2_ros.runtime.parameters import Parameters
 
 DESCRIPTION = '''Track prompted objects in the images of a camera: the node sam2.
 

@@ -12,7 +12,7 @@ from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode
 from rclpy.logging import get_logger
 
-from sam2_ros.failures import Failures
+from sam2_ros.runtime.failures import Failures
 
 _TAKES = ('_take_timer', '_take_subscription', '_take_client', '_take_service', '_take_guard_condition',
           '_take_waitable')
