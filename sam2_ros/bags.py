@@ -12,8 +12,8 @@ from sam2_ros.bag_files import COMPRESSED, DEPTH_ENCODINGS, IMAGE, described, fi
 from sam2_ros.bag_reader import BagReader
 from sam2_ros.bag_storage import BagError, Channel
 from sam2_ros.bag_tracks import Track, list_messages
-from sam2_ros.conversions import ImageError, pixel_bytes
 from sam2_ros.evaluation.recording import RecordedPrompt, RecordingError
+from sam2_ros.messages.conversions import ImageError, pixel_bytes
 from sam2_ros.msg import Prompt
 
 INFO, PROMPT = 'sensor_msgs/msg/CameraInfo', 'sam2_ros/msg/Prompt'

@@ -21,6 +21,7 @@ from sam2_ros.detections import DetectionGate
 from sam2_ros.diagnostics import WatchedCamera
 from sam2_ros.frame import Frame
 from sam2_ros.mailbox import Mailbox
+from sam2_ros.messages.vision import vision_msgs
 from sam2_ros.msg import Prompt as PromptMessage
 from sam2_ros.one_shot import TOO_MANY, Found, OneShot, SegmentAllCall, SegmentImageCall
 from sam2_ros.outputs import Outputs, instance_array
@@ -32,7 +33,6 @@ from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.shedding import Level, LoadShedder
 from sam2_ros.srv import SegmentAll, SegmentImage, SetPrompt
 from sam2_ros.stream import Stream
-from sam2_ros.vision_messages import vision_msgs
 
 
 class Camera:

@@ -10,9 +10,9 @@ from rclpy.topic_endpoint_info import TopicEndpointInfo
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from sam2_ros.calibration import DepthError, calibrate, doubt, info_of_image
-from sam2_ros.conversions import ImageError, to_rgb
 from sam2_ros.depth import NO_STAMP, check_registered, is_of_one_time, usable_metres
 from sam2_ros.findings import Finding, bad, doubtful, good
+from sam2_ros.messages.conversions import ImageError, to_rgb
 from sam2_ros.runtime.parameters import Parameters
 
 OLD = 1.0  # seconds

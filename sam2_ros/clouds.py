@@ -11,8 +11,8 @@ from sensor_msgs.msg import Image, PointCloud2, PointField
 from std_msgs.msg import ColorRGBA, Header
 from visualization_msgs.msg import Marker, MarkerArray
 
-from sam2_ros.conversions import from_pixels
 from sam2_ros.frame import Frame, TrackedObject
+from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.overlay import colour
 from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.spatial import DepthFrame, OrientedBox, object_pixels

@@ -9,8 +9,8 @@ import numpy as np
 from sensor_msgs.msg import Image
 
 from sam2_core.metrics import iou
-from sam2_ros.conversions import to_nanoseconds
 from sam2_ros.frame import TrackedObject
+from sam2_ros.messages.conversions import to_nanoseconds
 from sam2_ros.msg import Instance, InstanceArray
 
 PICTURE_WIDTH = 640  # pixels; pictures are kept and drawn no wider

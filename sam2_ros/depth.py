@@ -14,10 +14,10 @@ from std_msgs.msg import Header
 
 from sam2_ros.calibration import Calibration, DepthError, calibrate, doubt, info_of_image, same_frame
 from sam2_ros.calibration import to_camera as to_camera
-from sam2_ros.conversions import ImageError, pixel_bytes, to_nanoseconds
+from sam2_ros.messages.conversions import ImageError, pixel_bytes, to_nanoseconds
+from sam2_ros.messages.stamps import TIME_JUMP, StampWatch
 from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.spatial import Camera, DepthFrame
-from sam2_ros.stamps import TIME_JUMP, StampWatch
 
 KEPT_IMAGES = 30
 KEPT_TIME = 1_000_000_000  # ns

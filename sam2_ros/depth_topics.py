@@ -10,8 +10,8 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, Image
 
-from sam2_ros.conversions import to_nanoseconds
 from sam2_ros.depth import DepthMailbox
+from sam2_ros.messages.conversions import to_nanoseconds
 
 try:
     import message_filters

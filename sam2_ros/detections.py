@@ -13,12 +13,12 @@ import numpy as np
 from std_msgs.msg import Header
 
 from sam2_ros.calibration import same_frame
-from sam2_ros.conversions import to_nanoseconds, to_roi
 from sam2_ros.frame import Frame
+from sam2_ros.messages.conversions import to_nanoseconds, to_roi
+from sam2_ros.messages.stamps import TIME_JUMP
 from sam2_ros.msg import Prompt
 from sam2_ros.prompting import PromptAnswer
 from sam2_ros.runtime.parameters import Parameters
-from sam2_ros.stamps import TIME_JUMP
 
 if TYPE_CHECKING:
     from vision_msgs.msg import BoundingBox2D, Detection2DArray

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from sensor_msgs.msg import CompressedImage, Image
 
-from sam2_ros.conversions import to_nanoseconds
-from sam2_ros.stamps import TIME_JUMP
+from sam2_ros.messages.conversions import to_nanoseconds
+from sam2_ros.messages.stamps import TIME_JUMP
 
 MAX_IMAGES = 4096  # stamps may hardly advance, and images may be small: neither time nor bytes bound their number then
 NEAREST = 100_000_000  # ns between the stamp of a prompt and that of the image that stands in for one that was lost

@@ -22,8 +22,8 @@ from sam2_core.training.datasets import BrokenSample, Format, Labelled, SkippedF
 from sam2_ros.bag_files import COMPRESSED, IMAGE, described, header_stamp, image_head, is_camera
 from sam2_ros.bag_reader import SUFFIXES, BagReader
 from sam2_ros.bag_storage import BagError, Channel
-from sam2_ros.compressed_images import decompress
-from sam2_ros.encodings import ImageError, check_encoding
+from sam2_ros.messages.compressed_images import decompress
+from sam2_ros.messages.encodings import ImageError, check_encoding
 
 SEGMENT = 100  # labelled frames: a long bag becomes several recordings, so that some can be held out
 _INSTANCES = 'sam2_ros/msg/InstanceArray'

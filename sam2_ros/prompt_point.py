@@ -13,7 +13,7 @@ from std_msgs.msg import Header
 
 from sam2_core.prompts import PromptError
 from sam2_ros.calibration import DepthError, calibrate, info_of_image
-from sam2_ros.conversions import to_nanoseconds
+from sam2_ros.messages.conversions import to_nanoseconds
 from sam2_ros.msg import ImagePoint, Prompt
 
 OUTSIDE = 2  # pixels beyond the edge from which a point is outside the image

@@ -9,8 +9,8 @@ from std_msgs.msg import Header
 
 from sam2_core import PromptError
 from sam2_ros.catch_up import MAX_UNDER_WAY, CatchUp
-from sam2_ros.conversions import to_nanoseconds, to_rgb
 from sam2_ros.history import History, NotKept, Past
+from sam2_ros.messages.conversions import to_nanoseconds, to_rgb
 from sam2_ros.msg import Prompt as PromptMessage
 from sam2_ros.one_shot import Picture
 from sam2_ros.prompting import NEEDS_IMAGE, Ids, Plan, PromptAnswer, PromptRequest, check_frame, refuse

@@ -10,8 +10,8 @@ from std_msgs.msg import Header
 
 from sam2_core.prompts import Prompt, PromptError, merge_prompts
 from sam2_ros.calibration import same_frame
-from sam2_ros.conversions import ImageError, to_mask
 from sam2_ros.frame import TrackedObject
+from sam2_ros.messages.conversions import ImageError, to_mask
 from sam2_ros.msg import Prompt as PromptMessage
 from sam2_ros.srv import SetPrompt
 

@@ -8,10 +8,10 @@ from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Header
 
 from sam2_ros.bag_writer import BagWriter
-from sam2_ros.conversions import from_pixels
 from sam2_ros.evaluation.frames import Progress, processed
 from sam2_ros.evaluation.recording import Recording
 from sam2_ros.evaluation.results import Run
+from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import PromptStatus
 from sam2_ros.outputs import instance_array
 from sam2_ros.overlay import draw_overlay

@@ -21,13 +21,13 @@ from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CameraInfo, Image
 
 from sam2_core import Sam2Model, StreamTracker
-from sam2_ros.conversions import to_nanoseconds
 from sam2_ros.depth import DepthMailbox
 from sam2_ros.evaluation.delivery import deliveries
 from sam2_ros.evaluation.recording import RecordedPrompt, Recording, RecordingError
 from sam2_ros.evaluation.results import TOTAL, Answer, FrameOutput, ObjectOutput, Run
 from sam2_ros.evaluation.stages import PeakMemory, Stopwatch
 from sam2_ros.mailbox import Mailbox
+from sam2_ros.messages.conversions import to_nanoseconds
 from sam2_ros.msg import Prompt
 from sam2_ros.outputs import instance_array
 from sam2_ros.prompting import PromptAnswer, PromptRequest, refuse

@@ -8,8 +8,8 @@ from builtin_interfaces.msg import Time
 from sensor_msgs.msg import RegionOfInterest
 from std_msgs.msg import Header
 
-from sam2_ros.conversions import from_pixels
 from sam2_ros.evaluation.recording import RecordedPrompt, RecordingError
+from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import Prompt
 
 HEIGHT, WIDTH, RADIUS = 120, 160, 22

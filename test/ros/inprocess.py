@@ -16,7 +16,7 @@ from rclpy.publisher import Publisher
 from sensor_msgs.msg import CameraInfo, Image, RegionOfInterest
 from std_msgs.msg import Header
 
-from sam2_ros.conversions import from_pixels
+from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import InstanceArray, Prompt, PromptStatus
 from sam2_ros.node import Sam2Node
 from sam2_ros.runtime.guarded_node import GuardedExecutor

@@ -7,7 +7,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, RegionOfInterest
 from std_msgs.msg import Header
 
 from sam2_ros.bag_writer import type_name, typestore
-from sam2_ros.conversions import from_pixels, to_nanoseconds, to_rgb
+from sam2_ros.messages.conversions import from_pixels, to_nanoseconds, to_rgb
 from sam2_ros.msg import Prompt
 
 HEIGHT, WIDTH = 48, 64

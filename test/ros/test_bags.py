@@ -37,8 +37,8 @@ from sam2_ros.bag_reader import BagReader
 from sam2_ros.bag_tracks import KEPT, NAMED
 from sam2_ros.bag_writer import BagWriter, typestore
 from sam2_ros.bags import BagRecording
-from sam2_ros.conversions import from_pixels, to_rgb
 from sam2_ros.evaluation.recording import RecordingError
+from sam2_ros.messages.conversions import from_pixels, to_rgb
 from sam2_ros.msg import Prompt
 
 

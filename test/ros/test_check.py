@@ -37,9 +37,9 @@ from sam2_ros.check_machine import (
     check_transport,
     check_weights,
 )
-from sam2_ros.conversions import from_pixels
 from sam2_ros.findings import Finding, Verdict
 from sam2_ros.loading import LOAD_ERRORS, load
+from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.runtime.dds import PROFILE_VARIABLES, image_profile
 from sam2_ros.runtime.parameters import Parameters
 
@@ -320,7 +320,7 @@ def test_a_device_is_refused_in_the_words_of_the_node(device):
 
 
 def test_detections_need_their_messages(monkeypatch):
-    monkeypatch.setattr('sam2_ros.vision_messages.vision_msgs', None)
+    monkeypatch.setattr('sam2_ros.messages.vision.vision_msgs', None)
     found = [*check_machine(Parameters(detections_topic='boxes'), 'rmw_fastrtps_cpp', {})]
     assert any(finding.verdict is BAD and "detections_topic 'boxes' needs the package vision_msgs" in finding.text
                for finding in found)

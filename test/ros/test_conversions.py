@@ -14,10 +14,10 @@ from rosbags.image import message_to_cvimage
 from sensor_msgs.msg import CompressedImage, Image, RegionOfInterest
 from std_msgs.msg import Header
 
-from sam2_ros import conversions
-from sam2_ros.compressed_images import plain_jpeg
-from sam2_ros.conversions import CHANNELS, ImageError, from_pixels, to_duration, to_mask, to_rgb, to_roi
 from sam2_ros.depth import to_metres
+from sam2_ros.messages import conversions
+from sam2_ros.messages.compressed_images import plain_jpeg
+from sam2_ros.messages.conversions import CHANNELS, ImageError, from_pixels, to_duration, to_mask, to_rgb, to_roi
 
 SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
 

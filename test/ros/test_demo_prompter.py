@@ -12,8 +12,8 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
-from sam2_ros.conversions import from_pixels
 from sam2_ros.demo_prompter import Prompter, correction
+from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, InstanceArray, Prompt, PromptStatus
 
 PATIENCE = 20.0  # seconds

@@ -13,10 +13,10 @@ from std_msgs.msg import Header
 from sam2_core.masks import mask_box
 from sam2_ros.detections import Detection, DetectionGate, Known, iou, propose, read, upright
 from sam2_ros.frame import Frame, TrackedObject
+from sam2_ros.messages.vision import vision_msgs
 from sam2_ros.msg import Instance, Prompt
 from sam2_ros.prompting import PromptAnswer, PromptRequest, refuse
 from sam2_ros.runtime.parameters import Parameters
-from sam2_ros.vision_messages import vision_msgs
 
 HEIGHT, WIDTH = 480, 640
 PARAMETERS = Parameters()

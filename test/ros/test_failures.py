@@ -19,6 +19,7 @@ from sam2_ros.detections import DetectionGate
 from sam2_ros.diagnostics import ERROR, camera_status
 from sam2_ros.history import History
 from sam2_ros.mailbox import Mailbox
+from sam2_ros.messages.stamps import StampWatch
 from sam2_ros.meter import Meter
 from sam2_ros.msg import ImagePoint, Prompt
 from sam2_ros.one_shot import OneShots, SegmentImageCall
@@ -27,7 +28,6 @@ from sam2_ros.prompt_reader import PromptReader
 from sam2_ros.prompting import Ids, Plan
 from sam2_ros.shedding import LoadShedder
 from sam2_ros.srv import SegmentImage, SetPrompt
-from sam2_ros.stamps import StampWatch
 from sam2_ros.states import ObjectStates
 from sam2_ros.stream import Stream
 from sam2_ros.tracked_objects import TrackedObjects

@@ -11,9 +11,9 @@ from sensor_msgs.msg import Image
 
 import sam2_ros.detections
 import sam2_ros.history
-from sam2_ros.conversions import from_pixels
 from sam2_ros.detections import MAX_DETECTIONS, Whereabouts, read
 from sam2_ros.frame import Frame, TrackedObject
+from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.meter import MOST
 from sam2_ros.msg import Instance, Prompt
 from sam2_ros.runtime.parameters import Parameters

@@ -18,8 +18,8 @@ from sam2_core import load_model
 from sam2_core.config import VARIANTS
 from sam2_core.training.datasets import BrokenSample, RecordedClips, SkippedFiles, open_recordings
 from sam2_core.training.initialise import new_model
-from sam2_ros.encodings import ImageError
 from sam2_ros.label_bags import SEGMENT, _image, bag_format
+from sam2_ros.messages.encodings import ImageError
 from sam2_ros.train import main
 
 ROOT = Path(__file__).resolve().parents[2]

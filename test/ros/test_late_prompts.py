@@ -10,7 +10,7 @@ from std_msgs.msg import Header
 
 from sam2_core import StreamTracker
 from sam2_ros.catch_up import MAX_UNDER_WAY
-from sam2_ros.conversions import from_pixels
+from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, Instance, InstanceEvent, Prompt
 from sam2_ros.prompting import PromptRequest
 from sam2_ros.stream import Stream

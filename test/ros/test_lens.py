@@ -31,9 +31,9 @@ from sam2_core import StreamTracker
 from sam2_core.masks import mask_box
 from sam2_core.prompts import PromptError
 from sam2_ros.calibration import Calibration, calibrate, to_camera
-from sam2_ros.conversions import from_pixels
 from sam2_ros.depth import DepthMailbox
 from sam2_ros.lens import Lens
+from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.meter import Meter
 from sam2_ros.msg import Prompt
 from sam2_ros.prompt_point import project

@@ -12,8 +12,8 @@ from std_msgs.msg import Header
 from sam2_core import ImageSegmenter, Prompt, PromptError, StreamTracker, load_model
 from sam2_core.finite import NotFiniteError
 from sam2_core.model import Sam2Model
-from sam2_ros.conversions import from_pixels
 from sam2_ros.diagnostics import ERROR, WatchedCamera, camera_status
+from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import Instance
 from sam2_ros.msg import Prompt as PromptMessage
 from sam2_ros.object_steps import take_step

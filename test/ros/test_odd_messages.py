@@ -20,7 +20,7 @@ from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
 from sam2_ros.camera import Camera
-from sam2_ros.conversions import from_pixels
+from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, Prompt
 from sam2_ros.outputs import Outputs
 from sam2_ros.srv import SegmentAll, SegmentImage, SetPrompt

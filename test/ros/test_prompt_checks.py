@@ -10,8 +10,8 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from sam2_ros.calibration import DepthError, calibrate
-from sam2_ros.conversions import from_pixels
 from sam2_ros.mailbox import Mailbox
+from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, Prompt
 from sam2_ros.srv import SegmentImage, SetPrompt
 

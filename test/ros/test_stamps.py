@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from inprocess import HEIGHT, WIDTH, header, in_process, set_box
 
-from sam2_ros.conversions import from_pixels
 from sam2_ros.evaluation.run import run
+from sam2_ros.messages.conversions import from_pixels
+from sam2_ros.messages.stamps import MOST_SKIPPED, StampWatch
 from sam2_ros.msg import Instance, InstanceEvent, Prompt
 from sam2_ros.runtime.parameters import Parameters
-from sam2_ros.stamps import MOST_SKIPPED, StampWatch
 
 SECOND = 10**9
 START = 1_700_000_000.0

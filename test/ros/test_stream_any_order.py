@@ -13,7 +13,7 @@ from std_msgs.msg import Header
 
 from sam2_core import Sam2Model
 from sam2_ros.catch_up import MAX_UNDER_WAY
-from sam2_ros.conversions import from_pixels
+from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, InstanceEvent, Prompt
 from sam2_ros.one_shot import SegmentAllCall, SegmentImageCall
 from sam2_ros.outputs import instance_array, instance_message

@@ -19,6 +19,7 @@ from sam2_core.masks import mask_box
 from sam2_ros.box_fit import OrientedBox
 from sam2_ros.detections import read
 from sam2_ros.frame import Frame, TrackedObject
+from sam2_ros.messages.vision import VisionMessagesMissing, require_vision_msgs, vision_msgs
 from sam2_ros.msg import Instance
 from sam2_ros.outputs import Outputs
 from sam2_ros.runtime.parameters import Parameters
@@ -37,7 +38,6 @@ from sam2_ros.views import (
     label_info,
     planner_views,
 )
-from sam2_ros.vision_messages import VisionMessagesMissing, require_vision_msgs, vision_msgs
 
 HEADER = Header(stamp=Time(sec=5, nanosec=6), frame_id='camera')
 PARAMETERS = Parameters()
@@ -325,7 +325,7 @@ def test_the_cloud_of_one_object_is_where_its_mask_is_and_only_there_when_depth_
 # --- vision_msgs
 
 def test_what_needs_vision_msgs_says_so(monkeypatch):
-    monkeypatch.setattr('sam2_ros.vision_messages.vision_msgs', None)
+    monkeypatch.setattr('sam2_ros.messages.vision.vision_msgs', None)
     with pytest.raises(VisionMessagesMissing, match="detections_topic '/yolo' needs the package vision_msgs.*apt"):
         require_vision_msgs("detections_topic '/yolo'")
 

@@ -11,7 +11,7 @@ from std_msgs.msg import Header
 
 from sam2_core import Prompt as CorePrompt
 from sam2_core import Sam2Model, StreamTracker
-from sam2_ros.conversions import from_pixels
+from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import Prompt
 from sam2_ros.one_shot import SegmentAllCall
 from sam2_ros.prompting import PromptRequest

@@ -12,7 +12,7 @@ from harness import PATIENCE, NodeProcess, Peer, image_message, running_node
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, Image
 
-from sam2_ros.conversions import from_pixels
+from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.runtime.dds import PROFILE_VARIABLES, TRANSPORT_VARIABLE
 
 ON_A_BUSY_MACHINE = {'rate'}  # a camera that skips images is told from lost ones by nobody

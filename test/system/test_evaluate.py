@@ -14,8 +14,8 @@ from std_msgs.msg import Header
 from sam2_core import load_model
 from sam2_ros.bag_writer import BagWriter
 from sam2_ros.bags import BagRecording
-from sam2_ros.conversions import from_pixels
 from sam2_ros.evaluation.live import NodeFailed, run_live
+from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import Prompt
 from sam2_ros.runtime.parameters import Parameters
 

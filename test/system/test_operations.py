@@ -10,7 +10,7 @@ from lifecycle_msgs.msg import Transition
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
-from sam2_ros.conversions import from_pixels, to_nanoseconds
+from sam2_ros.messages.conversions import from_pixels, to_nanoseconds
 from sam2_ros.msg import Instance
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR

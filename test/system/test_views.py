@@ -11,8 +11,8 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import Header, String
 
 from sam2_core.metrics import iou
+from sam2_ros.messages.vision import vision_msgs
 from sam2_ros.msg import Instance, Prompt
-from sam2_ros.vision_messages import vision_msgs
 
 SCENE = Scene()
 GOOD = 0.6  # IoU; nano reaches about 0.9 on this scene

@@ -13,8 +13,8 @@ from sensor_msgs.msg import CompressedImage, Image, RegionOfInterest
 from std_msgs.msg import Header
 
 from sam2_core.masks import binary_mask
-from sam2_ros.compressed_images import decompress
-from sam2_ros.encodings import CHANNELS, ImageError, check_encoding
+from sam2_ros.messages.compressed_images import decompress
+from sam2_ros.messages.encodings import CHANNELS, ImageError, check_encoding
 
 _TO_RGB = {'bgr8': cv2.COLOR_BGR2RGB, 'rgba8': cv2.COLOR_RGBA2RGB, 'bgra8': cv2.COLOR_BGRA2RGB,
            'mono8': cv2.COLOR_GRAY2RGB}

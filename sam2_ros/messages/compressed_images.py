@@ -9,7 +9,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from sam2_ros.encodings import CHANNELS, ImageError, check_encoding, is_deep
+from sam2_ros.messages.encodings import CHANNELS, ImageError, check_encoding, is_deep
 
 MAX_PIXELS = 160_000_000  # the largest cameras have 150 million; a small file can claim 4 billion
 _PNG = b'\x89PNG\r\n\x1a\n'
