@@ -21,9 +21,9 @@ from std_msgs.msg import Header
 
 from sam2_ros.bag_writer import BagWriter
 from sam2_ros.bags import BagRecording
-from sam2_ros.demo_scene import TabletopScene
 from sam2_ros.evaluation.results_bag import jpeg_message
 from sam2_ros.messages.conversions import from_pixels, to_rgb
+from sam2_ros.tabletop.scene import TabletopScene
 
 IMAGES = 300
 TRANSPORTS = {'JPEG': lambda rgb, header: jpeg_message(rgb, header, 90),

@@ -17,7 +17,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1] / 'test' / 'ros'))
 from depth_truth import displaced, error, sights  # noqa: E402
 
-from sam2_ros.demo_scene import TabletopScene  # noqa: E402
+from sam2_ros.tabletop.scene import TabletopScene  # noqa: E402
 
 SIZES = ((640, 480), (1280, 720))
 DISTANCES = (0.5, 0.75, 1.0, 1.25, 1.5)

@@ -40,9 +40,9 @@ from rich.table import Table  # noqa: E402
 
 from sam2_core import Prompt, Sam2Model, StreamTracker  # noqa: E402
 from sam2_core.config import VARIANTS  # noqa: E402
-from sam2_ros.demo_scene import TabletopScene  # noqa: E402
 from sam2_ros.messages.conversions import to_nanoseconds  # noqa: E402
 from sam2_ros.msg import InstanceArray  # noqa: E402
+from sam2_ros.tabletop.scene import TabletopScene  # noqa: E402
 
 FILLED = 16  # images after which memories do not get longer
 FRAMES = 60  # of the clip

@@ -33,9 +33,9 @@ from rich.table import Table  # noqa: E402
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
 
-from sam2_ros.demo_scene import TabletopScene  # noqa: E402
 from sam2_ros.msg import InstanceArray, Prompt  # noqa: E402
 from sam2_ros.srv import SegmentAll, SegmentImage  # noqa: E402
+from sam2_ros.tabletop.scene import TabletopScene  # noqa: E402
 
 WIDTH, HEIGHT = 640, 480
 FRAMES = 90  # of the scene, there and back again

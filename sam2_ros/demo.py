@@ -26,13 +26,13 @@ from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
 from sam2_core import __version__
-from sam2_ros.demo_depth import to_camera_info, worsen
-from sam2_ros.demo_scene import TabletopScene
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.runtime.dds import use_image_profile
 from sam2_ros.runtime.executables import install
 from sam2_ros.runtime.node_arguments import ARGUMENT_ERRORS, why, without_ros_arguments
 from sam2_ros.runtime.stopping import STOPPING
+from sam2_ros.tabletop.depth_noise import to_camera_info, worsen
+from sam2_ros.tabletop.scene import TabletopScene
 
 FRAME_ID = 'camera_optical_frame'
 JPEG_QUALITY = 90

@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 
 from sam2_core.masks import mask_box
-from sam2_ros.demo_depth import worsen
-from sam2_ros.demo_scene import TabletopScene
-from sam2_ros.demo_solids import Ball
 from sam2_ros.spatial import Camera, DepthFrame, measure
+from sam2_ros.tabletop.depth_noise import worsen
+from sam2_ros.tabletop.scene import TabletopScene
+from sam2_ros.tabletop.solids import Ball
 
 EDGE = 3  # pixels: an object nearer to the edge of the image is not whole
 

@@ -14,12 +14,12 @@ from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
 from sam2_ros.demo import ClipSource, DemoCamera, SettingError
-from sam2_ros.demo_depth import worsen
 from sam2_ros.demo_pictures import contact_sheet, longest_absence, moments, write_video
 from sam2_ros.demo_recording import PICTURE_WIDTH, Recording, full_mask, scores, to_labels
-from sam2_ros.demo_scene import TabletopScene
 from sam2_ros.messages.conversions import from_pixels, to_nanoseconds, to_rgb
 from sam2_ros.msg import Instance, InstanceArray
+from sam2_ros.tabletop.depth_noise import worsen
+from sam2_ros.tabletop.scene import TabletopScene
 
 PATIENCE = 20.0  # seconds
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from sam2_core.metrics import iou
-from sam2_ros.demo_scene import LABELS, TabletopScene
-from sam2_ros.demo_solids import Ball, Block, Frustum
+from sam2_ros.tabletop.scene import LABELS, TabletopScene
+from sam2_ros.tabletop.solids import Ball, Block, Frustum
 
 SEEDS = (0, 1, 7)
 

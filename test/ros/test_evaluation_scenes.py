@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 
 from sam2_ros.bags import BagRecording
-from sam2_ros.demo_scene import LABELS
 from sam2_ros.evaluation.scenes import HEIGHT, IMAGES, SCENES, WIDTH, main, record_scene
 from sam2_ros.messages.conversions import to_nanoseconds, to_rgb
+from sam2_ros.tabletop.scene import LABELS
 
 
 @pytest.fixture(scope='module')

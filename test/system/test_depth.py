@@ -8,8 +8,8 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import Header
 from visualization_msgs.msg import Marker, MarkerArray
 
-from sam2_ros.demo_scene import TabletopScene
 from sam2_ros.msg import Prompt
+from sam2_ros.tabletop.scene import TabletopScene
 
 SCENE = TabletopScene(seed=3, width=480, height=360)
 FRAME = 70  # everything is in view

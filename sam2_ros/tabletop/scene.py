@@ -11,9 +11,9 @@ from math import cos, pi, sin
 import cv2
 import numpy as np
 
-from sam2_ros import demo_textures as textures
-from sam2_ros.demo_solids import Ball, Block, Frustum, Pose
-from sam2_ros.demo_textures import TABLE_PIXELS
+from sam2_ros.tabletop import textures as textures
+from sam2_ros.tabletop.solids import Ball, Block, Frustum, Pose
+from sam2_ros.tabletop.textures import TABLE_PIXELS
 
 TABLE_METRES = 4.0        # side of the square table texture
 LIGHT = np.array([-0.45, -0.35, 0.82])  # unit vector towards the lamp
