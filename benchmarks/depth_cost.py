@@ -24,12 +24,12 @@ from sam2_ros.clouds import (
     object_points_message,
     points_message,
 )
-from sam2_ros.depth import to_metres
+from sam2_ros.depth.matching import to_metres
+from sam2_ros.depth.surface import Camera, DepthFrame, measure
 from sam2_ros.frame import Frame, TrackedObject
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import Instance
 from sam2_ros.runtime.parameters import Parameters
-from sam2_ros.spatial import Camera, DepthFrame, measure
 from sam2_ros.tabletop.scene import TabletopScene
 
 WIDTH, HEIGHT = 1280, 720

@@ -46,7 +46,8 @@ def run_node(records: Path, arguments: list[str]) -> int:
     from sensor_msgs.msg import Image
 
     from sam2_core import ImageSegmenter, StreamTracker
-    from sam2_ros import camera, depth, node, outputs, stream, tracked_objects
+    from sam2_ros import camera, node, outputs, stream, tracked_objects
+    from sam2_ros.depth.matching import matching
 
     measured: dict[str, list[tuple[float, float, float]]] = {}
 
@@ -67,9 +68,9 @@ def run_node(records: Path, arguments: list[str]) -> int:
     timed(stream, 'to_rgb', 'convert')
     timed(ImageSegmenter, 'encode', 'encode')
     timed(StreamTracker, 'step', 'step')
-    timed(depth.DepthMailbox, 'depth_for', 'metres')
+    timed(matching.DepthMailbox, 'depth_for', 'metres')
     timed(tracked_objects.TrackedObjects, 'measure', 'boxes')
-    timed(depth.DepthMailbox, '_wait_for', 'wait')
+    timed(matching.DepthMailbox, '_wait_for', 'wait')
     timed(outputs.Outputs, 'publish', 'publish', lambda _, frame, *__: frame is not None)
     timed(camera.Camera, 'work', 'work')
     try:

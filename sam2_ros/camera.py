@@ -15,7 +15,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import Trigger
 
 from sam2_core import EncodedImage, PromptError, Sam2Model, StreamTracker
-from sam2_ros.depth import DepthMailbox
+from sam2_ros.depth.matching import DepthMailbox
 from sam2_ros.depth_topics import DepthTopics
 from sam2_ros.detections import DetectionGate
 from sam2_ros.diagnostics import WatchedCamera

@@ -10,7 +10,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, Image
 
-from sam2_ros.depth import DepthMailbox
+from sam2_ros.depth.matching import DepthMailbox
 from sam2_ros.messages.conversions import to_nanoseconds
 
 try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from std_msgs.msg import Header
 
-from sam2_ros.calibration import same_frame
+from sam2_ros.depth.calibration import same_frame
 from sam2_ros.frame import Frame
 from sam2_ros.messages.conversions import to_nanoseconds, to_roi
 from sam2_ros.messages.stamps import TIME_JUMP

@@ -12,7 +12,7 @@ from sam2_core.masks import mask_box
 from sam2_ros.msg import Instance
 
 if TYPE_CHECKING:
-    from sam2_ros.spatial import DepthFrame, OrientedBox
+    from sam2_ros.depth.surface import DepthFrame, OrientedBox
 
 
 @dataclass(frozen=True, eq=False)

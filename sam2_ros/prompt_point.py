@@ -12,7 +12,7 @@ from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
 from sam2_core.prompts import PromptError
-from sam2_ros.calibration import DepthError, calibrate, info_of_image
+from sam2_ros.depth.calibration import DepthError, calibrate, info_of_image
 from sam2_ros.messages.conversions import to_nanoseconds
 from sam2_ros.msg import ImagePoint, Prompt
 

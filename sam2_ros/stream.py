@@ -13,7 +13,8 @@ from std_msgs.msg import Header
 
 from sam2_core import EncodedImage, ImageSegmenter, ObjectResult, PromptError, StreamTracker
 from sam2_ros.catch_up import CatchUp, Late
-from sam2_ros.depth import DepthMailbox
+from sam2_ros.depth.matching import DepthMailbox
+from sam2_ros.depth.surface import DepthFrame, is_beyond_lens
 from sam2_ros.frame import Frame, TrackedObject, sighting
 from sam2_ros.history import History, Past
 from sam2_ros.mailbox import Mailbox
@@ -27,7 +28,6 @@ from sam2_ros.runtime.failures import Failures, describe
 from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.shedding import Level, half_of_recent_frames
 from sam2_ros.skipped_images import SkippedImages
-from sam2_ros.spatial import DepthFrame, is_beyond_lens
 from sam2_ros.states import ObjectStates, probability, score_correction, unit
 from sam2_ros.tracked_objects import TrackedObjects
 

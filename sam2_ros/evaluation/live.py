@@ -24,7 +24,7 @@ from std_msgs.msg import Header
 
 from sam2_core import Sam2Model
 from sam2_core.metrics import iou
-from sam2_ros.box_fit import OrientedBox
+from sam2_ros.depth.oriented_box import OrientedBox
 from sam2_ros.evaluation.recording import RecordedPrompt, Recording, RecordingError
 from sam2_ros.evaluation.results import Answer, FrameOutput, ObjectOutput, Run
 from sam2_ros.evaluation.run import ACTIONS, versions

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from sam2_core.masks import mask_box
-from sam2_ros.box_fit import OrientedBox
+from sam2_ros.depth.oriented_box import OrientedBox
 from sam2_ros.frame import TrackedObject
 from sam2_ros.msg import Instance
 

@@ -21,7 +21,7 @@ from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CameraInfo, Image
 
 from sam2_core import Sam2Model, StreamTracker
-from sam2_ros.depth import DepthMailbox
+from sam2_ros.depth.matching import DepthMailbox
 from sam2_ros.evaluation.delivery import deliveries
 from sam2_ros.evaluation.recording import RecordedPrompt, Recording, RecordingError
 from sam2_ros.evaluation.results import TOTAL, Answer, FrameOutput, ObjectOutput, Run

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from sam2_core.masks import mask_box
-from sam2_ros.spatial import Camera, DepthFrame, measure
+from sam2_ros.depth.surface import Camera, DepthFrame, measure
 from sam2_ros.tabletop.depth_noise import worsen
 from sam2_ros.tabletop.scene import TabletopScene
 from sam2_ros.tabletop.solids import Ball

@@ -6,7 +6,7 @@ from builtin_interfaces.msg import Time
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
-from sam2_ros.calibration import to_camera
+from sam2_ros.depth.calibration import to_camera
 
 HEADER = Header(stamp=Time(sec=5), frame_id='camera')
 WIDTH, HEIGHT = 64, 48

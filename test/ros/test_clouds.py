@@ -16,12 +16,12 @@ from sam2_ros.clouds import (
     points_message,
     size_vector,
 )
+from sam2_ros.depth.surface import Camera, DepthFrame, measure
 from sam2_ros.frame import Frame, TrackedObject
 from sam2_ros.msg import Instance
 from sam2_ros.outputs import instance_message
 from sam2_ros.overlay import colour
 from sam2_ros.runtime.parameters import Parameters
-from sam2_ros.spatial import Camera, DepthFrame, measure
 
 HEIGHT, WIDTH, FOCAL = 120, 160, 150.0
 CAMERA = Camera.pinhole(WIDTH, HEIGHT, FOCAL, FOCAL, (WIDTH - 1) / 2, (HEIGHT - 1) / 2)

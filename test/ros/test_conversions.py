@@ -14,7 +14,7 @@ from rosbags.image import message_to_cvimage
 from sensor_msgs.msg import CompressedImage, Image, RegionOfInterest
 from std_msgs.msg import Header
 
-from sam2_ros.depth import to_metres
+from sam2_ros.depth.matching import to_metres
 from sam2_ros.messages import conversions
 from sam2_ros.messages.compressed_images import plain_jpeg
 from sam2_ros.messages.conversions import CHANNELS, ImageError, from_pixels, to_duration, to_mask, to_rgb, to_roi

@@ -14,7 +14,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CameraInfo, Image, RegionOfInterest
 from std_msgs.msg import Header
 
-from sam2_ros.depth import DepthError, DepthMailbox, to_camera, to_metres
+from sam2_ros.depth.matching import DepthError, DepthMailbox, to_camera, to_metres
 from sam2_ros.depth_topics import PAIRINGS, DepthTopics
 from sam2_ros.messages.conversions import ImageError, from_pixels
 from sam2_ros.runtime.parameters import Parameters

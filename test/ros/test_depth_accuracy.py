@@ -9,8 +9,8 @@ import pytest
 from depth_truth import displaced, error, sights, truth
 
 from sam2_core.masks import mask_box
-from sam2_ros.box_fit import OrientedBox
-from sam2_ros.spatial import measure
+from sam2_ros.depth.oriented_box import OrientedBox
+from sam2_ros.depth.surface import measure
 from sam2_ros.tabletop.scene import LABELS, TabletopScene
 
 DISTANCES = (0.5, 1.0, 1.5)

@@ -4,7 +4,7 @@ import pytest
 from builtin_interfaces.msg import Time
 from discs import Discs, header, stamp
 
-from sam2_ros.box_fit import OrientedBox
+from sam2_ros.depth.oriented_box import OrientedBox
 from sam2_ros.evaluation.live import _asked, _output, agreement
 from sam2_ros.evaluation.results import FrameOutput, ObjectOutput, Run
 from sam2_ros.frame import TrackedObject

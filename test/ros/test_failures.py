@@ -14,7 +14,7 @@ import sam2_ros.tracked_objects
 from sam2_core import ImageSegmenter, Sam2Model, StreamTracker
 from sam2_ros.catch_up import CatchUp
 from sam2_ros.clouds import Markers
-from sam2_ros.depth import DepthMailbox
+from sam2_ros.depth.matching import DepthMailbox
 from sam2_ros.detections import DetectionGate
 from sam2_ros.diagnostics import ERROR, camera_status
 from sam2_ros.history import History

@@ -30,16 +30,16 @@ from sensor_msgs.msg import RegionOfInterest
 from sam2_core import StreamTracker
 from sam2_core.masks import mask_box
 from sam2_core.prompts import PromptError
-from sam2_ros.calibration import Calibration, calibrate, to_camera
-from sam2_ros.depth import DepthMailbox
-from sam2_ros.lens import Lens
+from sam2_ros.depth.calibration import Calibration, calibrate, to_camera
+from sam2_ros.depth.lens import Lens
+from sam2_ros.depth.matching import DepthMailbox
+from sam2_ros.depth.surface import DepthFrame, measure, object_points
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.meter import Meter
 from sam2_ros.msg import Prompt
 from sam2_ros.prompt_point import project
 from sam2_ros.prompting import PromptRequest
 from sam2_ros.runtime.parameters import Parameters
-from sam2_ros.spatial import DepthFrame, measure, object_points
 from sam2_ros.stream import Stream
 
 

@@ -9,7 +9,7 @@ from inprocess import BOX, HEIGHT, WIDTH, camera_info, header, image, in_process
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from sam2_ros.calibration import DepthError, calibrate
+from sam2_ros.depth.calibration import DepthError, calibrate
 from sam2_ros.mailbox import Mailbox
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, Prompt

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from sam2_core.masks import mask_box
-from sam2_ros.box_fit import OrientedBox, oriented_box
-from sam2_ros.spatial import Camera, DepthFrame, measure, object_pixels, object_points
+from sam2_ros.depth.oriented_box import OrientedBox, oriented_box
+from sam2_ros.depth.surface import Camera, DepthFrame, measure, object_pixels, object_points
 
 WIDTH, HEIGHT, FOCAL = 320, 240, 300.0
 CAMERA = Camera.pinhole(WIDTH, HEIGHT, FOCAL, FOCAL, (WIDTH - 1) / 2, (HEIGHT - 1) / 2)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from sensor_msgs.msg import CameraInfo
 
-from sam2_ros.lens import OBLIQUE, Lens
-from sam2_ros.spatial import Camera
+from sam2_ros.depth.lens import OBLIQUE, Lens
+from sam2_ros.depth.surface import Camera
 
 MAX_PIXELS = 1 << 27  # no camera has more; 1 GiB of rays
 NARROWEST = 1e-5      # width in focal lengths: two seconds of arc across

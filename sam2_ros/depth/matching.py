@@ -12,12 +12,12 @@ import numpy as np
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
-from sam2_ros.calibration import Calibration, DepthError, calibrate, doubt, info_of_image, same_frame
-from sam2_ros.calibration import to_camera as to_camera
+from sam2_ros.depth.calibration import Calibration, DepthError, calibrate, doubt, info_of_image, same_frame
+from sam2_ros.depth.calibration import to_camera as to_camera
+from sam2_ros.depth.surface import Camera, DepthFrame
 from sam2_ros.messages.conversions import ImageError, pixel_bytes, to_nanoseconds
 from sam2_ros.messages.stamps import TIME_JUMP, StampWatch
 from sam2_ros.runtime.parameters import Parameters
-from sam2_ros.spatial import Camera, DepthFrame
 
 KEPT_IMAGES = 30
 KEPT_TIME = 1_000_000_000  # ns

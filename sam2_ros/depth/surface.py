@@ -10,7 +10,7 @@ from math import ceil
 import cv2
 import numpy as np
 
-from sam2_ros.box_fit import OrientedBox, oriented_box
+from sam2_ros.depth.oriented_box import OrientedBox, oriented_box
 
 MIN_POINTS = 30      # fewer say nothing about a shape
 SAMPLES = 1000       # pixels of an object that its box is fitted to, at most
