@@ -19,10 +19,10 @@ from pathlib import Path
 import cv2
 from std_msgs.msg import Header
 
-from sam2_ros.bag_writer import BagWriter
-from sam2_ros.bags import BagRecording
 from sam2_ros.evaluation.results_bag import jpeg_message
 from sam2_ros.messages.conversions import from_pixels, to_rgb
+from sam2_ros.recordings.bag_recording import BagRecording
+from sam2_ros.recordings.bag_writer import BagWriter
 from sam2_ros.tabletop.scene import TabletopScene
 
 IMAGES = 300

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from sam2_core.training import cli
 
 try:
-    from sam2_ros.label_bags import bag_format
+    from sam2_ros.recordings.label_bags import bag_format
 except ImportError:  # rosbags is not installed: the other layouts do without
     bag_format = None
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 import bisect
 from collections import defaultdict
 
-from sam2_ros.evaluation.recording import RecordedPrompt, Recording
 from sam2_ros.messages.conversions import to_nanoseconds
 from sam2_ros.msg import Prompt
 from sam2_ros.prompting import NEEDS_IMAGE
+from sam2_ros.recordings.recording import RecordedPrompt, Recording
 
 
 def deliveries(recording: Recording) -> dict[int, list[RecordedPrompt]]:

@@ -17,12 +17,12 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from sam2_core.training.datasets import run_lengths
 from sam2_core.training.datasets.pictures import label_png
-from sam2_ros.bag_writer import BagWriter
 from sam2_ros.evaluation.frames import Processed, Progress, processed
-from sam2_ros.evaluation.recording import Recording
 from sam2_ros.evaluation.results import Run
 from sam2_ros.messages.compressed_images import plain_jpeg
 from sam2_ros.outputs import instance_array
+from sam2_ros.recordings.bag_writer import BagWriter
+from sam2_ros.recordings.recording import Recording
 from sam2_ros.views import label_image
 
 MIN_SCORE = 0.5

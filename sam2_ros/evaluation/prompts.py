@@ -21,10 +21,10 @@ from sam2_core import PromptError
 from sam2_core.masks import binary_mask
 from sam2_core.training.datasets import BrokenSample
 from sam2_core.training.datasets.pictures import read_labels
-from sam2_ros.evaluation.recording import RecordedPrompt, Recording, RecordingError, truth_masks
 from sam2_ros.messages.conversions import ImageError, from_pixels, to_rgb
 from sam2_ros.msg import ImagePoint, Prompt
 from sam2_ros.prompting import MAX_ID, NEEDS_IMAGE, to_prompt
+from sam2_ros.recordings.recording import RecordedPrompt, Recording, RecordingError, truth_masks
 
 ACTIONS = {'set': Prompt.SET, 'refine': Prompt.REFINE, 'remove': Prompt.REMOVE, 'clear': Prompt.CLEAR}
 CONTENT = ('points', 'box', 'mask')

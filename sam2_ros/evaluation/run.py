@@ -23,7 +23,6 @@ from sensor_msgs.msg import CameraInfo, Image
 from sam2_core import Sam2Model, StreamTracker
 from sam2_ros.depth.matching import DepthMailbox
 from sam2_ros.evaluation.delivery import deliveries
-from sam2_ros.evaluation.recording import RecordedPrompt, Recording, RecordingError
 from sam2_ros.evaluation.results import TOTAL, Answer, FrameOutput, ObjectOutput, Run
 from sam2_ros.evaluation.stages import PeakMemory, Stopwatch
 from sam2_ros.mailbox import Mailbox
@@ -31,6 +30,7 @@ from sam2_ros.messages.conversions import to_nanoseconds
 from sam2_ros.msg import Prompt
 from sam2_ros.outputs import instance_array
 from sam2_ros.prompting import PromptAnswer, PromptRequest, refuse
+from sam2_ros.recordings.recording import RecordedPrompt, Recording, RecordingError
 from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.shedding import LoadShedder
 from sam2_ros.stream import Stream

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sam2_core.metrics import boundary_f, iou
-from sam2_ros.evaluation.recording import Recording, RecordingError, truth_masks
 from sam2_ros.evaluation.results import FrameOutput, ObjectOutput, Run
+from sam2_ros.recordings.recording import Recording, RecordingError, truth_masks
 
 AT_STAMP = 'at stamp'  # each output against the truth of its own image
 WHEN_AVAILABLE = 'when available'  # each output against the truth of the newest image there was when it was done

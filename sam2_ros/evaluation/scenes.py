@@ -22,9 +22,9 @@ from sensor_msgs.msg import RegionOfInterest
 from std_msgs.msg import Header
 
 from sam2_core.masks import mask_box
-from sam2_ros.bag_writer import BagWriter
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import Prompt
+from sam2_ros.recordings.bag_writer import BagWriter
 from sam2_ros.tabletop import textures as textures
 from sam2_ros.tabletop.depth_noise import to_camera_info, worsen
 from sam2_ros.tabletop.scene import SceneObject, TabletopScene

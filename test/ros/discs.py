@@ -8,9 +8,9 @@ from builtin_interfaces.msg import Time
 from sensor_msgs.msg import RegionOfInterest
 from std_msgs.msg import Header
 
-from sam2_ros.evaluation.recording import RecordedPrompt, RecordingError
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import Prompt
+from sam2_ros.recordings.recording import RecordedPrompt, RecordingError
 
 HEIGHT, WIDTH, RADIUS = 120, 160, 22
 COLOURS = {1: (230, 60, 40), 2: (40, 80, 230)}

@@ -6,9 +6,9 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 from sensor_msgs.msg import CameraInfo, CompressedImage, RegionOfInterest
 from std_msgs.msg import Header
 
-from sam2_ros.bag_writer import type_name, typestore
 from sam2_ros.messages.conversions import from_pixels, to_nanoseconds, to_rgb
 from sam2_ros.msg import Prompt
+from sam2_ros.recordings.bag_writer import type_name, typestore
 
 HEIGHT, WIDTH = 48, 64
 SECOND = 1_000_000_000

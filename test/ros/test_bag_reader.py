@@ -18,13 +18,13 @@ from rosbags.rosbag2 import CompressionMode, StoragePlugin
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
-from sam2_ros import bag_sqlite
-from sam2_ros.bag_reader import BagReader
-from sam2_ros.bag_storage import BagError, zstd
-from sam2_ros.bag_writer import type_name, typestore
-from sam2_ros.bags import BagRecording
-from sam2_ros.evaluation.recording import RecordingError
 from sam2_ros.messages.conversions import from_pixels, to_rgb
+from sam2_ros.recordings import bag_sqlite
+from sam2_ros.recordings.bag_reader import BagReader
+from sam2_ros.recordings.bag_recording import BagRecording
+from sam2_ros.recordings.bag_storage import BagError, zstd
+from sam2_ros.recordings.bag_writer import type_name, typestore
+from sam2_ros.recordings.recording import RecordingError
 
 # --- SQLite, killed while it was recording
 
@@ -220,7 +220,8 @@ def test_a_packed_file_that_was_cut_off_is_read_as_far_as_it_goes(tmp_path):
 
 def test_a_full_disk_while_unpacking_is_named(tmp_path, monkeypatch):
     bag = write(tmp_path / 'run', messages(), mode=CompressionMode.FILE)
-    monkeypatch.setattr('sam2_ros.bag_reader.unpack_file', lambda *_: (_ for _ in ()).throw(OSError(28, 'No space')))
+    monkeypatch.setattr('sam2_ros.recordings.bag_reader.unpack_file',
+                        lambda *_: (_ for _ in ()).throw(OSError(28, 'No space')))
     with pytest.raises(BagError, match='run.mcap.zstd cannot be unpacked .No space.; .* is full: set TMPDIR'):
         BagReader(bag)
 

@@ -33,13 +33,13 @@ from rosbags.rosbag2 import CompressionMode, StoragePlugin
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
-from sam2_ros.bag_reader import BagReader
-from sam2_ros.bag_tracks import KEPT, NAMED
-from sam2_ros.bag_writer import BagWriter, typestore
-from sam2_ros.bags import BagRecording
-from sam2_ros.evaluation.recording import RecordingError
 from sam2_ros.messages.conversions import from_pixels, to_rgb
 from sam2_ros.msg import Prompt
+from sam2_ros.recordings.bag_index import KEPT, NAMED
+from sam2_ros.recordings.bag_reader import BagReader
+from sam2_ros.recordings.bag_recording import BagRecording
+from sam2_ros.recordings.bag_writer import BagWriter, typestore
+from sam2_ros.recordings.recording import RecordingError
 
 
 @pytest.mark.parametrize('storage, mode', [

@@ -9,9 +9,9 @@ pytest.importorskip('rosbags', reason='needs rosbags (pip install rosbags rosbag
 from discs import Discs, header
 from rosbags.highlevel import AnyReader
 
-from sam2_ros.bag_writer import BagWriter
 from sam2_ros.evaluate import main
 from sam2_ros.messages.conversions import from_pixels, to_rgb
+from sam2_ros.recordings.bag_writer import BagWriter
 
 TIMES = ('latency', 'wall_seconds', 'peak_memory', 'peak_gpu_memory')
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from datasets_files import HEIGHT, WIDTH, davis_clip, indexed_png, jpeg, sav_video, scene
 
-from sam2_ros.evaluation.folders import RATE, DavisFolder, SavFolder
 from sam2_ros.evaluation.prompts import first_truth_prompts
-from sam2_ros.evaluation.recording import RecordingError, truth_masks
 from sam2_ros.messages.conversions import to_nanoseconds, to_rgb
+from sam2_ros.recordings.dataset_clips import RATE, DavisFolder, SavFolder
+from sam2_ros.recordings.recording import RecordingError, truth_masks
 
 
 @pytest.fixture

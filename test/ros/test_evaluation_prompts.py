@@ -5,9 +5,9 @@ import pytest
 from discs import HEIGHT, WIDTH, Discs
 
 from sam2_ros.evaluation.prompts import first_truth_prompts, read_prompts
-from sam2_ros.evaluation.recording import RecordingError
 from sam2_ros.messages.conversions import to_mask, to_nanoseconds
 from sam2_ros.msg import Prompt
+from sam2_ros.recordings.recording import RecordingError
 
 
 @pytest.fixture

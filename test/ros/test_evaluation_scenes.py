@@ -2,9 +2,9 @@
 import numpy as np
 import pytest
 
-from sam2_ros.bags import BagRecording
 from sam2_ros.evaluation.scenes import HEIGHT, IMAGES, SCENES, WIDTH, main, record_scene
 from sam2_ros.messages.conversions import to_nanoseconds, to_rgb
+from sam2_ros.recordings.bag_recording import BagRecording
 from sam2_ros.tabletop.scene import LABELS
 
 

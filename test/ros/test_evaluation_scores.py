@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from sam2_core.masks import mask_box
-from sam2_ros.evaluation.recording import RecordingError
 from sam2_ros.evaluation.results import TOTAL, Answer, FrameOutput, ObjectOutput, Run
 from sam2_ros.evaluation.scores import score, write_metrics
 from sam2_ros.msg import Instance
+from sam2_ros.recordings.recording import RecordingError
 
 PUBLISHED = json.loads((Path(metric_masks.__file__).parent / 'published_metrics.json').read_text())['sequences']
 PERIOD = 100_000_000  # ns

@@ -12,17 +12,17 @@ from rosbags.highlevel import AnyReader
 
 from sam2_core.training.datasets import SkippedFiles, open_recordings
 from sam2_ros import compare
-from sam2_ros.bag_writer import BagWriter
-from sam2_ros.bags import BagRecording
 from sam2_ros.evaluate import main
 from sam2_ros.evaluation.pictures import write_video
-from sam2_ros.evaluation.recording import RecordingError
 from sam2_ros.evaluation.results import Answer, FrameOutput, ObjectOutput, Run
 from sam2_ros.evaluation.results_bag import jpeg_message
 from sam2_ros.evaluation.samples import AS_SEEN, AT_STAMP, judge
-from sam2_ros.label_bags import bag_format
 from sam2_ros.messages.conversions import from_pixels, to_rgb
 from sam2_ros.msg import Instance
+from sam2_ros.recordings.bag_recording import BagRecording
+from sam2_ros.recordings.bag_writer import BagWriter
+from sam2_ros.recordings.label_bags import bag_format
+from sam2_ros.recordings.recording import RecordingError
 
 CHANGE, IMAGES = 4, 8  # from this image on they are twice as large
 LARGE = 2 * HEIGHT, 2 * WIDTH

@@ -18,8 +18,8 @@ from sam2_core import load_model
 from sam2_core.config import VARIANTS
 from sam2_core.training.datasets import BrokenSample, RecordedClips, SkippedFiles, open_recordings
 from sam2_core.training.initialise import new_model
-from sam2_ros.label_bags import SEGMENT, _image, bag_format
 from sam2_ros.messages.encodings import ImageError
+from sam2_ros.recordings.label_bags import SEGMENT, _image, bag_format
 from sam2_ros.train import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -301,7 +301,7 @@ def test_a_bag_trains_a_model(tmp_path):
 
 def test_reading_bags_needs_no_ros():
     """Neither rclpy nor a message package is imported."""
-    code = ('import sys; import sam2_ros.label_bags; '
+    code = ('import sys; import sam2_ros.recordings.label_bags; '
             'print([m for m in sys.modules if m.split(".")[0] in ("rclpy", "sensor_msgs", "std_msgs")])')
     result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == '[]'

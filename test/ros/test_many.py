@@ -15,13 +15,13 @@ import numpy as np
 from discs import HEIGHT, WIDTH, Discs, header
 from sensor_msgs.msg import CameraInfo
 
-from sam2_ros.bag_writer import BagWriter
 from sam2_ros.evaluate import main
 from sam2_ros.evaluation.job import Job, do, job_key
 from sam2_ros.evaluation.many import TRIES, evaluate_many
-from sam2_ros.evaluation.recording import RecordingError
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import Prompt
+from sam2_ros.recordings.bag_writer import BagWriter
+from sam2_ros.recordings.recording import RecordingError
 
 
 @pytest.fixture

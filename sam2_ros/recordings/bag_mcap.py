@@ -13,7 +13,7 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sam2_ros.bag_storage import BagError, Channel, StorageFile, unzstd
+from sam2_ros.recordings.bag_storage import BagError, Channel, StorageFile, unzstd
 
 MAGIC = b'\x89MCAP0\r\n'
 _HEADER, _FOOTER, _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, _INDEX = range(1, 8)

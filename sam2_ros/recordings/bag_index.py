@@ -5,9 +5,9 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from sam2_ros.bag_files import COMPRESSED, IMAGE, header_stamp, image_head
-from sam2_ros.bag_reader import BagReader
-from sam2_ros.bag_storage import Channel
+from sam2_ros.recordings.bag_files import COMPRESSED, IMAGE, header_stamp, image_head
+from sam2_ros.recordings.bag_reader import BagReader
+from sam2_ros.recordings.bag_storage import Channel
 
 AHEAD = 1_000_000_000  # ns of the bag that are read through rather than jumped over
 KEPT = 4  # messages that were read and may be asked for again, or come in another order than their stamps

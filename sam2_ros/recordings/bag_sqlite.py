@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-from sam2_ros.bag_storage import BagError, Channel, StorageFile
+from sam2_ros.recordings.bag_storage import BagError, Channel, StorageFile
 
 MAGIC = b'SQLite format 3\0'
 _JOURNAL = b'\xd9\xd5\x05\xf9\x20\xa1\x63\xd7'  # the first bytes of one that is needed

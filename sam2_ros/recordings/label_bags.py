@@ -19,11 +19,11 @@ from rosbags.typesys.store import Typestore
 from sam2_core.files import Notice, folders_below, in_order
 from sam2_core.masks import binary_mask
 from sam2_core.training.datasets import BrokenSample, Format, Labelled, SkippedFiles
-from sam2_ros.bag_files import COMPRESSED, IMAGE, described, header_stamp, image_head, is_camera
-from sam2_ros.bag_reader import SUFFIXES, BagReader
-from sam2_ros.bag_storage import BagError, Channel
 from sam2_ros.messages.compressed_images import decompress
 from sam2_ros.messages.encodings import ImageError, check_encoding
+from sam2_ros.recordings.bag_files import COMPRESSED, IMAGE, described, header_stamp, image_head, is_camera
+from sam2_ros.recordings.bag_reader import SUFFIXES, BagReader
+from sam2_ros.recordings.bag_storage import BagError, Channel
 
 SEGMENT = 100  # labelled frames: a long bag becomes several recordings, so that some can be held out
 _INSTANCES = 'sam2_ros/msg/InstanceArray'

@@ -4,10 +4,10 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from sam2_ros.bag_reader import BagReader
-from sam2_ros.bag_storage import Channel
 from sam2_ros.messages.compressed_images import read_head
 from sam2_ros.messages.encodings import ImageError
+from sam2_ros.recordings.bag_reader import BagReader
+from sam2_ros.recordings.bag_storage import Channel
 
 IMAGE, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
 DEPTH_ENCODINGS = ('mono16', '16UC1', '32FC1')

@@ -17,8 +17,8 @@ from typing import Any
 import yaml
 
 from sam2_core.files import in_order
-from sam2_ros import bag_mcap, bag_sqlite
-from sam2_ros.bag_storage import ZSTD, BagError, Channel, StorageFile, unpack_file, unzstd
+from sam2_ros.recordings import bag_mcap, bag_sqlite
+from sam2_ros.recordings.bag_storage import ZSTD, BagError, Channel, StorageFile, unpack_file, unzstd
 
 SUFFIXES = ('.mcap', '.db3', '.mcap.zstd', '.db3.zstd')
 _PART = re.compile(r'_\d+$')  # how the files of one bag are numbered

@@ -8,13 +8,13 @@ import numpy as np
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from sam2_ros.bag_files import COMPRESSED, DEPTH_ENCODINGS, IMAGE, described, first_encoding, is_camera
-from sam2_ros.bag_reader import BagReader
-from sam2_ros.bag_storage import BagError, Channel
-from sam2_ros.bag_tracks import Track, list_messages
-from sam2_ros.evaluation.recording import RecordedPrompt, RecordingError
 from sam2_ros.messages.conversions import ImageError, pixel_bytes
 from sam2_ros.msg import Prompt
+from sam2_ros.recordings.bag_files import COMPRESSED, DEPTH_ENCODINGS, IMAGE, described, first_encoding, is_camera
+from sam2_ros.recordings.bag_index import Track, list_messages
+from sam2_ros.recordings.bag_reader import BagReader
+from sam2_ros.recordings.bag_storage import BagError, Channel
+from sam2_ros.recordings.recording import RecordedPrompt, RecordingError
 
 INFO, PROMPT = 'sensor_msgs/msg/CameraInfo', 'sam2_ros/msg/Prompt'
 TRUTH_ENCODINGS = {'mono8': 1, '8UC1': 1, 'mono16': 2, '16UC1': 2}  # bytes per pixel
@@ -24,7 +24,7 @@ Topics = dict[str, list[Channel]]
 
 
 class BagRecording:
-    """One camera's images in a bag, a ``Recording`` (``sam2_ros.evaluation.recording``).
+    """One camera's images in a bag, a ``Recording`` (``sam2_ros.recordings.recording``).
 
     Reads what ``BagReader`` reads. Images are Image or CompressedImage and may change in size; those that are cut off,
     and those that repeat a stamp, are left out: ``problems`` says so.

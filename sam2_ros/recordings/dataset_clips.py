@@ -36,8 +36,8 @@ from sam2_core.training.datasets import BrokenSample
 from sam2_core.training.datasets.davis import RESOLUTIONS
 from sam2_core.training.datasets.pictures import check_orientation, read_labels
 from sam2_core.training.datasets.sav import load_masklets, masklet_mask, open_video, video_of
-from sam2_ros.evaluation.recording import RecordedPrompt, RecordingError
 from sam2_ros.messages.conversions import from_pixels
+from sam2_ros.recordings.recording import RecordedPrompt, RecordingError
 
 RATE = 24.0  # images per second of DAVIS and of SA-V
 START = 1_000_000_000  # ns, stamp of the first image: 0 would be none
@@ -63,7 +63,7 @@ class Annotation(Protocol):
 
 
 class DatasetClip:
-    """One clip of a data set, a ``Recording`` (``sam2_ros.evaluation.recording``) at an even rate, without depth."""
+    """One clip of a data set, a ``Recording`` (``sam2_ros.recordings.recording``) at an even rate, without depth."""
 
     def __init__(self, name: str, images: Images, annotation: Annotation, rate: float = RATE) -> None:
         """rate: images per second."""
