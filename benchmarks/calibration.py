@@ -8,7 +8,7 @@ to show the object. Where an object is told as tracked, `score` ought to be the 
 calibration error (ECE) is the mean distance from that, over ten bins, weighted by their content.
 
 `--fit` tracks as many clips of another seed as well, and prints the corrections (scale and offset of the logit) that
-follow from those alone, and what they would change. The one for the score is kept in sam2_ros/states.py.
+follow from those alone, and what they would change. The one for the score is kept in sam2_ros/perception/object_states.py.
 """
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from sam2_core.metrics import iou
 from sam2_core.training.scenes import make_clip
 from sam2_core.training.sprites import ClutterBank
 from sam2_core.training.textures import TextureBank
+from sam2_ros.perception.object_states import Platt, probability, score_correction, unit
 from sam2_ros.runtime.parameters import Parameters
-from sam2_ros.states import Platt, probability, score_correction, unit
 
 FIT_SEED = 9100  # neither trained on nor reported
 BINS = 10

@@ -26,9 +26,9 @@ from sam2_ros.clouds import (
 )
 from sam2_ros.depth.matching import to_metres
 from sam2_ros.depth.surface import Camera, DepthFrame, measure
-from sam2_ros.frame import Frame, TrackedObject
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import Instance
+from sam2_ros.perception.frame import Frame, TrackedObject
 from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.tabletop.scene import TabletopScene
 

@@ -34,9 +34,9 @@ from sam2_core import StreamTracker, load_model  # noqa: E402
 from sam2_core.metrics import iou  # noqa: E402
 from sam2_ros.messages.conversions import from_pixels  # noqa: E402
 from sam2_ros.msg import Prompt  # noqa: E402
-from sam2_ros.prompting import PromptRequest  # noqa: E402
+from sam2_ros.perception.camera_pipeline import Stream  # noqa: E402
+from sam2_ros.perception.prompt_plan import PromptRequest  # noqa: E402
 from sam2_ros.runtime.parameters import Parameters  # noqa: E402
-from sam2_ros.stream import Stream  # noqa: E402
 from sam2_ros.tabletop.textures import PALETTES, dotted_box, striped_box, wood  # noqa: E402
 
 RATE = 15  # images per second

@@ -46,8 +46,9 @@ def run_node(records: Path, arguments: list[str]) -> int:
     from sensor_msgs.msg import Image
 
     from sam2_core import ImageSegmenter, StreamTracker
-    from sam2_ros import camera, node, outputs, stream, tracked_objects
+    from sam2_ros import camera, node, outputs
     from sam2_ros.depth.matching import matching
+    from sam2_ros.perception import camera_pipeline, tracked_objects
 
     measured: dict[str, list[tuple[float, float, float]]] = {}
 

@@ -12,9 +12,9 @@ from std_msgs.msg import ColorRGBA, Header
 from visualization_msgs.msg import Marker, MarkerArray
 
 from sam2_ros.depth.surface import DepthFrame, OrientedBox, object_pixels
-from sam2_ros.frame import Frame, TrackedObject
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.overlay import colour
+from sam2_ros.perception.frame import Frame, TrackedObject
 from sam2_ros.runtime.parameters import Parameters
 
 MARKER_LIFETIME = Duration(seconds=5).to_msg()  # then the node is gone, or stands still

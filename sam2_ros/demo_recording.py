@@ -9,9 +9,9 @@ import numpy as np
 from sensor_msgs.msg import Image
 
 from sam2_core.metrics import iou
-from sam2_ros.frame import TrackedObject
 from sam2_ros.messages.conversions import to_nanoseconds
 from sam2_ros.msg import Instance, InstanceArray
+from sam2_ros.perception.frame import TrackedObject
 
 PICTURE_WIDTH = 640  # pixels; pictures are kept and drawn no wider
 PENDING = 60         # messages of a kind that wait for the others of their stamp

@@ -12,11 +12,11 @@ from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile
 
 from sam2_core import Sam2Model
-from sam2_ros.meter import WINDOW, Meter, Snapshot
+from sam2_ros.perception.load_shedding import LoadShedder, why_unusable
+from sam2_ros.perception.meter import WINDOW, Meter, Snapshot
 from sam2_ros.runtime.failures import Failures
 from sam2_ros.runtime.namesakes import Namesakes
 from sam2_ros.runtime.parameters import Parameters
-from sam2_ros.shedding import LoadShedder, why_unusable
 
 SILENT = 2.0  # seconds without an image
 STALLED = 10.0  # seconds in which images arrive and none is finished

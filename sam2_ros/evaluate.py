@@ -40,7 +40,7 @@ from sam2_ros.evaluation.export import MIN_SCORE, WRITERS
 from sam2_ros.evaluation.job import Job, do
 from sam2_ros.evaluation.many import PAGE, Outcome, evaluate_many, evaluate_with_ray, summarise
 from sam2_ros.evaluation.results import MODES, TOTAL
-from sam2_ros.loading import LOAD_ERRORS, load
+from sam2_ros.perception.model_loading import LOAD_ERRORS, load
 from sam2_ros.recordings.recording import RecordingError
 from sam2_ros.runtime.parameter_file import NODE, read_parameters
 from sam2_ros.runtime.parameters import ParameterError, Parameters, with_values

@@ -28,8 +28,9 @@ from rclpy.signals import SignalHandlerOptions
 from sam2_core import Sam2Model
 from sam2_ros.camera import Camera
 from sam2_ros.diagnostics import Diagnostics
-from sam2_ros.loading import LOAD_ERRORS, load
 from sam2_ros.messages.vision import require_vision_msgs
+from sam2_ros.perception.model_loading import LOAD_ERRORS, load
+from sam2_ros.perception.worker import Worker
 from sam2_ros.runtime import parameters
 from sam2_ros.runtime.dds import remove_dead_segments, use_image_profile
 from sam2_ros.runtime.executables import install
@@ -38,7 +39,6 @@ from sam2_ros.runtime.node_arguments import ARGUMENT_ERRORS, problems, why
 from sam2_ros.runtime.node_help import parse
 from sam2_ros.runtime.parameters import ParameterError, Parameters
 from sam2_ros.runtime.stopping import STOPPING
-from sam2_ros.worker import Worker
 
 SUCCESS, FAILURE, ERROR = (TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE,
                            TransitionCallbackReturn.ERROR)

@@ -11,7 +11,7 @@ import numpy as np
 from sam2_ros.msg import Instance
 
 if TYPE_CHECKING:
-    from sam2_ros.frame import TrackedObject
+    from sam2_ros.perception.frame import TrackedObject
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 STATE_NAMES = {Instance.TRACKED: 'tracked', Instance.OCCLUDED: 'occluded', Instance.LOST: 'lost'}

@@ -54,7 +54,7 @@ KNOWN_UPWARDS = {
     ('sam2_ros.evaluation.results_bag', 'sam2_ros.outputs'),
     ('sam2_ros.evaluation.results_bag', 'sam2_ros.views'),
     ('sam2_ros.evaluation.run', 'sam2_ros.outputs'),
-    ('sam2_ros.worker', 'sam2_ros.camera'),
+    ('sam2_ros.perception.worker', 'sam2_ros.camera'),
 }
 KNOWN_CIRCLES = {
     frozenset({'sam2_core.compiled', 'sam2_core.memory', 'sam2_core.model'}),

@@ -6,7 +6,7 @@ from collections import defaultdict
 
 from sam2_ros.messages.conversions import to_nanoseconds
 from sam2_ros.msg import Prompt
-from sam2_ros.prompting import NEEDS_IMAGE
+from sam2_ros.perception.prompt_plan import NEEDS_IMAGE
 from sam2_ros.recordings.recording import RecordedPrompt, Recording
 
 

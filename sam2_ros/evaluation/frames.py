@@ -8,8 +8,8 @@ from builtin_interfaces.msg import Time
 from sensor_msgs.msg import CompressedImage, Image
 
 from sam2_ros.evaluation.results import FrameOutput, Run
-from sam2_ros.frame import Frame, TrackedObject
 from sam2_ros.messages.conversions import to_rgb
+from sam2_ros.perception.frame import Frame, TrackedObject
 from sam2_ros.recordings.recording import Recording
 
 Progress = Callable[[int, int], None]  # is told how many of how many images are done

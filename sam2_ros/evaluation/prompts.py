@@ -23,7 +23,7 @@ from sam2_core.training.datasets import BrokenSample
 from sam2_core.training.datasets.pictures import read_labels
 from sam2_ros.messages.conversions import ImageError, from_pixels, to_rgb
 from sam2_ros.msg import ImagePoint, Prompt
-from sam2_ros.prompting import MAX_ID, NEEDS_IMAGE, to_prompt
+from sam2_ros.perception.prompt_plan import MAX_ID, NEEDS_IMAGE, to_prompt
 from sam2_ros.recordings.recording import RecordedPrompt, Recording, RecordingError, truth_masks
 
 ACTIONS = {'set': Prompt.SET, 'refine': Prompt.REFINE, 'remove': Prompt.REMOVE, 'clear': Prompt.CLEAR}

@@ -19,8 +19,8 @@ import numpy as np
 
 from sam2_core.masks import mask_box
 from sam2_ros.depth.oriented_box import OrientedBox
-from sam2_ros.frame import TrackedObject
 from sam2_ros.msg import Instance
+from sam2_ros.perception.frame import TrackedObject
 
 MODES = ('lock-step', 'real-time', 'live')
 STAGES = ('decode', 'encode', 'attend', 'decode mask', 'memory', 'publish')  # in the order of the work on one image

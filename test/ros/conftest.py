@@ -5,8 +5,8 @@ import pytest
 import rclpy
 
 from sam2_core import Sam2Model, StreamTracker, load_model
+from sam2_ros.perception.camera_pipeline import Stream
 from sam2_ros.runtime.parameters import Parameters
-from sam2_ros.stream import Stream
 
 
 @pytest.fixture(scope='session')

@@ -19,8 +19,8 @@ from std_msgs.msg import Header
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import InstanceArray, Prompt, PromptStatus
 from sam2_ros.node import Sam2Node
+from sam2_ros.perception.worker import Worker
 from sam2_ros.runtime.guarded_node import GuardedExecutor
-from sam2_ros.worker import Worker
 
 HEIGHT, WIDTH = 48, 64
 BOX = RegionOfInterest(x_offset=8, y_offset=8, width=24, height=24)

@@ -38,8 +38,8 @@ from sam2_ros.check_machine import (
     check_weights,
 )
 from sam2_ros.findings import Finding, Verdict
-from sam2_ros.loading import LOAD_ERRORS, load
 from sam2_ros.messages.conversions import from_pixels
+from sam2_ros.perception.model_loading import LOAD_ERRORS, load
 from sam2_ros.runtime.dds import PROFILE_VARIABLES, image_profile
 from sam2_ros.runtime.parameters import Parameters
 

@@ -99,7 +99,7 @@ def test_a_device_without_room_for_the_model_leaves_the_node_unconfigured_with_t
     def load_model(*arguments, **options):
         raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 MiB')
     with monkeypatch.context() as full:
-        full.setattr('sam2_ros.loading.load_model', load_model)
+        full.setattr('sam2_ros.perception.model_loading.load_model', load_model)
         assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
     user = User(node, context)
     status, = user.diagnostics().status

@@ -17,10 +17,10 @@ from sam2_ros.clouds import (
     size_vector,
 )
 from sam2_ros.depth.surface import Camera, DepthFrame, measure
-from sam2_ros.frame import Frame, TrackedObject
 from sam2_ros.msg import Instance
 from sam2_ros.outputs import instance_message
 from sam2_ros.overlay import colour
+from sam2_ros.perception.frame import Frame, TrackedObject
 from sam2_ros.runtime.parameters import Parameters
 
 HEIGHT, WIDTH, FOCAL = 120, 160, 150.0

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from std_msgs.msg import Header
 
 from sam2_core.masks import mask_box
-from sam2_ros.detections import Detection, DetectionGate, Known, iou, propose, read, upright
-from sam2_ros.frame import Frame, TrackedObject
 from sam2_ros.messages.vision import vision_msgs
 from sam2_ros.msg import Instance, Prompt
-from sam2_ros.prompting import PromptAnswer, PromptRequest, refuse
+from sam2_ros.perception.detection_prompts import Detection, DetectionGate, Known, iou, propose, read, upright
+from sam2_ros.perception.frame import Frame, TrackedObject
+from sam2_ros.perception.prompt_plan import PromptAnswer, PromptRequest, refuse
 from sam2_ros.runtime.parameters import Parameters
 
 HEIGHT, WIDTH = 480, 640
@@ -302,7 +302,7 @@ def test_no_more_is_started_than_there_is_room_for_and_the_surest_first():
 def test_an_unanswered_prompt_holds_up_the_next_no_longer_than_a_prompt_waits(monkeypatch):
     camera = Camera(Parameters(prompt_timeout=5.0))
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr('sam2_ros.detections.time', SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr('sam2_ros.perception.detection_prompts.time', SimpleNamespace(monotonic=lambda: clock.now))
     assert camera.detect(1.0, ((0, 100, 40, 140), 'cup'))
     clock.now += 4.9
     assert not camera.detect(1.1, ((0, 100, 40, 140), 'cup'))

@@ -23,11 +23,11 @@ from sam2_ros.diagnostics import (
     gpu_memory,
     model_status,
 )
-from sam2_ros.frame import TrackedObject
-from sam2_ros.meter import MOST, WINDOW, Meter, percentiles
 from sam2_ros.msg import Instance
+from sam2_ros.perception.frame import TrackedObject
+from sam2_ros.perception.load_shedding import Level, LoadShedder
+from sam2_ros.perception.meter import MOST, WINDOW, Meter, percentiles
 from sam2_ros.runtime.parameters import Parameters
-from sam2_ros.shedding import Level, LoadShedder
 
 TOPIC = '/front/image'
 START = 1000.0

@@ -9,36 +9,36 @@ from rclpy.publisher import Publisher
 from std_srvs.srv import Trigger
 
 import sam2_ros.outputs
-import sam2_ros.stream
-import sam2_ros.tracked_objects
+import sam2_ros.perception.camera_pipeline
+import sam2_ros.perception.tracked_objects
 from sam2_core import ImageSegmenter, Sam2Model, StreamTracker
-from sam2_ros.catch_up import CatchUp
 from sam2_ros.clouds import Markers
 from sam2_ros.depth.matching import DepthMailbox
-from sam2_ros.detections import DetectionGate
 from sam2_ros.diagnostics import ERROR, camera_status
-from sam2_ros.history import History
-from sam2_ros.mailbox import Mailbox
 from sam2_ros.messages.stamps import StampWatch
-from sam2_ros.meter import Meter
 from sam2_ros.msg import ImagePoint, Prompt
-from sam2_ros.one_shot import OneShots, SegmentImageCall
 from sam2_ros.outputs import Outputs
-from sam2_ros.prompt_reader import PromptReader
-from sam2_ros.prompting import Ids, Plan
-from sam2_ros.shedding import LoadShedder
+from sam2_ros.perception.camera_pipeline import Stream
+from sam2_ros.perception.detection_prompts import DetectionGate
+from sam2_ros.perception.image_history import History
+from sam2_ros.perception.inbox import Mailbox
+from sam2_ros.perception.late_prompts import CatchUp
+from sam2_ros.perception.load_shedding import LoadShedder
+from sam2_ros.perception.meter import Meter
+from sam2_ros.perception.object_states import ObjectStates
+from sam2_ros.perception.prompt_plan import Ids, Plan
+from sam2_ros.perception.prompt_routing import PromptReader
+from sam2_ros.perception.single_image import OneShots, SegmentImageCall
+from sam2_ros.perception.tracked_objects import TrackedObjects
 from sam2_ros.srv import SegmentImage, SetPrompt
-from sam2_ros.states import ObjectStates
-from sam2_ros.stream import Stream
-from sam2_ros.tracked_objects import TrackedObjects
 from sam2_ros.views import ClassTable, LabelLists, ObjectTopics
 
 STEPS = [  # in make test; the others under make fuzz
-    (sam2_ros.stream, 'to_rgb'), (Stream, '_process'), (PromptReader, '_read'), (CatchUp, 'begin'),
+    (sam2_ros.perception.camera_pipeline, 'to_rgb'), (Stream, '_process'), (PromptReader, '_read'), (CatchUp, 'begin'),
     (TrackedObjects, 'advance'), (DepthMailbox, 'depth_for'), (SegmentImageCall, 'advance'), (DetectionGate, 'see')]
 OTHERS = [
     (ObjectStates, 'observe'), (Meter, 'processed'), (StampWatch, 'judge'), (StreamTracker, 'step'),
-    (sam2_ros.tracked_objects, 'measure'), (sam2_ros.outputs, 'instance_message'),
+    (sam2_ros.perception.tracked_objects, 'measure'), (sam2_ros.outputs, 'instance_message'),
     (History, 'put'), (Meter, 'received'), (DepthMailbox, 'expect'), (Stream, '_read'), (Stream, '_notice_time_jump'),
     (Stream, '_find_depth'), (PromptReader, 'read'), (PromptReader, '_target'), (PromptReader, '_expire'),
     (Plan, 'add'), (Ids, 'next'), (Ids, 'use'), (History, 'at'), (History, 'between'), (CatchUp, 'take_arrived'),

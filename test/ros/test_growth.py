@@ -9,13 +9,13 @@ import torch
 from inprocess import HEIGHT, WIDTH, camera_info, header, image, in_process, picture
 from sensor_msgs.msg import Image
 
-import sam2_ros.detections
-import sam2_ros.history
-from sam2_ros.detections import MAX_DETECTIONS, Whereabouts, read
-from sam2_ros.frame import Frame, TrackedObject
+import sam2_ros.perception.detection_prompts
+import sam2_ros.perception.image_history
 from sam2_ros.messages.conversions import from_pixels
-from sam2_ros.meter import MOST
 from sam2_ros.msg import Instance, Prompt
+from sam2_ros.perception.detection_prompts import MAX_DETECTIONS, Whereabouts, read
+from sam2_ros.perception.frame import Frame, TrackedObject
+from sam2_ros.perception.meter import MOST
 from sam2_ros.runtime.parameters import Parameters
 
 SECOND = 10**9
@@ -62,9 +62,9 @@ def robot():
 @pytest.mark.parametrize('stamps', STAMPS)
 def test_no_container_grows_with_the_images(robot, monkeypatch, rounds, stamps):
     images = rounds(140, 5000)
-    if images < sam2_ros.history.MAX_IMAGES:
-        monkeypatch.setattr(sam2_ros.history, 'MAX_IMAGES', 30)
-        monkeypatch.setattr(sam2_ros.detections, 'MAX_FRAMES', 30)
+    if images < sam2_ros.perception.image_history.MAX_IMAGES:
+        monkeypatch.setattr(sam2_ros.perception.image_history, 'MAX_IMAGES', 30)
+        monkeypatch.setattr(sam2_ros.perception.detection_prompts, 'MAX_FRAMES', 30)
     robot.restart()
     robot.stream.change(replace(robot.stream.parameters, detections_topic='detections'))
     measured = []
@@ -79,10 +79,10 @@ def test_no_container_grows_with_the_images(robot, monkeypatch, rounds, stamps):
         if number % images == images - 1:
             measured.append(sizes(robot.camera))
     before, after = measured
-    assert before['History._images'] <= sam2_ros.history.MAX_IMAGES and len(before) > 30
+    assert before['History._images'] <= sam2_ros.perception.image_history.MAX_IMAGES and len(before) > 30
     meters = {'Meter._received', 'Meter._received[]', 'Meter._processed', 'Meter._processed[]', 'Meter._dropped',
               'Meter._dropped[]', 'Meter._depth', 'Meter._depth[]'}  # of 10 s, and at most meter.MOST of each
-    slack = sam2_ros.history.MAX_IMAGES // 10
+    slack = sam2_ros.perception.image_history.MAX_IMAGES // 10
     assert {key: (before.get(key, 0), size) for key, size in after.items()
             if size > before.get(key, 0) + slack and key not in meters} == {}
     assert all(after[key] <= 2 * MOST for key in meters & after.keys())
@@ -114,8 +114,8 @@ def test_of_too_many_detections_the_first_are_read():
 
 
 def test_a_history_of_tiny_images_whose_stamps_hardly_advance_is_bounded(monkeypatch):
-    monkeypatch.setattr(sam2_ros.history, 'MAX_IMAGES', 20)
-    history = sam2_ros.history.History()
+    monkeypatch.setattr(sam2_ros.perception.image_history, 'MAX_IMAGES', 20)
+    history = sam2_ros.perception.image_history.History()
     for number in range(100):
         history.put(Image(header=header(SECOND + number)), 60.0, 10**6)
     assert history.extent()[0] == 20

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from sam2_ros.history import History, NotKept
+from sam2_ros.perception.image_history import History, NotKept
 
 SECOND = 10**9
 

@@ -9,11 +9,11 @@ from sensor_msgs.msg import CompressedImage, RegionOfInterest
 from std_msgs.msg import Header
 
 from sam2_core import StreamTracker
-from sam2_ros.catch_up import MAX_UNDER_WAY
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, Instance, InstanceEvent, Prompt
-from sam2_ros.prompting import PromptRequest
-from sam2_ros.stream import Stream
+from sam2_ros.perception.camera_pipeline import Stream
+from sam2_ros.perception.late_prompts import MAX_UNDER_WAY
+from sam2_ros.perception.prompt_plan import PromptRequest
 
 HEIGHT, WIDTH, RADIUS, RATE = 240, 320, 32, 10  # RATE: images per second
 

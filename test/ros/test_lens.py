@@ -35,12 +35,12 @@ from sam2_ros.depth.lens import Lens
 from sam2_ros.depth.matching import DepthMailbox
 from sam2_ros.depth.surface import DepthFrame, measure, object_points
 from sam2_ros.messages.conversions import from_pixels
-from sam2_ros.meter import Meter
 from sam2_ros.msg import Prompt
+from sam2_ros.perception.camera_pipeline import Stream
+from sam2_ros.perception.meter import Meter
+from sam2_ros.perception.prompt_plan import PromptRequest
 from sam2_ros.prompt_point import project
-from sam2_ros.prompting import PromptRequest
 from sam2_ros.runtime.parameters import Parameters
-from sam2_ros.stream import Stream
 
 
 @pytest.mark.parametrize('calibration', [EUROC, TUM_RGBD, KITTI, KINECT_COLOUR, KINECT_DEPTH, THIN_PRISM, TILTED],

@@ -4,10 +4,10 @@ import time
 
 from sensor_msgs.msg import Image
 
-from sam2_ros.mailbox import Mailbox
 from sam2_ros.msg import Prompt
-from sam2_ros.one_shot import MAX_QUESTIONS
-from sam2_ros.prompting import PromptRequest
+from sam2_ros.perception.inbox import Mailbox
+from sam2_ros.perception.prompt_plan import PromptRequest
+from sam2_ros.perception.single_image import MAX_QUESTIONS
 
 
 def request(message: Prompt | None = None, age: float = 0.0) -> PromptRequest:

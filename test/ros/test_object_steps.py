@@ -16,10 +16,10 @@ from sam2_ros.diagnostics import ERROR, WatchedCamera, camera_status
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import Instance
 from sam2_ros.msg import Prompt as PromptMessage
-from sam2_ros.object_steps import take_step
-from sam2_ros.one_shot import SegmentAllCall, SegmentImageCall
-from sam2_ros.prompting import PromptRequest
-from sam2_ros.shedding import LoadShedder
+from sam2_ros.perception.load_shedding import LoadShedder
+from sam2_ros.perception.object_steps import take_step
+from sam2_ros.perception.prompt_plan import PromptRequest
+from sam2_ros.perception.single_image import SegmentAllCall, SegmentImageCall
 from sam2_ros.srv import SegmentAll, SegmentImage
 
 HEIGHT, WIDTH = 60, 120

@@ -14,10 +14,10 @@ from sam2_core import Prompt as CorePrompt
 from sam2_core.everything import Filters
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, Instance, Prompt
-from sam2_ros.one_shot import MAX_QUESTIONS, SegmentAllCall, SegmentImageCall
-from sam2_ros.prompting import PromptRequest
+from sam2_ros.perception.camera_pipeline import Stream
+from sam2_ros.perception.prompt_plan import PromptRequest
+from sam2_ros.perception.single_image import MAX_QUESTIONS, SegmentAllCall, SegmentImageCall
 from sam2_ros.srv import SegmentAll, SegmentImage
-from sam2_ros.stream import Stream
 
 HEIGHT, WIDTH = 240, 320
 BOX = RegionOfInterest(x_offset=60, y_offset=60, width=80, height=80)

@@ -9,10 +9,10 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from sam2_core.masks import mask_box
-from sam2_ros.frame import Frame, TrackedObject
 from sam2_ros.msg import Instance
 from sam2_ros.outputs import instance_message
 from sam2_ros.overlay import colour, draw_overlay
+from sam2_ros.perception.frame import Frame, TrackedObject
 from sam2_ros.views import label_image
 
 HEADER = Header(stamp=Time(sec=5, nanosec=6), frame_id='camera')

@@ -10,9 +10,9 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from sam2_ros.depth.calibration import DepthError, calibrate
-from sam2_ros.mailbox import Mailbox
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, Prompt
+from sam2_ros.perception.inbox import Mailbox
 from sam2_ros.srv import SegmentImage, SetPrompt
 
 POINT = ImagePoint(x=20.0, y=20.0, label=1)

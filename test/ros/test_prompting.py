@@ -8,7 +8,7 @@ from sensor_msgs.msg import Image, RegionOfInterest
 
 from sam2_core import PromptError
 from sam2_ros.msg import ImagePoint, Prompt
-from sam2_ros.prompting import Ids, Plan, to_prompt
+from sam2_ros.perception.prompt_plan import Ids, Plan, to_prompt
 
 HEIGHT, WIDTH = 60, 80
 

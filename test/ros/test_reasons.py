@@ -5,9 +5,9 @@ import pytest
 from geometry_msgs.msg import Point, PointStamped
 from inprocess import header, image, in_process, set_box
 
-from sam2_ros.history import History, NotKept
-from sam2_ros.mailbox import Mailbox
-from sam2_ros.one_shot import MAX_QUESTIONS
+from sam2_ros.perception.image_history import History, NotKept
+from sam2_ros.perception.inbox import Mailbox
+from sam2_ros.perception.single_image import MAX_QUESTIONS
 from sam2_ros.srv import SegmentAll, SegmentImage, SetPrompt
 
 SECOND = 10**9
@@ -85,7 +85,7 @@ def test_full_queues_name_the_images_too(robot):
 
 
 def test_a_model_that_fails_is_the_reason_for_those_who_wait(robot, monkeypatch):
-    monkeypatch.setattr('sam2_ros.stream.to_rgb', lambda message: 1 / 0)
+    monkeypatch.setattr('sam2_ros.perception.camera_pipeline.to_rgb', lambda message: 1 / 0)
     robot.show(depth=False)
     for reason in ask_everything(robot):
         assert 'ZeroDivisionError' in reason
@@ -109,7 +109,7 @@ def test_the_reason_stays_while_the_next_image_is_in_work(robot, monkeypatch):
     robot.send('/image', image(robot.now, encoding='bayer_rggb8'))
     robot.serve()
     seen = []
-    monkeypatch.setattr('sam2_ros.stream.to_rgb', lambda message: seen.append(robot.stream.skipped.reason) or 1 / 0)
+    monkeypatch.setattr('sam2_ros.perception.camera_pipeline.to_rgb', lambda message: seen.append(robot.stream.skipped.reason) or 1 / 0)
     robot.show(depth=False)
     robot.serve()
     assert UNSUPPORTED in seen[0]

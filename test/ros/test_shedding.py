@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sam2_ros.shedding import FEWEST, HELD_FOR, LONGEST_WAIT, MISSED_FOR, Level, LoadShedder, why_unusable
+from sam2_ros.perception.load_shedding import (
+    FEWEST,
+    HELD_FOR,
+    LONGEST_WAIT,
+    MISSED_FOR,
+    Level,
+    LoadShedder,
+    why_unusable,
+)
 
 TARGET = 0.1
 # a quarter of the work is pictures, a tenth memory, and every second image leaves half of the rest

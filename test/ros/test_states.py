@@ -9,10 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sam2_core import ObjectResult
-from sam2_ros.frame import Event
 from sam2_ros.msg import Instance, InstanceEvent
+from sam2_ros.perception.frame import Event
+from sam2_ros.perception.object_states import (
+    SCORE_CORRECTIONS,
+    ObjectStates,
+    Platt,
+    probability,
+    score_correction,
+    unit,
+)
 from sam2_ros.runtime.parameters import Parameters
-from sam2_ros.states import SCORE_CORRECTIONS, ObjectStates, Platt, probability, score_correction, unit
 
 TRACKED, OCCLUDED, LOST = Instance.TRACKED, Instance.OCCLUDED, Instance.LOST
 ADDED, REAPPEARED, FORGOTTEN, REMOVED = (InstanceEvent.ADDED, InstanceEvent.REAPPEARED, InstanceEvent.FORGOTTEN,

@@ -10,9 +10,9 @@ from std_msgs.msg import Header
 from sam2_core import StreamTracker
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, Instance, Prompt
-from sam2_ros.prompting import PromptRequest
+from sam2_ros.perception.camera_pipeline import Stream
+from sam2_ros.perception.prompt_plan import PromptRequest
 from sam2_ros.runtime.parameters import Parameters
-from sam2_ros.stream import Stream
 
 TOPIC = '/camera/image_raw'
 

@@ -12,8 +12,8 @@ import sam2_core.tracker
 from sam2_core import StreamTracker
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, InstanceEvent, Prompt
-from sam2_ros.prompting import PromptRequest
-from sam2_ros.stream import Stream
+from sam2_ros.perception.camera_pipeline import Stream
+from sam2_ros.perception.prompt_plan import PromptRequest
 
 HEIGHT, WIDTH = 96, 128
 DISC = RegionOfInterest(x_offset=40, y_offset=20, width=50, height=50)
@@ -216,7 +216,7 @@ def test_whoever_waits_is_told_when_a_decoder_raises_what_nobody_expects(make, m
     stream = make()
     for tenths in range(100, 104):
         show(stream, tenths)
-    monkeypatch.setattr('sam2_ros.prompt_reader.to_rgb', fail)
+    monkeypatch.setattr('sam2_ros.perception.prompt_routing.to_rgb', fail)
     send(stream, late(101))
     _, (answer,) = work(stream)
     assert answer.reason == 'its image cannot be used: out of memory'

@@ -18,11 +18,11 @@ from std_msgs.msg import Header, String
 from sam2_core.masks import mask_box
 from sam2_ros.depth.oriented_box import OrientedBox
 from sam2_ros.depth.surface import Camera, DepthFrame
-from sam2_ros.detections import read
-from sam2_ros.frame import Frame, TrackedObject
 from sam2_ros.messages.vision import VisionMessagesMissing, require_vision_msgs, vision_msgs
 from sam2_ros.msg import Instance
 from sam2_ros.outputs import Outputs
+from sam2_ros.perception.detection_prompts import read
+from sam2_ros.perception.frame import Frame, TrackedObject
 from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.views import (
     BACKGROUND,

@@ -13,12 +13,12 @@ from sam2_core import Prompt as CorePrompt
 from sam2_core import Sam2Model, StreamTracker
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import Prompt
-from sam2_ros.one_shot import SegmentAllCall
-from sam2_ros.prompting import PromptRequest
+from sam2_ros.perception.camera_pipeline import Stream
+from sam2_ros.perception.prompt_plan import PromptRequest
+from sam2_ros.perception.single_image import SegmentAllCall
+from sam2_ros.perception.worker import Worker
 from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.srv import SegmentAll
-from sam2_ros.stream import Stream
-from sam2_ros.worker import Worker
 
 PATIENCE = 20  # seconds
 
@@ -217,7 +217,7 @@ def test_the_end_is_waited_for_with_a_limit_and_what_it_waits_for_is_named(model
     camera = BareCamera(model, changed, [], 'stuck')
     camera.work = lambda encoded: begun.set() or hanging.wait(PATIENCE)
     worker = Worker(model, [camera], changed, lambda: True, log)
-    monkeypatch.setattr('sam2_ros.worker.TELL_EVERY', 0.01)
+    monkeypatch.setattr('sam2_ros.perception.worker.TELL_EVERY', 0.01)
     worker.start()
     camera.show(1)
     assert begun.wait(PATIENCE)
@@ -231,7 +231,7 @@ def test_the_end_is_waited_for_with_a_limit_and_what_it_waits_for_is_named(model
 
 def test_a_loop_that_fails_itself_goes_on(run, monkeypatch):
     worker, (camera,), log = run(1)
-    monkeypatch.setattr('sam2_ros.worker.PAUSE', 0.01)
+    monkeypatch.setattr('sam2_ros.perception.worker.PAUSE', 0.01)
     waits = []
     deadline = camera.stream.seconds_to_deadline
     camera.stream.seconds_to_deadline = lambda: waits.append(1) or (1 / 0 if len(waits) == 1 else deadline())

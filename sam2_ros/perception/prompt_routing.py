@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from std_msgs.msg import Header
 
 from sam2_core import PromptError
-from sam2_ros.catch_up import MAX_UNDER_WAY, CatchUp
-from sam2_ros.history import History, NotKept, Past
 from sam2_ros.messages.conversions import to_nanoseconds, to_rgb
 from sam2_ros.msg import Prompt as PromptMessage
-from sam2_ros.one_shot import Picture
-from sam2_ros.prompting import NEEDS_IMAGE, Ids, Plan, PromptAnswer, PromptRequest, check_frame, refuse
+from sam2_ros.perception.image_history import History, NotKept, Past
+from sam2_ros.perception.late_prompts import MAX_UNDER_WAY, CatchUp
+from sam2_ros.perception.prompt_plan import NEEDS_IMAGE, Ids, Plan, PromptAnswer, PromptRequest, check_frame, refuse
+from sam2_ros.perception.single_image import Picture
+from sam2_ros.perception.skipped_images import SkippedImages
 from sam2_ros.runtime.failures import Failures
 from sam2_ros.runtime.parameters import Parameters
-from sam2_ros.skipped_images import SkippedImages
 
 NOW = object()
 

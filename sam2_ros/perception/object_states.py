@@ -9,9 +9,9 @@ from typing import NamedTuple
 from builtin_interfaces.msg import Time
 
 from sam2_core import ObjectResult
-from sam2_ros.frame import Event, TrackedObject
 from sam2_ros.messages.conversions import to_nanoseconds
 from sam2_ros.msg import Instance, InstanceEvent
+from sam2_ros.perception.frame import Event, TrackedObject
 from sam2_ros.runtime.parameters import Parameters
 
 

@@ -10,9 +10,9 @@ from std_msgs.msg import Header
 
 from sam2_core.prompts import Prompt, PromptError, merge_prompts
 from sam2_ros.depth.calibration import same_frame
-from sam2_ros.frame import TrackedObject
 from sam2_ros.messages.conversions import ImageError, to_mask
 from sam2_ros.msg import Prompt as PromptMessage
+from sam2_ros.perception.frame import TrackedObject
 from sam2_ros.srv import SetPrompt
 
 MAX_ID = 65535

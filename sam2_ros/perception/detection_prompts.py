@@ -13,11 +13,11 @@ import numpy as np
 from std_msgs.msg import Header
 
 from sam2_ros.depth.calibration import same_frame
-from sam2_ros.frame import Frame
 from sam2_ros.messages.conversions import to_nanoseconds, to_roi
 from sam2_ros.messages.stamps import TIME_JUMP
 from sam2_ros.msg import Prompt
-from sam2_ros.prompting import PromptAnswer
+from sam2_ros.perception.frame import Frame
+from sam2_ros.perception.prompt_plan import PromptAnswer
 from sam2_ros.runtime.parameters import Parameters
 
 if TYPE_CHECKING:

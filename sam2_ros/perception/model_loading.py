@@ -5,8 +5,8 @@ import numpy as np
 import torch
 
 from sam2_core import CheckpointError, Prompt, Sam2Model, StreamTracker, load_model
+from sam2_ros.perception.load_shedding import half_of_recent_frames
 from sam2_ros.runtime.parameters import Parameters
-from sam2_ros.shedding import half_of_recent_frames
 
 # OSError: no such file, no connection; RuntimeError: the device, out of memory first of all
 LOAD_ERRORS = (CheckpointError, OSError, ValueError, RuntimeError)

@@ -12,24 +12,24 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from sam2_core import EncodedImage, ImageSegmenter, ObjectResult, PromptError, StreamTracker
-from sam2_ros.catch_up import CatchUp, Late
 from sam2_ros.depth.matching import DepthMailbox
 from sam2_ros.depth.surface import DepthFrame, is_beyond_lens
-from sam2_ros.frame import Frame, TrackedObject, sighting
-from sam2_ros.history import History, Past
-from sam2_ros.mailbox import Mailbox
 from sam2_ros.messages.conversions import ImageError, to_nanoseconds, to_rgb
 from sam2_ros.messages.stamps import TIME_JUMP, StampWatch
-from sam2_ros.meter import Meter
-from sam2_ros.one_shot import OneShot, OneShots, Picture
-from sam2_ros.prompt_reader import PromptReader, Reading
-from sam2_ros.prompting import NEEDS_IMAGE, Ids, Plan, PromptAnswer, PromptRequest, refuse
+from sam2_ros.perception.frame import Frame, TrackedObject, sighting
+from sam2_ros.perception.image_history import History, Past
+from sam2_ros.perception.inbox import Mailbox
+from sam2_ros.perception.late_prompts import CatchUp, Late
+from sam2_ros.perception.load_shedding import Level, half_of_recent_frames
+from sam2_ros.perception.meter import Meter
+from sam2_ros.perception.object_states import ObjectStates, probability, score_correction, unit
+from sam2_ros.perception.prompt_plan import NEEDS_IMAGE, Ids, Plan, PromptAnswer, PromptRequest, refuse
+from sam2_ros.perception.prompt_routing import PromptReader, Reading
+from sam2_ros.perception.single_image import OneShot, OneShots, Picture
+from sam2_ros.perception.skipped_images import SkippedImages
+from sam2_ros.perception.tracked_objects import TrackedObjects
 from sam2_ros.runtime.failures import Failures, describe
 from sam2_ros.runtime.parameters import Parameters
-from sam2_ros.shedding import Level, half_of_recent_frames
-from sam2_ros.skipped_images import SkippedImages
-from sam2_ros.states import ObjectStates, probability, score_correction, unit
-from sam2_ros.tracked_objects import TrackedObjects
 
 WARN_EVERY = 5.0  # seconds
 STEPS_KNOWN = 64  # stamps of past steps that are kept: more than any object remembers

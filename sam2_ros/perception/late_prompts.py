@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sam2_core import StreamTracker
-from sam2_ros.history import History, Past
 from sam2_ros.messages.conversions import to_rgb
-from sam2_ros.object_steps import TrackingStep, take_step
-from sam2_ros.prompting import Batch, PromptRequest
+from sam2_ros.perception.image_history import History, Past
+from sam2_ros.perception.object_steps import TrackingStep, take_step
+from sam2_ros.perception.prompt_plan import Batch, PromptRequest
 
 MAX_UNDER_WAY = 8  # past images with prompts
 

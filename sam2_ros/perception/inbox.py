@@ -6,8 +6,8 @@ import time
 
 from sensor_msgs.msg import CompressedImage, Image
 
-from sam2_ros.one_shot import MAX_QUESTIONS, OneShot
-from sam2_ros.prompting import PromptRequest
+from sam2_ros.perception.prompt_plan import PromptRequest
+from sam2_ros.perception.single_image import MAX_QUESTIONS, OneShot
 
 
 class Mailbox:

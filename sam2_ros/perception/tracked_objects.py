@@ -7,16 +7,16 @@ from dataclasses import dataclass, field, replace
 from builtin_interfaces.msg import Time
 
 from sam2_core import ImageSegmenter, ObjectResult, PromptError, StreamTracker
-from sam2_ros.catch_up import Late
 from sam2_ros.depth.surface import OrientedBox, measure
-from sam2_ros.frame import TrackedObject, sighting
 from sam2_ros.msg import Instance
-from sam2_ros.object_steps import TrackingStep, take_step
-from sam2_ros.one_shot import Picture
-from sam2_ros.prompting import Batch
+from sam2_ros.perception.frame import TrackedObject, sighting
+from sam2_ros.perception.late_prompts import Late
+from sam2_ros.perception.object_states import ObjectStates, probability, unit
+from sam2_ros.perception.object_steps import TrackingStep, take_step
+from sam2_ros.perception.prompt_plan import Batch
+from sam2_ros.perception.single_image import Picture
 from sam2_ros.runtime.failures import Failures, describe
 from sam2_ros.runtime.parameters import Parameters
-from sam2_ros.states import ObjectStates, probability, unit
 
 
 @dataclass(eq=False)

@@ -14,14 +14,14 @@ from sam2_core import EncodedImage, ImageSegmenter, PromptError
 from sam2_core.everything import Filters
 from sam2_core.finite import not_finite_error
 from sam2_ros.depth.surface import DepthFrame, measure
-from sam2_ros.frame import TrackedObject, sighting
-from sam2_ros.history import History, NotKept
 from sam2_ros.messages.conversions import to_nanoseconds, to_rgb
-from sam2_ros.prompting import check_frame, has_image, to_prompt
+from sam2_ros.perception.frame import TrackedObject, sighting
+from sam2_ros.perception.image_history import History, NotKept
+from sam2_ros.perception.object_states import probability, unit
+from sam2_ros.perception.prompt_plan import check_frame, has_image, to_prompt
+from sam2_ros.perception.skipped_images import SkippedImages
 from sam2_ros.runtime.failures import Failures
-from sam2_ros.skipped_images import SkippedImages
 from sam2_ros.srv import SegmentAll, SegmentImage
-from sam2_ros.states import probability, unit
 
 PROMPTS_PER_SLICE = 4
 CLICKS_PER_SLICE = 16

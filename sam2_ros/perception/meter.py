@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sam2_ros.frame import TrackedObject
 from sam2_ros.msg import Instance
+from sam2_ros.perception.frame import TrackedObject
 
 WINDOW = 10.0  # seconds that rates and latencies are about
 MOST = 2048  # entries of each kind in it: 200 images per second
