@@ -12,8 +12,8 @@ from std_msgs.msg import ColorRGBA, Header
 from visualization_msgs.msg import Marker, MarkerArray
 
 from sam2_ros.depth.surface import DepthFrame, OrientedBox, object_pixels
+from sam2_ros.drawing.overlay import colour
 from sam2_ros.messages.conversions import from_pixels
-from sam2_ros.overlay import colour
 from sam2_ros.perception.frame import Frame, TrackedObject
 from sam2_ros.runtime.parameters import Parameters
 

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 
 from sam2_ros.demo_recording import Shot, resized
+from sam2_ros.drawing.overlay import STATE_NAMES, draw_overlay
 from sam2_ros.msg import Instance
-from sam2_ros.overlay import STATE_NAMES, draw_overlay
 
 # H.264 where OpenCV was built with it (not in its wheels), else MPEG-4 part 2, which players show and browsers do not
 CODECS = ('avc1', 'mp4v')

@@ -19,9 +19,9 @@ from sam2_ros.clouds import (
     points_message,
     size_vector,
 )
+from sam2_ros.drawing.overlay import draw_overlay
 from sam2_ros.messages.conversions import from_pixels, to_duration, to_nanoseconds, to_roi
 from sam2_ros.msg import Instance, InstanceArray, InstanceEvent, PromptStatus
-from sam2_ros.overlay import draw_overlay
 from sam2_ros.perception.frame import Event, Frame, TrackedObject
 from sam2_ros.perception.prompt_plan import PromptAnswer
 from sam2_ros.runtime.failures import Failures

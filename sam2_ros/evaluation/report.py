@@ -11,12 +11,12 @@ from typing import Any
 import cv2
 import numpy as np
 
+from sam2_ros.drawing.overlay import STATE_NAMES, colour
 from sam2_ros.evaluation.charts import TimelineChart, histogram, timeline
 from sam2_ros.evaluation.moments import Moment, moments
 from sam2_ros.evaluation.pictures import draw_output, draw_truth, read_image, read_truth
 from sam2_ros.evaluation.report_style import STYLE
 from sam2_ros.evaluation.results import TOTAL, Run
-from sam2_ros.overlay import STATE_NAMES, colour
 from sam2_ros.recordings.recording import Recording
 
 PICTURE_WIDTH = 640  # pixels, at most

@@ -7,12 +7,12 @@ import cv2
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Header
 
+from sam2_ros.drawing.overlay import draw_overlay
 from sam2_ros.evaluation.frames import Progress, processed
 from sam2_ros.evaluation.results import Run
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import PromptStatus
 from sam2_ros.outputs import instance_array
-from sam2_ros.overlay import draw_overlay
 from sam2_ros.recordings.bag_writer import BagWriter
 from sam2_ros.recordings.recording import Recording
 from sam2_ros.views import label_image

@@ -17,9 +17,9 @@ from sam2_ros.clouds import (
     size_vector,
 )
 from sam2_ros.depth.surface import Camera, DepthFrame, measure
+from sam2_ros.drawing.overlay import colour
 from sam2_ros.msg import Instance
 from sam2_ros.outputs import instance_message
-from sam2_ros.overlay import colour
 from sam2_ros.perception.frame import Frame, TrackedObject
 from sam2_ros.runtime.parameters import Parameters
 

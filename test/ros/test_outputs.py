@@ -9,9 +9,9 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from sam2_core.masks import mask_box
+from sam2_ros.drawing.overlay import colour, draw_overlay
 from sam2_ros.msg import Instance
 from sam2_ros.outputs import instance_message
-from sam2_ros.overlay import colour, draw_overlay
 from sam2_ros.perception.frame import Frame, TrackedObject
 from sam2_ros.views import label_image
 

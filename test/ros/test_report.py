@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from discs import Discs, stamp
 
+from sam2_ros.drawing.overlay import colour
 from sam2_ros.evaluation.charts import TimelineChart, histogram, lowest, nice, ticks, timeline
 from sam2_ros.evaluation.moments import moments
 from sam2_ros.evaluation.pictures import draw_truth, write_video
@@ -18,7 +19,6 @@ from sam2_ros.evaluation.report import write_report
 from sam2_ros.evaluation.results import TOTAL, Answer, FrameOutput, ObjectOutput, Run
 from sam2_ros.evaluation.scores import score
 from sam2_ros.msg import Instance
-from sam2_ros.overlay import colour
 
 EVIL = '<script>alert(1)</script>&"\''
 chromium = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
