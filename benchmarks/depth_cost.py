@@ -17,13 +17,6 @@ from builtin_interfaces.msg import Time
 from std_msgs.msg import Header
 
 from sam2_core.masks import mask_box
-from sam2_ros.clouds import (
-    Markers,
-    background_depth_message,
-    background_points_message,
-    object_points_message,
-    points_message,
-)
 from sam2_ros.depth.matching import to_metres
 from sam2_ros.depth.surface import Camera, DepthFrame, measure
 from sam2_ros.messages.conversions import from_pixels
@@ -31,6 +24,13 @@ from sam2_ros.msg import Instance
 from sam2_ros.perception.frame import Frame, TrackedObject
 from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.tabletop.scene import TabletopScene
+from sam2_ros.topics.clouds import (
+    Markers,
+    background_depth_message,
+    background_points_message,
+    object_points_message,
+    points_message,
+)
 
 WIDTH, HEIGHT = 1280, 720
 NUMBER = 60  # of the image: all five objects are in view, one of them large

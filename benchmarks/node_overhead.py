@@ -46,9 +46,10 @@ def run_node(records: Path, arguments: list[str]) -> int:
     from sensor_msgs.msg import Image
 
     from sam2_core import ImageSegmenter, StreamTracker
-    from sam2_ros import camera, node, outputs
+    from sam2_ros import node
     from sam2_ros.depth.matching import matching
     from sam2_ros.perception import camera_pipeline, tracked_objects
+    from sam2_ros.topics import camera_topics, publishers
 
     measured: dict[str, list[tuple[float, float, float]]] = {}
 
@@ -72,8 +73,8 @@ def run_node(records: Path, arguments: list[str]) -> int:
     timed(matching.DepthMailbox, 'depth_for', 'metres')
     timed(tracked_objects.TrackedObjects, 'measure', 'boxes')
     timed(matching.DepthMailbox, '_wait_for', 'wait')
-    timed(outputs.Outputs, 'publish', 'publish', lambda _, frame, *__: frame is not None)
-    timed(camera.Camera, 'work', 'work')
+    timed(publishers.Outputs, 'publish', 'publish', lambda _, frame, *__: frame is not None)
+    timed(camera_topics.Camera, 'work', 'work')
     try:
         return node.main(arguments)
     finally:

@@ -26,8 +26,6 @@ from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 
 from sam2_core import Sam2Model
-from sam2_ros.camera import Camera
-from sam2_ros.diagnostics import Diagnostics
 from sam2_ros.messages.vision import require_vision_msgs
 from sam2_ros.perception.model_loading import LOAD_ERRORS, load
 from sam2_ros.perception.worker import Worker
@@ -39,6 +37,8 @@ from sam2_ros.runtime.node_arguments import ARGUMENT_ERRORS, problems, why
 from sam2_ros.runtime.node_help import parse
 from sam2_ros.runtime.parameters import ParameterError, Parameters
 from sam2_ros.runtime.stopping import STOPPING
+from sam2_ros.topics.camera_topics import Camera
+from sam2_ros.topics.diagnostics import Diagnostics
 
 SUCCESS, FAILURE, ERROR = (TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE,
                            TransitionCallbackReturn.ERROR)

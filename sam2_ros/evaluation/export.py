@@ -20,10 +20,10 @@ from sam2_core.training.datasets.pictures import label_png
 from sam2_ros.evaluation.frames import Processed, Progress, processed
 from sam2_ros.evaluation.results import Run
 from sam2_ros.messages.compressed_images import plain_jpeg
-from sam2_ros.outputs import instance_array
 from sam2_ros.recordings.bag_writer import BagWriter
 from sam2_ros.recordings.recording import Recording
-from sam2_ros.views import label_image
+from sam2_ros.topics.planner_views import label_image
+from sam2_ros.topics.publishers import instance_array
 
 MIN_SCORE = 0.5
 MOSTLY = 0.5  # share of the images it is in sight in that an object has to be sure in

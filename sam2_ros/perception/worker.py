@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from sam2_core import EncodedImage, Sam2Model, encode_images
-from sam2_ros.camera import Camera
+from sam2_ros.topics.camera_topics import Camera
 
 STOP_LIMIT = 60.0  # seconds to wait for the work in hand: a large model on a CPU, or a compilation, takes long
 TELL_EVERY = 5.0  # seconds

@@ -18,8 +18,8 @@ from sam2_ros.depth.matching import DepthMailbox
 from sam2_ros.findings import Verdict
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import Prompt
-from sam2_ros.prompt_point import PointPrompts, project
 from sam2_ros.runtime.parameters import Parameters
+from sam2_ros.topics.point_prompts import PointPrompts, project
 
 # --- the numbers of a CameraInfo
 

@@ -7,7 +7,12 @@ from std_msgs.msg import Header
 from visualization_msgs.msg import Marker
 
 from sam2_core.masks import mask_box
-from sam2_ros.clouds import (
+from sam2_ros.depth.surface import Camera, DepthFrame, measure
+from sam2_ros.drawing.overlay import colour
+from sam2_ros.msg import Instance
+from sam2_ros.perception.frame import Frame, TrackedObject
+from sam2_ros.runtime.parameters import Parameters
+from sam2_ros.topics.clouds import (
     Markers,
     background_depth_message,
     background_points_message,
@@ -16,12 +21,7 @@ from sam2_ros.clouds import (
     points_message,
     size_vector,
 )
-from sam2_ros.depth.surface import Camera, DepthFrame, measure
-from sam2_ros.drawing.overlay import colour
-from sam2_ros.msg import Instance
-from sam2_ros.outputs import instance_message
-from sam2_ros.perception.frame import Frame, TrackedObject
-from sam2_ros.runtime.parameters import Parameters
+from sam2_ros.topics.publishers import instance_message
 
 HEIGHT, WIDTH, FOCAL = 120, 160, 150.0
 CAMERA = Camera.pinhole(WIDTH, HEIGHT, FOCAL, FOCAL, (WIDTH - 1) / 2, (HEIGHT - 1) / 2)

@@ -15,9 +15,9 @@ from sensor_msgs.msg import CameraInfo, Image, RegionOfInterest
 from std_msgs.msg import Header
 
 from sam2_ros.depth.matching import DepthError, DepthMailbox, to_camera, to_metres
-from sam2_ros.depth_topics import PAIRINGS, DepthTopics
 from sam2_ros.messages.conversions import ImageError, from_pixels
 from sam2_ros.runtime.parameters import Parameters
+from sam2_ros.topics.depth_topics import PAIRINGS, DepthTopics
 
 HEIGHT, WIDTH = 6, 8
 MS = 1_000_000

@@ -12,7 +12,12 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode
 
 from sam2_core import load_model
-from sam2_ros.diagnostics import (
+from sam2_ros.msg import Instance
+from sam2_ros.perception.frame import TrackedObject
+from sam2_ros.perception.load_shedding import Level, LoadShedder
+from sam2_ros.perception.meter import MOST, WINDOW, Meter, percentiles
+from sam2_ros.runtime.parameters import Parameters
+from sam2_ros.topics.diagnostics import (
     ERROR,
     OK,
     WARN,
@@ -23,11 +28,6 @@ from sam2_ros.diagnostics import (
     gpu_memory,
     model_status,
 )
-from sam2_ros.msg import Instance
-from sam2_ros.perception.frame import TrackedObject
-from sam2_ros.perception.load_shedding import Level, LoadShedder
-from sam2_ros.perception.meter import MOST, WINDOW, Meter, percentiles
-from sam2_ros.runtime.parameters import Parameters
 
 TOPIC = '/front/image'
 START = 1000.0

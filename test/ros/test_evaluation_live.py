@@ -8,8 +8,8 @@ from sam2_ros.depth.oriented_box import OrientedBox
 from sam2_ros.evaluation.live import _asked, _output, agreement
 from sam2_ros.evaluation.results import FrameOutput, ObjectOutput, Run
 from sam2_ros.msg import Instance, PromptStatus
-from sam2_ros.outputs import instance_message
 from sam2_ros.perception.frame import TrackedObject
+from sam2_ros.topics.publishers import instance_message
 
 
 def test_an_instance_becomes_what_it_was_made_of():

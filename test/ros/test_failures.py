@@ -8,16 +8,13 @@ from rclpy.lifecycle import LifecyclePublisher
 from rclpy.publisher import Publisher
 from std_srvs.srv import Trigger
 
-import sam2_ros.outputs
 import sam2_ros.perception.camera_pipeline
 import sam2_ros.perception.tracked_objects
+import sam2_ros.topics.publishers
 from sam2_core import ImageSegmenter, Sam2Model, StreamTracker
-from sam2_ros.clouds import Markers
 from sam2_ros.depth.matching import DepthMailbox
-from sam2_ros.diagnostics import ERROR, camera_status
 from sam2_ros.messages.stamps import StampWatch
 from sam2_ros.msg import ImagePoint, Prompt
-from sam2_ros.outputs import Outputs
 from sam2_ros.perception.camera_pipeline import Stream
 from sam2_ros.perception.detection_prompts import DetectionGate
 from sam2_ros.perception.image_history import History
@@ -31,14 +28,17 @@ from sam2_ros.perception.prompt_routing import PromptReader
 from sam2_ros.perception.single_image import OneShots, SegmentImageCall
 from sam2_ros.perception.tracked_objects import TrackedObjects
 from sam2_ros.srv import SegmentImage, SetPrompt
-from sam2_ros.views import ClassTable, LabelLists, ObjectTopics
+from sam2_ros.topics.clouds import Markers
+from sam2_ros.topics.diagnostics import ERROR, camera_status
+from sam2_ros.topics.planner_views import ClassTable, LabelLists, ObjectTopics
+from sam2_ros.topics.publishers import Outputs
 
 STEPS = [  # in make test; the others under make fuzz
     (sam2_ros.perception.camera_pipeline, 'to_rgb'), (Stream, '_process'), (PromptReader, '_read'), (CatchUp, 'begin'),
     (TrackedObjects, 'advance'), (DepthMailbox, 'depth_for'), (SegmentImageCall, 'advance'), (DetectionGate, 'see')]
 OTHERS = [
     (ObjectStates, 'observe'), (Meter, 'processed'), (StampWatch, 'judge'), (StreamTracker, 'step'),
-    (sam2_ros.perception.tracked_objects, 'measure'), (sam2_ros.outputs, 'instance_message'),
+    (sam2_ros.perception.tracked_objects, 'measure'), (sam2_ros.topics.publishers, 'instance_message'),
     (History, 'put'), (Meter, 'received'), (DepthMailbox, 'expect'), (Stream, '_read'), (Stream, '_notice_time_jump'),
     (Stream, '_find_depth'), (PromptReader, 'read'), (PromptReader, '_target'), (PromptReader, '_expire'),
     (Plan, 'add'), (Ids, 'next'), (Ids, 'use'), (History, 'at'), (History, 'between'), (CatchUp, 'take_arrived'),
@@ -49,7 +49,7 @@ OTHERS = [
     (ObjectStates, 'expire'), (ObjectStates, 'take_events'), (ObjectStates, 'remove'), (Meter, 'depth'),
     (OneShots, 'add'), (OneShots, 'advance'), (SegmentImageCall, 'find_picture'), (Outputs, '_age'),
     (Outputs, '_publish_instances'), (Outputs, '_publish_event'), (Outputs, '_publish_labels'),
-    (sam2_ros.outputs, 'draw_overlay'), (Markers, 'message'), (ClassTable, 'update'), (LabelLists, 'publish'),
+    (sam2_ros.topics.publishers, 'draw_overlay'), (Markers, 'message'), (ClassTable, 'update'), (LabelLists, 'publish'),
     (ObjectTopics, 'publish'), (ObjectTopics, '_publish_mask'), (ObjectTopics, '_publish_points'),
     (LoadShedder, 'update'), (DetectionGate, 'take')]
 OUTPUTS = ('instances', 'labels', 'label_image', 'class_image', 'confidence', 'overlay', 'points', 'markers',

@@ -12,11 +12,11 @@ from rosgraph_msgs.msg import Clock
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
-from sam2_ros.diagnostics import ERROR, model_status
 from sam2_ros.msg import Prompt
 from sam2_ros.runtime.failures import LOG_EVERY, MAX_STEPS, WINDOW, Failures
 from sam2_ros.runtime.guarded_node import GuardedExecutor, GuardedNode
 from sam2_ros.srv import SetPrompt
+from sam2_ros.topics.diagnostics import ERROR, model_status
 
 
 @pytest.fixture

@@ -39,8 +39,8 @@ from sam2_ros.msg import Prompt
 from sam2_ros.perception.camera_pipeline import Stream
 from sam2_ros.perception.meter import Meter
 from sam2_ros.perception.prompt_plan import PromptRequest
-from sam2_ros.prompt_point import project
 from sam2_ros.runtime.parameters import Parameters
+from sam2_ros.topics.point_prompts import project
 
 
 @pytest.mark.parametrize('calibration', [EUROC, TUM_RGBD, KITTI, KINECT_COLOUR, KINECT_DEPTH, THIN_PRISM, TILTED],

@@ -12,7 +12,6 @@ from std_msgs.msg import Header
 from sam2_core import ImageSegmenter, Prompt, PromptError, StreamTracker, load_model
 from sam2_core.finite import NotFiniteError
 from sam2_core.model import Sam2Model
-from sam2_ros.diagnostics import ERROR, WatchedCamera, camera_status
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import Instance
 from sam2_ros.msg import Prompt as PromptMessage
@@ -21,6 +20,7 @@ from sam2_ros.perception.object_steps import take_step
 from sam2_ros.perception.prompt_plan import PromptRequest
 from sam2_ros.perception.single_image import SegmentAllCall, SegmentImageCall
 from sam2_ros.srv import SegmentAll, SegmentImage
+from sam2_ros.topics.diagnostics import ERROR, WatchedCamera, camera_status
 
 HEIGHT, WIDTH = 60, 120
 BOXES = {1: (10, 10, 40, 40), 2: (70, 10, 100, 40), 3: (30, 20, 80, 55)}

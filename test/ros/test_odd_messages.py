@@ -19,11 +19,11 @@ from sensor_msgs.msg import CameraInfo, Image, RegionOfInterest
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
-from sam2_ros.camera import Camera
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, Prompt
-from sam2_ros.outputs import Outputs
 from sam2_ros.srv import SegmentAll, SegmentImage, SetPrompt
+from sam2_ros.topics.camera_topics import Camera
+from sam2_ros.topics.publishers import Outputs
 
 SECOND = 10**9
 NUMBERS = (0.0, -0.0, 1.0, -1.0, 0.5, 1e-30, 1e30, -1e30, math.inf, -math.inf, math.nan, 48.0, 1e5, 3e38)

@@ -16,7 +16,7 @@ from std_msgs.msg import Header
 
 from sam2_core.prompts import PromptError
 from sam2_ros.msg import ImagePoint, Prompt
-from sam2_ros.prompt_point import PointPrompts, project, transformed
+from sam2_ros.topics.point_prompts import PointPrompts, project, transformed
 
 IMAGE = Header(stamp=Time(sec=5), frame_id='camera_optical_frame')
 SIZE = (480, 640)

@@ -77,7 +77,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize(('executable', 'module', 'number', 'code'), [
     ('sam2_node', 'sam2_ros.node', SIGINT, 0), ('sam2_node', 'torch._C', SIGINT, 0),
-    ('sam2_node', 'sam2_ros.camera', SIGTERM, 0), ('sam2_demo_camera', 'cv2', SIGINT, 0),
+    ('sam2_node', 'sam2_ros.topics.camera_topics', SIGTERM, 0), ('sam2_demo_camera', 'cv2', SIGINT, 0),
     ('sam2_check', 'rclpy._rclpy_pybind11', SIGINT, 130), ('sam2_compare', 'rich.console', SIGTERM, 143),
     ('sam2_train', 'numpy', SIGINT, 130)])
 def test_a_signal_while_modules_are_imported_ends_an_executable_in_silence(executable, module, number, code):

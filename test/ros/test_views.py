@@ -20,11 +20,10 @@ from sam2_ros.depth.oriented_box import OrientedBox
 from sam2_ros.depth.surface import Camera, DepthFrame
 from sam2_ros.messages.vision import VisionMessagesMissing, require_vision_msgs, vision_msgs
 from sam2_ros.msg import Instance
-from sam2_ros.outputs import Outputs
 from sam2_ros.perception.detection_prompts import read
 from sam2_ros.perception.frame import Frame, TrackedObject
 from sam2_ros.runtime.parameters import Parameters
-from sam2_ros.views import (
+from sam2_ros.topics.planner_views import (
     BACKGROUND,
     UNLABELED,
     ClassTable,
@@ -38,6 +37,7 @@ from sam2_ros.views import (
     label_info,
     planner_views,
 )
+from sam2_ros.topics.publishers import Outputs
 
 HEADER = Header(stamp=Time(sec=5, nanosec=6), frame_id='camera')
 PARAMETERS = Parameters()
@@ -239,9 +239,9 @@ def test_only_what_somebody_subscribes_to_is_built(wire, monkeypatch):
             return replace(view, build=lambda *arguments: built.append(view.topic) or view.build(*arguments))
         return [watch(view) for view in views]
     pictures = Outputs._picture_views
-    monkeypatch.setattr('sam2_ros.outputs.planner_views', lambda classes: watched(planner_views(classes)))
+    monkeypatch.setattr('sam2_ros.topics.publishers.planner_views', lambda classes: watched(planner_views(classes)))
     monkeypatch.setattr(Outputs, '_picture_views', lambda self: watched(pictures(self)))
-    monkeypatch.setattr('sam2_ros.views.object_points_message', lambda *_: built.append('objects/id_1/points'))
+    monkeypatch.setattr('sam2_ros.topics.planner_views.object_points_message', lambda *_: built.append('objects/id_1/points'))
     node = LifecycleNode('tracker', context=wire.context)
     outputs = Outputs(node, '~')
     node.trigger_configure()

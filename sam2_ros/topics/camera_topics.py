@@ -16,11 +16,8 @@ from std_srvs.srv import Trigger
 
 from sam2_core import EncodedImage, PromptError, Sam2Model, StreamTracker
 from sam2_ros.depth.matching import DepthMailbox
-from sam2_ros.depth_topics import DepthTopics
-from sam2_ros.diagnostics import WatchedCamera
 from sam2_ros.messages.vision import vision_msgs
 from sam2_ros.msg import Prompt as PromptMessage
-from sam2_ros.outputs import Outputs, instance_array
 from sam2_ros.perception.camera_pipeline import Stream
 from sam2_ros.perception.detection_prompts import DetectionGate
 from sam2_ros.perception.frame import Frame
@@ -28,11 +25,14 @@ from sam2_ros.perception.inbox import Mailbox
 from sam2_ros.perception.load_shedding import Level, LoadShedder
 from sam2_ros.perception.prompt_plan import Ids, PromptAnswer, PromptRequest, refuse
 from sam2_ros.perception.single_image import TOO_MANY, Found, OneShot, SegmentAllCall, SegmentImageCall
-from sam2_ros.prompt_point import PointPrompts
 from sam2_ros.runtime.failures import Failures
 from sam2_ros.runtime.node_arguments import image_topic
 from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.srv import SegmentAll, SegmentImage, SetPrompt
+from sam2_ros.topics.depth_topics import DepthTopics
+from sam2_ros.topics.diagnostics import WatchedCamera
+from sam2_ros.topics.point_prompts import PointPrompts
+from sam2_ros.topics.publishers import Outputs, instance_array
 
 
 class Camera:

@@ -11,14 +11,6 @@ from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Header
 from visualization_msgs.msg import MarkerArray
 
-from sam2_ros.clouds import (
-    Markers,
-    background_depth_message,
-    background_points_message,
-    box_pose,
-    points_message,
-    size_vector,
-)
 from sam2_ros.drawing.overlay import draw_overlay
 from sam2_ros.messages.conversions import from_pixels, to_duration, to_nanoseconds, to_roi
 from sam2_ros.msg import Instance, InstanceArray, InstanceEvent, PromptStatus
@@ -27,7 +19,15 @@ from sam2_ros.perception.prompt_plan import PromptAnswer
 from sam2_ros.runtime.failures import Failures
 from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.srv import SetPrompt
-from sam2_ros.views import RELIABLE, ClassTable, LabelLists, ObjectTopics, View, planner_views
+from sam2_ros.topics.clouds import (
+    Markers,
+    background_depth_message,
+    background_points_message,
+    box_pose,
+    points_message,
+    size_vector,
+)
+from sam2_ros.topics.planner_views import RELIABLE, ClassTable, LabelLists, ObjectTopics, View, planner_views
 
 
 class Outputs:

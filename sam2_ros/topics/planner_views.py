@@ -13,12 +13,12 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Header, String
 
-from sam2_ros.clouds import box_pose, object_points_message, size_vector
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.messages.vision import vision_msgs
 from sam2_ros.perception.frame import Frame, TrackedObject
 from sam2_ros.runtime.failures import Failures
 from sam2_ros.runtime.parameters import Parameters
+from sam2_ros.topics.clouds import box_pose, object_points_message, size_vector
 
 RELIABLE = QoSProfile(depth=5)
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
