@@ -19,7 +19,7 @@ from pathlib import Path
 import cv2
 from std_msgs.msg import Header
 
-from sam2_ros.evaluation.results_bag import jpeg_message
+from sam2_ros.evaluation.report.results_bag import jpeg_message
 from sam2_ros.messages.conversions import from_pixels, to_rgb
 from sam2_ros.recordings.bag_recording import BagRecording
 from sam2_ros.recordings.bag_writer import BagWriter

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from sam2_ros.evaluation.charts import ticks
+from sam2_ros.evaluation.report.charts import ticks
 
 WIDTH, LEFT, RIGHT, TOP, LABEL = 900, 220, 90, 44, 16
 BAR, GAP = 15, 12

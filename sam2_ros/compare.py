@@ -27,7 +27,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sam2_core import __version__
-from sam2_ros.evaluation.comparison import (
+from sam2_ros.evaluation.scoring.comparison import (
     CONFIDENCE,
     DRAWS,
     Comparison,

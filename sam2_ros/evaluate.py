@@ -36,9 +36,9 @@ from rich.table import Table
 from sam2_core import __version__
 from sam2_core.config import VARIANTS
 from sam2_ros.evaluation import job as jobs
-from sam2_ros.evaluation.export import MIN_SCORE, WRITERS
+from sam2_ros.evaluation.batch import PAGE, Outcome, evaluate_many, evaluate_with_ray, summarise
 from sam2_ros.evaluation.job import Job, do
-from sam2_ros.evaluation.many import PAGE, Outcome, evaluate_many, evaluate_with_ray, summarise
+from sam2_ros.evaluation.report.training_export import MIN_SCORE, WRITERS
 from sam2_ros.evaluation.results import MODES, TOTAL
 from sam2_ros.perception.model_loading import LOAD_ERRORS, load
 from sam2_ros.recordings.recording import RecordingError

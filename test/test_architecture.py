@@ -48,12 +48,12 @@ MAY_IMPORT = {
 
 KNOWN_UPWARDS = {
     ('sam2_ros.check_listener', 'sam2_ros.topics.depth_topics'),
-    ('sam2_ros.evaluation.export', 'sam2_ros.topics.publishers'),
-    ('sam2_ros.evaluation.export', 'sam2_ros.topics.planner_views'),
-    ('sam2_ros.evaluation.pictures', 'sam2_ros.demo_pictures'),
-    ('sam2_ros.evaluation.results_bag', 'sam2_ros.topics.publishers'),
-    ('sam2_ros.evaluation.results_bag', 'sam2_ros.topics.planner_views'),
-    ('sam2_ros.evaluation.run', 'sam2_ros.topics.publishers'),
+    ('sam2_ros.evaluation.report.training_export', 'sam2_ros.topics.publishers'),
+    ('sam2_ros.evaluation.report.training_export', 'sam2_ros.topics.planner_views'),
+    ('sam2_ros.evaluation.report.pictures', 'sam2_ros.demo_pictures'),
+    ('sam2_ros.evaluation.report.results_bag', 'sam2_ros.topics.publishers'),
+    ('sam2_ros.evaluation.report.results_bag', 'sam2_ros.topics.planner_views'),
+    ('sam2_ros.evaluation.replay', 'sam2_ros.topics.publishers'),
     ('sam2_ros.perception.worker', 'sam2_ros.topics.camera_topics'),
 }
 KNOWN_CIRCLES = {

@@ -12,15 +12,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from sam2_core import Sam2Model
-from sam2_ros.evaluation.export import MIN_SCORE, export
-from sam2_ros.evaluation.live import agreement, run_live
-from sam2_ros.evaluation.pictures import write_video
+from sam2_ros.evaluation.live_replay import agreement, run_live
 from sam2_ros.evaluation.prompts import first_truth_prompts, read_prompts
-from sam2_ros.evaluation.report import write_report
+from sam2_ros.evaluation.replay import run
+from sam2_ros.evaluation.report.page import write_report
+from sam2_ros.evaluation.report.pictures import write_video
+from sam2_ros.evaluation.report.results_bag import write_results
+from sam2_ros.evaluation.report.training_export import MIN_SCORE, export
 from sam2_ros.evaluation.results import Run
-from sam2_ros.evaluation.results_bag import write_results
-from sam2_ros.evaluation.run import run
-from sam2_ros.evaluation.scores import score, write_metrics
+from sam2_ros.evaluation.scoring.scores import score, write_metrics
 from sam2_ros.recordings.bag_recording import BagRecording
 from sam2_ros.recordings.dataset_clips import DavisFolder, SavFolder
 from sam2_ros.recordings.recording import Recording, RecordingError

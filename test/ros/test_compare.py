@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from sam2_ros.compare import main
-from sam2_ros.evaluation.comparison import MetricsError, compare, load
+from sam2_ros.evaluation.scoring.comparison import MetricsError, compare, load
 
 
 @pytest.fixture

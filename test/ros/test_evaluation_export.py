@@ -12,9 +12,9 @@ from rosbags.image import message_to_cvimage
 from sam2_core.masks import mask_box
 from sam2_core.training.datasets import SkippedFiles, open_recordings, run_lengths
 from sam2_core.training.datasets.pictures import label_png, read_labels
-from sam2_ros.evaluation.export import export
+from sam2_ros.evaluation.report.results_bag import jpeg_message, write_results
+from sam2_ros.evaluation.report.training_export import export
 from sam2_ros.evaluation.results import Answer, FrameOutput, ObjectOutput, Run
-from sam2_ros.evaluation.results_bag import jpeg_message, write_results
 from sam2_ros.messages.conversions import from_pixels, to_rgb
 from sam2_ros.msg import Instance
 from sam2_ros.recordings.bag_recording import BagRecording

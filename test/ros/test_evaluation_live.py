@@ -5,7 +5,7 @@ from builtin_interfaces.msg import Time
 from discs import Discs, header, stamp
 
 from sam2_ros.depth.oriented_box import OrientedBox
-from sam2_ros.evaluation.live import _asked, _output, agreement
+from sam2_ros.evaluation.live_replay import _asked, _output, agreement
 from sam2_ros.evaluation.results import FrameOutput, ObjectOutput, Run
 from sam2_ros.msg import Instance, PromptStatus
 from sam2_ros.perception.frame import TrackedObject

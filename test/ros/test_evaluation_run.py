@@ -8,8 +8,8 @@ from sensor_msgs.msg import CameraInfo
 
 from sam2_core.metrics import iou
 from sam2_ros.evaluation.prompts import first_truth_prompts
+from sam2_ros.evaluation.replay import ENDED, run
 from sam2_ros.evaluation.results import STAGES, TOTAL
-from sam2_ros.evaluation.run import ENDED, run
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, Prompt
 from sam2_ros.recordings.recording import RecordedPrompt, RecordingError

@@ -8,7 +8,7 @@ import pytest
 
 from sam2_core.masks import mask_box
 from sam2_ros.evaluation.results import TOTAL, Answer, FrameOutput, ObjectOutput, Run
-from sam2_ros.evaluation.scores import score, write_metrics
+from sam2_ros.evaluation.scoring.scores import score, write_metrics
 from sam2_ros.msg import Instance
 from sam2_ros.recordings.recording import RecordingError
 

@@ -13,10 +13,10 @@ from rosbags.highlevel import AnyReader
 from sam2_core.training.datasets import SkippedFiles, open_recordings
 from sam2_ros import compare
 from sam2_ros.evaluate import main
-from sam2_ros.evaluation.pictures import write_video
+from sam2_ros.evaluation.report.pictures import write_video
+from sam2_ros.evaluation.report.results_bag import jpeg_message
 from sam2_ros.evaluation.results import Answer, FrameOutput, ObjectOutput, Run
-from sam2_ros.evaluation.results_bag import jpeg_message
-from sam2_ros.evaluation.samples import AS_SEEN, AT_STAMP, judge
+from sam2_ros.evaluation.scoring.samples import AS_SEEN, AT_STAMP, judge
 from sam2_ros.messages.conversions import from_pixels, to_rgb
 from sam2_ros.msg import Instance
 from sam2_ros.recordings.bag_recording import BagRecording

@@ -16,8 +16,8 @@ from discs import HEIGHT, WIDTH, Discs, header
 from sensor_msgs.msg import CameraInfo
 
 from sam2_ros.evaluate import main
+from sam2_ros.evaluation.batch import TRIES, evaluate_many
 from sam2_ros.evaluation.job import Job, do, job_key
-from sam2_ros.evaluation.many import TRIES, evaluate_many
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import Prompt
 from sam2_ros.recordings.bag_writer import BagWriter
@@ -173,7 +173,7 @@ def test_a_recording_without_a_single_usable_image_has_failed(write, tmp_path, c
 def test_a_video_that_cannot_be_written_costs_the_video(write, tmp_path, monkeypatch, model):
     def fail(*_):
         raise OSError('OpenCV can write none of mp4v')
-    monkeypatch.setattr('sam2_ros.evaluation.pictures.open_video', fail)
+    monkeypatch.setattr('sam2_ros.evaluation.report.pictures.open_video', fail)
     out = tmp_path / 'out'
     do(Job(write('a', images=2), out, bag=''), model)
     assert read(out / 'metrics.json')['problems'] == ['overlay.mp4: OpenCV can write none of mp4v']

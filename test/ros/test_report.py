@@ -12,12 +12,12 @@ import pytest
 from discs import Discs, stamp
 
 from sam2_ros.drawing.overlay import colour
-from sam2_ros.evaluation.charts import TimelineChart, histogram, lowest, nice, ticks, timeline
-from sam2_ros.evaluation.moments import moments
-from sam2_ros.evaluation.pictures import draw_truth, write_video
-from sam2_ros.evaluation.report import write_report
+from sam2_ros.evaluation.report.charts import TimelineChart, histogram, lowest, nice, ticks, timeline
+from sam2_ros.evaluation.report.page import write_report
+from sam2_ros.evaluation.report.pictures import draw_truth, write_video
 from sam2_ros.evaluation.results import TOTAL, Answer, FrameOutput, ObjectOutput, Run
-from sam2_ros.evaluation.scores import score
+from sam2_ros.evaluation.scoring.scores import score
+from sam2_ros.evaluation.scoring.worst_moments import moments
 from sam2_ros.msg import Instance
 
 EVIL = '<script>alert(1)</script>&"\''

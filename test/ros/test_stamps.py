@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from inprocess import HEIGHT, WIDTH, header, in_process, set_box
 
-from sam2_ros.evaluation.run import run
+from sam2_ros.evaluation.replay import run
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.messages.stamps import MOST_SKIPPED, StampWatch
 from sam2_ros.msg import Instance, InstanceEvent, Prompt

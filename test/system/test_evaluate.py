@@ -12,7 +12,7 @@ from harness import Scene, image_message, roi
 from std_msgs.msg import Header
 
 from sam2_core import load_model
-from sam2_ros.evaluation.live import NodeFailed, run_live
+from sam2_ros.evaluation.live_replay import NodeFailed, run_live
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import Prompt
 from sam2_ros.recordings.bag_recording import BagRecording

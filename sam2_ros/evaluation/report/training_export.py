@@ -17,7 +17,7 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from sam2_core.training.datasets import run_lengths
 from sam2_core.training.datasets.pictures import label_png
-from sam2_ros.evaluation.frames import Processed, Progress, processed
+from sam2_ros.evaluation.report.processed_frames import Processed, Progress, processed
 from sam2_ros.evaluation.results import Run
 from sam2_ros.messages.compressed_images import plain_jpeg
 from sam2_ros.recordings.bag_writer import BagWriter

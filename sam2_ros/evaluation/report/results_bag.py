@@ -8,7 +8,7 @@ from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Header
 
 from sam2_ros.drawing.overlay import draw_overlay
-from sam2_ros.evaluation.frames import Progress, processed
+from sam2_ros.evaluation.report.processed_frames import Progress, processed
 from sam2_ros.evaluation.results import Run
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import PromptStatus

@@ -24,7 +24,7 @@ from sam2_core import Sam2Model, StreamTracker
 from sam2_ros.depth.matching import DepthMailbox
 from sam2_ros.evaluation.delivery import deliveries
 from sam2_ros.evaluation.results import TOTAL, Answer, FrameOutput, ObjectOutput, Run
-from sam2_ros.evaluation.stages import PeakMemory, Stopwatch
+from sam2_ros.evaluation.stopwatch import PeakMemory, Stopwatch
 from sam2_ros.messages.conversions import to_nanoseconds
 from sam2_ros.msg import Prompt
 from sam2_ros.perception.camera_pipeline import Stream

@@ -25,8 +25,8 @@ from std_msgs.msg import Header
 from sam2_core import Sam2Model
 from sam2_core.metrics import iou
 from sam2_ros.depth.oriented_box import OrientedBox
+from sam2_ros.evaluation.replay import ACTIONS, versions
 from sam2_ros.evaluation.results import Answer, FrameOutput, ObjectOutput, Run
-from sam2_ros.evaluation.run import ACTIONS, versions
 from sam2_ros.messages.conversions import ImageError, to_nanoseconds, to_rgb
 from sam2_ros.msg import Instance, InstanceArray, Prompt, PromptStatus
 from sam2_ros.recordings.recording import RecordedPrompt, Recording, RecordingError

@@ -12,11 +12,11 @@ import cv2
 import numpy as np
 
 from sam2_ros.drawing.overlay import STATE_NAMES, colour
-from sam2_ros.evaluation.charts import TimelineChart, histogram, timeline
-from sam2_ros.evaluation.moments import Moment, moments
-from sam2_ros.evaluation.pictures import draw_output, draw_truth, read_image, read_truth
-from sam2_ros.evaluation.report_style import STYLE
+from sam2_ros.evaluation.report.charts import TimelineChart, histogram, timeline
+from sam2_ros.evaluation.report.pictures import draw_output, draw_truth, read_image, read_truth
+from sam2_ros.evaluation.report.style import STYLE
 from sam2_ros.evaluation.results import TOTAL, Run
+from sam2_ros.evaluation.scoring.worst_moments import Moment, moments
 from sam2_ros.recordings.recording import Recording
 
 PICTURE_WIDTH = 640  # pixels, at most
@@ -25,7 +25,7 @@ SERIES = 'frames'  # of metrics.json: drawn, not written out
 
 
 def write_report(run: Run, scores: dict, recording: Recording, path: Path) -> None:
-    """Write the page of a run and its scores (metrics.json as ``sam2_ros.evaluation.scores.score`` returns it).
+    """Write the page of a run and its scores (metrics.json as ``sam2_ros.evaluation.scoring.scores.score`` returns it).
 
     Works without truth, too. The file is there as a whole or not at all.
     """

@@ -11,7 +11,7 @@ import numpy as np
 
 from sam2_core.metrics import counted_frames
 from sam2_ros.evaluation.results import STAGES, TOTAL, Run
-from sam2_ros.evaluation.samples import AS_SEEN, AT_STAMP, WHEN_AVAILABLE, Judged, Sample, judge
+from sam2_ros.evaluation.scoring.samples import AS_SEEN, AT_STAMP, WHEN_AVAILABLE, Judged, Sample, judge
 from sam2_ros.recordings.recording import Recording
 
 RESULT = 'result'  # latency: from the arrival of an image to its result

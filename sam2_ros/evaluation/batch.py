@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from sam2_ros.evaluation.job import METRICS, REPORT, Job, do, job_key
-from sam2_ros.evaluation.report_style import STYLE
-from sam2_ros.evaluation.scores import write_metrics
+from sam2_ros.evaluation.report.style import STYLE
+from sam2_ros.evaluation.scoring.scores import write_metrics
 from sam2_ros.perception.model_loading import LOAD_ERRORS, load
 from sam2_ros.recordings.recording import RecordingError
 from sam2_ros.runtime.parameters import Parameters
