@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.text import Text
 
 from sam2_core import __version__
-from sam2_ros.check_listener import CameraTopics, Listener
-from sam2_ros.check_machine import check_machine
-from sam2_ros.findings import Finding, Verdict, bad, doubtful, good
+from sam2_ros.preflight.findings import Finding, Verdict, bad, doubtful, good
+from sam2_ros.preflight.listener import CameraTopics, Listener
+from sam2_ros.preflight.machine import check_machine
 from sam2_ros.runtime.dds import use_image_profile
 from sam2_ros.runtime.node_arguments import (
     ARGUMENT_ERRORS,

@@ -47,7 +47,7 @@ MAY_IMPORT = {
 }
 
 KNOWN_UPWARDS = {
-    ('sam2_ros.check_listener', 'sam2_ros.topics.depth_topics'),
+    ('sam2_ros.preflight.listener', 'sam2_ros.topics.depth_topics'),
     ('sam2_ros.evaluation.report.training_export', 'sam2_ros.topics.publishers'),
     ('sam2_ros.evaluation.report.training_export', 'sam2_ros.topics.planner_views'),
     ('sam2_ros.evaluation.report.pictures', 'sam2_ros.demo_pictures'),

@@ -12,12 +12,12 @@ from sensor_msgs.msg import CameraInfo, RegionOfInterest
 from std_msgs.msg import Header
 
 from sam2_core.prompts import PromptError
-from sam2_ros.check_camera import Topic, check_camera_info
 from sam2_ros.depth.calibration import Calibration, DepthError, calibrate, doubt, info_of_image, to_camera
 from sam2_ros.depth.matching import DepthMailbox
-from sam2_ros.findings import Verdict
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import Prompt
+from sam2_ros.preflight.camera import Topic, check_camera_info
+from sam2_ros.preflight.findings import Verdict
 from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.topics.point_prompts import PointPrompts, project
 

@@ -17,7 +17,9 @@ from std_msgs.msg import Header
 from sam2_core import load_model
 from sam2_core.checkpoint import OFFICIAL
 from sam2_ros.check import _guarded, cameras_of, main, parse
-from sam2_ros.check_camera import (
+from sam2_ros.messages.conversions import from_pixels
+from sam2_ros.perception.model_loading import LOAD_ERRORS, load
+from sam2_ros.preflight.camera import (
     Topic,
     check_camera_info,
     check_connection,
@@ -29,7 +31,8 @@ from sam2_ros.check_camera import (
     check_valid,
     loss,
 )
-from sam2_ros.check_machine import (
+from sam2_ros.preflight.findings import Finding, Verdict
+from sam2_ros.preflight.machine import (
     check_device,
     check_machine,
     check_packages,
@@ -37,9 +40,6 @@ from sam2_ros.check_machine import (
     check_transport,
     check_weights,
 )
-from sam2_ros.findings import Finding, Verdict
-from sam2_ros.messages.conversions import from_pixels
-from sam2_ros.perception.model_loading import LOAD_ERRORS, load
 from sam2_ros.runtime.dds import PROFILE_VARIABLES, image_profile
 from sam2_ros.runtime.parameters import Parameters
 

@@ -9,9 +9,9 @@ from rclpy.parameter import Parameter
 from sensor_msgs.msg import CompressedImage, Image
 
 from sam2_ros.check import check_parameters
-from sam2_ros.check_listener import Listener
-from sam2_ros.findings import Verdict
 from sam2_ros.node import Sam2Node
+from sam2_ros.preflight.findings import Verdict
+from sam2_ros.preflight.listener import Listener
 from sam2_ros.runtime.namesakes import Namesakes
 from sam2_ros.runtime.node_arguments import (
     ARGUMENT_ERRORS,

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
-from sam2_ros.findings import Finding, Verdict, bad, doubtful, good
 from sam2_ros.messages.vision import VisionMessagesMissing, require_vision_msgs
+from sam2_ros.preflight.findings import Finding, Verdict, bad, doubtful, good
 from sam2_ros.runtime.dds import PROFILE_VARIABLES, SHARED_MEMORY, TRANSPORT_VARIABLE, dead_segments, image_profile
 from sam2_ros.runtime.parameters import Parameters
 

@@ -11,8 +11,8 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from sam2_ros.depth.calibration import DepthError, calibrate, doubt, info_of_image
 from sam2_ros.depth.matching import NO_STAMP, check_registered, is_of_one_time, usable_metres
-from sam2_ros.findings import Finding, bad, doubtful, good
 from sam2_ros.messages.conversions import ImageError, to_rgb
+from sam2_ros.preflight.findings import Finding, bad, doubtful, good
 from sam2_ros.runtime.parameters import Parameters
 
 OLD = 1.0  # seconds

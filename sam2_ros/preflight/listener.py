@@ -15,9 +15,9 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from sam2_ros.check_camera import Topic, check_depth, check_image, full_name
-from sam2_ros.findings import Finding, Verdict, bad, doubtful, good
 from sam2_ros.messages.conversions import to_nanoseconds
+from sam2_ros.preflight.camera import Topic, check_depth, check_image, full_name
+from sam2_ros.preflight.findings import Finding, Verdict, bad, doubtful, good
 from sam2_ros.runtime.namesakes import advice, count_nodes
 from sam2_ros.runtime.node_arguments import image_topic
 from sam2_ros.runtime.parameters import Parameters
