@@ -8,7 +8,8 @@ to show the object. Where an object is told as tracked, `score` ought to be the 
 calibration error (ECE) is the mean distance from that, over ten bins, weighted by their content.
 
 `--fit` tracks as many clips of another seed as well, and prints the corrections (scale and offset of the logit) that
-follow from those alone, and what they would change. The one for the score is kept in sam2_ros/perception/object_states.py.
+follow from those alone, and what they would change. The one for the score is kept in
+sam2_ros/perception/object_states.py.
 """
 from __future__ import annotations
 

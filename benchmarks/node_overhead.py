@@ -47,7 +47,7 @@ def run_node(records: Path, arguments: list[str]) -> int:
 
     from sam2_core import ImageSegmenter, StreamTracker
     from sam2_ros import node
-    from sam2_ros.depth.matching import matching
+    from sam2_ros.depth import matching
     from sam2_ros.perception import camera_pipeline, tracked_objects
     from sam2_ros.topics import camera_topics, publishers
 
@@ -67,7 +67,7 @@ def run_node(records: Path, arguments: list[str]) -> int:
         setattr(owner, attribute, run)
 
     timed(SingleThreadedExecutor, '_take_subscription', 'take', lambda _, subscription: subscription.msg_type is Image)
-    timed(stream, 'to_rgb', 'convert')
+    timed(camera_pipeline, 'to_rgb', 'convert')
     timed(ImageSegmenter, 'encode', 'encode')
     timed(StreamTracker, 'step', 'step')
     timed(matching.DepthMailbox, 'depth_for', 'metres')

@@ -109,7 +109,8 @@ def test_the_reason_stays_while_the_next_image_is_in_work(robot, monkeypatch):
     robot.send('/image', image(robot.now, encoding='bayer_rggb8'))
     robot.serve()
     seen = []
-    monkeypatch.setattr('sam2_ros.perception.camera_pipeline.to_rgb', lambda message: seen.append(robot.stream.skipped.reason) or 1 / 0)
+    monkeypatch.setattr('sam2_ros.perception.camera_pipeline.to_rgb',
+                        lambda message: seen.append(robot.stream.skipped.reason) or 1 / 0)
     robot.show(depth=False)
     robot.serve()
     assert UNSUPPORTED in seen[0]

@@ -241,7 +241,8 @@ def test_only_what_somebody_subscribes_to_is_built(wire, monkeypatch):
     pictures = Outputs._picture_views
     monkeypatch.setattr('sam2_ros.topics.publishers.planner_views', lambda classes: watched(planner_views(classes)))
     monkeypatch.setattr(Outputs, '_picture_views', lambda self: watched(pictures(self)))
-    monkeypatch.setattr('sam2_ros.topics.planner_views.object_points_message', lambda *_: built.append('objects/id_1/points'))
+    monkeypatch.setattr('sam2_ros.topics.planner_views.object_points_message',
+                        lambda *_: built.append('objects/id_1/points'))
     node = LifecycleNode('tracker', context=wire.context)
     outputs = Outputs(node, '~')
     node.trigger_configure()
