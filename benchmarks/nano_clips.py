@@ -24,7 +24,7 @@ from rich.table import Table
 
 from sam2_core import Prompt, StreamTracker
 from sam2_core.model import Sam2Model
-from sam2_ros.demo_pictures import FONT, INK, MARGIN, OPACITY, PAPER, captioned
+from sam2_ros.demo.pictures import FONT, INK, MARGIN, OPACITY, PAPER, captioned
 from sam2_ros.drawing.overlay import BLACK, WHITE, draw_overlay
 from sam2_ros.perception.frame import TrackedObject, sighting
 

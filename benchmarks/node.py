@@ -84,7 +84,7 @@ def stream(peer: Peer, subscriber: Subscriber, clip: Path, rate: float, seconds:
     """The camera streams once; what came of it."""
     subscriber.restart()
     environment = {**os.environ, 'ROS_DOMAIN_ID': str(peer.node.context.get_domain_id())}
-    command = [sys.executable, '-m', 'sam2_ros.demo', '--ros-args', '-p', f'clip:={clip}', '-p', 'loop:=true',
+    command = [sys.executable, '-m', 'sam2_ros.demo.camera', '--ros-args', '-p', f'clip:={clip}', '-p', 'loop:=true',
                '-p', f'rate:={float(rate)}', '-p', 'subscribers:=1']
     camera = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))

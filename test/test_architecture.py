@@ -50,7 +50,7 @@ KNOWN_UPWARDS = {
     ('sam2_ros.preflight.listener', 'sam2_ros.topics.depth_topics'),
     ('sam2_ros.evaluation.report.training_export', 'sam2_ros.topics.publishers'),
     ('sam2_ros.evaluation.report.training_export', 'sam2_ros.topics.planner_views'),
-    ('sam2_ros.evaluation.report.pictures', 'sam2_ros.demo_pictures'),
+    ('sam2_ros.evaluation.report.pictures', 'sam2_ros.demo.pictures'),
     ('sam2_ros.evaluation.report.results_bag', 'sam2_ros.topics.publishers'),
     ('sam2_ros.evaluation.report.results_bag', 'sam2_ros.topics.planner_views'),
     ('sam2_ros.evaluation.replay', 'sam2_ros.topics.publishers'),

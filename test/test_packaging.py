@@ -171,7 +171,7 @@ def test_a_change_repeats_only_its_step(plan, changed, again, not_again):
 
 @needs_make
 def test_demo_takes_a_clip_and_a_box(plan):
-    assert plan('demo').rstrip().endswith('-m sam2_ros.demo_graph   --output demo')
+    assert plan('demo').rstrip().endswith('-m sam2_ros.demo   --output demo')
     assert '--clip "my clip.mp4" --box "1,2,3,4"' in plan('demo', 'CLIP=my clip.mp4', 'BOX=1,2,3,4')
 
 

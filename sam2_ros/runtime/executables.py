@@ -10,7 +10,7 @@ from typing import NoReturn
 from sam2_core import __version__
 from sam2_ros.runtime.stopping import STOPPING
 
-MODULES = {'sam2_node': 'sam2_ros.node', 'sam2_demo_camera': 'sam2_ros.demo', 'sam2_check': 'sam2_ros.check',
+MODULES = {'sam2_node': 'sam2_ros.node', 'sam2_demo_camera': 'sam2_ros.demo.camera', 'sam2_check': 'sam2_ros.check',
            'sam2_evaluate': 'sam2_ros.evaluate', 'sam2_compare': 'sam2_ros.compare', 'sam2_train': 'sam2_ros.train',
            'sam2_export': 'sam2_core.export.cli'}
 UNTIL_STOPPED = ('sam2_node', 'sam2_demo_camera')  # a signal is their normal end

@@ -13,9 +13,9 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, RegionOfInterest
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
-from sam2_ros.demo import ClipSource, DemoCamera, SettingError
-from sam2_ros.demo_pictures import contact_sheet, longest_absence, moments, write_video
-from sam2_ros.demo_recording import PICTURE_WIDTH, Recording, full_mask, scores, to_labels
+from sam2_ros.demo.camera import ClipSource, DemoCamera, SettingError
+from sam2_ros.demo.pictures import contact_sheet, longest_absence, moments, write_video
+from sam2_ros.demo.recording import PICTURE_WIDTH, Recording, full_mask, scores, to_labels
 from sam2_ros.messages.conversions import from_pixels, to_nanoseconds, to_rgb
 from sam2_ros.msg import Instance, InstanceArray
 from sam2_ros.tabletop.depth_noise import worsen

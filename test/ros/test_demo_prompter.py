@@ -12,7 +12,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
-from sam2_ros.demo_prompter import Prompter, correction
+from sam2_ros.demo.prompter import Prompter, correction
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, InstanceArray, Prompt, PromptStatus
 
@@ -38,8 +38,8 @@ def test_the_correcting_click_lies_inside_the_largest_error():
 
 def test_only_the_node_loads_pytorch():
     """Four processes start at once, and PyTorch takes each a second or two."""
-    subprocess.run([sys.executable, '-c', 'import sam2_ros.demo, sam2_ros.demo_graph, sam2_ros.demo_prompter, '
-                    'sam2_ros.demo_recorder, sys; assert "torch" not in sys.modules'], check=True)
+    subprocess.run([sys.executable, '-c', 'import sam2_ros.demo.camera, sam2_ros.demo.__main__, sys, '
+                    'sam2_ros.demo.prompter, sam2_ros.demo.recorder; assert "torch" not in sys.modules'], check=True)
 
 
 @pytest.mark.system

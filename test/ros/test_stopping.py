@@ -28,7 +28,7 @@ sys.exit(executables.run(sys.argv[0]))
 AT_CALL = '''
 import gc, json, os, signal, sys, time
 import rclpy, torch
-import sam2_ros.node, sam2_ros.demo, sam2_ros.perception.model_loading, sam2_ros.evaluate
+import sam2_ros.node, sam2_ros.demo.camera, sam2_ros.perception.model_loading, sam2_ros.evaluate
 from sam2_ros.runtime import executables
 from sam2_ros.runtime.stopping import STOPPING
 
@@ -92,7 +92,7 @@ MOMENTS = [
     ('sam2_node', 'sam2_ros.node', 'GuardedExecutor', SIGTERM, 'before', ROS),
     ('sam2_node', 'sam2_ros.perception.model_loading', 'load_model', SIGINT, 'for ever', ROS),
     ('sam2_node', 'sam2_ros.perception.model_loading', '_warm_up', SIGINT, 'swallowed', ROS),
-    ('sam2_demo_camera', 'sam2_ros.demo.DemoCamera', '_wait', SIGINT, 'after', SMALL),
+    ('sam2_demo_camera', 'sam2_ros.demo.camera.DemoCamera', '_wait', SIGINT, 'after', SMALL),
     ('sam2_evaluate', 'sam2_ros.evaluate', 'load', SIGINT, 'for ever', ['no.mcap', '--output', 'nowhere']),
 ]
 

@@ -16,7 +16,7 @@ from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.runtime.dds import PROFILE_VARIABLES, TRANSPORT_VARIABLE
 
 ON_A_BUSY_MACHINE = {'rate'}  # a camera that skips images is told from lost ones by nobody
-CAMERA = (sys.executable, '-m', 'sam2_ros.demo')
+CAMERA = (sys.executable, '-m', 'sam2_ros.demo.camera')
 
 
 class Check:

@@ -54,7 +54,7 @@ def test_every_file_is_installed(environment):
 def test_nothing_is_taken_from_the_source_tree(environment, tmp_path):
     script = '''
 import json, sys
-import sam2_ros.node, sam2_ros.demo
+import sam2_ros.node, sam2_ros.demo.camera
 from sam2_ros.runtime.dds import image_profile
 from sam2_ros.msg import Prompt
 Prompt.__class__.__import_type_support__()

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip('domain_coordinator', reason='needs ROS 2 or its wheels (make setup)')
 pytestmark = pytest.mark.slow
 
-COMMAND = [sys.executable, '-m', 'sam2_ros.demo_graph']
+COMMAND = [sys.executable, '-m', 'sam2_ros.demo']
 PATIENCE = 240  # seconds
 
 
@@ -108,7 +108,7 @@ def test_interrupted_it_leaves_no_process_behind(tmp_path, how):
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     try:
         deadline = time.monotonic() + PATIENCE / 2
-        log = tmp_path / 'log' / 'demo.log'
+        log = tmp_path / 'log' / 'camera.log'
         while not (log.exists() and 'streaming' in log.read_text()):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)

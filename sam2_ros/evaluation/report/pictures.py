@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from builtin_interfaces.msg import Time
 
-from sam2_ros.demo_pictures import captioned, open_video
+from sam2_ros.demo.pictures import captioned, open_video
 from sam2_ros.drawing.overlay import BLACK, WHITE, colour, draw_overlay
 from sam2_ros.evaluation.results import FrameOutput, Run
 from sam2_ros.messages.conversions import ImageError, to_rgb

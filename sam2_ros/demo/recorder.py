@@ -17,8 +17,8 @@ from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 
-from sam2_ros.demo_pictures import contact_sheet, write_video
-from sam2_ros.demo_recording import Recording, to_labels
+from sam2_ros.demo.pictures import contact_sheet, write_video
+from sam2_ros.demo.recording import Recording, to_labels
 from sam2_ros.messages.conversions import to_nanoseconds, to_rgb
 from sam2_ros.msg import InstanceArray, PromptStatus
 from sam2_ros.runtime.dds import use_image_profile

@@ -1,6 +1,6 @@
 """The demo: camera, node, prompter and recorder as real processes over DDS, one table and two pictures at the end.
 
-    python -m sam2_ros.demo_graph [--clip video.mp4 --box x0,y0,x1,y1] [--seconds N] [--output demo]
+    python -m sam2_ros.demo [--clip video.mp4 --box x0,y0,x1,y1] [--seconds N] [--output demo]
 """
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from sam2_ros.demo import ClipSource, SettingError
+from sam2_ros.demo.camera import ClipSource, SettingError
 
 RATE = 15.0           # images per second of the synthetic camera
 SECONDS = 20.0        # of the synthetic camera
@@ -100,14 +100,15 @@ class Graph:
         self._children: list[Child] = []
 
         def start(name: str, parameters: dict, **more) -> Child:
-            self._children.append(Child(f'sam2_ros.{name}', parameters, environment, logs / f'{name}.log', **more))
+            module = 'sam2_ros.node' if name == 'node' else f'sam2_ros.demo.{name}'
+            self._children.append(Child(module, parameters, environment, logs / f'{name}.log', **more))
             return self._children[-1]
 
         try:  # the camera sends its first image when the three others are connected, in whatever order they come up
             self.node = start('node', {'model': options.model})
-            self.prompter = start('demo_prompter', prompter)
-            self.recorder = start('demo_recorder', recorder, lines=True)
-            self.camera = start('demo', camera, lines=True)
+            self.prompter = start('prompter', prompter)
+            self.recorder = start('recorder', recorder, lines=True)
+            self.camera = start('camera', camera, lines=True)
         except BaseException:
             self.abort()
             raise
@@ -115,7 +116,7 @@ class Graph:
     def abort(self) -> None:
         """End what still runs, the recorder without its pictures."""
         for child in reversed(self._children):
-            child.stop(signal.SIGTERM if child.name == 'demo_recorder' else signal.SIGINT)
+            child.stop(signal.SIGTERM if child.name == 'recorder' else signal.SIGINT)
 
     def report(self) -> dict | None:
         """The recorder's next word, None when there was none for a tenth of a second."""

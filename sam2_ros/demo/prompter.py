@@ -20,7 +20,7 @@ from std_srvs.srv import Trigger
 
 from sam2_core.masks import mask_box
 from sam2_core.metrics import iou
-from sam2_ros.demo_recording import full_mask, to_labels
+from sam2_ros.demo.recording import full_mask, to_labels
 from sam2_ros.messages.conversions import to_nanoseconds, to_roi
 from sam2_ros.msg import ImagePoint, Instance, InstanceArray, Prompt, PromptStatus
 from sam2_ros.runtime.dds import use_image_profile

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from sam2_ros.demo_recording import Shot, resized
+from sam2_ros.demo.recording import Shot, resized
 from sam2_ros.drawing.overlay import STATE_NAMES, draw_overlay
 from sam2_ros.msg import Instance
 
