@@ -25,24 +25,17 @@ import torch.distributed as dist
 from sam2_core import __version__
 from sam2_core.checkpoint import load_model
 from sam2_core.config import VARIANTS
+from sam2_core.datasets import FORMATS, Format, Recording, SkippedFiles, open_recordings
 from sam2_core.model import Sam2Model
 from sam2_core.training import checkpoints
 from sam2_core.training.adapters import DEFAULT_RANK, add_adapters, base_weights
 from sam2_core.training.clips import MAX_OBJECTS, Clip, NoUsableData
-from sam2_core.training.datasets import (
-    FORMATS,
-    Format,
-    RecordedClips,
-    Recording,
-    SkippedFiles,
-    open_recordings,
-    split_recordings,
-)
 from sam2_core.training.display import progress_bar
 from sam2_core.training.divergence import Diverged, report
 from sam2_core.training.loop import Trainer
 from sam2_core.training.options import device, number, rate, whole
 from sam2_core.training.processes import join_processes, wait_for_all
+from sam2_core.training.recorded_clips import RecordedClips, split_recordings
 from sam2_core.training.settings import Schedule, TrainConfig, part_of
 from sam2_core.training.stopping import COMPLETE, DIVERGED, INTERRUPTED, LEFT, NO_START
 

@@ -18,9 +18,9 @@ from sensor_msgs.msg import CompressedImage, Image, RegionOfInterest
 from std_msgs.msg import Header
 
 from sam2_core import PromptError
+from sam2_core.datasets import BrokenSample
+from sam2_core.datasets.image_files import read_labels
 from sam2_core.masks import binary_mask
-from sam2_core.training.datasets import BrokenSample
-from sam2_core.training.datasets.pictures import read_labels
 from sam2_ros.messages.conversions import ImageError, from_pixels, to_rgb
 from sam2_ros.msg import ImagePoint, Prompt
 from sam2_ros.perception.prompt_plan import MAX_ID, NEEDS_IMAGE, to_prompt

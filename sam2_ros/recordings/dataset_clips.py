@@ -19,6 +19,10 @@ import numpy as np
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
+from sam2_core.datasets import BrokenSample
+from sam2_core.datasets.davis import RESOLUTIONS
+from sam2_core.datasets.image_files import check_orientation, read_labels
+from sam2_core.datasets.sav import load_masklets, masklet_mask, open_video, video_of
 from sam2_core.files import (
     Notice,
     OrderError,
@@ -32,10 +36,6 @@ from sam2_core.files import (
     not_one_sequence,
     other_spelling,
 )
-from sam2_core.training.datasets import BrokenSample
-from sam2_core.training.datasets.davis import RESOLUTIONS
-from sam2_core.training.datasets.pictures import check_orientation, read_labels
-from sam2_core.training.datasets.sav import load_masklets, masklet_mask, open_video, video_of
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.recordings.recording import RecordedPrompt, RecordingError
 

@@ -16,9 +16,9 @@ from rosbags.image import message_to_cvimage
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
+from sam2_core.datasets import BrokenSample, Format, Labelled, SkippedFiles
 from sam2_core.files import Notice, folders_below, in_order
 from sam2_core.masks import binary_mask
-from sam2_core.training.datasets import BrokenSample, Format, Labelled, SkippedFiles
 from sam2_ros.messages.compressed_images import decompress
 from sam2_ros.messages.encodings import ImageError, check_encoding
 from sam2_ros.recordings.bag_files import COMPRESSED, IMAGE, described, header_stamp, image_head, is_camera

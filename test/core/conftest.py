@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sam2_core import load_model
-from sam2_core.training.datasets import SkippedFiles
+from sam2_core.datasets import SkippedFiles
 
 
 @pytest.fixture(scope='session')

@@ -5,8 +5,8 @@ import sys
 import torch.distributed as dist
 from safetensors.torch import save_file
 
+from sam2_core.datasets import SkippedFiles
 from sam2_core.training import cli
-from sam2_core.training.datasets import SkippedFiles
 from sam2_core.training.loop import join_processes
 
 options = cli.parser().parse_args()

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from datasets_files import HEIGHT, WIDTH, coco_folder, davis_clip, indexed_png, sav_video, scene
 
+from sam2_core.datasets import Labelled, SkippedFiles, open_recordings
+from sam2_core.training.augmentation import View, plain_view, random_view
 from sam2_core.training.clips import VISIBLE_PIXELS
 from sam2_core.training.data import batches
-from sam2_core.training.datasets import Labelled, RecordedClips, SkippedFiles, open_recordings
-from sam2_core.training.datasets.views import View, plain_view, random_view
+from sam2_core.training.recorded_clips import RecordedClips
 
 SIZE = 64
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from datasets_files import HEIGHT, WIDTH, coco_folder, davis_clip, indexed_png, jpeg, runs, sav_video, scene
 
-from sam2_core.training.datasets import BrokenSample, open_recordings, run_lengths
-from sam2_core.training.datasets.coco import segmentation_mask
-from sam2_core.training.datasets.sav import annotation_step
+from sam2_core.datasets import BrokenSample, open_recordings, run_length
+from sam2_core.datasets.coco import segmentation_mask
+from sam2_core.datasets.sav import annotation_step
 
 
 def named(found, folder):
@@ -219,7 +219,7 @@ def test_polygons_of_another_measure_are_refused(polygon, reason):
 
 def test_run_lengths_are_whole_numbers():
     with pytest.raises(ValueError, match='whole numbers'):
-        run_lengths.decode([2.5, 1.5], 2, 2)
+        run_length.decode([2.5, 1.5], 2, 2)
 
 
 def test_an_image_without_a_size_is_as_large_as_its_run_lengths(data, skipped):

@@ -21,9 +21,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from sam2_core.training.datasets import BrokenSample, SkippedFiles, open_recordings, run_lengths, split_recordings
-from sam2_core.training.datasets.coco import segmentation_mask
-from sam2_core.training.datasets.pictures import read_image, read_labels
+from sam2_core.datasets import BrokenSample, SkippedFiles, open_recordings, run_length
+from sam2_core.datasets.coco import segmentation_mask
+from sam2_core.datasets.image_files import read_image, read_labels
+from sam2_core.training.recorded_clips import split_recordings
 
 
 def close(image, expected):
@@ -82,21 +83,21 @@ def test_colour_png_is_no_label(tmp_path):
 
 @given(mask=arrays.arrays(bool, st.tuples(st.integers(1, 40), st.integers(1, 40))))
 def test_run_lengths_come_back_as_the_mask(mask):
-    np.testing.assert_array_equal(run_lengths.decode(runs(mask), *mask.shape), mask)
-    np.testing.assert_array_equal(run_lengths.decode(compressed(runs(mask)), *mask.shape), mask)
+    np.testing.assert_array_equal(run_length.decode(runs(mask), *mask.shape), mask)
+    np.testing.assert_array_equal(run_length.decode(compressed(runs(mask)), *mask.shape), mask)
 
 
 def test_text_written_by_pycocotools_is_understood():
     rows, columns = np.mgrid[:48, :64]
     disc = (columns - 30) ** 2 + (rows - 20) ** 2 <= 15 ** 2
     text = 'Tg01Z1:I4L4M2N2N2O0O2O0O2O0000000O20N100000001N101N101N2N2N3L4L7Faj0'  # pycocotools 2.0.10
-    np.testing.assert_array_equal(run_lengths.decode(text, 48, 64), disc)
+    np.testing.assert_array_equal(run_length.decode(text, 48, 64), disc)
 
 
 @pytest.mark.parametrize('counts', ['Tg01Z1:I4L', 'Tg01\x01', 'Tg01Zp', [5, 5], [-1, 3073]])
 def test_run_lengths_that_do_not_fit_are_refused(counts):
     with pytest.raises(ValueError, match='run'):
-        run_lengths.decode(counts, 48, 64)
+        run_length.decode(counts, 48, 64)
 
 
 # --- DAVIS

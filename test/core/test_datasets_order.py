@@ -11,6 +11,9 @@ from datasets_files import chunk, davis_clip, indexed_png, jpeg, scene
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sam2_core.datasets import BrokenSample, open_recordings
+from sam2_core.datasets.exif import orientation, upright
+from sam2_core.datasets.image_files import decode_image, read_image, read_labels
 from sam2_core.files import (
     OrderError,
     files_in,
@@ -18,9 +21,6 @@ from sam2_core.files import (
     frames_in_order,
     not_one_sequence,
 )
-from sam2_core.training.datasets import BrokenSample, open_recordings
-from sam2_core.training.datasets.exif import orientation, upright
-from sam2_core.training.datasets.pictures import decode_image, read_image, read_labels
 
 
 def ordered(*names):

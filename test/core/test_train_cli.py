@@ -19,11 +19,12 @@ from safetensors.torch import load_file, save_file
 
 from sam2_core import CheckpointError, Prompt, Sam2Model, StreamTracker, load_model
 from sam2_core.config import VARIANTS
+from sam2_core.datasets import SkippedFiles, open_recordings
 from sam2_core.training.checkpoints import save_weights
 from sam2_core.training.cli import main
-from sam2_core.training.datasets import SkippedFiles, open_recordings, split_recordings
 from sam2_core.training.initialise import new_model
 from sam2_core.training.loop import Trainer
+from sam2_core.training.recorded_clips import split_recordings
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_peft = pytest.mark.skipif(importlib.util.find_spec('peft') is None, reason='needs peft')

@@ -9,9 +9,9 @@ from discs import HEIGHT, WIDTH, Discs
 from rosbags.highlevel import AnyReader
 from rosbags.image import message_to_cvimage
 
+from sam2_core.datasets import SkippedFiles, open_recordings, run_length
+from sam2_core.datasets.image_files import label_png, read_labels
 from sam2_core.masks import mask_box
-from sam2_core.training.datasets import SkippedFiles, open_recordings, run_lengths
-from sam2_core.training.datasets.pictures import label_png, read_labels
 from sam2_ros.evaluation.report.results_bag import jpeg_message, write_results
 from sam2_ros.evaluation.report.training_export import export
 from sam2_ros.evaluation.results import Answer, FrameOutput, ObjectOutput, Run
@@ -225,19 +225,19 @@ def test_unknown_kind_is_refused(tmp_path, run, recording):
 def test_run_lengths_are_read_as_they_were_written(seed):
     rng = np.random.default_rng(seed)
     mask = cv2.GaussianBlur(rng.random((61, 47)).astype(np.float32), (0, 0), 1 + seed) > 0.5
-    np.testing.assert_array_equal(run_lengths.decode(run_lengths.encode(mask), 61, 47), mask)
+    np.testing.assert_array_equal(run_length.decode(run_length.encode(mask), 61, 47), mask)
 
 
 @pytest.mark.parametrize('value', [False, True])
 def test_run_lengths_of_one_value(value):
     mask = np.full((5, 7), value)
-    np.testing.assert_array_equal(run_lengths.decode(run_lengths.encode(mask), 5, 7), mask)
+    np.testing.assert_array_equal(run_length.decode(run_length.encode(mask), 5, 7), mask)
 
 
 def test_run_lengths_are_those_of_coco():
     """Worked out by hand from the format: 2 zeros, 3 ones, 1 zero, 40 ones -> 2, 3, 1, 37."""
     mask = np.array([0] * 2 + [1] * 3 + [0] + [1] * 40, bool).reshape(23, 2, order='F')
-    assert run_lengths.encode(mask) == '231U1'
+    assert run_length.encode(mask) == '231U1'
 
 
 @pytest.mark.parametrize('highest', [7, 254, 255, 60000])

@@ -10,7 +10,7 @@ pytest.importorskip('rosbags', reason='needs rosbags (pip install rosbags rosbag
 from discs import HEIGHT, WIDTH, Discs, header
 from rosbags.highlevel import AnyReader
 
-from sam2_core.training.datasets import SkippedFiles, open_recordings
+from sam2_core.datasets import SkippedFiles, open_recordings
 from sam2_ros import compare
 from sam2_ros.evaluate import main
 from sam2_ros.evaluation.report.pictures import write_video

@@ -16,8 +16,9 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from sam2_core import load_model
 from sam2_core.config import VARIANTS
-from sam2_core.training.datasets import BrokenSample, RecordedClips, SkippedFiles, open_recordings
+from sam2_core.datasets import BrokenSample, SkippedFiles, open_recordings
 from sam2_core.training.initialise import new_model
+from sam2_core.training.recorded_clips import RecordedClips
 from sam2_ros.messages.encodings import ImageError
 from sam2_ros.recordings.label_bags import SEGMENT, _image, bag_format
 from sam2_ros.train import main

@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 from sensor_msgs.msg import CompressedImage, Image
 
-from sam2_core.training.datasets import run_lengths
-from sam2_core.training.datasets.pictures import label_png
+from sam2_core.datasets import run_length
+from sam2_core.datasets.image_files import label_png
 from sam2_ros.evaluation.report.processed_frames import Processed, Progress, processed
 from sam2_ros.evaluation.results import Run
 from sam2_ros.messages.compressed_images import plain_jpeg
@@ -135,7 +135,7 @@ def _write_coco(chosen: _Chosen, folder: Path, name: str, recording: Recording) 
             category = categories.setdefault(item.label or NO_LABEL, len(categories) + 1)
             annotations.append({
                 'id': len(annotations) + 1, 'image_id': output.index + 1, 'category_id': category, 'iscrowd': 0,
-                'segmentation': {'size': [height, width], 'counts': run_lengths.encode(item.mask)},
+                'segmentation': {'size': [height, width], 'counts': run_length.encode(item.mask)},
                 'area': int(np.count_nonzero(item.mask)), 'bbox': [x0, y0, x1 - x0, y1 - y0],
                 'track_id': item.id, 'score': round(item.score, 4)})
     file.write_text(json.dumps({

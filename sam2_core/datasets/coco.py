@@ -15,10 +15,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from sam2_core.datasets import run_length, sav
+from sam2_core.datasets.image_files import read_image
+from sam2_core.datasets.recordings import BrokenSample, Labelled, SkippedFiles
 from sam2_core.files import by_spelling, files_in, in_order, other_spelling
-from sam2_core.training.datasets import run_lengths, sav
-from sam2_core.training.datasets.pictures import read_image
-from sam2_core.training.datasets.recordings import BrokenSample, Labelled, SkippedFiles
 
 _FINE = 4  # polygons are drawn in pixels this many times finer
 _SHIFT = 4  # binary digits below those
@@ -232,7 +232,7 @@ def segmentation_mask(segmentation: list | dict, height: int, width: int) -> np.
         size = tuple(int(side) for side in segmentation['size'])
         if size != (height, width):
             raise ValueError(f'mask of {size[1]}x{size[0]} for an image of {width}x{height}')
-        return run_lengths.decode(segmentation['counts'], height, width)
+        return run_length.decode(segmentation['counts'], height, width)
     mask = np.zeros((height, width), bool)
     for polygon in segmentation:
         corners = np.asarray(polygon, np.float64)

@@ -1,13 +1,15 @@
 """Clips cut from recordings: the data of a fine-tuning run, and of its validation."""
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
+from sam2_core.datasets.recordings import BrokenSample, Labelled, Recording, SkippedFiles
+from sam2_core.training.augmentation import plain_view, random_view
 from sam2_core.training.clips import Clip, NoUsableData
-from sam2_core.training.datasets.recordings import BrokenSample, Labelled, Recording, SkippedFiles
-from sam2_core.training.datasets.views import plain_view, random_view
 
 _WINDOWS = 6  # tries to find a part of a recording in which something can be seen
 _PACES = (1, 1, 2, 3)  # every frame, every second, ...
@@ -77,3 +79,25 @@ class RecordedClips:
             there_and_back = [*range(length), *range(length - 2, 0, -1)]
             frames = [there_and_back[i % len(there_and_back)] for i in range(self.frames)]
         return frames[::-1] if self.augment and rng.random() < 0.5 else frames
+
+
+def split_recordings(recordings: Sequence[Recording], share: float) -> tuple[list[Recording], list[Recording]]:
+    """Training and validation. Who goes where depends on its name alone, so that added data moves nothing over.
+
+    ``share``: of the recordings for validation, 0 to below 1; with more than one recording at least one, if not 0.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f'validation share {share}: must be at least 0 and below 1')
+    drawn = [int.from_bytes(hashlib.sha256(_short(r.name).encode()).digest()[:8], 'big') / 2 ** 64 for r in recordings]
+    held_out = {i for i, number in enumerate(drawn) if number < share}
+    if share and not held_out and len(recordings) > 1:
+        held_out = {min(range(len(drawn)), key=drawn.__getitem__)}
+    if len(held_out) == len(recordings):
+        held_out.discard(max(range(len(drawn)), key=drawn.__getitem__))
+    return ([r for i, r in enumerate(recordings) if i not in held_out],
+            [r for i, r in enumerate(recordings) if i in held_out])
+
+
+def _short(name: str) -> str:
+    """The end of a path: the same wherever the data lies, the same for both JSON files of a video."""
+    return Path(name).stem.removesuffix('_manual').removesuffix('_auto')

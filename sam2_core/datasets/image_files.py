@@ -9,9 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from sam2_core.datasets.exif import UPRIGHT, orientation, upright
+from sam2_core.datasets.recordings import BrokenSample
 from sam2_core.training.clips import VISIBLE_PIXELS
-from sam2_core.training.datasets.exif import UPRIGHT, orientation, upright
-from sam2_core.training.datasets.recordings import BrokenSample
 
 _PNG = b'\x89PNG\r\n\x1a\n'
 _JPEG = b'\xff\xd8'

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from sam2_core.datasets.image_files import read_image, read_labels
+from sam2_core.datasets.recordings import BrokenSample, Labelled, SkippedFiles, same_sizes
 from sam2_core.files import (
     OrderError,
     by_spelling,
@@ -19,8 +21,6 @@ from sam2_core.files import (
     not_one_sequence,
     other_spelling,
 )
-from sam2_core.training.datasets.pictures import read_image, read_labels
-from sam2_core.training.datasets.recordings import BrokenSample, Labelled, SkippedFiles, same_sizes
 
 RESOLUTIONS = ('480p', 'Full-Resolution', '1080p')  # the first that is there is read
 IMAGES, LABELS = {'.jpg', '.jpeg', '.png'}, {'.png'}

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from sam2_core.datasets import run_length
+from sam2_core.datasets.recordings import BrokenSample, Labelled, SkippedFiles, same_sizes
 from sam2_core.files import files_below, folders_below
-from sam2_core.training.datasets import run_lengths
-from sam2_core.training.datasets.recordings import BrokenSample, Labelled, SkippedFiles, same_sizes
 
 _KINDS, VIDEO = ('_manual.json', '_auto.json'), '.mp4'
 STEP, RATE = 4, 6  # one of four frames is annotated, six a second
@@ -152,7 +152,7 @@ def masklet_mask(runs: dict, path: Path, frame: int, size: tuple[int, int]) -> n
     """One mask of ``load_masklets``, bool of this size (height, width). BrokenSample."""
     try:
         height, width = (int(side) for side in runs['size'])
-        mask = run_lengths.decode(runs['counts'], height, width)
+        mask = run_length.decode(runs['counts'], height, width)
     except (ValueError, KeyError, TypeError) as error:
         raise BrokenSample(path, f'frame {frame}: {error}') from error
     if mask.shape != size:
