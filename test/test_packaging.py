@@ -76,7 +76,7 @@ def test_pip_and_ros_know_the_same_version_and_executables():
         assert callable(script.load())
 
 
-def test_wheel_holds_the_weights_and_every_module(tmp_path):
+def test_wheel_holds_the_weights_the_types_and_every_module(tmp_path):
     pytest.importorskip('pip')
     settings = tmp_path / 'settings.cfg'
     settings.write_text(f'[build]\nbuild_base = {tmp_path}/build\n[egg_info]\negg_base = {tmp_path}\n')
@@ -87,7 +87,7 @@ def test_wheel_holds_the_weights_and_every_module(tmp_path):
     wheel, = tmp_path.glob('*.whl')
     expected = {str(path.relative_to(ROOT)) for package in ('sam2_core', 'sam2_ros')
                 for path in [*(ROOT / package).rglob('*.py'), *(ROOT / package).rglob('*.safetensors'),
-                             *(ROOT / package).rglob('*.sh')]}
+                             *(ROOT / package).rglob('*.sh'), ROOT / package / 'py.typed']}
     assert 'sam2_core/weights/nano.safetensors' in expected
     assert expected - set(zipfile.ZipFile(wheel).namelist()) == set()
 
