@@ -32,9 +32,9 @@ from rich.table import Table
 
 from sam2_core import StreamTracker, load_model
 from sam2_core.config import VARIANTS
-from sam2_core.training.checkpoints import save_weights
 from sam2_core.training.initialise import new_model
-from sam2_core.training.scenes import make_clip
+from sam2_core.training.run_state import save_weights
+from sam2_core.training.synthetic.scenes import make_clip
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,9 @@ from rich.table import Table
 from sam2_core import Prompt, StreamTracker, load_model
 from sam2_core.masks import mask_box
 from sam2_core.metrics import iou
-from sam2_core.training.scenes import make_clip
-from sam2_core.training.sprites import ClutterBank
-from sam2_core.training.textures import TextureBank
+from sam2_core.training.synthetic.scenes import make_clip
+from sam2_core.training.synthetic.sprites import ClutterBank
+from sam2_core.training.synthetic.textures import TextureBank
 from sam2_ros.perception.object_states import Platt, probability, score_correction, unit
 from sam2_ros.runtime.parameters import Parameters
 

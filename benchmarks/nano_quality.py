@@ -35,11 +35,11 @@ from sam2_core.images import encode_images
 from sam2_core.masks import mask_box
 from sam2_core.metrics import boundary_f, iou
 from sam2_core.model import Sam2Model
-from sam2_core.training.checkpoints import load_weights
 from sam2_core.training.clips import Clip
-from sam2_core.training.scenes import make_clip
-from sam2_core.training.sprites import ClutterBank
-from sam2_core.training.textures import TextureBank
+from sam2_core.training.run_state import load_weights
+from sam2_core.training.synthetic.scenes import make_clip
+from sam2_core.training.synthetic.sprites import ClutterBank
+from sam2_core.training.synthetic.textures import TextureBank
 
 SEED = 9000
 TEXTURES = 120

@@ -25,10 +25,11 @@ from rich.table import Table
 
 from sam2_core.checkpoint import find_weights
 from sam2_core.config import VARIANTS
-from sam2_core.training.checkpoints import load_weights
 from sam2_core.training.clips import PackedClips
 from sam2_core.training.data import SyntheticClips
-from sam2_core.training.loop import Schedule, TrainConfig, Trainer
+from sam2_core.training.run_state import load_weights
+from sam2_core.training.settings import Schedule, TrainConfig
+from sam2_core.training.trainer import Trainer
 
 FRAMES = 8  # that training follows an object for
 MADE = 16  # frames of a clip as it is made; training cuts it in two

@@ -8,7 +8,7 @@ if __name__ == '__main__':  # before the imports below, which take seconds
 
 from collections.abc import Sequence
 
-from sam2_core.training import cli
+from sam2_core.training import finetune
 
 try:
     from sam2_ros.recordings.label_bags import bag_format
@@ -17,5 +17,5 @@ except ImportError:  # rosbags is not installed: the other layouts do without
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Fine-tune; see ``sam2_core.training.cli.main``."""
-    return cli.main(arguments, bags=bag_format)
+    """Fine-tune; see ``sam2_core.training.finetune.main``."""
+    return finetune.main(arguments, bags=bag_format)

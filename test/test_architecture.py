@@ -58,7 +58,6 @@ KNOWN_UPWARDS = {
 }
 KNOWN_CIRCLES = {
     frozenset({'sam2_core.compiled', 'sam2_core.memory', 'sam2_core.model'}),
-    frozenset({'sam2_core.training.command', 'sam2_core.training.display', 'sam2_core.training.loop'}),
 }
 KNOWN_TWINS = {'ClipSource', 'Scene', 'Recording', 'View', 'Difference', 'Camera', 'Shot'}
 

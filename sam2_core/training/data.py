@@ -15,10 +15,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from sam2_core.training.clips import Clip, NoUsableData, PackedClips, pack
-from sam2_core.training.scenes import render
-from sam2_core.training.sprites import ClutterBank
 from sam2_core.training.stopping import obey_main_process_only
-from sam2_core.training.textures import TextureBank
+from sam2_core.training.synthetic.scenes import render
+from sam2_core.training.synthetic.sprites import ClutterBank
+from sam2_core.training.synthetic.textures import TextureBank
 
 TEXTURES = 600
 LARGEST_TRAINING_SEED = 999  # those above are for validation and benchmarks

@@ -17,7 +17,7 @@ from sam2_core.images import IMAGE_MEAN, IMAGE_STD
 from sam2_core.model import MASK_BIAS, MASK_SCALE, ImageFeatures, Memory, ObjectMasks, Sam2Model
 from sam2_core.nn.mask_decoder import DecodedMasks
 from sam2_core.segmenter import MAX_PROMPT_LOGIT
-from sam2_core.training import sampling
+from sam2_core.training import prompt_sampling
 from sam2_core.training.clips import MAX_OBJECTS, PackedClips
 from sam2_core.training.losses import mask_iou, mask_losses, object_score_loss, weighted_mean
 
@@ -220,14 +220,14 @@ def _image_losses(model: Sam2Model, encoded: ImageFeatures, masks: Tensor, visib
             return decoded.logits[torch.arange(len(best), device=best.device), best].detach()
 
         if kind.startswith('box'):
-            points, labels = sampling.boxes(truth)
+            points, labels = prompt_sampling.boxes(truth)
             logits = decode('box', points, labels, None, kind == 'box_multimask')
         else:
-            points, labels = sampling.clicks(truth)
+            points, labels = prompt_sampling.clicks(truth)
             logits = decode('click', points, labels, None, True)
         if kind == 'refined':
             for _ in range(2):
-                more, kinds = sampling.corrections(_at_image_size(logits, truth.shape[-1]), truth)
+                more, kinds = prompt_sampling.corrections(_at_image_size(logits, truth.shape[-1]), truth)
                 points, labels = torch.cat((points, more), dim=1), torch.cat((labels, kinds), dim=1)
                 previous = logits.clamp(-MAX_PROMPT_LOGIT, MAX_PROMPT_LOGIT)[:, None]
                 logits = decode('refined', points, labels, previous, False)
@@ -297,11 +297,11 @@ def _first_prompts(model: Sam2Model, image: ImageFeatures, truth: Tensor, target
             parts.append(model.adopt_masks(here, truth[run, None].float()))
             continue
         if kind == 'box':
-            points, labels = sampling.boxes(truth[run])
+            points, labels = prompt_sampling.boxes(truth[run])
         else:
-            points, labels = sampling.clicks(truth[run])
+            points, labels = prompt_sampling.clicks(truth[run])
             if kind == 'clicks':
-                more, kinds = sampling.clicks(truth[run])
+                more, kinds = prompt_sampling.clicks(truth[run])
                 points, labels = torch.cat((points, more), dim=1), torch.cat((labels, kinds), dim=1)
         decoded = model.decode_masks(model.without_memory(here), here, points, labels, None,
                                      multimask=points.shape[1] <= 1)
@@ -321,12 +321,12 @@ def _corrected(model: Sam2Model, kind: str, run: slice, chosen: ObjectMasks, fea
     """``chosen`` with the rows of ``run`` decoded again, as ``StreamTracker`` does for a known object's prompt."""
     logits = chosen.logits[run]
     if kind == 'box':
-        points, labels = sampling.boxes(truth[run])
+        points, labels = prompt_sampling.boxes(truth[run])
     else:
         predicted = _at_image_size(logits, truth.shape[-1])
-        points, labels = sampling.corrections(predicted, truth[run])
+        points, labels = prompt_sampling.corrections(predicted, truth[run])
         if kind == 'clicks':
-            more, kinds = sampling.corrections(predicted, truth[run])
+            more, kinds = prompt_sampling.corrections(predicted, truth[run])
             points, labels = torch.cat((points, more), dim=1), torch.cat((labels, kinds), dim=1)
     previous = logits.clamp(-MAX_PROMPT_LOGIT, MAX_PROMPT_LOGIT)[:, None]
     decoded = model.decode_masks(features[run], _rows(image, run), points, labels, previous,

@@ -6,12 +6,12 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from sam2_core.datasets import SkippedFiles
-from sam2_core.training import cli
-from sam2_core.training.loop import join_processes
+from sam2_core.training import finetune
+from sam2_core.training.distributed import join_processes
 
-options = cli.parser().parse_args()
+options = finetune.parser().parse_args()
 options.device = join_processes(options.device)
-trainer = cli.prepare(options, None, SkippedFiles(options.output / 'skipped.jsonl'))
+trainer = finetune.prepare(options, None, SkippedFiles(options.output / 'skipped.jsonl'))
 complete = trainer.run()
 save_file({name: value.contiguous() for name, value in trainer.model.state_dict().items()},
           options.output / f'rank{os.environ["RANK"]}.safetensors')

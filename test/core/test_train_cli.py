@@ -20,11 +20,11 @@ from safetensors.torch import load_file, save_file
 from sam2_core import CheckpointError, Prompt, Sam2Model, StreamTracker, load_model
 from sam2_core.config import VARIANTS
 from sam2_core.datasets import SkippedFiles, open_recordings
-from sam2_core.training.checkpoints import save_weights
-from sam2_core.training.cli import main
+from sam2_core.training.finetune import main
 from sam2_core.training.initialise import new_model
-from sam2_core.training.loop import Trainer
 from sam2_core.training.recorded_clips import split_recordings
+from sam2_core.training.run_state import save_weights
+from sam2_core.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_peft = pytest.mark.skipif(importlib.util.find_spec('peft') is None, reason='needs peft')
@@ -322,7 +322,7 @@ def test_other_settings_do_not_go_on_with_a_run(command, capsys):
 # --- processes
 
 def train(arguments, wait=True):
-    process = subprocess.Popen([sys.executable, '-m', 'sam2_core.training.cli', *arguments], env=ENVIRONMENT,
+    process = subprocess.Popen([sys.executable, '-m', 'sam2_core.training.finetune', *arguments], env=ENVIRONMENT,
                                stderr=subprocess.PIPE, text=True)
     if wait:
         _, text = process.communicate()

@@ -7,9 +7,9 @@ import torch
 
 from sam2_core.training.clips import VISIBLE_PIXELS, Clip, pack, split
 from sam2_core.training.data import Augmentation, SyntheticClips, batches
-from sam2_core.training.scenes import make_clip
-from sam2_core.training.sprites import ClutterBank
-from sam2_core.training.textures import TextureBank
+from sam2_core.training.synthetic.scenes import make_clip
+from sam2_core.training.synthetic.sprites import ClutterBank
+from sam2_core.training.synthetic.textures import TextureBank
 
 SIZE = 96
 

@@ -17,10 +17,10 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from sam2_core.config import VARIANTS
-from sam2_core.training import checkpoints, display, loop
-from sam2_core.training.command import parser
+from sam2_core.training import progress, run_state, trainer
 from sam2_core.training.initialise import new_model
 from sam2_core.training.loop import main
+from sam2_core.training.pretrain import parser
 
 TINY = replace(VARIANTS['nano'], embed_dim=16, stages=(1, 1, 1, 1), global_attention_blocks=(2,), d_model=32,
                memory_dim=32, memory_attention_layers=1, image_size=64)
@@ -34,7 +34,7 @@ def command(tmp_path, monkeypatch):
     monkeypatch.setitem(VARIANTS, 'nano', TINY)
     torch.manual_seed(0)
     start = tmp_path / 'start.safetensors'
-    checkpoints.save_weights(start, new_model(TINY))
+    run_state.save_weights(start, new_model(TINY))
 
     def build(*more, output='run'):
         return ['--output', str(tmp_path / output), '--weights', str(start), '--device', 'cpu', '--clips', '1',
@@ -72,7 +72,7 @@ def test_a_run_goes_on_from_a_copy_of_what_it_left(command, tmp_path, capsys):
 def test_a_run_of_so_many_minutes_goes_on_with_those_that_are_left(command, tmp_path, monkeypatch):
     """And with the clips of its stage: from half of the time on these have 16 frames."""
     ticks = itertools.count()  # a second passes whenever the loop looks at the clock
-    monkeypatch.setattr(loop, 'time', SimpleNamespace(monotonic=lambda: next(ticks)))
+    monkeypatch.setattr(trainer, 'time', SimpleNamespace(monotonic=lambda: next(ticks)))
 
     def run(output, *more):
         code = main(command('--minutes', '0.4', '--longer-from', '0.5', *more, output=output))
@@ -121,7 +121,7 @@ def test_documented_gpu_runs_come_to_their_end(command, tmp_path, arguments):
 
 def test_a_terminal_shows_a_bar_that_comes_to_its_end(command, monkeypatch):
     screen = io.StringIO()
-    monkeypatch.setattr(display, 'Console', lambda stderr: Console(file=screen, force_terminal=True, width=100))
+    monkeypatch.setattr(progress, 'Console', lambda stderr: Console(file=screen, force_terminal=True, width=100))
     assert main(command('--steps', '2')) == 0
     assert '100%' in screen.getvalue()
     assert 'video_tracked_j' in screen.getvalue()  # the lines of the log above it

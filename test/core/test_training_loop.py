@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from sam2_core.config import VARIANTS
-from sam2_core.training.checkpoints import load_weights
 from sam2_core.training.data import SyntheticClips
-from sam2_core.training.loop import Schedule, TrainConfig, Trainer
+from sam2_core.training.run_state import load_weights
+from sam2_core.training.settings import Schedule, TrainConfig
+from sam2_core.training.trainer import Trainer
 
 TINY = replace(VARIANTS['nano'], embed_dim=16, stages=(1, 1, 1, 1), global_attention_blocks=(2,), d_model=32,
                memory_dim=32, memory_attention_layers=1, image_size=64)

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from sam2_core.config import VARIANTS
-from sam2_core.training import cli, command
-from sam2_core.training.options import device, number, rate, whole
+from sam2_core.training import finetune, pretrain
+from sam2_core.training.arguments import device, number, rate, whole
 from sam2_core.training.settings import TrainConfig
 
 
@@ -42,7 +42,7 @@ def test_a_gpu_that_is_not_there_is_refused():
                                     '--epochs', '--log-every', '--chunks', '--clips', '--echo'])
 def test_no_command_takes_nothing_for_a_size(option, capsys):
     """A run of 0 steps, or -3, would fail far from its cause, or never end."""
-    for parser, needed in ((cli.parser(), ['--data', 'd']), (command.parser(), [])):
+    for parser, needed in ((finetune.parser(), ['--data', 'd']), (pretrain.parser(), [])):
         length = [] if option in ('--steps', '--minutes', '--epochs') else ['--steps', '1']
         if option not in parser.format_help():
             continue

@@ -4,7 +4,7 @@ import torch
 
 from sam2_core.masks import mask_box
 from sam2_core.nn.prompt_encoder import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT
-from sam2_core.training import sampling
+from sam2_core.training import prompt_sampling
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def masks():
 
 
 def test_clicks_are_on_the_object(masks):
-    points, labels = sampling.clicks(masks)
+    points, labels = prompt_sampling.clicks(masks)
     assert points.shape == (40, 1, 2)
     assert (labels == 1).all()
     for (x, y), mask in zip(points[:, 0].long().tolist(), masks, strict=True):
@@ -27,12 +27,12 @@ def test_clicks_are_on_the_object(masks):
 
 
 def test_clicks_vary(masks):
-    assert not torch.equal(sampling.clicks(masks)[0], sampling.clicks(masks)[0])
+    assert not torch.equal(prompt_sampling.clicks(masks)[0], prompt_sampling.clicks(masks)[0])
 
 
 def test_corrections_are_in_the_error_and_say_which_kind(masks):
     predicted = masks.roll(2, dims=2)
-    points, labels = sampling.corrections(predicted, masks)
+    points, labels = prompt_sampling.corrections(predicted, masks)
     kinds = set()
     for (x, y), label, mine, true in zip(points[:, 0].long().tolist(), labels[:, 0].tolist(), predicted, masks,
                                          strict=True):
@@ -43,17 +43,17 @@ def test_corrections_are_in_the_error_and_say_which_kind(masks):
 
 
 def test_a_right_mask_is_confirmed(masks):
-    _, labels = sampling.corrections(masks, masks)
+    _, labels = prompt_sampling.corrections(masks, masks)
     assert (labels == 1).all()
 
 
 def test_boxes_are_around_the_object_and_half_of_them_exact(masks):
-    corners, labels = sampling.boxes(masks)
+    corners, labels = prompt_sampling.boxes(masks)
     assert (labels == torch.tensor([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT])).all()
     exact = 0
     for found, mask in zip(corners.flatten(1), masks, strict=True):
         true = torch.tensor(mask_box(mask.numpy()), dtype=torch.float32)
         exact += int(torch.equal(found, true))
         sides = (true[2:] - true[:2]).repeat(2)
-        assert ((found - true).abs() <= 5 * sampling.BOX_NOISE * sides).all()
+        assert ((found - true).abs() <= 5 * prompt_sampling.BOX_NOISE * sides).all()
     assert 8 <= exact <= 32

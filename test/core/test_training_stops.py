@@ -12,18 +12,19 @@ from training_runs import TINY, Boxes, ended, group_signal, interrupted_twice, o
 
 from sam2_core.checkpoint import CheckpointError
 from sam2_core.config import VARIANTS
-from sam2_core.training import command, loop
-from sam2_core.training.checkpoints import load_weights, save_weights
+from sam2_core.training import pretrain as pretraining
+from sam2_core.training import trainer as training
 from sam2_core.training.clips import NoUsableData
-from sam2_core.training.command import main as pretrain
 from sam2_core.training.data import SyntheticClips, batches
 from sam2_core.training.divergence import Diverged, UpdateGuard, divergence
 from sam2_core.training.initialise import new_model
+from sam2_core.training.pretrain import main as pretrain
+from sam2_core.training.run_state import load_weights, save_weights
 
 
 def spoil(run, monkeypatch, step, how):
     """Make the loss or a gradient of a step not finite."""
-    losses = loop.step_losses
+    losses = training.step_losses
 
     def spoilt(model, *arguments):
         loss, figures = losses(model, *arguments)
@@ -37,7 +38,7 @@ def spoil(run, monkeypatch, step, how):
             figures['loss'] = loss.detach() if how != 'infinite gradient' else figures['loss']
         return loss, figures
 
-    monkeypatch.setattr(loop, 'step_losses', spoilt)
+    monkeypatch.setattr(training, 'step_losses', spoilt)
 
 
 def states(run):
@@ -81,7 +82,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_ends_the_run(tmp_path, mo
 def test_the_loss_of_one_part_of_a_step_is_not_averaged_away(tmp_path, monkeypatch):
     """Figures of several parts are averaged without those that were not seen; a loss is always seen."""
     run = trainer(tmp_path, chunks=2, accumulate=2)
-    losses, calls = loop.step_losses, []
+    losses, calls = training.step_losses, []
 
     def spoilt(*arguments):
         loss, figures = losses(*arguments)
@@ -89,7 +90,7 @@ def test_the_loss_of_one_part_of_a_step_is_not_averaged_away(tmp_path, monkeypat
         factor = math.nan if len(calls) == 2 else 1.0
         return loss * factor, {**figures, 'loss': figures['loss'] * factor}
 
-    monkeypatch.setattr(loop, 'step_losses', spoilt)
+    monkeypatch.setattr(training, 'step_losses', spoilt)
     with pytest.raises(Diverged, match='step 1: the loss is NaN'):
         run.run()
 
@@ -218,7 +219,7 @@ def test_a_reader_passes_the_reason_on_without_its_traceback():
 
 def test_pretraining_stops_with_its_own_exit_code(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(VARIANTS, 'nano', TINY)
-    monkeypatch.setattr(command, 'SyntheticClips', partial(SyntheticClips, textures=8))
+    monkeypatch.setattr(pretraining, 'SyntheticClips', partial(SyntheticClips, textures=8))
     save_weights(tmp_path / 'start.safetensors', new_model(TINY))
     code = pretrain(['--output', str(tmp_path / 'run'), '--weights', str(tmp_path / 'start.safetensors'), '--device',
                      'cpu', '--clips', '1', '--workers', '0', '--steps', '4', '--rate', '1e30', '--validate-every',

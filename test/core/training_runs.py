@@ -11,10 +11,11 @@ import torch
 import torch.distributed as dist
 
 from sam2_core.config import VARIANTS
-from sam2_core.training import loop
+from sam2_core.training import trainer as training
 from sam2_core.training.clips import PackedClips
 from sam2_core.training.divergence import Diverged
-from sam2_core.training.loop import Schedule, TrainConfig, Trainer
+from sam2_core.training.settings import Schedule, TrainConfig
+from sam2_core.training.trainer import Trainer
 
 TINY = replace(VARIANTS['nano'], embed_dim=16, stages=(1, 1, 1, 1), global_attention_blocks=(2,), d_model=32,
                memory_dim=32, memory_attention_layers=1, image_size=64)
@@ -62,13 +63,13 @@ def ended(*calls):
 def one_of_two(rank, folder):
     dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2)
     run = trainer(folder / 'run')
-    losses = loop.step_losses
+    losses = training.step_losses
 
     def spoilt(*arguments):
         loss, figures = losses(*arguments)
         return (loss * math.nan, {**figures, 'loss': loss * math.nan}) if rank and run.step == 2 else (loss, figures)
 
-    loop.step_losses = spoilt
+    training.step_losses = spoilt
     try:
         run.run()
     except Diverged as error:

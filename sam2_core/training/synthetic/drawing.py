@@ -4,7 +4,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from sam2_core.training.sprites import SPRITE_SIZE, Thing
+from sam2_core.training.synthetic.sprites import SPRITE_SIZE, Thing
 
 
 def move(x: float, y: float) -> np.ndarray:

@@ -27,17 +27,17 @@ from sam2_core.checkpoint import load_model
 from sam2_core.config import VARIANTS
 from sam2_core.datasets import FORMATS, Format, Recording, SkippedFiles, open_recordings
 from sam2_core.model import Sam2Model
-from sam2_core.training import checkpoints
+from sam2_core.training import run_state
 from sam2_core.training.adapters import DEFAULT_RANK, add_adapters, base_weights
+from sam2_core.training.arguments import device, number, rate, whole
 from sam2_core.training.clips import MAX_OBJECTS, Clip, NoUsableData
-from sam2_core.training.display import progress_bar
+from sam2_core.training.distributed import join_processes, wait_for_all
 from sam2_core.training.divergence import Diverged, report
-from sam2_core.training.loop import Trainer
-from sam2_core.training.options import device, number, rate, whole
-from sam2_core.training.processes import join_processes, wait_for_all
+from sam2_core.training.progress import progress_bar
 from sam2_core.training.recorded_clips import RecordedClips, split_recordings
 from sam2_core.training.settings import Schedule, TrainConfig, part_of
 from sam2_core.training.stopping import COMPLETE, DIVERGED, INTERRUPTED, LEFT, NO_START
+from sam2_core.training.trainer import Trainer
 
 VALIDATION_CLIPS = 16
 BagFormat = Callable[[str | None, str | None], Format]
@@ -315,7 +315,7 @@ def _ending(trainer: Trainer, code: int, problem: Exception | None) -> str:
         config = trainer.config
         cures = (f'a lower learning rate (--lr, here {config.schedule.learning_rate:g})'
                  f'{", without --bf16" if config.half else ""}, or with more parts frozen')
-        return f'sam2_train: {report(problem, checkpoints.saved_step(output / "checkpoint"), output, cures)}'
+        return f'sam2_train: {report(problem, run_state.saved_step(output / "checkpoint"), output, cures)}'
     reason = '' if problem is None else f'sam2_train: {problem}. '
     return f'{reason}left at step {trainer.step}: run the same command again to go on'
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from sam2_core.training.loop import Trainer
+from sam2_core.training.trainer import Trainer
 
 
 @contextmanager

@@ -1,4 +1,14 @@
-"""The command line that trains nano on synthetic clips: ``python -m sam2_core.training.loop``."""
+"""Train a model of nano's kind on synthetic clips, from nothing or from given weights.
+
+    python -m sam2_core.training.loop --output runs/nano --minutes 19
+
+Run the same command again to resume a run that was stopped; start it with ``torchrun --nproc-per-node N`` for several
+GPUs (or processes). The learning rate follows the progress of the run, which counts steps, or minutes where the time is
+given: then it reaches 0 when the time is over, however fast the machine is.
+
+Exit codes: 0 complete; 2 could not start; 3 left before the end, run the same command again to go on; 4 a loss or
+gradient was not finite: the state before it is kept; 130 a second Ctrl-C, or one before the first step.
+"""
 from __future__ import annotations
 
 import argparse
@@ -13,14 +23,15 @@ from safetensors import SafetensorError
 
 from sam2_core.checkpoint import CheckpointError
 from sam2_core.config import VARIANTS
-from sam2_core.training import checkpoints, loop
+from sam2_core.training import run_state
+from sam2_core.training.arguments import device, number, whole
 from sam2_core.training.data import LARGEST_TRAINING_SEED, SyntheticClips
-from sam2_core.training.display import progress_bar
+from sam2_core.training.distributed import join_processes
 from sam2_core.training.divergence import Diverged, report
-from sam2_core.training.options import device, number, whole
-from sam2_core.training.processes import join_processes
+from sam2_core.training.progress import progress_bar
 from sam2_core.training.settings import Schedule, TrainConfig
 from sam2_core.training.stopping import COMPLETE, DIVERGED, INTERRUPTED, LEFT, NO_START
+from sam2_core.training.trainer import Trainer
 
 _SHOWN = ('step', 'minutes', 'frames', 'loss', 'image_box_j', 'image_click_j', 'video_tracked_j', 'video_absent_right',
           'gradient', 'images_per_s', 'data_wait', 'validation_image_box_j', 'validation_video_tracked_j',
@@ -29,7 +40,7 @@ _SHOWN = ('step', 'minutes', 'frames', 'loss', 'image_box_j', 'image_click_j', '
 
 def parser() -> argparse.ArgumentParser:
     """The options of ``python -m sam2_core.training.loop``."""
-    options = argparse.ArgumentParser('python -m sam2_core.training.loop', description=loop.__doc__,
+    options = argparse.ArgumentParser('python -m sam2_core.training.loop', description=__doc__,
                                       formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument('--output', type=Path, required=True, help='folder for weights, log, curves and checkpoint')
     length = options.add_mutually_exclusive_group(required=True)
@@ -55,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
-def prepare(options: argparse.Namespace) -> loop.Trainer:
+def prepare(options: argparse.Namespace) -> Trainer:
     """Everything up to the first step. ValueError or OSError for what a user can mend."""
     if options.seed > LARGEST_TRAINING_SEED:
         raise ValueError(f'seed {options.seed}: 0 to {LARGEST_TRAINING_SEED}; those above make the clips that models '
@@ -75,12 +86,12 @@ def prepare(options: argparse.Namespace) -> loop.Trainer:
             options.rate, ((options.longer_from, 8), (1.0, 16))),
         stop_after=options.stop_after, validate_every=options.validate_every, log_every=options.log_every)
     try:
-        model = None if options.weights is None else checkpoints.load_weights(options.weights, config.model)
+        model = None if options.weights is None else run_state.load_weights(options.weights, config.model)
     except (SafetensorError, CheckpointError) as error:
         raise ValueError(f'weights {options.weights}: {error}') from error
     options.output.mkdir(parents=True, exist_ok=True)
     source = SyntheticClips(config.seed, config.clip_frames, config.model.image_size, options.clips)
-    return loop.Trainer(config, source, model)
+    return Trainer(config, source, model)
 
 
 def line_text(line: dict) -> str:
@@ -117,7 +128,7 @@ def _train(options: argparse.Namespace) -> int:
                       f'left at step {trainer.step}: run the same command again to go on')
         except Diverged as error:
             code = DIVERGED
-            step = checkpoints.saved_step(options.output / 'checkpoint')
+            step = run_state.saved_step(options.output / 'checkpoint')
             cures = 'a lower learning rate (--rate, with --weights) or another --seed'
             ending = f'training: {report(error, step, options.output, cures)}'
     if not trainer.rank:

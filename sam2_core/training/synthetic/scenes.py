@@ -8,11 +8,11 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
-from sam2_core.training import sprites
 from sam2_core.training.clips import MAX_OBJECTS, VISIBLE_PIXELS, Clip
-from sam2_core.training.drawing import draw_shadow, draw_thing, move, turn
-from sam2_core.training.sprites import SPRITE_SIZE, ClutterBank, Thing
-from sam2_core.training.textures import TEXTURE_SIZE
+from sam2_core.training.synthetic import sprites
+from sam2_core.training.synthetic.drawing import draw_shadow, draw_thing, move, turn
+from sam2_core.training.synthetic.sprites import SPRITE_SIZE, ClutterBank, Thing
+from sam2_core.training.synthetic.textures import TEXTURE_SIZE
 
 _HALF = SPRITE_SIZE / 2
 _CANVAS = 1.6  # the background is this many times as wide as the frame

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
-from sam2_core.training.textures import TextureBank
+from sam2_core.training.synthetic.textures import TextureBank
 
 SPRITE_SIZE = 160
 _REACH = SPRITE_SIZE * 0.46  # shapes stay within this distance of the centre
