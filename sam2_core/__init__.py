@@ -9,9 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors and type checkers
+    from sam2_core.automatic_masks import Filters, FoundMask, Search
     from sam2_core.checkpoint import CheckpointError, load_model
     from sam2_core.config import VARIANTS, Sam2Config
-    from sam2_core.everything import Filters, FoundMask, Search
     from sam2_core.images import EncodedImage, encode_images
     from sam2_core.model import Sam2Model
     from sam2_core.prompts import Prompt, PromptError
@@ -41,7 +41,7 @@ __all__ = [
 ]
 _NAMES = {
     'checkpoint': ('CheckpointError', 'load_model'), 'config': ('VARIANTS', 'Sam2Config'),
-    'everything': ('Filters', 'FoundMask', 'Search'), 'images': ('EncodedImage', 'encode_images'),
+    'automatic_masks': ('Filters', 'FoundMask', 'Search'), 'images': ('EncodedImage', 'encode_images'),
     'model': ('Sam2Model',), 'prompts': ('Prompt', 'PromptError'), 'segmenter': ('ImageSegmenter', 'Segmentation'),
     'tracker': ('FrameResult', 'ObjectResult', 'StreamTracker'),
 }

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sam2_core.everything import Filters, FoundMask, Search
+from sam2_core.automatic_masks import Filters, FoundMask, Search
 from sam2_core.images import EncodedImage, check_encoded, encode_images, mask_to_model, to_image
 from sam2_core.inference import inference
 from sam2_core.model import Sam2Model

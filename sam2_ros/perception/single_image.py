@@ -11,7 +11,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from sam2_core import EncodedImage, ImageSegmenter, PromptError
-from sam2_core.everything import Filters
+from sam2_core.automatic_masks import Filters
 from sam2_core.finite import not_finite_error
 from sam2_ros.depth.surface import DepthFrame, measure
 from sam2_ros.messages.conversions import to_nanoseconds, to_rgb

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sam2_core import Filters, FoundMask, ImageSegmenter
-from sam2_core.everything import clean, point_grid, stability, suppress
+from sam2_core.automatic_masks import clean, point_grid, stability, suppress
 from sam2_core.metrics import iou
 
 LOOSE = Filters(min_iou=0.3, min_stability=0.5)  # nano is less sure of itself than the published models

@@ -11,7 +11,7 @@ from std_msgs.msg import Header
 
 from sam2_core import ImageSegmenter
 from sam2_core import Prompt as CorePrompt
-from sam2_core.everything import Filters
+from sam2_core.automatic_masks import Filters
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, Instance, Prompt
 from sam2_ros.perception.camera_pipeline import Stream
