@@ -23,13 +23,13 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from growth import picture
-from nano_quality import FRAMES, SEED, clip_figures, clutter
-from parts import facts, full_tracker
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.growth import picture
+from benchmarks.lib.parts import facts, full_tracker
+from benchmarks.nano_quality import FRAMES, SEED, clip_figures, clutter
 from sam2_core import StreamTracker, load_model
 from sam2_core.config import VARIANTS
 from sam2_core.training.initialise import new_model

@@ -21,11 +21,11 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from nano_quality import FRAMES, OBJECTS, SEED, TEXTURES
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks.nano_quality import FRAMES, OBJECTS, SEED, TEXTURES
 from sam2_core import Prompt, StreamTracker, load_model
 from sam2_core.masks import mask_box
 from sam2_core.metrics import iou

@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1] / 'test' / 'ros'))
-from depth_truth import displaced, error, sights  # noqa: E402
-
-from sam2_ros.tabletop.scene import TabletopScene  # noqa: E402
+from sam2_ros.tabletop.scene import TabletopScene
+from testing.depth_truth import displaced, error, sights
 
 SIZES = ((640, 480), (1280, 720))
 DISTANCES = (0.5, 0.75, 1.0, 1.25, 1.5)

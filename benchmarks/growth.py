@@ -19,13 +19,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-import plots
 import torch
-from parts import boxes, facts, make_model, resident
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks.lib import plots
+from benchmarks.lib.parts import boxes, facts, make_model, resident
 from sam2_core import Prompt, Sam2Model, StreamTracker
 from sam2_core.config import VARIANTS
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import threading
 import time
 from pathlib import Path
@@ -28,16 +27,14 @@ from rich.table import Table
 from sensor_msgs.msg import RegionOfInterest
 from std_msgs.msg import Header
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from sam2_core import StreamTracker, load_model  # noqa: E402
-from sam2_core.metrics import iou  # noqa: E402
-from sam2_ros.messages.conversions import from_pixels  # noqa: E402
-from sam2_ros.msg import Prompt  # noqa: E402
-from sam2_ros.perception.camera_pipeline import Stream  # noqa: E402
-from sam2_ros.perception.prompt_plan import PromptRequest  # noqa: E402
-from sam2_ros.runtime.parameters import Parameters  # noqa: E402
-from sam2_ros.tabletop.textures import PALETTES, dotted_box, striped_box, wood  # noqa: E402
+from sam2_core import StreamTracker, load_model
+from sam2_core.metrics import iou
+from sam2_ros.messages.conversions import from_pixels
+from sam2_ros.msg import Prompt
+from sam2_ros.perception.camera_pipeline import Stream
+from sam2_ros.perception.prompt_plan import PromptRequest
+from sam2_ros.runtime.parameters import Parameters
+from sam2_ros.tabletop.textures import PALETTES, dotted_box, striped_box, wood
 
 RATE = 15  # images per second
 WIDTH, HEIGHT = 640, 480

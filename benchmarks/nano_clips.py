@@ -17,11 +17,11 @@ import cv2
 import numpy as np
 import torch
 from builtin_interfaces.msg import Time
-from nano_quality import PACKAGED, nano, short
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks.nano_quality import PACKAGED, nano, short
 from sam2_core import Prompt, StreamTracker
 from sam2_core.model import Sam2Model
 from sam2_ros.demo.pictures import FONT, INK, MARGIN, OPACITY, PAPER, captioned

@@ -11,6 +11,10 @@ stream the tracker alone, in this process with the same model, takes the same im
 """
 from __future__ import annotations
 
+import sam2_ros.runtime.threads  # noqa: F401  before torch, as in the node
+
+# isort: split
+
 import argparse
 import itertools
 import json
@@ -23,26 +27,21 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-import sam2_ros.runtime.threads  # noqa: E402, F401  before torch, as in the node
+import cv2
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
 
-sys.path.insert(0, str(ROOT / 'test' / 'system'))
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-import plots  # noqa: E402
-import torch  # noqa: E402
-from harness import Peer, running_node  # noqa: E402
-from parts import boxes, facts, make_model, random_model  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.progress import track  # noqa: E402
-from rich.table import Table  # noqa: E402
-
-from sam2_core import Prompt, Sam2Model, StreamTracker  # noqa: E402
-from sam2_core.config import VARIANTS  # noqa: E402
-from sam2_ros.messages.conversions import to_nanoseconds  # noqa: E402
-from sam2_ros.msg import InstanceArray  # noqa: E402
-from sam2_ros.tabletop.scene import TabletopScene  # noqa: E402
+from benchmarks.lib import plots
+from benchmarks.lib.parts import boxes, facts, make_model, random_model
+from sam2_core import Prompt, Sam2Model, StreamTracker
+from sam2_core.config import VARIANTS
+from sam2_ros.messages.conversions import to_nanoseconds
+from sam2_ros.msg import InstanceArray
+from sam2_ros.tabletop.scene import TabletopScene
+from testing.peer import Peer, running_node
 
 FILLED = 16  # images after which memories do not get longer
 FRAMES = 60  # of the clip

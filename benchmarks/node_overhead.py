@@ -23,8 +23,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'test' / 'system'))
-
 WARM_UP = 5  # images
 STAGES = {
     'take': 'receive: DDS to a Python message',
@@ -87,8 +85,9 @@ class Show:
     """A camera, with depth beside its images once it is wanted."""
 
     def __init__(self, peer, images: list[np.ndarray], encoding: str) -> None:
-        from harness import image_message
         from sensor_msgs.msg import CameraInfo, Image
+
+        from testing.peer import image_message
         self._peer = peer
         self._messages = [image_message(image, peer.header(), encoding) for image in images]
         height, width = images[0].shape[:2]
@@ -158,8 +157,9 @@ def main() -> None:
     if arguments.node:
         sys.exit(run_node(arguments.node, others))
 
-    from harness import Scene, running_node
     from sensor_msgs.msg import PointCloud2
+
+    from testing.peer import Scene, running_node
     scene = Scene(*arguments.size)
     with tempfile.TemporaryDirectory() as folder:
         records = Path(folder) / 'records.json'

@@ -13,9 +13,7 @@ from pathlib import Path
 import torch
 import transformers
 
-sys.path.insert(0, str(Path(__file__).parents[1] / 'test' / 'core'))
-import comparisons  # noqa: E402
-import reference  # noqa: E402
+from testing import comparisons, reference
 
 DEFAULT = ('sam2.1_hiera_tiny', 'sam2.1_hiera_base_plus', 'sam2_hiera_tiny', 'sam2_hiera_base_plus', 'nano')
 

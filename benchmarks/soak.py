@@ -21,21 +21,19 @@ import time
 from collections import Counter
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / 'test' / 'system'), str(Path(__file__).resolve().parents[1])]
+import numpy as np
+from builtin_interfaces.msg import Time
+from domain_coordinator import domain_id
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from std_msgs.msg import Header
 
-import numpy as np  # noqa: E402
-from builtin_interfaces.msg import Time  # noqa: E402
-from domain_coordinator import domain_id  # noqa: E402
-from harness import NodeProcess, Peer, image_message, roi  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.progress import Progress  # noqa: E402
-from rich.table import Table  # noqa: E402
-from sensor_msgs.msg import CameraInfo, Image, PointCloud2  # noqa: E402
-from std_msgs.msg import Header  # noqa: E402
-
-from sam2_ros.msg import InstanceArray, Prompt  # noqa: E402
-from sam2_ros.srv import SegmentAll, SegmentImage  # noqa: E402
-from sam2_ros.tabletop.scene import TabletopScene  # noqa: E402
+from sam2_ros.msg import InstanceArray, Prompt
+from sam2_ros.srv import SegmentAll, SegmentImage
+from sam2_ros.tabletop.scene import TabletopScene
+from testing.peer import NodeProcess, Peer, image_message, roi
 
 WIDTH, HEIGHT = 640, 480
 FRAMES = 90  # of the scene, there and back again

@@ -25,13 +25,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from parts import facts
 from rich.console import Console
 from rich.progress import track
-from speed_costs import DTYPES, Clock, count_flop, flop_counter, matrix_product, peak_memory, stage_seconds
-from speed_report import complete, label, picture, tables
-from speed_sides import SIDES, Setting, Step, moving_scene, sides_for, write_weights
 
+from benchmarks.lib.parts import facts
+from benchmarks.lib.speed_costs import (
+    DTYPES,
+    Clock,
+    count_flop,
+    flop_counter,
+    matrix_product,
+    peak_memory,
+    stage_seconds,
+)
+from benchmarks.lib.speed_report import complete, label, picture, tables
+from benchmarks.lib.speed_sides import SIDES, Setting, Step, moving_scene, sides_for, write_weights
 from sam2_core.config import VARIANTS
 from sam2_core.metrics import iou
 

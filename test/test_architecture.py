@@ -1,7 +1,6 @@
 """The dependency rule between the parts of the source, read from its imports.
 
-Today's modules of sam2_ros lie in one folder; ``ROOMS`` says to which part each belongs. The exceptions below are
-known violations: remove them, add none.
+The exceptions below are known violations: remove them, add none.
 """
 import ast
 from collections import defaultdict
@@ -10,29 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# sam2_ros: part -> its modules
-ROOMS = {
-    'runtime': 'parameters dds cores failures guarded_node namesakes node_arguments node_help stopping '
-               'executables',
-    'messages': 'conversions compressed_images encodings vision_messages stamps',
-    'tabletop': 'demo_scene demo_solids demo_textures demo_depth',
-    'depth': 'depth calibration lens spatial box_fit',
-    'recordings': 'evaluation.recording bags bag_files bag_mcap bag_reader bag_sqlite bag_storage bag_tracks '
-                  'bag_writer label_bags evaluation.folders',
-    'perception': 'stream tracked_objects object_steps worker mailbox history one_shot frame prompting prompt_reader '
-                  'catch_up states detections shedding meter skipped_images loading',
-    'drawing': 'overlay',
-    'topics': 'camera outputs views clouds depth_topics prompt_point diagnostics',
-    'evaluation': 'evaluation evaluation.job evaluation.many evaluation.run evaluation.live evaluation.delivery '
-                  'evaluation.prompts evaluation.results evaluation.stages evaluation.scenes evaluation.samples '
-                  'evaluation.scores evaluation.comparison evaluation.moments evaluation.report '
-                  'evaluation.report_style evaluation.charts evaluation.frames evaluation.results_bag '
-                  'evaluation.export evaluation.pictures evaluation.parameter_file',
-    'preflight': 'check_machine check_listener check_camera findings',
-    'demo': 'demo_graph demo demo_prompter demo_recorder demo_recording demo_pictures',
-    'executables': 'node check evaluate compare train launching',
-}
-# part -> the parts it may import; sam2_core is open to all of them
+# package of sam2_ros -> the packages it may import; the modules in the root (executables) may import all of them, and
+# sam2_core is open to everybody
 MAY_IMPORT = {
     'runtime': '', 'messages': '', 'tabletop': '',
     'depth': 'messages runtime',
@@ -43,7 +21,6 @@ MAY_IMPORT = {
     'preflight': 'depth messages runtime',
     'evaluation': 'recordings drawing perception tabletop depth messages runtime',
     'demo': 'drawing perception tabletop depth messages runtime',
-    'executables': ' '.join(ROOMS),
 }
 
 KNOWN_UPWARDS = {
@@ -86,22 +63,32 @@ def imports(module: str) -> Iterator[str]:
 OURS = {module: {name for name in imports(module) if name in MODULES} for module in MODULES}
 
 
-def room(module: str) -> str:
-    rooms = [name for name, modules in ROOMS.items() if module.removeprefix('sam2_ros.') in modules.split()]
-    rooms = rooms or [name for name in ROOMS if module.split('.')[1] == name]
-    assert len(rooms) == 1, f'{module} is in {rooms or "no room"}: name it once in ROOMS'
-    return rooms[0]
+def package(module: str) -> str:
+    """Return the package of a module of sam2_ros, '' for one in the root."""
+    name = module.split('.')[1]
+    return name if (ROOT / 'sam2_ros' / name).is_dir() else ''
 
 
-def test_each_part_of_sam2_ros_imports_only_what_stands_below_it():
+def test_each_package_of_sam2_ros_imports_only_what_stands_below_it():
     upwards = set()
-    for module in MODULES.keys() - {'sam2_ros'}:
-        if module.startswith('sam2_ros.'):
-            own = room(module)
+    for module in OURS:
+        if module.startswith('sam2_ros.') and (own := package(module)):
             above = {name for name in OURS[module] if name.startswith('sam2_ros.')
-                     and room(name) not in (own, *MAY_IMPORT[own].split())}
+                     and package(name) not in (own, *MAY_IMPORT[own].split())}
             upwards |= {(module, name) for name in above}
     assert upwards == KNOWN_UPWARDS
+
+
+def test_the_root_of_sam2_ros_shows_at_most_twenty_rooms():
+    rooms = {path.stem for path in (ROOT / 'sam2_ros').iterdir()
+             if path.suffix == '.py' or (path / '__init__.py').exists()}
+    assert rooms - {'__init__'} == {'node', 'check', 'evaluate', 'compare', 'train', 'launching', *MAY_IMPORT}
+    assert len(rooms) <= 20
+
+
+def test_datasets_do_not_import_training():
+    assert {name for module in OURS if module.startswith('sam2_core.datasets')
+            for name in OURS[module] if name.startswith('sam2_core.training')} == set()
 
 
 def test_sam2_core_imports_neither_ros_nor_sam2_ros():

@@ -10,8 +10,7 @@ import cv2
 import numpy as np
 
 from sam2_core.datasets.exif import UPRIGHT, orientation, upright
-from sam2_core.datasets.recordings import BrokenSample
-from sam2_core.training.clips import VISIBLE_PIXELS
+from sam2_core.datasets.recordings import VISIBLE_PIXELS, BrokenSample
 
 _PNG = b'\x89PNG\r\n\x1a\n'
 _JPEG = b'\xff\xd8'

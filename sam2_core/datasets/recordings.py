@@ -9,6 +9,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+VISIBLE_PIXELS = 16  # an object of fewer pixels counts as not visible
+
 
 class BrokenSample(ValueError):
     """A file that cannot be trained on. The run goes on without it."""

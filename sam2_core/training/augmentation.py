@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from sam2_core.datasets.recordings import Labelled
-from sam2_core.training.clips import MAX_OBJECTS, VISIBLE_PIXELS, Clip
+from sam2_core.datasets.recordings import VISIBLE_PIXELS, Labelled
+from sam2_core.training.clips import MAX_OBJECTS, Clip
 
 _BORDER = (124, 116, 104)  # mean colour, where a moving crop leaves the image
 _LUMINANCE = np.array([0.299, 0.587, 0.114])

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 MAX_OBJECTS = 8  # a clip travels with one byte per pixel, one bit for each object
-VISIBLE_PIXELS = 16  # an object of fewer pixels counts as not visible
 
 
 class NoUsableData(ValueError):

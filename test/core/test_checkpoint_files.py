@@ -8,10 +8,8 @@ import pickle
 import re
 import zipfile
 
-import comparisons
 import numpy as np
 import pytest
-import reference
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -19,6 +17,7 @@ from torch import nn
 from sam2_core import VARIANTS, CheckpointError, Sam2Model, load_model
 from sam2_core.checkpoint import check_finite, find_weights, read_checkpoint, read_weights
 from sam2_core.checkpoint_layouts import published_weights
+from testing import comparisons, reference
 
 NANO = find_weights('nano')
 

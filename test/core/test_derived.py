@@ -3,14 +3,13 @@
 import copy
 import pickle
 
-import comparisons
 import pytest
-import reference
 import torch
 from torch import nn
 
 from sam2_core import Prompt, StreamTracker
 from sam2_core.nn.derived import Derived
+from testing import comparisons, reference
 
 
 class Doubled(nn.Module):

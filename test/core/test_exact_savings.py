@@ -3,9 +3,7 @@
 import copy
 import dataclasses
 
-import comparisons
 import pytest
-import reference
 import torch
 
 from sam2_core import VARIANTS, Sam2Model
@@ -13,6 +11,7 @@ from sam2_core.model import Memory
 from sam2_core.nn import attention, hiera
 from sam2_core.nn.attention import RotaryAttention
 from sam2_core.nn.position import RotaryTable
+from testing import comparisons, reference
 
 SIDE, DIM, NARROW, POINTERS, OBJECTS = 6, 32, 8, 5, 3
 TOKENS = SIDE * SIDE

@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain_tracker import Frame, PlainFrames
 
 from sam2_core import VARIANTS
 from sam2_core.memory import MemoryBank, MemoryShapes, stack_memories
+from testing.plain_tracker import Frame, PlainFrames
 
 
 def remember(nano, conditioning, limit=4):

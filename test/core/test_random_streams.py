@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from plain_tracker import OneByOne, PlainTracker, tiny_model
 
 from sam2_core import Prompt, PromptError, StreamTracker, encode_images
 from sam2_core.memory import MemoryShapes, stack_memories
+from testing.plain_tracker import OneByOne, PlainTracker, tiny_model
 
 HEIGHT, WIDTH = 24, 32
 SOURCES = tuple(sys.modules[f'sam2_core.{name}'].__file__ for name in ('tracker', 'memory', 'timeline'))

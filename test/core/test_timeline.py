@@ -2,10 +2,10 @@
 import numpy as np
 import pytest
 import torch
-from plain_tracker import tiny_model
 
 from sam2_core import Prompt, StreamTracker
 from sam2_core.memory import stack_memories
+from testing.plain_tracker import tiny_model
 
 BOX = Prompt(1, box=(5, 5, 20, 18))
 CLICK = Prompt(1, points=[(9, 9)], labels=[1])

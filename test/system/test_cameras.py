@@ -4,12 +4,12 @@ import contextlib
 import numpy as np
 import pytest
 from domain_coordinator import domain_id
-from harness import NodeProcess, Peer, Scene, ids, roi, running_node, whole_mask
 from sensor_msgs.msg import Image
 
 from sam2_core.metrics import iou
 from sam2_ros.msg import Prompt
 from sam2_ros.srv import SegmentImage
+from testing.peer import NodeProcess, Peer, Scene, ids, roi, running_node, whole_mask
 
 SCENES = {'front': Scene(), 'wrist': Scene(320, 240)}
 

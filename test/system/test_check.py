@@ -8,12 +8,12 @@ import sys
 import numpy as np
 import pytest
 from domain_coordinator import domain_id
-from harness import PATIENCE, NodeProcess, Peer, image_message, running_node
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, Image
 
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.runtime.dds import PROFILE_VARIABLES, TRANSPORT_VARIABLE
+from testing.peer import PATIENCE, NodeProcess, Peer, image_message, running_node
 
 ON_A_BUSY_MACHINE = {'rate'}  # a camera that skips images is told from lost ones by nobody
 CAMERA = (sys.executable, '-m', 'sam2_ros.demo.camera')

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import NodeProcess, Scene, ids, running_node, whole_mask
 
 from sam2_core.metrics import iou
+from testing.peer import NodeProcess, Scene, ids, running_node, whole_mask
 
 ROOT = Path(__file__).resolve().parents[2]
 INSTALL = ROOT / 'build' / 'colcon' / 'install'

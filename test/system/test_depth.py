@@ -3,13 +3,13 @@ import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import PointStamped
-from harness import FRAME_ID, image_message, running_node
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import Header
 from visualization_msgs.msg import Marker, MarkerArray
 
 from sam2_ros.msg import Prompt
 from sam2_ros.tabletop.scene import TabletopScene
+from testing.peer import FRAME_ID, image_message, running_node
 
 SCENE = TabletopScene(seed=3, width=480, height=360)
 FRAME = 70  # everything is in view

@@ -8,7 +8,6 @@ import pytest
 pytest.importorskip('rosbags', reason='needs rosbags (pip install rosbags rosbags-image)')
 
 from builtin_interfaces.msg import Time
-from harness import Scene, image_message, roi
 from std_msgs.msg import Header
 
 from sam2_core import load_model
@@ -18,6 +17,7 @@ from sam2_ros.msg import Prompt
 from sam2_ros.recordings.bag_recording import BagRecording
 from sam2_ros.recordings.bag_writer import BagWriter
 from sam2_ros.runtime.parameters import Parameters
+from testing.peer import Scene, image_message, roi
 
 IMAGES, PERIOD = 25, 200_000_000  # ns
 

@@ -1,11 +1,11 @@
 """Prompts that come when their image is old already, over DDS, with raw and with compressed images."""
 import pytest
 from builtin_interfaces.msg import Time
-from harness import PATIENCE, Scene, ids, instance_of, roi, running_node, whole_mask
 from std_msgs.msg import Header
 
 from sam2_core.metrics import iou
 from sam2_ros.msg import Instance, InstanceEvent, Prompt
+from testing.peer import PATIENCE, Scene, ids, instance_of, roi, running_node, whole_mask
 
 SCENE = Scene()
 STEP = 1.5  # of the scene's time from image to image: 9 pixels

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import Scene, running_node
 
 from sam2_ros.runtime.dds import PROFILE_VARIABLES
+from testing.peer import Scene, running_node
 
 ROOT = Path(__file__).resolve().parents[2]
 # what `ros2 launch FILE NAME:=VALUE` does, and nothing else that ros2cli brings

@@ -3,7 +3,15 @@ import math
 
 import numpy as np
 import pytest
-from harness import (
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+from std_srvs.srv import Trigger
+
+from sam2_core.metrics import iou
+from sam2_ros.msg import Instance, Prompt
+from testing.peer import (
     FRAME_ID,
     Scene,
     ids,
@@ -14,14 +22,6 @@ from harness import (
     running_node,
     whole_mask,
 )
-from rclpy.qos import QoSProfile, ReliabilityPolicy
-from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import Image
-from std_msgs.msg import Header
-from std_srvs.srv import Trigger
-
-from sam2_core.metrics import iou
-from sam2_ros.msg import Instance, Prompt
 
 GOOD = 0.6  # IoU; nano reaches about 0.9 on this scene
 SCENE = Scene()

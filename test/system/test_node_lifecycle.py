@@ -3,7 +3,12 @@ import signal
 from pathlib import Path
 
 import pytest
-from harness import (
+from lifecycle_msgs.msg import Transition
+
+import sam2_core
+from sam2_core.metrics import iou
+from sam2_ros.msg import Prompt
+from testing.peer import (
     NodeProcess,
     Scene,
     ids,
@@ -13,11 +18,6 @@ from harness import (
     running_node,
     whole_mask,
 )
-from lifecycle_msgs.msg import Transition
-
-import sam2_core
-from sam2_core.metrics import iou
-from sam2_ros.msg import Prompt
 
 SCENE = Scene()
 

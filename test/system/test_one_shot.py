@@ -1,7 +1,6 @@
 """~/segment_image and ~/segment_all over DDS, with raw and with compressed images from the camera."""
 import numpy as np
 import pytest
-from harness import Scene, ids, image_message, point, roi, running_node, whole_mask
 from lifecycle_msgs.msg import Transition
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
@@ -9,6 +8,7 @@ from std_msgs.msg import Header
 from sam2_core.metrics import iou
 from sam2_ros.msg import Prompt
 from sam2_ros.srv import SegmentAll, SegmentImage
+from testing.peer import Scene, ids, image_message, point, roi, running_node, whole_mask
 
 SCENE = Scene()
 

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from harness import Peer, Scene, ids, instance_of, running_node
 from lifecycle_msgs.msg import Transition
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from sam2_ros.messages.conversions import from_pixels, to_nanoseconds
 from sam2_ros.msg import Instance
+from testing.peer import Peer, Scene, ids, instance_of, running_node
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 SCENE = Scene()

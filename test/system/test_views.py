@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Point, PointStamped, Quaternion, Transform, TransformStamped, Vector3
-from harness import FRAME_ID, Scene, ids, image_message, instance_of, roi, running_node, whole_mask
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import Header, String
@@ -13,6 +12,7 @@ from std_msgs.msg import Header, String
 from sam2_core.metrics import iou
 from sam2_ros.messages.vision import vision_msgs
 from sam2_ros.msg import Instance, Prompt
+from testing.peer import FRAME_ID, Scene, ids, image_message, instance_of, roi, running_node, whole_mask
 
 SCENE = Scene()
 GOOD = 0.6  # IoU; nano reaches about 0.9 on this scene

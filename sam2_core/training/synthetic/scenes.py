@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
-from sam2_core.training.clips import MAX_OBJECTS, VISIBLE_PIXELS, Clip
+from sam2_core.datasets.recordings import VISIBLE_PIXELS
+from sam2_core.training.clips import MAX_OBJECTS, Clip
 from sam2_core.training.synthetic import sprites
 from sam2_core.training.synthetic.drawing import draw_shadow, draw_thing, move, turn
 from sam2_core.training.synthetic.sprites import SPRITE_SIZE, ClutterBank, Thing

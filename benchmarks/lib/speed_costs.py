@@ -1,0 +1,200 @@
+"""What speed.py measures besides whole frames: operations, the machine's best, the time of each stage, memory."""
+from __future__ import annotations
+
+import argparse
+import ctypes
+import functools
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from benchmarks.lib.parts import resident, status_field
+from benchmarks.lib.speed_sides import SIDES, Setting
+from sam2_core.config import VARIANTS
+
+Clock = Callable[[], float]
+STAGES = {'encode_image': 'encode_image', 'attend_memory': 'attend_memory', 'decode_masks': 'decode_masks',
+          'choose_masks': 'decode_masks', 'encode_memory': 'encode_memory'}  # method of the model -> stage
+TRACK = 'attend_memory and decode_masks'
+COMPILED_STAGES = {'encode_image': 'encode_image', 'track_objects': TRACK, 'encode_memory': 'encode_memory'}
+REST = 'images in, masks out'
+DTYPES = ('float32', 'bfloat16', 'float16')
+
+
+def fused_on_cpu(query, key, value, *_, out_shape=None, **__) -> int:
+    """PyTorch's counter does not know the CPU's fused attention; shapes are what it is given."""
+    return sdpa_flop_count(query, key, value)
+
+
+def added_in_place(_, first, second, *, out_shape=None, **__) -> int:
+    """Nor the matrix product that is added to what is there."""
+    return 2 * first[0] * first[1] * second[1]
+
+
+def flop_counter() -> FlopCounterMode:
+    """Counts 2 for each multiplication and addition of matrix products, convolutions and attention."""
+    return FlopCounterMode(display=False, custom_mapping={
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: fused_on_cpu,
+        torch.ops.aten.addmm_: added_in_place})
+
+
+@contextmanager
+def around_stages(model: nn.Module, around: Callable[[str, Callable], Callable]) -> Iterator[None]:
+    """What a tracker calls of the model replaced by ``around(stage, method)``, for as long as this lasts."""
+    owner, stages = (model, STAGES) if model.compiled is None else (model.compiled, COMPILED_STAGES)
+    try:
+        for name, stage in stages.items():
+            method = getattr(owner, name)
+            setattr(owner, name, functools.wraps(method)(around(stage, method)))
+        yield
+    finally:
+        for name in stages:
+            owner.__dict__.pop(name, None)  # the class has the method
+
+
+def count_flop(model: nn.Module, frame: Callable[[], object]) -> dict[str, int]:
+    """Operations of one frame of ours, not compiled, by stage and in all: {stage: FLOP, 'all': FLOP}."""
+    counted = dict.fromkeys(STAGES.values(), 0)
+
+    def around(stage: str, method: Callable) -> Callable:
+        def run(*arguments, **options):
+            before = counter.get_total_flops()
+            result = method(*arguments, **options)
+            counted[stage] += counter.get_total_flops() - before
+            return result
+        return run
+
+    with around_stages(model, around), flop_counter() as counter:
+        frame()
+    return counted | {TRACK: counted['attend_memory'] + counted['decode_masks'], 'all': counter.get_total_flops()}
+
+
+class Stopwatch:
+    """Seconds between ``start`` and ``stop``: events on a GPU, which do not hold it up, a clock elsewhere."""
+
+    def __init__(self, device: torch.device, clock: Clock) -> None:
+        self._gpu, self._clock = device.type == 'cuda', clock
+        self._marks: list[tuple] = []
+
+    def mark(self):
+        if not self._gpu:
+            return self._clock()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def stop(self, start) -> None:
+        self._marks.append((start, self.mark()))
+
+    def seconds(self) -> float:
+        """The sum of all so far. On a GPU once it is idle."""
+        return sum(a.elapsed_time(b) / 1e3 if self._gpu else b - a for a, b in self._marks)
+
+
+def stage_seconds(model: nn.Module, frame: Callable[[], object], device: torch.device,
+                  clock: Clock) -> dict[str, float]:
+    """Seconds of one frame of ours by stage, and the rest: images to the model, masks to the image."""
+    stages = STAGES if model.compiled is None else COMPILED_STAGES
+    watches = {stage: Stopwatch(device, clock) for stage in [*stages.values(), REST]}
+
+    def around(stage: str, method: Callable) -> Callable:
+        def run(*arguments, **options):
+            start = watches[stage].mark()
+            result = method(*arguments, **options)
+            watches[stage].stop(start)
+            return result
+        return run
+
+    with around_stages(model, around):
+        start = watches[REST].mark()
+        frame()
+        watches[REST].stop(start)
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+    seconds = {stage: watch.seconds() for stage, watch in watches.items()}
+    seconds[REST] = max(0.0, seconds[REST] - sum(value for stage, value in seconds.items() if stage != REST))
+    return seconds
+
+
+def matrix_product(device: torch.device, dtype: torch.dtype, clock: Clock) -> float:
+    """FLOP/s of the best of a few large matrix products."""
+    gpu = device.type == 'cuda'
+    side, runs = (8192, 10) if gpu else (2048, 4)
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    best = 0.0
+    for _ in range(runs):
+        watch = Stopwatch(device, clock)
+        start = watch.mark()
+        a @ b
+        watch.stop(start)
+        if gpu:
+            torch.cuda.synchronize(device)
+        best = max(best, 2 * side ** 3 / watch.seconds())
+    return best
+
+
+# --- memory: each side in a process of its own
+
+def peak_memory(side: str, setting: Setting, objects: list[int]) -> dict[int, float]:
+    """MiB that a side takes at most for so many objects, weights and state included.
+
+    On a GPU the most that tensors took. On a CPU the most that the process grew after everything was imported; work
+    buffers that PyTorch keeps are in it.
+    """
+    command = [sys.executable, __file__, side, setting.model, str(setting.image_size), str(setting.device),
+               str(setting.dtype).removeprefix('torch.'), str(setting.weights), *map(str, objects)]
+    done = subprocess.run([*command, '--compile', setting.compile], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f'memory of {side}: {" ".join(command)} ended with {done.returncode}:\n'
+                           f'{done.stderr[-3000:]}')
+    return {int(count): mib for count, mib in json.loads(done.stdout.splitlines()[-1]).items()}
+
+
+def measure_memory(side: str, setting: Setting, objects: list[int]) -> dict[int, float]:
+    """The same in this process, which should have done nothing else."""
+    from testing.reference import moving_scene
+    gpu = setting.device.type == 'cuda'
+    images = moving_scene(3, setting.image_size)
+    imported = resident()
+    model = SIDES[side].build(setting)
+    peaks = {}
+    for count in sorted(objects):
+        if gpu:
+            torch.cuda.reset_peak_memory_stats(setting.device)
+        else:
+            ctypes.CDLL(None).malloc_trim(0)  # what loading took and gave back
+            Path('/proc/self/clear_refs').write_text('5')  # VmHWM begins anew
+        step, state = SIDES[side].start(model, setting, images[0], count)
+        for image in images[1:]:
+            step(image)
+        peaks[count] = torch.cuda.max_memory_allocated(setting.device) / 2 ** 20 if gpu else (
+            status_field('VmHWM') - imported)
+        del step, state
+    return peaks
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=measure_memory.__doc__)
+    parser.add_argument('side', choices=list(SIDES))
+    parser.add_argument('model', choices=list(VARIANTS))
+    parser.add_argument('image_size', type=int)
+    parser.add_argument('device', type=torch.device)
+    parser.add_argument('dtype', choices=DTYPES)
+    parser.add_argument('weights', type=Path)
+    parser.add_argument('objects', type=int, nargs='+')
+    parser.add_argument('--compile', default='')
+    options = parser.parse_args()
+    setting = Setting(options.model, options.image_size, options.device, getattr(torch, options.dtype), options.weights,
+                      options.compile)
+    print(json.dumps(measure_memory(options.side, setting, options.objects)))
+
+
+if __name__ == '__main__':
+    main()

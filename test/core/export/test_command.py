@@ -1,0 +1,157 @@
+"""What is exported is the model, and the command and the script that do it say what is wrong."""
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sam2_core import Prompt, StreamTracker
+from sam2_core.approximations import pool_memory, quantize_encoder
+from sam2_core.export import ExportError, Sizes, cli, export_onnx, stages, verify
+from sam2_core.export.graph_model import GraphModel
+from sam2_core.export.verify import differences
+from sam2_core.export.write import BUILD_SCRIPT
+from testing import comparisons
+
+
+@pytest.fixture(scope='module', params=['nano', 'sam2.1_hiera_tiny', 'sam2_hiera_tiny'])
+def model(request):
+    """Random weights with which every object is visible."""
+    pair = comparisons.make_pair(request.param, image_size=128)
+    pair.set_object_score_bias(4.0)
+    return pair.ours
+
+
+@pytest.mark.parametrize('sizes', [Sizes((1, 3)), Sizes((2,), memory_frames=10, pointers=19, points=1)])
+def test_what_is_traced_computes_what_the_model_does(model, sizes):
+    """Before PyTorch's exporter: fused layers, empty rows, hidden points and the choice of masks."""
+    graph_model = GraphModel(model)
+
+    def run(stage, inputs):
+        with torch.enable_grad():
+            return stage.run(graph_model, tuple(inputs.values()))
+
+    found = list(differences(model, stages(model.config, sizes), run))
+    assert len(found) == 4 + 6 * len(sizes.objects) + 7
+    assert [d for d in found if d.largest > 1e-5 * max(1, d.scale)] == []
+
+
+def test_pooled_memory_is_exported_too(nano):
+    model = copy.deepcopy(nano)
+    pool_memory(model, 2)
+    graph_model = GraphModel(model)
+    stage = next(stage for stage in stages(model.config, Sizes((2,))) if stage.kind == 'attend_memory')
+
+    def run(stage, inputs):
+        with torch.enable_grad():
+            return stage.run(graph_model, tuple(inputs.values()))
+
+    pooled, = differences(model, [stage], run)
+    exact, = differences(nano, [stage], run)
+    assert pooled.largest < 1e-5 * pooled.scale < exact.largest
+
+
+def test_int8_encoder_is_refused(nano):
+    model = copy.deepcopy(nano)
+    quantize_encoder(model)
+    with pytest.raises(ValueError, match='nano with an int8 encoder: load it without int8_encoder'):
+        GraphModel(model)
+
+
+def test_exporting_leaves_the_model_as_it_was(nano, scene):
+    model = copy.deepcopy(nano)
+    before = StreamTracker(model).step(scene.image(0), [Prompt(1, box=scene.box(1))]).objects[1].logits
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    GraphModel(model)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    after = StreamTracker(model).step(scene.image(0), [Prompt(1, box=scene.box(1))]).objects[1].logits
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+    (['--model', 'giant'], "model 'giant' is not known: choose one of nano, "),
+    ([], 'neither a model name nor a checkpoint: name one of nano, '),
+    (['--checkpoint', 'missing.pt'], 'checkpoint missing.pt: no such file'),
+    (['--model', 'nano', '--image-size', '100'], 'image_size 100: must be a positive multiple of 32'),
+    (['--model', 'nano', '--objects', '1', '0'], 'objects 0: must be a whole number, 1 or more'),
+    (['--model', 'nano', '--memory-frames', '-1'], 'memory_frames -1: must be a whole number, 1 or more'),
+])
+def test_command_names_what_is_wrong(arguments, message, tmp_path, capsys):
+    assert cli.main([*arguments, '--onnx', str(tmp_path / 'graphs')]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / 'graphs').exists()
+
+
+def test_command_says_that_the_folder_is_a_file(tmp_path, capsys):
+    (tmp_path / 'file').touch()
+    assert cli.main(['--model', 'nano', '--onnx', str(tmp_path / 'file')]) == 2
+    assert f"'{tmp_path / 'file'}'" in capsys.readouterr().err
+
+
+def test_missing_packages_are_said_with_the_cure(nano, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'onnxscript', None)
+    with pytest.raises(ExportError, match='onnxscript cannot be imported: pip install onnxscript'):
+        export_onnx(nano, tmp_path)
+    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+    assert cli.main(['--model', 'nano', '--onnx', str(tmp_path), '--verify']) == 2
+    assert capsys.readouterr().err == ('sam2_export: onnxscript and onnxruntime cannot be imported: '
+                                       'pip install onnxscript onnxruntime\n')
+    with pytest.raises(ExportError, match='pip install onnxruntime'):
+        next(verify(nano, tmp_path, []))
+
+
+def test_core_does_not_need_the_packages():
+    code = ("import sys; sys.modules.update(onnx=None, onnxscript=None, onnxruntime=None); "
+            "import sam2_core, sam2_core.export.cli; sam2_core.export.cli.parser()")
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=Path(__file__).parents[3])
+
+
+# --- the script for TensorRT, with a trtexec that only writes down what it was asked
+
+@pytest.fixture
+def build(tmp_path):
+    """A function: run the script beside two graphs; the script's answer and trtexec's calls."""
+    folder, calls = tmp_path / 'graphs', tmp_path / 'calls'
+    folder.mkdir()
+    for name in ('encode_image.onnx', 'attend_memory_1.onnx'):
+        (folder / name).touch()
+    (folder / BUILD_SCRIPT.name).write_text(BUILD_SCRIPT.read_text())
+    trtexec = tmp_path / 'trtexec'
+    trtexec.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n'
+                       'for option; do case $option in --saveEngine=*) touch "${option#*=}";; esac; done\n'
+                       'case "$1" in *$BROKEN*) exit 1;; esac\n')
+    trtexec.chmod(0o755)
+
+    def build(**environment):
+        answer = subprocess.run(['sh', folder / BUILD_SCRIPT.name], capture_output=True, text=True, env={
+            'PATH': os.environ['PATH'], 'TRTEXEC': str(trtexec), 'BROKEN': 'none', **environment})
+        asked = calls.read_text().splitlines() if calls.exists() else []
+        calls.unlink(missing_ok=True)
+        return answer, asked, folder
+    return build
+
+
+def test_script_builds_an_engine_of_every_graph_once(build):
+    answer, asked, folder = build()
+    assert answer.returncode == 0, answer.stderr
+    assert {path.name for path in folder.glob('*.engine*')} == {'encode_image.engine', 'attend_memory_1.engine'}
+    assert len(asked) == 2 and all('--fp16' in line for line in asked)
+    assert build()[1] == []
+    os.utime(folder / 'encode_image.onnx', (4e9, 4e9))
+    again = build(PRECISION='')[1]
+    assert len(again) == 1 and '--onnx=encode_image.onnx' in again[0] and '--fp16' not in again[0]
+
+
+def test_script_leaves_no_engine_of_a_graph_that_failed(build):
+    answer, asked, folder = build(BROKEN='encode_image')
+    assert answer.returncode == 1 and 'trtexec could not build encode_image.onnx' in answer.stderr
+    assert list(folder.glob('encode_image.engine*')) == []
+
+
+def test_script_says_where_trtexec_should_be(build):
+    answer, _, _ = build(TRTEXEC='/nowhere/trtexec')
+    assert answer.returncode == 2
+    assert 'trtexec is not at /nowhere/trtexec' in answer.stderr

@@ -1,0 +1,163 @@
+"""Whatever raises in a step of a camera's work costs that step: frames, answers and other outputs go on."""
+import time
+from dataclasses import replace
+
+import pytest
+from rclpy.lifecycle import LifecyclePublisher
+from rclpy.publisher import Publisher
+from std_srvs.srv import Trigger
+
+import sam2_ros.perception.camera_pipeline
+import sam2_ros.perception.tracked_objects
+import sam2_ros.topics.publishers
+from sam2_core import ImageSegmenter, Sam2Model, StreamTracker
+from sam2_ros.depth.matching import DepthMailbox
+from sam2_ros.messages.stamps import StampWatch
+from sam2_ros.msg import ImagePoint, Prompt
+from sam2_ros.perception.camera_pipeline import Stream
+from sam2_ros.perception.detection_prompts import DetectionGate
+from sam2_ros.perception.image_history import History
+from sam2_ros.perception.inbox import Mailbox
+from sam2_ros.perception.late_prompts import CatchUp
+from sam2_ros.perception.load_shedding import LoadShedder
+from sam2_ros.perception.meter import Meter
+from sam2_ros.perception.object_states import ObjectStates
+from sam2_ros.perception.prompt_plan import Ids, Plan
+from sam2_ros.perception.prompt_routing import PromptReader
+from sam2_ros.perception.single_image import OneShots, SegmentImageCall
+from sam2_ros.perception.tracked_objects import TrackedObjects
+from sam2_ros.srv import SegmentImage, SetPrompt
+from sam2_ros.topics.clouds import Markers
+from sam2_ros.topics.diagnostics import ERROR, camera_status
+from sam2_ros.topics.planner_views import ClassTable, LabelLists, ObjectTopics
+from sam2_ros.topics.publishers import Outputs
+from testing.in_process import in_process, set_box
+
+STEPS = [  # in make test; the others under make fuzz
+    (sam2_ros.perception.camera_pipeline, 'to_rgb'), (Stream, '_process'), (PromptReader, '_read'), (CatchUp, 'begin'),
+    (TrackedObjects, 'advance'), (DepthMailbox, 'depth_for'), (SegmentImageCall, 'advance'), (DetectionGate, 'see')]
+OTHERS = [
+    (ObjectStates, 'observe'), (Meter, 'processed'), (StampWatch, 'judge'), (StreamTracker, 'step'),
+    (sam2_ros.perception.tracked_objects, 'measure'), (sam2_ros.topics.publishers, 'instance_message'),
+    (History, 'put'), (Meter, 'received'), (DepthMailbox, 'expect'), (Stream, '_read'), (Stream, '_notice_time_jump'),
+    (Stream, '_find_depth'), (PromptReader, 'read'), (PromptReader, '_target'), (PromptReader, '_expire'),
+    (Plan, 'add'), (Ids, 'next'), (Ids, 'use'), (History, 'at'), (History, 'between'), (CatchUp, 'take_arrived'),
+    (CatchUp, 'place'), (CatchUp, 'add'), (CatchUp, 'go_on'), (CatchUp, 'next'), (Mailbox, 'take_dropped'),
+    (Mailbox, 'return_prompts'), (TrackedObjects, 'observe'), (TrackedObjects, 'measure'), (TrackedObjects, 'join'),
+    (StreamTracker, 'fork'), (StreamTracker, 'adopt'), (ImageSegmenter, 'encode'), (Sam2Model, 'encode_image'),
+    (Sam2Model, 'decode_masks'), (Sam2Model, 'attend_memory'), (Sam2Model, 'encode_memory'), (ObjectStates, 'name'),
+    (ObjectStates, 'expire'), (ObjectStates, 'take_events'), (ObjectStates, 'remove'), (Meter, 'depth'),
+    (OneShots, 'add'), (OneShots, 'advance'), (SegmentImageCall, 'find_picture'), (Outputs, '_age'),
+    (Outputs, '_publish_instances'), (Outputs, '_publish_event'), (Outputs, '_publish_labels'),
+    (sam2_ros.topics.publishers, 'draw_overlay'), (Markers, 'message'), (ClassTable, 'update'), (LabelLists, 'publish'),
+    (ObjectTopics, 'publish'), (ObjectTopics, '_publish_mask'), (ObjectTopics, '_publish_points'),
+    (LoadShedder, 'update'), (DetectionGate, 'take')]
+OUTPUTS = ('instances', 'labels', 'label_image', 'class_image', 'confidence', 'overlay', 'points', 'markers',
+           'background_depth', 'background_points', 'objects/id_1/mask', 'objects/id_1/points')
+
+
+@pytest.fixture(scope='module')
+def robot():
+    with in_process(threaded=False, history_seconds=1.0, catch_up_images=2) as robot, pytest.MonkeyPatch.context() as p:
+        p.setattr(Publisher, 'get_subscription_count', lambda publisher: 1)
+        robot.stream.change(replace(robot.stream.parameters, detections_topic='detections'))
+        yield robot
+
+
+def restart(robot) -> None:
+    """One object, four images ago."""
+    robot.send('/prompt', Prompt(action=Prompt.CLEAR))
+    robot.serve()
+    for number in range(4):
+        if number == 0:
+            robot.send('/prompt', set_box(id=1, label='cup'))
+        robot.show()
+        robot.serve()
+    assert [item.id for item in robot.frames[-1].instances] == [1]
+    robot.stream.failures._steps.clear()
+    robot.published.clear()
+
+
+def failing(*_, **__):
+    raise ZeroDivisionError('injected')
+
+
+@pytest.mark.parametrize(('owner', 'name'), STEPS, ids=lambda value: getattr(value, '__name__', value))
+def test_a_step_that_raises_costs_no_answer_and_no_later_image(robot, monkeypatch, owner, name):
+    check_that_nothing_is_lost(robot, monkeypatch, owner, name)
+
+
+@pytest.mark.fuzz
+def test_nor_does_any_other_step(robot, monkeypatch, rounds):
+    for owner, name in OTHERS[:rounds(2, len(OTHERS))]:
+        check_that_nothing_is_lost(robot, monkeypatch, owner, name)
+
+
+def check_that_nothing_is_lost(robot, monkeypatch, owner, name):
+    restart(robot)
+    before = robot.stream.failures.count
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, failing)
+        prompts = [set_box(id=2, label='new'), set_box(robot.now - 3 * 10**8, id=3), set_box(id=1),
+                   Prompt(action=Prompt.REFINE, id=1, points=[ImagePoint(x=20.0, y=20.0, label=1)]),
+                   Prompt(action=Prompt.REMOVE, id=77)]
+        for prompt in prompts:
+            robot.send('/prompt', prompt)
+        asked = [robot.ask('/set_prompt', SetPrompt.Request(prompt=set_box(label='asked'))),
+                 robot.ask('/segment_image', SegmentImage.Request(prompts=[set_box(robot.now - 10**8)]))]
+        robot.spin()
+        image = robot.show()
+        robot.serve()
+        robot.spin()
+    for _ in range(3):  # until late prompts have joined
+        last = robot.show()
+        robot.serve()
+        robot.spin()
+    for task in asked:
+        assert task.done() and task.exception() is None
+    assert len(robot.statuses) == len(prompts) + 1, 'each prompt is answered once'
+    assert all(status.accepted or status.reason for status in robot.statuses)
+    reached = robot.stream.failures.count > before
+    stamps = {frame.header.stamp.sec * 10**9 + frame.header.stamp.nanosec: frame for frame in robot.frames}
+    assert last in stamps and (image in stamps or sum(frame.dropped for frame in robot.frames) > 0
+                               or name == '_publish_instances')
+    assert 1 in [item.id for item in stamps[last].instances]
+    assert not robot.stream._open and not robot.stream.mailbox.prompts
+    if reached:
+        assert 'injected' in said(robot)
+    answer = robot.ask('/reset', Trigger.Request())
+    robot.spin()
+    robot.serve()
+    robot.spin()
+    assert answer.result().success
+
+
+def said(robot) -> str:
+    """The message of the camera on /diagnostics."""
+    status = camera_status('sam2', '', 'active', robot.camera.watched(), robot.stream.parameters, time.monotonic())
+    assert status.level == ERROR
+    return status.message
+
+
+def test_an_output_that_raises_costs_no_other_output(robot, monkeypatch):
+    restart(robot)
+    for name in OUTPUTS:
+        # a class that has not been seen has the labels published again
+        robot.send('/prompt', set_box(id=1, label=f'cup for {name}'))
+        robot.published.clear()
+        with monkeypatch.context() as patch:
+            for kind in (Publisher, LifecyclePublisher):
+                patch.setattr(kind, 'publish', failing_at(f'~/{name}', kind.publish))
+            robot.show()
+            robot.serve()
+        topics = [topic for topic, _ in robot.published]
+        assert {topic.removeprefix('~/') for topic in topics} >= {*OUTPUTS} - {name}
+        assert f'~/{name}' not in topics and 'injected' in said(robot)
+
+
+def failing_at(topic, publish):
+    def refuse(publisher, message):
+        if publisher.topic == topic:
+            failing()
+        publish(publisher, message)
+    return refuse

@@ -1,0 +1,297 @@
+"""sam2_core and transformers side by side on the same weights: how far apart are they, stage by stage and in streams.
+
+Used by the parity tests, which set the limits, and by benchmarks/parity.py, which prints the figures.
+"""
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import Sam2VideoModel
+
+from sam2_core import ImageSegmenter, Prompt, Sam2Model, StreamTracker, load_model
+from sam2_core.model import ImageFeatures, Memory, ObjectMasks
+from testing import reference
+from testing.reference import Encoded, as_points
+from testing.reference_stream import MAX_PROMPT_LOGIT, Followed, ReferenceObject
+
+CLICK = (90.0, 100.0)
+BOX = (40.0, 60.0, 150.0, 165.0)
+OFF_CLICK = (200.5, 31.25)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch on one core: sums come in the same order wherever the tests run, and nobody waits for a busy core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """The same weights in both implementations."""
+
+    name: str
+    ours: Sam2Model
+    theirs: Sam2VideoModel
+    encoded: dict[int, Encoded] = field(default_factory=dict)
+
+    def encode(self, image: np.ndarray) -> Encoded:
+        """transformers' features of an image, made once."""
+        key = hash(image.tobytes())
+        if key not in self.encoded:
+            self.encoded[key] = reference.encode(self.theirs, image)
+        return self.encoded[key]
+
+    def features(self, image: np.ndarray) -> ImageFeatures:
+        """transformers' features of an image as sam2_core takes them."""
+        return ImageFeatures(*reversed(self.encode(image).maps(self.theirs)))
+
+    def set_object_score_bias(self, bias: float) -> None:
+        """Make every object visible (above zero by a few units) or absent (below) in both."""
+        reference.set_object_score_bias(self.theirs, bias)
+        self.ours.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(bias)
+
+
+def make_pair(name: str, seed: int = 0, image_size: int = reference.IMAGE_SIZE) -> Pair:
+    """Random weights in transformers, loaded into sam2_core from a file in the published layout."""
+    theirs = reference.reference_model(name, image_size, seed)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f'{name}.pt'
+        torch.save({'model': reference.published_state(theirs)}, path)
+        ours = load_model(name, checkpoint=path, device='cpu', image_size=image_size)
+    return Pair(name, ours, theirs)
+
+
+def trained_nano_pair() -> Pair:
+    """The packaged nano weights in both."""
+    ours = load_model('nano', device='cpu')
+    theirs = reference.reference_model('nano', ours.image_size)
+    reference.load_published(theirs, ours.state_dict())
+    return Pair('nano', ours, theirs)
+
+
+def error(ours: Tensor | np.ndarray, theirs: Tensor | np.ndarray) -> float:
+    """The largest absolute difference. ValueError where shapes differ."""
+    ours, theirs = torch.as_tensor(ours).float(), torch.as_tensor(theirs).float()
+    if ours.shape != theirs.shape:
+        raise ValueError(f'shapes {tuple(ours.shape)} and {tuple(theirs.shape)}')
+    return float((ours - theirs).abs().max())
+
+
+@torch.inference_mode()
+def encoder_errors(pair: Pair) -> dict[str, float]:
+    """Every level of the feature pyramid; strides 4 and 8 after the decoder's own projections."""
+    image = reference.moving_scene(1)[0]
+    theirs = pair.encode(image).maps(pair.theirs)
+    ours = pair.ours.encode_image(reference.pixel_values(image))
+    return {'stride 4': error(ours.stride4_bchw, theirs[0]), 'stride 8': error(ours.stride8_bchw, theirs[1]),
+            'stride 16': error(ours.stride16_bchw, theirs[2])}
+
+
+@torch.inference_mode()
+def prompt_errors(pair: Pair) -> dict[str, float]:
+    """Prompts on a single image, ImageSegmenter against Sam2Model: logits and predicted IoU."""
+    image = reference.moving_scene(1)[0]
+    model = reference.image_model(pair.theirs)
+    segmenter = ImageSegmenter(pair.ours)
+    encoded = segmenter.encode(image)
+    embeddings = model.get_image_embeddings(reference.pixel_values(image))
+    click, label = torch.tensor([[[CLICK]]]), torch.tensor([[[1]]])
+    box = torch.tensor([[BOX]])
+
+    def answer(**prompt: object) -> tuple[Tensor, Tensor]:
+        output = model(image_embeddings=[e.clone() for e in embeddings], **prompt)
+        return output.pred_masks[0, 0], output.iou_scores[0, 0]
+
+    def worst(prompt: Prompt, theirs: tuple[Tensor, Tensor], **options: object) -> float:
+        ours = segmenter.segment(encoded, prompt, **options)
+        return max(error(ours.logits, theirs[0]), error(ours.scores, theirs[1]))
+
+    three = answer(input_points=click, input_labels=label, multimask_output=True)
+    previous = three[0][1].clamp(-MAX_PROMPT_LOGIT, MAX_PROMPT_LOGIT)
+    clicks = torch.tensor([[[CLICK, OFF_CLICK]]])
+    return {
+        'click, three masks': worst(Prompt(points=[CLICK], labels=[1]), three, multimask=True),
+        'click, one mask': worst(Prompt(points=[CLICK], labels=[1]), answer(
+            input_points=click, input_labels=label, multimask_output=False)),
+        # transformers puts a box after the clicks, published before: the tokens are the same set
+        'box': worst(Prompt(box=BOX), answer(input_boxes=box, multimask_output=False)),
+        'box and clicks': worst(Prompt(box=BOX, points=[CLICK, OFF_CLICK], labels=[1, 0]), answer(
+            input_boxes=box, input_points=clicks, input_labels=torch.tensor([[[1, 0]]]), multimask_output=False)),
+        'previous logits and clicks': worst(
+            Prompt(points=[CLICK, OFF_CLICK], labels=[1, 0]), answer(
+                input_points=clicks, input_labels=torch.tensor([[[1, 0]]]), input_masks=previous[None, None],
+                multimask_output=False), previous_logits=three[0][1]),
+        'previous logits alone': worst(Prompt(), _mask_alone(model, embeddings, previous), previous_logits=three[0][1]),
+    }
+
+
+def _mask_alone(model: reference.Sam2ImageModel, embeddings: list[Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:
+    """transformers adds a point that is none where only a mask is given; published: no prompt token at all."""
+    _, dense = model.prompt_encoder(None, None, None, logits[None, None])
+    masks, iou, _, _ = model.mask_decoder(
+        image_embeddings=embeddings[-1], image_positional_embeddings=model.get_image_wide_positional_embeddings(),
+        sparse_prompt_embeddings=embeddings[-1].new_zeros(1, 1, 0, embeddings[-1].shape[1]),
+        dense_prompt_embeddings=dense, multimask_output=False, high_resolution_features=embeddings[:-1])
+    return masks[0, 0], iou[0, 0]
+
+
+@torch.inference_mode()
+def stage_errors(pair: Pair, tracked: int = 8) -> dict[str, float]:
+    """The stages of tracking, each fed with what transformers has after ``tracked`` frames."""
+    scene = reference.moving_scene(tracked + 1)
+    followed = ReferenceObject(pair.theirs)
+    followed.start(0, pair.encode(scene[0]), *as_points([CLICK], [1]))
+    for time in range(1, tracked):
+        followed.track(time, pair.encode(scene[time]))
+    frame, image = pair.encode(scene[tracked]), pair.features(scene[tracked])
+    attended = pair.theirs._prepare_memory_conditioned_features(
+        followed.session, tracked, 0, False, frame.levels[-1], frame.positions[-1], num_total_frames=None,
+        streaming=True)
+    errors = {'memory attention': error(pair.ours.attend_memory(image, memory_of(followed, tracked, pair)), attended)}
+
+    high = frame.maps(pair.theirs)[:-1]
+    for stage, multimask in (('tracking', True), ('single mask', False)):
+        theirs = pair.theirs._single_frame_forward(image_embeddings=[*high, attended], multimask_output=multimask)
+        ours = pair.ours.choose_masks(pair.ours.decode_masks(
+            attended, image, multimask=multimask, unprompted=True))
+        errors[f'{stage}: logits'] = error(ours.logits, theirs.pred_masks[0])
+        errors[f'{stage}: pointer'] = error(ours.pointers, theirs.object_pointer[0])
+        errors[f'{stage}: scores'] = max(error(ours.iou, theirs.iou_scores[0].max(-1).values),
+                                         error(ours.object_score, theirs.object_score_logits[0, 0]))
+        logits = theirs.pred_masks
+    for kind, mask in (('probability', logits.sigmoid()), ('certain', (logits > 0).float())):
+        at_image = torch.nn.functional.interpolate(mask * 20 - 10, scale_factor=4.0, mode='bilinear')
+        theirs, _ = pair.theirs.memory_encoder(high_level(frame, pair), at_image)
+        errors[f'memory encoder, {kind}'] = error(pair.ours.memory_encoder(image.stride16_bchw, at_image), theirs)
+    return errors
+
+
+def high_level(frame: Encoded, pair: Pair) -> Tensor:
+    """The raw features of stride 16, (1, channels, h, w)."""
+    return frame.maps(pair.theirs)[-1]
+
+
+def memory_of(followed: ReferenceObject, now: int, pair: Pair) -> Memory:
+    """transformers' memories as sam2_core takes them, put in order by the published rules.
+
+    Time slots: 6 for a conditioning frame, k - 1 for the frame k back, up to 6 back. Pointers: the conditioning
+    frames', then those of up to 15 frames back.
+    """
+    conditioning, others = followed.conditioning, followed.others
+    back = [k for k in range(1, 16) if now - k in others]
+    frames = [m['maskmem_features'][:, 0] for m in conditioning.values()]
+    frames += [others[now - k]['maskmem_features'][:, 0] for k in back if k <= 6]
+    slots = [6] * len(conditioning) + [k - 1 for k in back if k <= 6]
+    pointers = [m['object_pointer'][0, 0] for m in conditioning.values()]
+    pointers += [others[now - k]['object_pointer'][0, 0] for k in back]
+    ages = [now - time for time in conditioning] + back
+    return Memory(torch.stack(frames)[None], torch.tensor([slots]), torch.stack(pointers)[None], torch.tensor([ages]))
+
+
+@torch.inference_mode()
+def stored_memories(pair: Pair, prompted: bool, object_score: float) -> tuple[Tensor, Tensor]:
+    """What is stored for one frame, ours and theirs, (tokens, memory_dim), bfloat16."""
+    image = reference.moving_scene(1)[0]
+    frame, features = pair.encode(image), pair.features(image)
+    logits = pair.theirs._single_frame_forward(
+        input_points=torch.tensor([[[CLICK]]]), input_labels=torch.tensor([[[1]]]),
+        image_embeddings=frame.maps(pair.theirs)).pred_masks
+    score = torch.tensor([object_score])
+    full = torch.nn.functional.interpolate(logits, scale_factor=4.0, mode='bilinear')
+    theirs, _ = pair.theirs._encode_new_memory(frame.levels[-1], full, score[:, None, None], prompted)
+    masks = ObjectMasks(logits[0], score, score, torch.zeros(1, pair.ours.config.d_model))
+    return pair.ours.encode_memory(features, masks, torch.tensor([prompted]))[0], theirs[:, 0]
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What the user says of one object, time by time: clicks (points, labels, box) or a mask."""
+
+    points: tuple = ()
+    labels: tuple = ()
+    box: tuple | None = None
+    mask: np.ndarray | None = None
+
+    def to_ours(self, object_id: int) -> Prompt:
+        return Prompt(object_id, self.points or None, self.labels or None, self.box, self.mask)
+
+
+Script = Mapping[int, Mapping[int, Given]]
+"""Object id -> frame -> prompt."""
+
+LEFT_MASK = np.zeros((reference.IMAGE_SIZE,) * 2, bool)
+LEFT_MASK[70:141, 33:110] = True
+
+STREAM: Script = {
+    1: {0: Given((CLICK,), (1,))},
+    2: {0: Given(((120.0, 120.0),), (1,), BOX), 5: Given(((130.0, 140.0), (230.0, 20.0)), (1, 0))},
+    3: {3: Given(box=(150.0, 140.0, 215.0, 205.0))},
+    4: {1: Given(mask=LEFT_MASK)},
+}
+
+
+@dataclass(frozen=True, eq=False)
+class StreamRun:
+    """One stream in both: object id -> frame -> figure."""
+
+    errors: dict[int, dict[int, float]]  # largest difference of the mask logits
+    score_errors: dict[int, dict[int, float]]
+    scores: dict[int, dict[int, float]]  # object score of transformers
+    spread: dict[int, dict[int, float]]  # standard deviation of transformers' mask logits
+    foreground: dict[int, dict[int, float]]  # share of pixels above zero
+
+    def worst(self, object_id: int | None = None) -> float:
+        chosen = self.errors.values() if object_id is None else [self.errors[object_id]]
+        return max(e for errors in chosen for e in errors.values())
+
+
+@torch.inference_mode()
+def run_stream(pair: Pair, script: Script, frames: Iterable[np.ndarray],
+               before: Callable[[int], None] = lambda time: None) -> StreamRun:
+    """All objects in one StreamTracker against one transformers session for each.
+
+    ``before`` is called with the number of each frame, for example to change the weights of both.
+    """
+    tracker = StreamTracker(pair.ours)
+    followed: dict[int, ReferenceObject] = {}
+    run = StreamRun(*({object_id: {} for object_id in script} for _ in range(5)))
+    for time, image in enumerate(frames):
+        before(time)
+        prompts = {object_id: given[time] for object_id, given in script.items() if time in given}
+        result = tracker.step(image, [given.to_ours(object_id) for object_id, given in prompts.items()])
+        frame = pair.encode(image)
+        for object_id in script:
+            if object_id in followed or object_id in prompts:
+                theirs = _follow(pair, followed, object_id, time, frame, prompts.get(object_id))
+                ours = result.objects[object_id]
+                run.errors[object_id][time] = error(ours.logits, theirs.logits)
+                run.score_errors[object_id][time] = abs(ours.object_score - theirs.object_score)
+                run.scores[object_id][time] = theirs.object_score
+                run.spread[object_id][time] = float(theirs.logits.std())
+                run.foreground[object_id][time] = float((theirs.logits > 0).float().mean())
+    return run
+
+
+def _follow(pair: Pair, followed: dict[int, ReferenceObject], object_id: int, time: int, frame: Encoded,
+            given: Given | None) -> Followed:
+    known = object_id in followed
+    if not known:
+        followed[object_id] = ReferenceObject(pair.theirs, max_pointer_distance=pair.ours.config.max_pointer_distance)
+    one = followed[object_id]
+    if given is None:
+        return one.track(time, frame)
+    if given.mask is not None:
+        return one.adopt(time, frame, torch.from_numpy(given.mask).float())
+    return (one.correct if known else one.start)(time, frame, *as_points(given.points, given.labels, given.box))

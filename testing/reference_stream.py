@@ -1,0 +1,139 @@
+"""transformers' Sam2VideoModel as it follows one object, arranged so that the published rules come out."""
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import Sam2VideoModel
+from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
+
+from testing.reference import Encoded
+
+MAX_PROMPT_LOGIT = 32.0  # previous logits are clamped to this before they are a prompt
+
+
+class Followed(NamedTuple):
+    """What transformers says of the object in one frame."""
+
+    logits: Tensor  # (S / 4, S / 4)
+    object_score: float
+
+
+class ReferenceObject:
+    """One object in a stream, followed by Sam2VideoModel.
+
+    First prompts and tracking go through its public ``forward`` as a streaming session. Where it deviates from the
+    published tracker, the session is arranged so that the published rule comes out; each place says what deviates.
+    Every object has its own session, because transformers binarises the memory of all objects of a frame as soon as
+    one of them is prompted (published: only the prompted one's).
+    """
+
+    def __init__(self, model: Sam2VideoModel, max_conditioning_frames: int = 4,
+                 max_pointer_distance: int | None = None) -> None:
+        self.model = model
+        self.max_conditioning_frames = max_conditioning_frames
+        self.max_pointer_distance = max_pointer_distance
+        self.session = Sam2VideoInferenceSession(dtype=torch.float32)
+        self.session.obj_id_to_idx(1)
+
+    @property
+    def conditioning(self) -> dict[int, dict]:
+        return self.session.output_dict_per_obj[0]['cond_frame_outputs']
+
+    @property
+    def others(self) -> dict[int, dict]:
+        return self.session.output_dict_per_obj[0]['non_cond_frame_outputs']
+
+    @torch.inference_mode()
+    def start(self, time: int, frame: Encoded, points: Tensor, labels: Tensor) -> Followed:
+        """The first prompt. points (P, 2) in the model's pixels, a box as two points with labels 2 and 3, first."""
+        self._show(time, frame)
+        self.session.add_point_inputs(0, time, _inputs(points, labels))
+        self.session.obj_with_new_inputs = [1]
+        return self._forward(time, frame)
+
+    @torch.inference_mode()
+    def track(self, time: int, frame: Encoded) -> Followed:
+        """A frame without a prompt."""
+        self._arrange_conditioning(time)
+        self._show(time, frame)
+        return self._forward(time, frame)
+
+    @torch.inference_mode()
+    def correct(self, time: int, frame: Encoded, points: Tensor, labels: Tensor) -> Followed:
+        """Clicks on a tracked frame.
+
+        transformers drops the mask tracked so far and stores the result as an ordinary frame. Published: the tracked
+        logits, clamped, are a mask prompt beside the clicks, and (`add_all_frames_to_correct_as_cond`) the frame
+        becomes a conditioning frame in place of the tracked one.
+        """
+        self.track(time, frame)
+        tracked = self.others.pop(time)
+        corrected = self.model._run_single_frame_inference(
+            self.session, frame_idx=time, obj_idx=0, batch_size=1, is_init_cond_frame=False,
+            point_inputs=_inputs(points, labels), mask_inputs=None, reverse=False, streaming=True,
+            prev_sam_mask_logits=tracked['pred_masks'].clamp(-MAX_PROMPT_LOGIT, MAX_PROMPT_LOGIT))
+        return self._store_prompted(time, corrected)
+
+    @torch.inference_mode()
+    def adopt(self, time: int, frame: Encoded, mask: Tensor) -> Followed:
+        """A mask (S, S) given by the user.
+
+        transformers lets the decoder choose among three masks when it makes the pointer, and writes the memory from
+        the mask at full size. Published: a single mask, and the memory is written from the low-resolution logits
+        scaled up again.
+        """
+        self._show(time, frame)
+        *high, features = frame.maps(self.model)
+        with self._single_mask():
+            adopted = self.model._use_mask_as_output(features, high, mask[None, None])
+        low = adopted.pred_masks
+        self.others.pop(time, None)
+        return self._store_prompted(time, {
+            'pred_masks': low, 'object_pointer': adopted.object_pointer,
+            'object_score_logits': adopted.object_score_logits,
+            'high_res_masks': F.interpolate(low, size=mask.shape, mode='bilinear')})
+
+    def _store_prompted(self, time: int, output: dict) -> Followed:
+        self.session.store_output(0, time, output_value=output, is_conditioning_frame=True)
+        self.model._batch_encode_memories(self.session, time, [0], [output['high_res_masks']],
+                                          [output['object_score_logits']], [True])
+        return Followed(output['pred_masks'][0, 0], float(output['object_score_logits']))
+
+    def _forward(self, time: int, frame: Encoded) -> Followed:
+        output = self.model(self.session, frame=frame.pixels, frame_idx=time)
+        return Followed(output.pred_masks[0, 0], float(output.object_score_logits))
+
+    def _show(self, time: int, frame: Encoded) -> None:
+        self.session.cache.cache_vision_features(
+            time, {'vision_feats': frame.levels, 'vision_pos_embeds': frame.positions})
+
+    def _arrange_conditioning(self, now: int) -> None:
+        """transformers reads the pointers of all conditioning frames, however many memories it may choose, and their
+        distance grows without end. Published: pointers of the chosen frames alone, the others count as ordinary ones;
+        the limit on the distance is sam2_core's own rule.
+        """
+        while len(self.conditioning) > self.max_conditioning_frames:
+            oldest = min(self.conditioning)
+            self.others[oldest] = self.conditioning.pop(oldest)
+        limit = self.max_pointer_distance
+        if limit is not None:
+            for time in [t for t in self.conditioning if now - t > limit]:
+                self.conditioning[now - limit] = self.conditioning.pop(time)
+
+    @contextlib.contextmanager
+    def _single_mask(self) -> Iterator[None]:
+        self.model._single_frame_forward = functools.partial(self.model._single_frame_forward, multimask_output=False)
+        try:
+            yield
+        finally:
+            del self.model._single_frame_forward
+
+
+def _inputs(points: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    return {'point_coords': points[None, None].float(), 'point_labels': labels[None, None].int()}
