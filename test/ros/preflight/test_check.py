@@ -14,6 +14,7 @@ from rclpy.topic_endpoint_info import TopicEndpointInfo
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
+import sam2_core
 from sam2_core import load_model
 from sam2_core.checkpoint import OFFICIAL
 from sam2_ros.check import _guarded, cameras_of, main, parse
@@ -374,7 +375,7 @@ def test_weights_that_were_cut_off_are_named(empty_cache):
     ('nano', 'NANO', GOOD, 'nano, from '), ('', 'NANO', GOOD, 'nano, from '),
     ('sam2.1_hiera_tiny', 'NANO', BAD, "is a nano, the parameter model is 'sam2.1_hiera_tiny': set model:=nano")])
 def test_weights_are_looked_for_as_the_node_would(model, checkpoint, verdict, text):
-    nano = Path(check_weights.__code__.co_filename).parents[1] / 'sam2_core' / 'weights' / 'nano.safetensors'
+    nano = Path(sam2_core.__file__).parent / 'weights' / 'nano.safetensors'
     finding = check_weights(model, str(nano) if checkpoint == 'NANO' else checkpoint)
     assert finding.verdict is verdict, finding
     assert text in finding.text
