@@ -24,19 +24,13 @@ MAY_IMPORT = {
 }
 
 KNOWN_UPWARDS = {
-    ('sam2_ros.preflight.listener', 'sam2_ros.topics.depth_topics'),
-    ('sam2_ros.evaluation.report.training_export', 'sam2_ros.topics.publishers'),
-    ('sam2_ros.evaluation.report.training_export', 'sam2_ros.topics.planner_views'),
     ('sam2_ros.evaluation.report.pictures', 'sam2_ros.demo.pictures'),
-    ('sam2_ros.evaluation.report.results_bag', 'sam2_ros.topics.publishers'),
-    ('sam2_ros.evaluation.report.results_bag', 'sam2_ros.topics.planner_views'),
-    ('sam2_ros.evaluation.replay', 'sam2_ros.topics.publishers'),
     ('sam2_ros.perception.worker', 'sam2_ros.topics.camera_topics'),
 }
 KNOWN_CIRCLES = {
     frozenset({'sam2_core.compiled', 'sam2_core.memory', 'sam2_core.model'}),
 }
-KNOWN_TWINS = {'ClipSource', 'Scene', 'Recording', 'View', 'Difference', 'Camera', 'Shot'}
+KNOWN_TWINS = {'ClipSource', 'Scene', 'Recording', 'Difference', 'Camera', 'Shot'}
 
 
 def module_name(path: Path) -> str:

@@ -20,9 +20,10 @@ from std_srvs.srv import Trigger
 
 from sam2_core.masks import mask_box
 from sam2_core.metrics import iou
-from sam2_ros.demo.recording import full_mask, to_labels
+from sam2_ros.demo.recording import to_labels
 from sam2_ros.messages.conversions import to_nanoseconds, to_roi
 from sam2_ros.msg import ImagePoint, Instance, InstanceArray, Prompt, PromptStatus
+from sam2_ros.perception.instance_messages import instance_mask
 from sam2_ros.runtime.dds import use_image_profile
 from sam2_ros.tabletop.scene import LABELS
 
@@ -100,7 +101,7 @@ class Prompter(Node):
         if not visible:
             return
         self._click_is_due = False
-        masks = {item.id: full_mask(item, message.height, message.width) for item in visible}
+        masks = {item.id: instance_mask(item, message.height, message.width) for item in visible}
         worst = min(masks, key=lambda key: iou(masks[key], labels == key))
         x, y, label = correction(masks[worst], labels == worst)
         self._prompts.publish(Prompt(header=message.header, action=Prompt.REFINE, id=worst,

@@ -12,6 +12,7 @@ from sam2_core.metrics import iou
 from sam2_ros.messages.conversions import to_nanoseconds
 from sam2_ros.msg import Instance, InstanceArray
 from sam2_ros.perception.frame import TrackedObject
+from sam2_ros.perception.instance_messages import instance_mask
 
 PICTURE_WIDTH = 640  # pixels; pictures are kept and drawn no wider
 PENDING = 60         # messages of a kind that wait for the others of their stamp
@@ -27,20 +28,11 @@ def to_labels(message: Image) -> np.ndarray:
     return np.frombuffer(message.data, f'{order}u2').reshape(message.height, message.width)
 
 
-def full_mask(instance: Instance, height: int, width: int) -> np.ndarray:
-    """The mask of an instance at its place in the image, bool (height, width); all False when it is not visible."""
-    mask = np.zeros((height, width), bool)
-    x, y, crop = instance.roi.x_offset, instance.roi.y_offset, instance.mask
-    if instance.roi.width:
-        mask[y:y + crop.height, x:x + crop.width] = np.frombuffer(crop.data, np.uint8).reshape(crop.height, -1) > 0
-    return mask
-
-
 def resized(instance: Instance, height: int, width: int, scale: float) -> TrackedObject:
     """An instance of an image (height, width) as it is in the picture that is ``scale`` times as large."""
     mask = box = None
     if instance.state == Instance.TRACKED:
-        full = full_mask(instance, height, width).astype(np.uint8)
+        full = instance_mask(instance, height, width).astype(np.uint8)
         mask = cv2.resize(full, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_NEAREST) > 0
         x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
         box = (x, y, x + w, y + h) if w else None
@@ -145,7 +137,7 @@ def scores(message: InstanceArray, labels: np.ndarray) -> list[Score]:
     result = []
     for item in message.instances:
         truth, called_visible = labels == item.id, item.state == Instance.TRACKED
-        found = full_mask(item, message.height, message.width) & called_visible
+        found = instance_mask(item, message.height, message.width) & called_visible
         result.append(Score(item.id, not truth.any(), called_visible, iou(found, truth)))
     return result
 

@@ -24,11 +24,11 @@ from std_msgs.msg import Header
 
 from sam2_core import Sam2Model
 from sam2_core.metrics import iou
-from sam2_ros.depth.oriented_box import OrientedBox
 from sam2_ros.evaluation.replay import ACTIONS, versions
 from sam2_ros.evaluation.results import Answer, FrameOutput, ObjectOutput, Run
 from sam2_ros.messages.conversions import ImageError, to_nanoseconds, to_rgb
-from sam2_ros.msg import Instance, InstanceArray, Prompt, PromptStatus
+from sam2_ros.msg import InstanceArray, Prompt, PromptStatus
+from sam2_ros.perception.instance_messages import tracked_object
 from sam2_ros.recordings.recording import RecordedPrompt, Recording, RecordingError
 from sam2_ros.runtime.dds import image_profile_environment
 from sam2_ros.runtime.parameters import Parameters
@@ -276,8 +276,8 @@ class _Player:
                 result.height, result.width = message.height, message.width
             result.frames.append(FrameOutput(
                 index, self._recording.stamps[index], self._clock(moment),
-                {item.id: _output(item) for item in message.instances}, dropped=message.dropped,
-                size=(message.height, message.width)))
+                {item.id: ObjectOutput.of(tracked_object(item, message.height, message.width))
+                 for item in message.instances}, dropped=message.dropped, size=(message.height, message.width)))
             result.labels.update({item.id: item.label for item in message.instances if item.label})
         for index in range(result.images):
             if index not in processed:
@@ -316,24 +316,6 @@ def _answer(prompt: RecordedPrompt, number: int, accepted: bool, reason: str, st
     return Answer(prompt.arrival, to_nanoseconds(message.header.stamp),
                   ACTIONS.get(message.action, str(message.action)), number, message.label, accepted, reason,
                   stamp if accepted else None, answered)
-
-
-def _output(item: Instance) -> ObjectOutput:
-    if not item.roi.width:
-        return ObjectOutput(item.state, item.score, item.visibility)
-    roi, crop = item.roi, np.frombuffer(item.mask.data, np.uint8) > 0
-    box = roi.x_offset, roi.y_offset, roi.x_offset + roi.width, roi.y_offset + roi.height
-    return ObjectOutput(item.state, item.score, item.visibility, box, np.packbits(crop),
-                        _shape(item) if item.has_depth else None)
-
-
-def _shape(item: Instance) -> OrientedBox:
-    place, turn, size = item.box_center.position, item.box_center.orientation, item.box_size
-    x, y, z, w = turn.x, turn.y, turn.z, turn.w
-    axes = np.array([[1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-                     [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-                     [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)]])
-    return OrientedBox(np.array([place.x, place.y, place.z]), axes, np.array([size.x, size.y, size.z]))
 
 
 @contextlib.contextmanager

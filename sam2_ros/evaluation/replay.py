@@ -29,11 +29,11 @@ from sam2_ros.messages.conversions import to_nanoseconds
 from sam2_ros.msg import Prompt
 from sam2_ros.perception.camera_pipeline import Stream
 from sam2_ros.perception.inbox import Mailbox
+from sam2_ros.perception.instance_messages import instance_array
 from sam2_ros.perception.load_shedding import LoadShedder
 from sam2_ros.perception.prompt_plan import PromptAnswer, PromptRequest, refuse
 from sam2_ros.recordings.recording import RecordedPrompt, Recording, RecordingError
 from sam2_ros.runtime.parameters import Parameters
-from sam2_ros.topics.publishers import instance_array
 
 ASIDE = 'aside'
 REASONS = 5  # why depth is not used: the most frequent ones are told

@@ -16,12 +16,12 @@ from rclpy.topic_endpoint_info import TopicEndpointInfo
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from sam2_ros.messages.conversions import to_nanoseconds
+from sam2_ros.messages.qos import LATCHED
 from sam2_ros.preflight.camera import Topic, check_depth, check_image, full_name
 from sam2_ros.preflight.findings import Finding, Verdict, bad, doubtful, good
 from sam2_ros.runtime.namesakes import advice, count_nodes
 from sam2_ros.runtime.node_arguments import image_topic
 from sam2_ros.runtime.parameters import Parameters
-from sam2_ros.topics.depth_topics import LATCHED
 
 DISCOVERY = 5.0  # seconds until what is there has been heard of; it takes 0.2 to 3
 ANSWER = 5.0  # seconds for the node to tell its state

@@ -22,6 +22,7 @@ from sam2_ros.perception.camera_pipeline import Stream
 from sam2_ros.perception.detection_prompts import DetectionGate
 from sam2_ros.perception.frame import Frame
 from sam2_ros.perception.inbox import Mailbox
+from sam2_ros.perception.instance_messages import instance_array
 from sam2_ros.perception.load_shedding import Level, LoadShedder
 from sam2_ros.perception.prompt_plan import Ids, PromptAnswer, PromptRequest, refuse
 from sam2_ros.perception.single_image import TOO_MANY, Found, OneShot, SegmentAllCall, SegmentImageCall
@@ -32,7 +33,7 @@ from sam2_ros.srv import SegmentAll, SegmentImage, SetPrompt
 from sam2_ros.topics.depth_topics import DepthTopics
 from sam2_ros.topics.diagnostics import WatchedCamera
 from sam2_ros.topics.point_prompts import PointPrompts
-from sam2_ros.topics.publishers import Outputs, instance_array
+from sam2_ros.topics.publishers import Outputs
 
 
 class Camera:

@@ -5,16 +5,17 @@ from array import array
 
 import cv2
 import numpy as np
-from geometry_msgs.msg import Point, Pose, Quaternion, Vector3
+from geometry_msgs.msg import Point, Pose, Vector3
 from rclpy.duration import Duration
 from sensor_msgs.msg import Image, PointCloud2, PointField
 from std_msgs.msg import ColorRGBA, Header
 from visualization_msgs.msg import Marker, MarkerArray
 
-from sam2_ros.depth.surface import DepthFrame, OrientedBox, object_pixels
+from sam2_ros.depth.surface import DepthFrame, object_pixels
 from sam2_ros.drawing.overlay import colour
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.perception.frame import Frame, TrackedObject
+from sam2_ros.perception.instance_messages import box_pose, size_vector
 from sam2_ros.runtime.parameters import Parameters
 
 MARKER_LIFETIME = Duration(seconds=5).to_msg()  # then the node is gone, or stands still
@@ -81,18 +82,6 @@ class Markers:
         return MarkerArray(markers=[marker for item in located for marker in _markers(item, frame.header)] +
                            [Marker(header=frame.header, ns=space, id=object_id, action=Marker.DELETE)
                             for object_id in sorted(gone) for space in ('box', 'label')])
-
-
-def box_pose(shape: OrientedBox) -> Pose:
-    """Centre and orientation of a box."""
-    x, y, z = shape.centre.tolist()
-    return Pose(position=Point(x=x, y=y, z=z), orientation=Quaternion(**dict(zip('xyzw', shape.quaternion,
-                                                                                 strict=True))))
-
-
-def size_vector(shape: OrientedBox) -> Vector3:
-    """Size along the axes of a box."""
-    return Vector3(**dict(zip('xyz', shape.size.tolist(), strict=True)))
 
 
 def _markers(item: TrackedObject, header: Header) -> list[Marker]:

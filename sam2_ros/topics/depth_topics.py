@@ -5,13 +5,14 @@ from collections.abc import Callable
 
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
+from rclpy.qos import DurabilityPolicy, qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, Image
 
 from sam2_ros.depth.matching import DepthMailbox
 from sam2_ros.messages.conversions import to_nanoseconds
+from sam2_ros.messages.qos import LATCHED
 
 try:
     import message_filters
@@ -20,7 +21,6 @@ except ImportError:  # the wheels do not have it
 
 LOOK_EVERY = 0.5  # seconds
 UNPAIRED = 10  # messages of each topic that wait for the other of their stamp
-LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 class DepthTopics:

@@ -2,33 +2,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.node import Node
 from rclpy.publisher import Publisher
-from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Header, String
 
+from sam2_ros.drawing.label_images import ClassTable, class_image, confidence_image, label_image
 from sam2_ros.messages.conversions import from_pixels
+from sam2_ros.messages.qos import LATCHED, RELIABLE
 from sam2_ros.messages.vision import vision_msgs
 from sam2_ros.perception.frame import Frame, TrackedObject
+from sam2_ros.perception.instance_messages import box_pose, size_vector
 from sam2_ros.runtime.failures import Failures
 from sam2_ros.runtime.parameters import Parameters
-from sam2_ros.topics.clouds import box_pose, object_points_message, size_vector
-
-RELIABLE = QoSProfile(depth=5)
-LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-
-BACKGROUND, UNLABELED = 0, 255  # vision_msgs/LabelInfo: the highest class id means unlabelled
-RESERVED = {'background': BACKGROUND, 'unlabeled': UNLABELED}
+from sam2_ros.topics.clouds import object_points_message
 
 
 @dataclass(frozen=True)
-class View:
+class FrameTopic:
     """A topic whose messages are built only while somebody subscribes to it."""
 
     topic: str  # within the camera's names: instances is ~/instances or ~/NAME/instances
@@ -37,83 +34,22 @@ class View:
     build: Callable[[Frame, Parameters], object | None]  # None: nothing can be said about this frame
 
 
-def planner_views(classes: ClassTable) -> list[View]:
+def planner_views(classes: ClassTable) -> list[FrameTopic]:
     """The views of one camera; those of vision_msgs only where it is installed."""
     views = [
-        View('label_image', Image, RELIABLE,
-             lambda frame, parameters: from_pixels(label_image(frame), 'mono16', frame.header)),
-        View('class_image', Image, RELIABLE,
-             lambda frame, parameters: from_pixels(class_image(frame, classes), 'mono8', frame.header)),
-        View('confidence', Image, RELIABLE,
-             lambda frame, parameters: from_pixels(confidence_image(frame), 'mono8', frame.header))]
+        FrameTopic('label_image', Image, RELIABLE,
+                   lambda frame, parameters: from_pixels(label_image(frame), 'mono16', frame.header)),
+        FrameTopic('class_image', Image, RELIABLE,
+                   lambda frame, parameters: from_pixels(class_image(frame, classes), 'mono8', frame.header)),
+        FrameTopic('confidence', Image, RELIABLE,
+                   lambda frame, parameters: from_pixels(confidence_image(frame), 'mono8', frame.header))]
     if vision_msgs is not None:
         views += [
-            View('detections', vision_msgs.Detection2DArray, RELIABLE, lambda frame, parameters: detections_2d(frame)),
-            View('detections_3d', vision_msgs.Detection3DArray, RELIABLE,
-                 lambda frame, parameters: detections_3d(frame))]
+            FrameTopic('detections', vision_msgs.Detection2DArray, RELIABLE,
+                       lambda frame, parameters: detections_2d(frame)),
+            FrameTopic('detections_3d', vision_msgs.Detection3DArray, RELIABLE,
+                       lambda frame, parameters: detections_3d(frame))]
     return views
-
-
-# --- images
-
-def label_image(frame: Frame) -> np.ndarray:
-    """uint16 (H, W): the id of the object a pixel belongs to, 0: none. Where masks overlap, the higher score wins."""
-    return _painted(frame, np.uint16, lambda item: item.id)
-
-
-def class_image(frame: Frame, classes: ClassTable) -> np.ndarray:
-    """uint8 (H, W): the value of the label of the object that ``label_image`` has there."""
-    return _painted(frame, np.uint8, lambda item: classes.value(item.label))
-
-
-def confidence_image(frame: Frame) -> np.ndarray:
-    """uint8 (H, W): 255 times the score of the object that ``label_image`` has there."""
-    return _painted(frame, np.uint8, lambda item: round(255 * item.score))
-
-
-def _painted(frame: Frame, dtype: type, value: Callable[[TrackedObject], int]) -> np.ndarray:
-    picture = np.zeros(frame.image.shape[:2], dtype)
-    for item in sorted(frame.objects, key=lambda item: item.score):
-        if item.box is not None:
-            x0, y0, x1, y1 = item.box
-            picture[y0:y1, x0:x1][item.mask[y0:y1, x0:x1]] = value(item)
-    return picture
-
-
-class ClassTable:
-    """Which value each label has in the class image.
-
-    The names of the parameter class_names have 1, 2, ... in their order; a label that is not among them takes the next
-    value when it first appears, and keeps it as long as class_names stays. Objects without a label, and labels beyond
-    the 254th value, are UNLABELED.
-    """
-
-    def __init__(self) -> None:
-        self._names: tuple[str, ...] = ()
-        self._values = dict(RESERVED)
-        self._next = BACKGROUND + 1
-
-    def update(self, class_names: tuple[str, ...], labels: Iterable[str]) -> None:
-        """Take in the labels of a frame's objects."""
-        if class_names != self._names:
-            labels = [*self._values, *labels]
-            self._names = class_names
-            self._values = dict(RESERVED)
-            for value, name in enumerate(class_names[:UNLABELED - 1], BACKGROUND + 1):
-                self._values.setdefault(name, value)
-            self._next = len(class_names) + 1
-        for label in labels:
-            if label and label not in self._values and self._next < UNLABELED:
-                self._values[label] = self._next
-                self._next += 1
-
-    def value(self, label: str) -> int:
-        return self._values.get(label, UNLABELED)
-
-    @property
-    def names(self) -> dict[int, str]:
-        """The label of each value that has one, in the order of the values."""
-        return {value: name for name, value in sorted(self._values.items(), key=lambda item: item[1])}
 
 
 class LabelLists:

@@ -1,9 +1,7 @@
 """What is said about one camera: the publishers, and the messages built from a processed frame."""
 from __future__ import annotations
 
-import cv2
-import numpy as np
-from builtin_interfaces.msg import Duration, Time
+from builtin_interfaces.msg import Time
 from rclpy.lifecycle import LifecycleNode
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
@@ -11,23 +9,19 @@ from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Header
 from visualization_msgs.msg import MarkerArray
 
+from sam2_ros.drawing.label_images import ClassTable
 from sam2_ros.drawing.overlay import draw_overlay
-from sam2_ros.messages.conversions import from_pixels, to_duration, to_nanoseconds, to_roi
+from sam2_ros.messages.conversions import from_pixels, to_nanoseconds
+from sam2_ros.messages.qos import RELIABLE
 from sam2_ros.msg import Instance, InstanceArray, InstanceEvent, PromptStatus
-from sam2_ros.perception.frame import Event, Frame, TrackedObject
+from sam2_ros.perception.frame import Event, Frame
+from sam2_ros.perception.instance_messages import instance_array, instance_message
 from sam2_ros.perception.prompt_plan import PromptAnswer
 from sam2_ros.runtime.failures import Failures
 from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.srv import SetPrompt
-from sam2_ros.topics.clouds import (
-    Markers,
-    background_depth_message,
-    background_points_message,
-    box_pose,
-    points_message,
-    size_vector,
-)
-from sam2_ros.topics.planner_views import RELIABLE, ClassTable, LabelLists, ObjectTopics, View, planner_views
+from sam2_ros.topics.clouds import Markers, background_depth_message, background_points_message, points_message
+from sam2_ros.topics.planner_views import FrameTopic, LabelLists, ObjectTopics, planner_views
 
 
 class Outputs:
@@ -110,55 +104,22 @@ class Outputs:
         self._labels.destroy()
         self._object_topics.destroy()
 
-    def _picture_views(self) -> list[View]:
+    def _picture_views(self) -> list[FrameTopic]:
         return [
-            View('overlay', Image, RELIABLE, lambda frame, parameters: from_pixels(
+            FrameTopic('overlay', Image, RELIABLE, lambda frame, parameters: from_pixels(
                 draw_overlay(frame.image, frame.objects, parameters.overlay_opacity), 'rgb8', frame.header)),
-            View('points', PointCloud2, RELIABLE, points_message),
-            View('markers', MarkerArray, RELIABLE, self._markers.message),
-            View('background_depth', Image, RELIABLE, background_depth_message),
-            View('background_points', PointCloud2, RELIABLE, background_points_message)]
+            FrameTopic('points', PointCloud2, RELIABLE, points_message),
+            FrameTopic('markers', MarkerArray, RELIABLE, self._markers.message),
+            FrameTopic('background_depth', Image, RELIABLE, background_depth_message),
+            FrameTopic('background_points', PointCloud2, RELIABLE, background_points_message)]
 
     def _age(self, stamp: Time) -> int:
         """Nanoseconds; 0 where a camera does not stamp its images: nothing can be said."""
         return 0 if stamp == Time() else self._node.get_clock().now().nanoseconds - to_nanoseconds(stamp)
 
 
-def _publish_view(view: View, publisher: Publisher, frame: Frame, parameters: Parameters) -> None:
+def _publish_view(view: FrameTopic, publisher: Publisher, frame: Frame, parameters: Parameters) -> None:
     if publisher.get_subscription_count():
         message = view.build(frame, parameters)
         if message is not None:
             publisher.publish(message)
-
-
-def instance_array(frame: Frame, latency: int = 0, failures: Failures | None = None) -> InstanceArray:
-    """latency: nanoseconds. failures: where an object is recorded whose message cannot be built; it is in the array
-    without a mask then. None: the exception is raised."""
-    height, width = frame.image.shape[:2]
-    instances = []
-    for item in frame.objects:
-        if failures is None:
-            instances.append(instance_message(item, frame.header))
-        else:
-            bare = Instance(id=item.id, label=item.label, state=Instance.OCCLUDED)
-            instances.append(failures.run('instances', instance_message, item, frame.header, default=bare,
-                                          about=f'object {item.id}'))
-    return InstanceArray(header=frame.header, height=height, width=width, dropped=frame.dropped, instances=instances,
-                         latency=to_duration(latency) if latency else Duration())
-
-
-def instance_message(item: TrackedObject, header: Header) -> Instance:
-    message = Instance(id=item.id, label=item.label, state=item.state, score=item.score, visibility=item.visibility,
-                       roi=to_roi(item.box), last_seen=item.last_seen)
-    if item.box is not None:
-        x0, y0, x1, y1 = item.box
-        crop = item.mask[y0:y1, x0:x1].astype(np.uint8)
-        moments = cv2.moments(crop, binaryImage=True)
-        message.area = int(moments['m00'])
-        message.centroid_x = x0 + moments['m10'] / moments['m00']
-        message.centroid_y = y0 + moments['m01'] / moments['m00']
-        message.mask = from_pixels(crop * 255, 'mono8', header)
-    if item.shape is not None:
-        message.has_depth = True
-        message.box_center, message.box_size = box_pose(item.shape), size_vector(item.shape)
-    return message

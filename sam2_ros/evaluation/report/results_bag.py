@@ -7,15 +7,15 @@ import cv2
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Header
 
+from sam2_ros.drawing.label_images import label_image
 from sam2_ros.drawing.overlay import draw_overlay
 from sam2_ros.evaluation.report.processed_frames import Progress, processed
 from sam2_ros.evaluation.results import Run
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import PromptStatus
+from sam2_ros.perception.instance_messages import instance_array
 from sam2_ros.recordings.bag_writer import BagWriter
 from sam2_ros.recordings.recording import Recording
-from sam2_ros.topics.planner_views import label_image
-from sam2_ros.topics.publishers import instance_array
 
 INSTANCES, LABELS, OVERLAY = '/sam2/instances', '/sam2/label_image', '/sam2/overlay/compressed'
 STATUS, IMAGE = '/sam2/prompt_status', '/image'

@@ -17,13 +17,13 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from sam2_core.datasets import run_length
 from sam2_core.datasets.image_files import label_png
+from sam2_ros.drawing.label_images import label_image
 from sam2_ros.evaluation.report.processed_frames import Processed, Progress, processed
 from sam2_ros.evaluation.results import Run
 from sam2_ros.messages.compressed_images import plain_jpeg
+from sam2_ros.perception.instance_messages import instance_array
 from sam2_ros.recordings.bag_writer import BagWriter
 from sam2_ros.recordings.recording import Recording
-from sam2_ros.topics.planner_views import label_image
-from sam2_ros.topics.publishers import instance_array
 
 MIN_SCORE = 0.5
 MOSTLY = 0.5  # share of the images it is in sight in that an object has to be sure in

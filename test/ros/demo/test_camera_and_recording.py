@@ -15,9 +15,10 @@ from std_srvs.srv import Trigger
 
 from sam2_ros.demo.camera import ClipSource, DemoCamera, SettingError
 from sam2_ros.demo.pictures import contact_sheet, longest_absence, moments, write_video
-from sam2_ros.demo.recording import PICTURE_WIDTH, Recording, full_mask, scores, to_labels
+from sam2_ros.demo.recording import PICTURE_WIDTH, Recording, scores, to_labels
 from sam2_ros.messages.conversions import from_pixels, to_nanoseconds, to_rgb
 from sam2_ros.msg import Instance, InstanceArray
+from sam2_ros.perception.instance_messages import instance_mask
 from sam2_ros.tabletop.depth_noise import worsen
 from sam2_ros.tabletop.scene import TabletopScene
 
@@ -240,10 +241,10 @@ def array(stamp, *instances, dropped=0):
 
 
 def test_a_mask_is_put_at_its_place():
-    mask = full_mask(instance(1, (10, 5, 20, 15)), HEIGHT, WIDTH)
+    mask = instance_mask(instance(1, (10, 5, 20, 15)), HEIGHT, WIDTH)
     rows, columns = np.nonzero(mask)
     assert (columns.min(), rows.min(), columns.max(), rows.max()) == (10, 6, 19, 14)
-    assert not full_mask(instance(1), HEIGHT, WIDTH).any()
+    assert not instance_mask(instance(1), HEIGHT, WIDTH).any()
 
 
 def test_scores_tell_hidden_from_missed():

@@ -4,11 +4,11 @@ import pytest
 from builtin_interfaces.msg import Time
 
 from sam2_ros.depth.oriented_box import OrientedBox
-from sam2_ros.evaluation.live_replay import _asked, _output, agreement
+from sam2_ros.evaluation.live_replay import _asked, agreement
 from sam2_ros.evaluation.results import FrameOutput, ObjectOutput, Run
 from sam2_ros.msg import Instance, PromptStatus
 from sam2_ros.perception.frame import TrackedObject
-from sam2_ros.topics.publishers import instance_message
+from sam2_ros.perception.instance_messages import instance_message, tracked_object
 from testing.discs import Discs, header, stamp
 
 
@@ -20,13 +20,13 @@ def test_an_instance_becomes_what_it_was_made_of():
     axes[:, 2] *= np.linalg.det(axes)
     shape = OrientedBox(np.array([0.1, 0.2, 1.3]), axes, np.array([0.3, 0.2, 0.1]))
     item = TrackedObject(3, 'cup', Instance.TRACKED, 0.75, 0.5, Time(), (5, 4, 16, 9), mask, shape)
-    found, expected = _output(instance_message(item, header(0))), ObjectOutput.of(item)
+    found, expected = ObjectOutput.of(tracked_object(instance_message(item, header(0)), 20, 30)), ObjectOutput.of(item)
     assert (found.state, found.score, found.visibility, found.box) == (Instance.TRACKED, 0.75, 0.5, expected.box)
     np.testing.assert_array_equal(found.mask(20, 30), mask)
     for name in ('centre', 'axes', 'size'):
         np.testing.assert_allclose(getattr(found.shape, name), getattr(shape, name), atol=1e-9)
     hidden = TrackedObject(3, 'cup', Instance.LOST, 0.0, 0.25, Time())
-    assert _output(instance_message(hidden, header(0))).mask(20, 30).sum() == 0
+    assert ObjectOutput.of(tracked_object(instance_message(hidden, header(0)), 20, 30)).mask(20, 30).sum() == 0
 
 
 def test_an_answer_belongs_to_the_prompt_of_its_object_on_its_image():

@@ -14,13 +14,13 @@ from std_msgs.msg import Header
 from sam2_core import Sam2Model
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, InstanceEvent, Prompt
+from sam2_ros.perception.instance_messages import instance_array, instance_message
 from sam2_ros.perception.late_prompts import MAX_UNDER_WAY
 from sam2_ros.perception.load_shedding import Level
 from sam2_ros.perception.prompt_plan import PromptRequest
 from sam2_ros.perception.single_image import SegmentAllCall, SegmentImageCall
 from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.srv import SegmentAll, SegmentImage
-from sam2_ros.topics.publishers import instance_array, instance_message
 
 SIZES = ((48, 64), (64, 48), (1, 1))  # rows and columns
 END = (InstanceEvent.REMOVED, InstanceEvent.FORGOTTEN)

@@ -8,10 +8,12 @@ from rclpy.publisher import Publisher
 from std_srvs.srv import Trigger
 
 import sam2_ros.perception.camera_pipeline
+import sam2_ros.perception.instance_messages
 import sam2_ros.perception.tracked_objects
 import sam2_ros.topics.publishers
 from sam2_core import ImageSegmenter, Sam2Model, StreamTracker
 from sam2_ros.depth.matching import DepthMailbox
+from sam2_ros.drawing.label_images import ClassTable
 from sam2_ros.messages.stamps import StampWatch
 from sam2_ros.msg import ImagePoint, Prompt
 from sam2_ros.perception.camera_pipeline import Stream
@@ -29,7 +31,7 @@ from sam2_ros.perception.tracked_objects import TrackedObjects
 from sam2_ros.srv import SegmentImage, SetPrompt
 from sam2_ros.topics.clouds import Markers
 from sam2_ros.topics.diagnostics import ERROR, camera_status
-from sam2_ros.topics.planner_views import ClassTable, LabelLists, ObjectTopics
+from sam2_ros.topics.planner_views import LabelLists, ObjectTopics
 from sam2_ros.topics.publishers import Outputs
 from testing.in_process import in_process, set_box
 
@@ -38,7 +40,7 @@ STEPS = [  # in make test; the others under make fuzz
     (TrackedObjects, 'advance'), (DepthMailbox, 'depth_for'), (SegmentImageCall, 'advance'), (DetectionGate, 'see')]
 OTHERS = [
     (ObjectStates, 'observe'), (Meter, 'processed'), (StampWatch, 'judge'), (StreamTracker, 'step'),
-    (sam2_ros.perception.tracked_objects, 'measure'), (sam2_ros.topics.publishers, 'instance_message'),
+    (sam2_ros.perception.tracked_objects, 'measure'), (sam2_ros.perception.instance_messages, 'instance_message'),
     (History, 'put'), (Meter, 'received'), (DepthMailbox, 'expect'), (Stream, '_read'), (Stream, '_notice_time_jump'),
     (Stream, '_find_depth'), (PromptReader, 'read'), (PromptReader, '_target'), (PromptReader, '_expire'),
     (Plan, 'add'), (Ids, 'next'), (Ids, 'use'), (History, 'at'), (History, 'between'), (CatchUp, 'take_arrived'),

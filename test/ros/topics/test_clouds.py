@@ -11,17 +11,15 @@ from sam2_ros.depth.surface import Camera, DepthFrame, measure
 from sam2_ros.drawing.overlay import colour
 from sam2_ros.msg import Instance
 from sam2_ros.perception.frame import Frame, TrackedObject
+from sam2_ros.perception.instance_messages import box_pose, instance_message, size_vector
 from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.topics.clouds import (
     Markers,
     background_depth_message,
     background_points_message,
-    box_pose,
     object_points_message,
     points_message,
-    size_vector,
 )
-from sam2_ros.topics.publishers import instance_message
 
 HEIGHT, WIDTH, FOCAL = 120, 160, 150.0
 CAMERA = Camera.pinhole(WIDTH, HEIGHT, FOCAL, FOCAL, (WIDTH - 1) / 2, (HEIGHT - 1) / 2)

@@ -18,22 +18,24 @@ from std_msgs.msg import Header, String
 from sam2_core.masks import mask_box
 from sam2_ros.depth.oriented_box import OrientedBox
 from sam2_ros.depth.surface import Camera, DepthFrame
+from sam2_ros.drawing.label_images import (
+    BACKGROUND,
+    UNLABELED,
+    ClassTable,
+    class_image,
+    confidence_image,
+    label_image,
+)
 from sam2_ros.messages.vision import VisionMessagesMissing, require_vision_msgs, vision_msgs
 from sam2_ros.msg import Instance
 from sam2_ros.perception.detection_prompts import read
 from sam2_ros.perception.frame import Frame, TrackedObject
 from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.topics.planner_views import (
-    BACKGROUND,
-    UNLABELED,
-    ClassTable,
     LabelLists,
     ObjectTopics,
-    class_image,
-    confidence_image,
     detections_2d,
     detections_3d,
-    label_image,
     label_info,
     planner_views,
 )

@@ -9,11 +9,11 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from sam2_core.masks import mask_box
+from sam2_ros.drawing.label_images import label_image
 from sam2_ros.drawing.overlay import colour, draw_overlay
 from sam2_ros.msg import Instance
 from sam2_ros.perception.frame import Frame, TrackedObject
-from sam2_ros.topics.planner_views import label_image
-from sam2_ros.topics.publishers import instance_message
+from sam2_ros.perception.instance_messages import instance_message
 
 HEADER = Header(stamp=Time(sec=5, nanosec=6), frame_id='camera')
 
