@@ -15,6 +15,7 @@ from sam2_core.finite import not_finite_error
 from sam2_core.images import EncodedImage, check_encoded
 from sam2_core.inference import inference
 from sam2_core.masks import mask_box
+from sam2_core.metrics import box_iou
 from sam2_core.model import Sam2Model
 from sam2_core.nn.prompt_encoder import FOREGROUND
 
@@ -154,14 +155,8 @@ def suppress(found: list[Boxed], max_overlap: float) -> list[Boxed]:
     alive = np.ones(len(found), bool)
     for i in range(len(found)):
         if alive[i]:
-            alive[i + 1:] &= _box_iou(boxes[i], boxes[i + 1:]) <= max_overlap
+            alive[i + 1:] &= box_iou(boxes[i], boxes[i + 1:]) <= max_overlap
     return [item for item, stays in zip(found, alive, strict=True) if stays]
-
-
-def _box_iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    corner0, corner1 = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
-    inner = np.clip(corner1 - corner0, 0, None).prod(axis=1)
-    return inner / ((box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(axis=1) - inner)
 
 
 def clean(item: FoundMask, min_area: int) -> FoundMask:

@@ -5,6 +5,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 
@@ -120,3 +121,19 @@ def other_spelling(name: str, names: Mapping[tuple[str | int, ...], str]) -> str
     """Return a hint at a name that differs in case or zeros only, to be put behind an error; empty if there is none."""
     near = names.get(natural_key(name), name)
     return '' if near == name else f'; there is {near}: names must be equal'
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a file name to write to, beside ``path``, and rename that file to ``path`` when the block ends.
+
+    Other processes see the old file or the new one, never a part of it. If the block raises, ``path`` is left alone
+    and the part is removed.
+    """
+    part = path.with_name(f'{path.name}.part')
+    try:
+        yield part
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

@@ -56,6 +56,17 @@ def counted_frames(present: Sequence[bool], skip_first_and_last: bool = True, sa
     return range(first, max(first, end))
 
 
+def box_iou(box: Sequence[float] | np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the intersection over union of one box (4,) with each of others (N, 4): (N,), 0..1.
+
+    Boxes are (x0, y0, x1, y1) with an area above 0.
+    """
+    box = np.asarray(box)
+    corner0, corner1 = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
+    inner = np.clip(corner1 - corner0, 0, None).prod(axis=1)
+    return inner / ((box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(axis=1) - inner)
+
+
 def _crops(a: np.ndarray, b: np.ndarray) -> list[np.ndarray]:
     """Both masks in the box of what they cover together and a pixel around it: all of their boundaries."""
     x0, y0, x1, y1 = mask_box(a | b) or (0, 0, 0, 0)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sam2_core.metrics import boundary_f, counted_frames, iou
+from sam2_core.metrics import boundary_f, box_iou, counted_frames, iou
 from testing import metric_masks
 
 # written by testing/published_metrics.py
@@ -82,3 +82,9 @@ def test_half_of_the_boundary_right():
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match=r'\(100, 100\) and \(50, 50\)'):
         boundary_f(square(0, 0, 1, 1), square(0, 0, 1, 1, 50))
+
+
+def test_boxes_overlap_by_the_share_of_their_union():
+    others = np.array([(0, 0, 10, 10), (5, 0, 15, 10), (10, 0, 20, 10), (2, 2, 4, 7)], float)
+    assert box_iou((0, 0, 10, 10), others) == pytest.approx([1, 1 / 3, 0, 0.1])
+    assert box_iou(others[0], others[:0]).shape == (0,)
