@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from sam2_core.memory import MemoryShapes
-from sam2_core.model import ABSENT_LOGIT, MEMORY_DTYPE, ImageFeatures, Memory, ObjectMasks, Sam2Model
+from sam2_core.model import Sam2Model
+from sam2_core.tensors import ABSENT_LOGIT, MEMORY_DTYPE, ImageFeatures, Memory, ObjectMasks
 
 BATCHES = (1, 2, 4, 8, 16)  # sizes; beyond the last its multiples
 

@@ -59,6 +59,11 @@ class Sam2Config:
         """Number of trunk blocks."""
         return sum(self.stages)
 
+    @property
+    def grid(self) -> int:
+        """Side of the stride-16 feature map, on which memory frames live."""
+        return self.image_size // 16
+
 
 def check_image_size(image_size: int) -> None:
     """Raise ValueError unless ``image_size`` is a positive multiple of 32, which the trunk's windows need."""

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from sam2_core.inference import own_precision
 from sam2_core.mask_prompts import fit_mask
-from sam2_core.model import ImageFeatures, Sam2Model
+from sam2_core.model import Sam2Model
 from sam2_core.resizing import at_image_size, stretch
+from sam2_core.tensors import ImageFeatures
 from sam2_core.transfer import to_device, to_host
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)

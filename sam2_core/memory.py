@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sam2_core.config import Sam2Config
-from sam2_core.model import MEMORY_DTYPE, Memory, Sam2Model
+from sam2_core.tensors import MEMORY_DTYPE, Memory
 from sam2_core.timeline import KNOWN_IMAGES
 from sam2_core.transfer import to_device
 
@@ -104,15 +104,17 @@ class MemoryBank:
     Section 4 of the SAM 2 paper, "Memory bank". Its size does not depend on how long the object has been tracked.
     """
 
-    def __init__(self, model: Sam2Model, max_conditioning_frames: int) -> None:
-        config, limit = model.config, max_conditioning_frames
+    def __init__(self, config: Sam2Config, max_conditioning_frames: int, device: torch.device,
+                 dtype: torch.dtype) -> None:
+        """Allocate the memory of a new object; ``dtype`` is that of its pointers."""
+        limit = max_conditioning_frames
         recent, pointers = MemoryShapes(config, limit).recent, MemoryShapes(config, limit).pointers
         # one row more than is attended to: the new frame is written before the oldest is dropped
-        frames = torch.zeros(limit + recent + 1, model.grid ** 2, config.memory_dim,
-                             dtype=MEMORY_DTYPE, device=model.device)
+        frames = torch.zeros(limit + recent + 1, config.grid ** 2, config.memory_dim, dtype=MEMORY_DTYPE,
+                             device=device)
         self._frames = _Slots(frames, limit, recent)
-        self._pointers = _Slots(torch.zeros(limit + pointers + 1, config.d_model, dtype=model.dtype,
-                                            device=model.device), limit, pointers)
+        self._pointers = _Slots(torch.zeros(limit + pointers + 1, config.d_model, dtype=dtype, device=device), limit,
+                                pointers)
         self._max_pointer_distance = config.max_pointer_distance
         self._conditioning_slot = config.memory_frames - 1
         self._now = 0

@@ -5,8 +5,6 @@ of the published checkpoints, so that a state dict loads as it is.
 """
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,40 +20,18 @@ from sam2_core.nn.memory_encoder import MemoryEncoder
 from sam2_core.nn.neck import FpnNeck
 from sam2_core.nn.position import sine_grid, sine_time
 from sam2_core.nn.prompt_encoder import PromptEncoder
+from sam2_core.tensors import (
+    ABSENT_LOGIT,
+    MEMORY_DTYPE,
+    ImageFeatures,
+    Memory,
+    ObjectMasks,
+    Stages,
+    StaticStages,
+)
 
-if TYPE_CHECKING:
-    from sam2_core.compiled import CompiledStages
-
-ABSENT_LOGIT = -1024.0  # mask logits of an object that is not visible
-MEMORY_DTYPE = torch.bfloat16  # as the published tracker stores it, whatever it computes in
-
-
-class ImageFeatures(NamedTuple):
-    """B encoded images."""
-
-    stride16_bchw: Tensor  # (B, d_model, S / 16, S / 16)
-    stride8_bchw: Tensor  # (B, d_model / 4, S / 8, S / 8)
-    stride4_bchw: Tensor  # (B, d_model / 8, S / 4, S / 4)
-
-
-class Memory(NamedTuple):
-    """What B objects remember; all of them the same number of frames F and pointers P."""
-
-    frames: Tensor  # (B, F, tokens, memory_dim)
-    time_slots: Tensor  # int64 (B, F): 0 for the last frame, ... memory_frames - 1 for a conditioning frame
-    pointers: Tensor  # (B, P, d_model)
-    pointer_ages: Tensor  # (B, P), frames; where integers, at most config.max_pointer_distance
-    frames_exist: Tensor | None = None  # bool (B, F): False for what only fills the tensor up; None: all exist
-    pointers_exist: Tensor | None = None  # bool (B, P), likewise
-
-
-class ObjectMasks(NamedTuple):
-    """One mask for each of B objects, and what stands for the object in memory."""
-
-    logits: Tensor  # float32 (B, S / 4, S / 4); ABSENT_LOGIT everywhere where the object is not visible
-    iou: Tensor  # float32 (B,), predicted, 0..1
-    object_score: Tensor  # float32 (B,), logit, > 0: visible
-    pointers: Tensor  # (B, d_model)
+__all__ = ['ABSENT_LOGIT', 'MASK_BIAS', 'MASK_SCALE', 'MEMORY_DTYPE', 'ImageEncoder', 'ImageFeatures', 'Memory',
+           'ObjectMasks', 'Sam2Model']
 
 
 class ImageEncoder(nn.Module):
@@ -79,7 +55,7 @@ class Sam2Model(Float32Buffers):
     def __init__(self, config: Sam2Config, name: str = 'custom') -> None:
         super().__init__()
         self.config, self.name = config, name
-        self.compiled: CompiledStages | None = None  # what trackers run instead of the plain functions
+        self.compiled: StaticStages | None = None  # run by trackers instead of the methods below
         dim, memory_dim = config.d_model, config.memory_dim
         self.image_encoder = ImageEncoder(config)
         self.memory_attention = MemoryAttention(config)
@@ -103,8 +79,8 @@ class Sam2Model(Float32Buffers):
         self.float()  # whatever torch.set_default_dtype says
 
     @property
-    def stages(self) -> Sam2Model | CompiledStages:
-        """Whose ``encode_image``, ``track_objects`` and ``encode_memory`` trackers run: compiled, if there are."""
+    def stages(self) -> Stages:
+        """Stages for trackers to run: ``compiled`` if set, else the model's own methods."""
         return self.compiled or self
 
     @property
@@ -115,7 +91,7 @@ class Sam2Model(Float32Buffers):
     @property
     def grid(self) -> int:
         """Side of the feature map that memory and prompts live on."""
-        return self.config.image_size // 16
+        return self.config.grid
 
     @property
     def device(self) -> torch.device:

@@ -25,9 +25,10 @@ from sam2_core.inference import inference
 from sam2_core.masks import mask_box
 from sam2_core.memory import MemoryBank, MemoryShapes, stack_memories, write_memories
 from sam2_core.metrics import iou as mask_iou
-from sam2_core.model import ImageFeatures, Memory, ObjectMasks, Sam2Model
+from sam2_core.model import Sam2Model
 from sam2_core.prompts import Prompt, PromptError, errors_of, merge_prompts
 from sam2_core.segmenter import MAX_PROMPT_LOGIT
+from sam2_core.tensors import ImageFeatures, Memory, ObjectMasks
 from sam2_core.timeline import Timeline
 from sam2_core.transfer import to_device, to_host
 
@@ -299,8 +300,10 @@ class StreamTracker:
         """The banks after this image; those of the present state go on to attend to what they do."""
         flags = [object_id in prompted for object_id in ids]
         memories = self._encode(image, masks, flags)
+        model = self.model
         banks = [self._banks[object_id] if object_id in self._banks
-                 else MemoryBank(self.model, self.max_conditioning_frames) for object_id in ids]
+                 else MemoryBank(model.config, self.max_conditioning_frames, model.device, model.dtype)
+                 for object_id in ids]
         after = write_memories(banks, memories, masks.pointers, flags, self._state.timeline.images)
         return dict(zip(ids, after, strict=True))
 

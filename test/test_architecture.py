@@ -27,9 +27,7 @@ KNOWN_UPWARDS = {
     ('sam2_ros.evaluation.report.pictures', 'sam2_ros.demo.pictures'),
     ('sam2_ros.perception.worker', 'sam2_ros.topics.camera_topics'),
 }
-KNOWN_CIRCLES = {
-    frozenset({'sam2_core.compiled', 'sam2_core.memory', 'sam2_core.model'}),
-}
+KNOWN_CIRCLES: set[frozenset[str]] = set()
 KNOWN_TWINS = {'ClipSource', 'Scene', 'Recording', 'Difference', 'Camera', 'Shot'}
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import Sam2VideoModel
 
 from sam2_core import ImageSegmenter, Prompt, Sam2Model, StreamTracker, load_model
-from sam2_core.model import ImageFeatures, Memory, ObjectMasks
+from sam2_core.tensors import ImageFeatures, Memory, ObjectMasks
 from testing import reference
 from testing.reference import Encoded, as_points
 from testing.reference_stream import MAX_PROMPT_LOGIT, Followed, ReferenceObject

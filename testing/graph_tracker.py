@@ -23,7 +23,7 @@ class GraphTracker:
         self.sessions = {g['file']: onnxruntime.InferenceSession(folder / g['file'], providers=['CPUExecutionProvider'])
                          for g in self.about['graphs'] if g['stage'] in (
                              'encode_image', 'decode_prompted', 'adopt_mask') or g['objects'] == objects}
-        self.model, self.objects = model, objects
+        self.config, self.objects = model.config, objects
         self.banks: dict[int, MemoryBank] = {}
 
     def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -45,7 +45,7 @@ class GraphTracker:
             memory = self.run(f'encode_memory_{self.objects}', {
                 **features, **rows, 'prompted': np.array([i in prompts for i in ids], np.int32)})['memory']
             for object_id, one in dict(zip(ids, memory, strict=True)).items():
-                bank = self.banks.setdefault(object_id, MemoryBank(self.model, 4))
+                bank = self.banks.setdefault(object_id, MemoryBank(self.config, 4, torch.device('cpu'), torch.float32))
                 bank.write(torch.from_numpy(one), torch.from_numpy(found[object_id]['pointers']), object_id in prompts)
         return {object_id: masks['logits'] for object_id, masks in found.items()}
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sam2_core import VARIANTS, Prompt, Sam2Model
 from sam2_core.images import EncodedImage, mask_to_model
-from sam2_core.model import MEMORY_DTYPE, ImageFeatures, Memory, ObjectMasks
+from sam2_core.tensors import MEMORY_DTYPE, ImageFeatures, Memory, ObjectMasks
 
 KNOWN = 128  # images by which trackers recognise each other
 

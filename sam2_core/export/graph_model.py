@@ -7,12 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam2_core.model import MASK_BIAS, MASK_SCALE, ImageFeatures, Memory, ObjectMasks, Sam2Model
+from sam2_core.mask_prompts import MASK_BIAS, MASK_SCALE
+from sam2_core.model import Sam2Model
 from sam2_core.nn.attention import Attention, RotaryAttention
 from sam2_core.nn.layers import is_observed
 from sam2_core.nn.mask_decoder import MASK_TOKENS, DecodedMasks, MaskDecoder
 from sam2_core.nn.prompt_encoder import FOREGROUND, NOT_A_POINT
 from sam2_core.segmenter import MAX_PROMPT_LOGIT
+from sam2_core.tensors import ImageFeatures, Memory, ObjectMasks
 
 HIDDEN = -10000.0  # added to a score: its weight is exactly 0 then; float16 holds it
 OUTPUT_TOKENS = MASK_TOKENS + 2  # the decoder's own, before those of points: object score, predicted IoU, masks

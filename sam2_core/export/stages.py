@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sam2_core.config import Sam2Config
 from sam2_core.export.graph_model import GraphModel
-from sam2_core.model import ImageFeatures, Memory, ObjectMasks
+from sam2_core.tensors import ImageFeatures, Memory, ObjectMasks
 
 
 @dataclass(frozen=True)

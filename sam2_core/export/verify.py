@@ -12,9 +12,10 @@ from torch import Tensor
 from sam2_core.export.graph_model import EMPTY, copy_weights
 from sam2_core.export.stages import Stage
 from sam2_core.export.write import need
-from sam2_core.model import ImageFeatures, Memory, ObjectMasks, Sam2Model
+from sam2_core.model import Sam2Model
 from sam2_core.nn.prompt_encoder import NOT_A_POINT
 from sam2_core.segmenter import MAX_PROMPT_LOGIT
+from sam2_core.tensors import ImageFeatures, Memory, ObjectMasks
 
 TOLERANCE = 1e-3  # of the largest number of an output, at least of 1: sums of float32 in another order stay far below
 

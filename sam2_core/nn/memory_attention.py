@@ -40,8 +40,7 @@ class MemoryAttention(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(MemoryAttentionLayer(config) for _ in range(config.memory_attention_layers))
         self.norm = nn.LayerNorm(config.d_model)
-        grid = config.image_size // 16
-        self.rotary = RotaryTable(config.d_model, grid, grid, config.rope_theta)
+        self.rotary = RotaryTable(config.d_model, config.grid, config.grid, config.rope_theta)
 
     def forward(self, image_bnc: Tensor, image_position_nc: Tensor, memory_bmc: Tensor, memory_position_bmc: Tensor,
                 pointer_tokens: int, exists: Tensor | None = None) -> Tensor:

@@ -11,11 +11,11 @@ from torch.nn.utils import parametrizations, prune
 from sam2_core import ImageSegmenter, Prompt, StreamTracker, load_model
 from sam2_core.approximations import quantize_encoder
 from sam2_core.export.graph_model import GraphModel
-from sam2_core.model import Memory
 from sam2_core.nn import attention, hiera, layers, mask_decoder, memory_attention, neck, prompt_encoder
 from sam2_core.nn.attention import RotaryAttention
 from sam2_core.nn.hiera import MultiScaleAttention
 from sam2_core.nn.position import RotaryTable
+from sam2_core.tensors import Memory
 from sam2_core.training.adapters import merged_state
 
 SIZE = 64  # grids of 16, 8, 4 and 2: the windows of 8, 4 and 8 fit, and are filled up

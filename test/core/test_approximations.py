@@ -8,9 +8,9 @@ import torch
 from sam2_core import Prompt, StreamTracker, load_model
 from sam2_core.approximations import pool_memory, quantize_encoder
 from sam2_core.metrics import iou
-from sam2_core.model import Memory
 from sam2_core.nn.attention import RotaryAttention
 from sam2_core.nn.position import RotaryTable
+from sam2_core.tensors import Memory
 
 SIDE, DIM, NARROW, POINTERS, OBJECTS = 8, 32, 8, 5, 2
 TOKENS = SIDE * SIDE

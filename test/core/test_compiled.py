@@ -22,7 +22,8 @@ def traces():
 
 def remembering(model, conditioning):
     """A bank of a frame for each flag, filled with noise."""
-    bank, generator = MemoryBank(model, 4), torch.Generator().manual_seed(len(conditioning))
+    bank = MemoryBank(model.config, 4, model.device, model.dtype)
+    generator = torch.Generator().manual_seed(len(conditioning))
     for flag in conditioning:
         bank.write(torch.randn(model.grid ** 2, model.config.memory_dim, generator=generator),
                    torch.randn(model.config.d_model, generator=generator), flag)

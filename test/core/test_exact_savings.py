@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from sam2_core import VARIANTS, Sam2Model
-from sam2_core.model import Memory
 from sam2_core.nn import attention, hiera
 from sam2_core.nn.attention import RotaryAttention
 from sam2_core.nn.position import RotaryTable
+from sam2_core.tensors import Memory
 from testing import comparisons, reference
 
 SIDE, DIM, NARROW, POINTERS, OBJECTS = 6, 32, 8, 5, 3

@@ -1,7 +1,6 @@
 """Which frames a memory keeps, for how long, and under which time code."""
 import random
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from testing.plain_tracker import Frame, PlainFrames
 
 def remember(nano, conditioning, limit=4):
     """A bank after frames 0, 1, ...; each frame's memory and pointer are filled with its number."""
-    bank = MemoryBank(nano, limit)
+    bank = MemoryBank(nano.config, limit, nano.device, nano.dtype)
     for frame, flag in enumerate(conditioning):
         bank.write(torch.full((nano.grid ** 2, nano.config.memory_dim), float(frame)),
                    torch.full((nano.config.d_model,), float(frame)), flag)
@@ -66,7 +65,7 @@ def test_conditioning_frame_is_not_also_a_recent_one(nano):
 @pytest.mark.parametrize('pattern', [[True] * 60, [True] + [False] * 60, [True, False] * 30, [True, True, False] * 20])
 def test_bytes_are_constant_and_slots_suffice_for_any_order_of_prompts(nano, pattern):
     bank = remember(nano, pattern)
-    assert bank.nbytes == MemoryBank(nano, 4).nbytes
+    assert bank.nbytes == remember(nano, []).nbytes
     frames, pointers = contents(bank)
     assert len(frames) <= 4 + 6 and len(pointers) <= 4 + 15
     assert bank.length() == (len(frames), len(pointers))
@@ -146,11 +145,10 @@ def test_frames_prompts_and_copies_in_any_order_keep_the_bounds_and_the_plain_ru
     while steps < rounds(900, 100_000):
         limit, prompts = rng.randint(1, 5), rng.choice((0.05, 0.3, 0.9))
         config = replace(VARIANTS['nano'], memory_frames=rng.choice((1, 2, 7)), object_pointers=rng.choice((2, 4, 16)),
-                         memory_dim=2, d_model=2)
+                         memory_dim=2, d_model=2, image_size=32)
         shapes = MemoryShapes(config, limit)
-        model = SimpleNamespace(config=config, grid=1, device=torch.device('cpu'), dtype=torch.float32)
-        pairs = [(MemoryBank(model, limit), [PlainFrames(limit, shapes.recent), PlainFrames(limit, shapes.pointers)],
-                  [0])]
+        pairs = [(MemoryBank(config, limit, torch.device('cpu'), torch.float32),
+                  [PlainFrames(limit, shapes.recent), PlainFrames(limit, shapes.pointers)], [0])]
         for _ in range(60):
             place = rng.randrange(len(pairs))
             bank, plain, now = pairs[place]
@@ -163,7 +161,7 @@ def test_frames_prompts_and_copies_in_any_order_keep_the_bounds_and_the_plain_ru
             steps += 1
             prompted = not plain[0].past or rng.random() < prompts
             content = torch.tensor([steps // 200 % 200, steps % 200], dtype=torch.float32)
-            bank.write(content[None], content, prompted)
+            bank.write(content.expand(config.grid ** 2, 2), content, prompted)
             for frames in plain:
                 frames.past.append(Frame(content, now[0], prompted))
             now[0] += 1

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from sam2_core import VARIANTS, Prompt, Sam2Model, StreamTracker
 from sam2_core.images import mask_to_model, to_model
 from sam2_core.memory import MemoryBank, stack_memories
-from sam2_core.model import ImageFeatures, ObjectMasks
 from sam2_core.nn.attention import RotaryAttention
 from sam2_core.nn.layers import LayerNorm2d
 from sam2_core.nn.mask_decoder import DecodedMasks
 from sam2_core.nn.position import RotaryTable, sine_grid, sine_time
+from sam2_core.tensors import ImageFeatures, ObjectMasks
 from testing import comparisons, reference
 from testing.comparisons import BOX, CLICK
 
@@ -363,7 +363,7 @@ def test_correction_reads_memory_and_replaces_the_tracked_frame(model, frames):
 
 def filled(model, count, conditioning=(0,)):
     """A bank after ``count`` frames; frame i holds the number i."""
-    bank = MemoryBank(model, max_conditioning_frames=4)
+    bank = MemoryBank(model.config, 4, model.device, model.dtype)
     for i in range(count):
         bank.write(torch.full((model.grid ** 2, model.config.memory_dim), float(i), dtype=torch.bfloat16),
                    torch.full((model.config.d_model,), float(i)), i in conditioning)

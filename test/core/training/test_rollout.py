@@ -34,7 +34,7 @@ def test_rows_remember_what_a_memory_bank_does(model, frames):
     rows = 2
     memory = rollout._RowMemory(model, rows, {})
     memory.first_age = torch.zeros(rows)
-    bank = MemoryBank(model, 4)
+    bank = MemoryBank(model.config, 4, model.device, model.dtype)
     side = model.grid
     torch.manual_seed(1)
     image = ImageFeatures(torch.randn(rows, 32, side, side), torch.randn(rows, 8, 2 * side, 2 * side),
