@@ -1,4 +1,4 @@
-"""Start the executables: signals are handled before anything large is imported."""
+"""Entry points of the executables. They handle signals before anything large is imported."""
 from __future__ import annotations
 
 import gc
@@ -28,11 +28,13 @@ def install(name: str) -> None:
 def run(name: str) -> int:
     """Run an executable by its name and return its exit code."""
     install(name)
-    if sys.argv[1:] == ['--version']:  # without importing the rest
+    if sys.argv[1:] == ['--version']:  # before the imports, which take seconds
         print(f'{name} {__version__}')
         return 0
-    main = import_module(MODULES[name]).main
     try:
+        if name == 'sam2_node':  # --help and wrong arguments are answered before PyTorch is imported
+            import_module('sam2_ros.runtime.node_help').parse(sys.argv[1:])
+        main = import_module(MODULES[name]).main
         if name in UNTIL_STOPPED:
             return main()
         if name == 'sam2_train':  # a checkpoint is saved at a signal: training handles it
