@@ -1,4 +1,7 @@
-"""Answer ``sam2_node --help``, and refuse what is not a ROS argument."""
+"""Command line of sam2_node: --help, --version and the check for arguments that ROS would ignore.
+
+Imports no PyTorch, so that the help appears at once.
+"""
 from __future__ import annotations
 
 import argparse
@@ -8,23 +11,23 @@ from dataclasses import fields
 
 from sam2_core import __version__
 from sam2_ros.runtime.node_arguments import without_ros_arguments
-from sam2_ros.runtime.parameters import Parameters
+from sam2_ros.runtime.parameters import Parameters, allowed
 
-DESCRIPTION = '''Track prompted objects in the images of a camera: the node sam2.
+DESCRIPTION = '''Track prompted objects in the images of one or more cameras: the node sam2.
 
     sam2_node --ros-args -r image:=/camera/color/image_raw -p device:=cuda
     sam2_node --ros-args --params-file robot.yaml -r __node:=sam2_front -r __ns:=/robot1
 
-Topics to remap with -r: image, depth, camera_info (NAME/image, ... with the parameter cameras).
-Images compressed by image_transport are on image/compressed, which follows a remapping of image.
-Outputs are on ~/instances, ~/overlay, ~/prompt_status, ...; prompts on ~/prompt and ~/set_prompt.
-docs/node.md describes them.'''
+Remap the topics image, depth and camera_info with -r. With the parameter cameras, they are NAME/image, ...
+Compressed images are on image/compressed, which follows a remapping of image.
+The node takes prompts on ~/prompt and ~/set_prompt and publishes ~/instances, ~/overlay, ~/prompt_status, ...
+docs/node.md describes all of them.'''
 
 
 def parse(arguments: Sequence[str]) -> None:
     """Check the arguments of sam2_node. Exit after --help and --version.
 
-    Exit with code 2 if anything but ROS arguments is among them, which rclpy would ignore.
+    Exit with code 2 if there are arguments other than ROS arguments, which rclpy would ignore.
     """
     parser = argparse.ArgumentParser(
         prog='sam2_node', usage='sam2_node [--help] [--version] [--ros-args ...]', description=DESCRIPTION,
@@ -42,10 +45,7 @@ def _parameters() -> str:
     for item in fields(Parameters):
         default = [*item.default] if isinstance(item.default, tuple) else item.default
         default = str(default).lower() if isinstance(default, bool) else repr(default)
-        rules = [', '.join(item.metadata['choices'])] if item.metadata['choices'] else []
-        if item.metadata['limits']:
-            rules.append('{:g} to {:g}'.format(*item.metadata['limits']))
-        about = '; '.join([f'default {default}', *rules, item.metadata['when']])
+        about = '; '.join(filter(None, [f'default {default}', allowed(item), f'takes effect {item.metadata["when"]}']))
         found.append(textwrap.fill(f'{item.name}  {item.metadata["description"]} ({about})', 100,
                                    initial_indent='  ', subsequent_indent='      '))
     return '\n'.join(found)

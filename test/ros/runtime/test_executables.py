@@ -1,4 +1,4 @@
-"""The executables: one version, help without a start, arguments that are no ROS arguments."""
+"""The executables: one version, help without a start, arguments that are not ROS arguments."""
 import runpy
 import subprocess
 import sys
@@ -53,9 +53,20 @@ def test_the_nodes_help_describes_every_parameter_and_starts_nothing(capsys):
     assert ended.value.code == 0
     for name, item in Parameters.__dataclass_fields__.items():
         assert f'{name} {item.metadata["description"]} (default ' in text
-    assert 'max_objects Objects tracked at a time in each camera; a prompt for one more is refused. (default 32; ' \
-           '1 to 65535; at once)' in text
+    assert 'max_objects Maximum number of objects tracked at a time in each camera; prompts for more are refused. ' \
+           '(default 32; 1 to 65535; takes effect immediately)' in text
     assert '-r image:=' in text
+
+
+@pytest.mark.parametrize('argument', ['--help', 'typo'])
+def test_the_nodes_help_and_refusals_come_without_pytorch(argument):
+    process = subprocess.run(
+        [sys.executable, '-c', 'import sys\nfrom sam2_ros.runtime.executables import node\n'
+         'try:\n    node()\nfinally:\n    print("torch" in sys.modules)', argument],
+        capture_output=True, text=True, cwd=ROOT)
+    assert process.returncode == (0 if argument == '--help' else 2)
+    assert process.stdout.endswith('False\n')
+    assert ('prompt_timeout' if argument == '--help' else 'unknown arguments: typo;') in process.stdout + process.stderr
 
 
 def test_arguments_that_ros_would_ignore_are_refused(capsys):

@@ -1,4 +1,4 @@
-"""Parameters on a real node: defaults, ranges, refusals with a reason; the documents say the same as the code."""
+"""Parameters on a real node: defaults, ranges, refusals with a reason. The documents say the same as the code."""
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -14,6 +14,7 @@ from rclpy.parameter import Parameter
 from sam2_ros.node import Sam2Node
 from sam2_ros.runtime.node_arguments import problems
 from sam2_ros.runtime.parameters import MODEL, START, ParameterError, Parameters, with_values
+from tools import write_parameters
 
 ROOT = Path(__file__).parents[3]
 
@@ -47,7 +48,13 @@ def test_defaults_and_descriptions(make):
     node = make()
     assert Parameters.read(node) == Parameters()
     for item in fields(Parameters):
-        assert len(node.describe_parameter(item.name).description) > 20
+        described = node.describe_parameter(item.name)
+        assert len(described.description) > 20
+        assert described.description == f'{item.metadata["description"]} (Takes effect {item.metadata["when"]}.)'
+        assert described.read_only == (item.metadata['when'] == START)
+    assert node.describe_parameter('dtype').additional_constraints == 'One of: float32, bfloat16, float16.'
+    assert node.describe_parameter('image_size').integer_range[0].step == 32
+    assert node.describe_parameter('depth_max').floating_point_range[0].to_value == 1000.0
 
 
 def test_values_given_at_start_are_taken(make):
@@ -226,7 +233,7 @@ def test_what_takes_effect_at_start_is_read_only(make):
     for item in fields(Parameters):
         if item.metadata['when'] == START:
             result = set_parameter(node, item.name, item.default)
-            assert not result.successful and 'read-only, takes effect at start' in result.reason
+            assert not result.successful and 'read-only, takes effect at startup' in result.reason
 
 
 @pytest.mark.parametrize('path', sorted(ROOT.glob('config/*.yaml')), ids=lambda path: path.name)
@@ -237,9 +244,21 @@ def test_the_configuration_files_name_parameters_that_exist(make, path):
 
 
 def test_the_documentation_lists_every_parameter_with_its_default():
-    text = (ROOT / 'docs' / 'node.md').read_text()
+    text = write_parameters.page_with_table().read_text()
     rows = dict(re.findall(r'^\| `(\w+)` \| [\w\[\]]+ \| (\S+) \|', text, re.MULTILINE))
     defaults = {item.name: str(item.default).lower() if isinstance(item.default, bool) else
                 str([*item.default]) if isinstance(item.default, tuple) else
                 str(item.default) or "''" for item in fields(Parameters)}
     assert {name: rows[name].strip('`') for name in rows if name in defaults} == defaults
+
+
+def test_the_parameters_file_and_the_documentation_are_those_that_make_parameters_writes():
+    assert [path.name for path, text in write_parameters.documents() if path.read_text() != text] == []
+
+
+def test_what_is_generated_names_units_ranges_and_links_from_the_page_it_is_in():
+    text, depth = write_parameters.parameters_file(), 'depth in metres; nearer readings are ignored.'
+    assert f'    # Minimum valid {depth} Range: 0 to 1000.\n    depth_min: 0.1\n' in text
+    top, nested = (write_parameters.table(ROOT / 'docs' / page) for page in ('node.md', 'reference/node.md'))
+    assert '([more](operations.md#load-shedding))' in top
+    assert '([more](../operations.md#load-shedding))' in nested
