@@ -31,7 +31,7 @@ from sam2_core import StreamTracker, load_model
 from sam2_core.metrics import iou
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import Prompt
-from sam2_ros.perception.camera_pipeline import Stream
+from sam2_ros.perception.camera_pipeline import CameraPipeline
 from sam2_ros.perception.prompt_plan import PromptRequest
 from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.tabletop.textures import PALETTES, dotted_box, striped_box, wood
@@ -84,7 +84,8 @@ def header(number: int) -> Header:
 
 def follow(model, scene: Crossing, delay: float, aligned: bool, parameters: Parameters) -> tuple[float, float, int]:
     """IoU of the first image that it is reported in, mean over a second, and images from arrival to that first one."""
-    stream = Stream(StreamTracker(model), parameters, threading.Condition(), 'image', rclpy.logging.get_logger('late'))
+    pipeline = CameraPipeline(StreamTracker(model), parameters, threading.Condition(), 'image',
+                              rclpy.logging.get_logger('late'))
     x, y, width, height = cv2.boundingRect(scene.truth(DRAWN_ON).astype(np.uint8))
     prompt = Prompt(id=1, header=header(DRAWN_ON) if aligned else Header(),
                     box=RegionOfInterest(x_offset=x, y_offset=y, width=width, height=height))
@@ -92,11 +93,11 @@ def follow(model, scene: Crossing, delay: float, aligned: bool, parameters: Para
     values, first = [], None
     for number in range(arrival + 10 * RATE):
         if number == arrival:
-            stream.mailbox.put_prompt(PromptRequest(prompt, time.monotonic()))
-        stream.put_image(from_pixels(scene.image(number), 'rgb8', header(number)))
-        stream.take()
-        frame, answers = stream.work()
-        answers += stream.work_aside() if stream.has_work_aside() else []
+            pipeline.inbox.put_prompt(PromptRequest(prompt, time.monotonic()))
+        pipeline.put_image(from_pixels(scene.image(number), 'rgb8', header(number)))
+        pipeline.take()
+        frame, answers = pipeline.work()
+        answers += pipeline.work_aside() if pipeline.has_work_aside() else []
         assert all(answer.accepted for answer in answers), answers[0].reason
         if frame.objects:
             first = number if first is None else first

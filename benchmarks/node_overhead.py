@@ -71,8 +71,8 @@ def run_node(records: Path, arguments: list[str]) -> int:
     timed(matching.DepthMailbox, 'depth_for', 'metres')
     timed(tracked_objects.TrackedObjects, 'measure', 'boxes')
     timed(matching.DepthMailbox, '_wait_for', 'wait')
-    timed(publishers.Outputs, 'publish', 'publish', lambda _, frame, *__: frame is not None)
-    timed(camera_topics.Camera, 'work', 'work')
+    timed(publishers.CameraPublishers, 'publish', 'publish', lambda _, frame, *__: frame is not None)
+    timed(camera_topics.CameraTopics, 'work', 'work')
     try:
         return node.main(arguments)
     finally:

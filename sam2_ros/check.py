@@ -22,7 +22,7 @@ from rich.text import Text
 
 from sam2_core import __version__
 from sam2_ros.preflight.findings import Finding, Verdict, bad, doubtful, good
-from sam2_ros.preflight.listener import CameraTopics, Listener
+from sam2_ros.preflight.listener import CheckedCamera, Listener
 from sam2_ros.preflight.machine import check_machine
 from sam2_ros.runtime.dds import use_image_profile
 from sam2_ros.runtime.node_arguments import (
@@ -72,15 +72,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def cameras_of(options: argparse.Namespace, parameters: Parameters) -> list[CameraTopics]:
+def cameras_of(options: argparse.Namespace, parameters: Parameters) -> list[CheckedCamera]:
     """Those named on the command line, else those of the parameter ``cameras``, else the one."""
     names = options.cameras or (() if options.image_topic else parameters.cameras)
     if names:
-        return [CameraTopics(name, f'{name}/image', f'{name}/depth', f'{name}/camera_info') for name in names]
+        return [CheckedCamera(name, f'{name}/image', f'{name}/depth', f'{name}/camera_info') for name in names]
     images = options.image_topic or ['image']
     depths = options.depth_topic or ['depth'] * len(images)
     infos = options.camera_info_topic or ['camera_info'] * len(images)
-    return [CameraTopics(image if len(images) > 1 else '', image, depth, info, bool(options.depth_topic))
+    return [CheckedCamera(image if len(images) > 1 else '', image, depth, info, bool(options.depth_topic))
             for image, depth, info in zip(images, depths, infos, strict=True)]
 
 

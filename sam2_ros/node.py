@@ -37,7 +37,7 @@ from sam2_ros.runtime.node_arguments import ARGUMENT_ERRORS, problems, why
 from sam2_ros.runtime.node_help import parse
 from sam2_ros.runtime.parameters import ParameterError, Parameters
 from sam2_ros.runtime.stopping import STOPPING
-from sam2_ros.topics.camera_topics import Camera
+from sam2_ros.topics.camera_topics import CameraTopics
 from sam2_ros.topics.diagnostics import Diagnostics
 
 SUCCESS, FAILURE, ERROR = (TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE,
@@ -71,7 +71,7 @@ class Sam2Node(GuardedNode):
             raise
         self.add_post_set_parameters_callback(self._on_parameters_set)
         chosen = Parameters.read(self)
-        self._cameras = [Camera(self, name) for name in chosen.cameras or ('',)]
+        self._cameras = [CameraTopics(self, name) for name in chosen.cameras or ('',)]
         for problem in problems(self, chosen):
             self.get_logger().warning(problem)
         self._diagnostics = Diagnostics(self, self.failures)
@@ -196,7 +196,7 @@ class Sam2Node(GuardedNode):
         if self._model is not None:
             chosen = Parameters.read(self)
             for camera in self._cameras:
-                camera.stream.change(chosen)
+                camera.pipeline.change(chosen)
 
 
 def main(args: list[str] | None = None) -> int:

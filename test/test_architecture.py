@@ -28,7 +28,7 @@ KNOWN_UPWARDS = {
     ('sam2_ros.perception.worker', 'sam2_ros.topics.camera_topics'),
 }
 KNOWN_CIRCLES: set[frozenset[str]] = set()
-KNOWN_TWINS = {'ClipSource', 'Scene', 'Recording', 'Difference', 'Camera', 'Shot'}
+KNOWN_TWINS = {'ClipSource', 'Scene', 'Recording', 'Difference', 'Shot'}
 
 
 def module_name(path: Path) -> str:

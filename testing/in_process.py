@@ -63,16 +63,16 @@ class InProcess:
         assert self.node.trigger_configure() == TransitionCallbackReturn.SUCCESS
         assert self.node.trigger_activate() == TransitionCallbackReturn.SUCCESS
         (self.camera,) = self.node._cameras
-        self.stream = self.camera.stream
+        self.pipeline = self.camera.pipeline
         self.now = 1_000 * 10**9
 
     def restart(self) -> None:
         """Have the camera as it is after configure: without objects, images, depth or anything that waits."""
         self.camera.stop_listening()
-        chosen = replace(self.stream.parameters, detections_topic='')
+        chosen = replace(self.pipeline.parameters, detections_topic='')
         self.camera.configure(self.node._model, chosen, self.node._changed)
         self.camera.activate()
-        self.stream = self.camera.stream
+        self.pipeline = self.camera.pipeline
         self.published.clear()
 
     def close(self) -> None:

@@ -27,8 +27,8 @@ from sam2_ros.evaluation.results import TOTAL, Answer, FrameOutput, ObjectOutput
 from sam2_ros.evaluation.stopwatch import PeakMemory, Stopwatch
 from sam2_ros.messages.conversions import to_nanoseconds
 from sam2_ros.msg import Prompt
-from sam2_ros.perception.camera_pipeline import Stream
-from sam2_ros.perception.inbox import Mailbox
+from sam2_ros.perception.camera_pipeline import CameraPipeline
+from sam2_ros.perception.inbox import Inbox
 from sam2_ros.perception.instance_messages import instance_array
 from sam2_ros.perception.load_shedding import LoadShedder
 from sam2_ros.perception.prompt_plan import PromptAnswer, PromptRequest, refuse
@@ -87,8 +87,8 @@ class _Replay:
         self._progress = progress
         self._depth = DepthMailbox(changed) if parameters.use_depth else None
         # the depth of an image is there before the image: there is nothing to wait for
-        self._stream = Stream(StreamTracker(model), replace(parameters, depth_wait=0.0), changed, recording.name,
-                              _Silence(), self._depth)
+        self._pipeline = CameraPipeline(StreamTracker(model), replace(parameters, depth_wait=0.0), changed,
+                                        recording.name, _Silence(), self._depth)
         self._shedder = LoadShedder()
         self._asked: dict[PromptRequest, RecordedPrompt] = {}
         self._with_depth: set[int] = set()  # images whose depth the recording has
@@ -105,7 +105,7 @@ class _Replay:
             self._ask(prompts.pop(index, ()))
             self._offer(index)
             self._serve(lambda seconds, arrival=arrival: arrival)
-            while self._stream.has_work_aside():
+            while self._pipeline.has_work_aside():
                 self._work_aside(lambda seconds, arrival=arrival: arrival)
         self._ask([prompt for rest in prompts.values() for prompt in rest])
         self._end(arrival)
@@ -123,14 +123,14 @@ class _Replay:
             while coming and coming[0][0] <= now:
                 _, deliver, what = coming.popleft()
                 deliver(what)
-            if self._stream.waiting_since() is not None:
+            if self._pipeline.waiting_since() is not None:
                 now = self._serve(later)
-            elif not self._stream.has_work_aside():
+            elif not self._pipeline.has_work_aside():
                 if not coming:
                     break
                 now = coming[0][0]
                 continue
-            if self._stream.has_work_aside():
+            if self._pipeline.has_work_aside():
                 now = self._work_aside(later)
         self._end(now)
 
@@ -141,8 +141,8 @@ class _Replay:
             # nobody waits on the wall clock: a prompt never expires
             request = PromptRequest(prompt.message, math.inf)
             self._asked[request] = prompt
-            if not self._stream.mailbox.put_prompt(request):
-                self._answer([refuse(request, f'{Mailbox.PROMPT_LIMIT} prompts are waiting already')], prompt.arrival)
+            if not self._pipeline.inbox.put_prompt(request):
+                self._answer([refuse(request, f'{Inbox.PROMPT_LIMIT} prompts are waiting already')], prompt.arrival)
 
     def _offer(self, index: int) -> None:
         try:
@@ -157,10 +157,10 @@ class _Replay:
             self._with_depth.add(index)
             self._depth.put_info(depth[1])
             self._depth.put_depth(depth[0], arrived)
-        if self._stream.put_image(message, arrived):
+        if self._pipeline.put_image(message, arrived):
             self._offered = index
         else:
-            self.result.unusable[index] = self._stream.skipped.reason
+            self.result.unusable[index] = self._pipeline.skipped.reason
         self._progress(index)
 
     def _depth_of(self, index: int) -> tuple[Image, CameraInfo] | None:
@@ -175,14 +175,14 @@ class _Replay:
 
     def _serve(self, clock: Callable[[float], int]) -> int:
         """Process what has come; when that was done, ``clock`` of the seconds it took."""
-        stream, (index, self._offered) = self._stream, (self._offered, None)
+        pipeline, (index, self._offered) = self._pipeline, (self._offered, None)
         with self.watch.stage(TOTAL):
             with self.watch.stage('decode'):
-                stream.take()
-            frame, answers = stream.work()
+                pipeline.take()
+            frame, answers = pipeline.work()
             if frame is not None:
                 with self.watch.stage('publish'):
-                    serialize_message(instance_array(frame, failures=stream.failures))
+                    serialize_message(instance_array(frame, failures=pipeline.failures))
         stages = self.watch.take()
         done = clock(stages[TOTAL])
         if frame is not None:
@@ -196,14 +196,14 @@ class _Replay:
                 self._unused_depth[self._depth.report.reason] += 1
             self.result.labels.update({item.id: item.label for item in frame.objects if item.label})
             self._shed(done - to_nanoseconds(frame.header.stamp), done)
-        elif index is not None and stream.skipped.reason:
-            self.result.unusable[index] = stream.skipped.reason
+        elif index is not None and pipeline.skipped.reason:
+            self.result.unusable[index] = pipeline.skipped.reason
         self._answer(answers, done)
         return done
 
     def _work_aside(self, clock: Callable[[float], int]) -> int:
         with self.watch.stage(ASIDE):
-            answers = self._stream.work_aside()
+            answers = self._pipeline.work_aside()
         done = clock(self.watch.take()[ASIDE])
         self._answer(answers, done)
         return done
@@ -214,7 +214,7 @@ class _Replay:
             return
         level = self._shedder.update(latency / 1e9 / self.result.rate, now / 1e9 / self.result.rate,
                                      self._parameters.latency_target, self._parameters.shed_load)
-        self._stream.leave_out(level)
+        self._pipeline.leave_out(level)
 
     # --- out
 
@@ -228,8 +228,8 @@ class _Replay:
                 to_nanoseconds(answer.header.stamp) if answer.accepted else None, now))
 
     def _end(self, now: int) -> None:
-        self._answer(self._stream.drain(ENDED), now)
-        self.result.failures = self._stream.failures.totals()
+        self._answer(self._pipeline.drain(ENDED), now)
+        self.result.failures = self._pipeline.failures.totals()
         self.result.problems += [f'depth not used in {count} of {len(self._with_depth)} images: {reason}'
                                  for reason, count in self._unused_depth.most_common(REASONS)]
 

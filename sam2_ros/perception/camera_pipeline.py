@@ -16,16 +16,17 @@ from sam2_ros.depth.matching import DepthMailbox
 from sam2_ros.depth.surface import DepthFrame, is_beyond_lens
 from sam2_ros.messages.conversions import ImageError, to_nanoseconds, to_rgb
 from sam2_ros.messages.stamps import TIME_JUMP, StampWatch
+from sam2_ros.perception.camera_image import CameraImage
 from sam2_ros.perception.frame import Frame, TrackedObject, sighting
-from sam2_ros.perception.image_history import History, Past
-from sam2_ros.perception.inbox import Mailbox
-from sam2_ros.perception.late_prompts import CatchUp, Late
+from sam2_ros.perception.image_history import ImageHistory, StoredImage
+from sam2_ros.perception.inbox import Inbox
+from sam2_ros.perception.late_prompts import CatchUp, LatePrompts
 from sam2_ros.perception.load_shedding import Level, half_of_recent_frames
 from sam2_ros.perception.meter import Meter
 from sam2_ros.perception.object_states import ObjectStates, probability, score_correction, unit
 from sam2_ros.perception.prompt_plan import NEEDS_IMAGE, Ids, Plan, PromptAnswer, PromptRequest, refuse
-from sam2_ros.perception.prompt_routing import PromptReader, Reading
-from sam2_ros.perception.single_image import OneShot, OneShots, Picture
+from sam2_ros.perception.prompt_routing import PromptRouter, Routing
+from sam2_ros.perception.single_image import Queries, Query
 from sam2_ros.perception.skipped_images import SkippedImages
 from sam2_ros.perception.tracked_objects import TrackedObjects
 from sam2_ros.runtime.failures import Failures, describe
@@ -35,13 +36,13 @@ WARN_EVERY = 5.0  # seconds
 STEPS_KNOWN = 64  # stamps of past steps that are kept: more than any object remembers
 
 
-class Stream:
+class CameraPipeline:
     """Everything about one camera but its topics.
 
-    Any thread may call ``put_image`` and fill the mailbox; the rest is the worker's. It calls ``take``, may encode what
+    Any thread may call ``put_image`` and fill the inbox; the rest is the worker's. It calls ``take``, may encode what
     was taken together with that of other cameras, and then ``work``; between images it calls ``work_aside``, a slice
     at a time. None of these raises: a step that fails costs its own result (``failures``), and every request that was
-    taken from the mailbox is answered once.
+    taken from the inbox is answered once.
     """
 
     def __init__(self, tracker: StreamTracker, parameters: Parameters, changed: threading.Condition, topic: str, logger,
@@ -50,8 +51,8 @@ class Stream:
 
         failures: where failed steps are recorded. ids: for new objects, where they go on from an earlier stream.
         """
-        self.mailbox = Mailbox(changed)
-        self.history = History()
+        self.inbox = Inbox(changed)
+        self.history = ImageHistory()
         self.meter = Meter()
         self.depth = depth
         self.parameters = parameters  # may be replaced at any time by a newer set
@@ -64,16 +65,16 @@ class Stream:
         self._stamps = StampWatch()
         self._states = ObjectStates(score_correction(parameters))
         self._objects = TrackedObjects(tracker, self._states, self.failures)
-        self._late = CatchUp()
-        self._reader = PromptReader(self.history, self._late, topic, ids or Ids(), self.failures, self.skipped,
+        self._late = LatePrompts()
+        self._reader = PromptRouter(self.history, self._late, topic, ids or Ids(), self.failures, self.skipped,
                                     tracker.model.image_size)
         self._steps: deque[int] = deque(maxlen=STEPS_KNOWN)  # stamps of the tracker's steps, ns
-        self._taken: Picture | None = None  # not yet processed
-        self._newest: Picture | None = None  # processed
-        self._one_shots = OneShots(self._segmenter, self.history, self.failures, self.skipped, self._past_depth)
+        self._taken: CameraImage | None = None  # not yet processed
+        self._newest: CameraImage | None = None  # processed
+        self._queries = Queries(self._segmenter, self.history, self.failures, self.skipped, self._past_depth)
         if depth is not None:
             depth.on_drop = self.history.put_depth
-        self._open: dict[PromptRequest, None] = {}  # taken from the mailbox and not yet answered
+        self._open: dict[PromptRequest, None] = {}  # taken from the inbox and not yet answered
         self._late_is_next = True  # of what is done aside
         self._skipped_last = False
         self._jumps_seen = 0  # of the clock
@@ -96,17 +97,17 @@ class Stream:
         odd = run('stamps', self._stamps.judge, to_nanoseconds(message.header.stamp),
                   now if arrived is None else arrived, default='')
         if odd:
-            self.mailbox.count_dropped()
+            self.inbox.count_dropped()
             self._unusable(odd)
             return False
         run('history', self.history.put, message, self.parameters.history_seconds, self.parameters.history_bytes)
-        self.mailbox.put_image(message)
+        self.inbox.put_image(message)
         return True
 
     def change(self, parameters: Parameters) -> None:
         """From now on these hold, also for what waits already."""
         self.parameters = parameters
-        self.mailbox.notify()
+        self.inbox.notify()
 
     def leave_out(self, level: Level) -> None:
         """Do less: what concerns the tracker and the images; the pictures are for whoever publishes."""
@@ -117,11 +118,11 @@ class Stream:
 
     def waiting_since(self) -> float | None:
         """When the first thing arrived that has not been looked at, seconds, time.monotonic(); None: nothing."""
-        return self.mailbox.waiting_since()
+        return self.inbox.waiting_since()
 
     def seconds_to_deadline(self) -> float | None:
         """Until the first waiting prompt or question has to be refused; None when none waits."""
-        received = [moment for moment in (self.mailbox.oldest_prompt(), self._one_shots.oldest_waiting)
+        received = [moment for moment in (self.inbox.oldest_prompt(), self._queries.oldest_waiting)
                     if moment is not None]
         return max(0.0, min(received) + self.parameters.prompt_timeout - time.monotonic()) if received else None
 
@@ -147,23 +148,23 @@ class Stream:
         return len(self._late.object_ids)
 
     def has_work_aside(self) -> bool:
-        return bool(self._one_shots) or self._next_late() is not None
+        return bool(self._queries) or self._next_late() is not None
 
     # --- images
 
     def take(self) -> bool:
-        """Take the newest image out of the mailbox; whether there was one that can and is to be used."""
-        message = self.mailbox.take_image()
+        """Take the newest image out of the inbox; whether there was one that can and is to be used."""
+        message = self.inbox.take_image()
         if message is None:
             return False
-        self._skipped_last = self._every_second and not self._skipped_last and not self.mailbox.prompts
+        self._skipped_last = self._every_second and not self._skipped_last and not self.inbox.prompts
         if self._skipped_last:
-            self.mailbox.count_dropped()
+            self.inbox.count_dropped()
             return False
         try:
-            self._taken = Picture(message.header, to_rgb(message))
+            self._taken = CameraImage(message.header, to_rgb(message))
         except Exception as error:
-            self.mailbox.count_dropped()
+            self.inbox.count_dropped()
             self._unusable(error if isinstance(error, ImageError) else self.failures.report('decoding', error))
             return False
         if self.depth is not None:
@@ -180,7 +181,7 @@ class Stream:
         encoded: the features of ``image_to_encode``, if they have been computed already.
         """
         picture, self._taken = self._taken, None
-        requests, one_shots = self.mailbox.take_requests()
+        requests, queries = self.inbox.take_requests()
         self._open.update(dict.fromkeys(requests))
         frame, answers, reason = None, [], ''
         try:
@@ -192,27 +193,27 @@ class Stream:
         except Exception as error:
             reason = self.failures.report('image', error)
             if picture is not None:
-                self.mailbox.count_dropped()
-        self._ask(one_shots)
+                self.inbox.count_dropped()
+        self._ask(queries)
         return frame, self._settle(answers, reason)
 
     def drain(self, reason: str) -> list[PromptAnswer]:
         """Refuse what waits and let objects under way join where they are: nothing is left to do."""
-        self.mailbox.take_image()
-        self.mailbox.take_dropped()
+        self.inbox.take_image()
+        self.inbox.take_dropped()
         self._taken = None
         self._join(None)
-        requests, one_shots = self.mailbox.take_requests()
+        requests, queries = self.inbox.take_requests()
         self._open.update(dict.fromkeys(requests))
         self._cancel_late()
-        self._ask(one_shots)
-        self._one_shots.refuse(reason)
+        self._ask(queries)
+        self._queries.refuse(reason)
         return self._settle([refuse(request, reason) for request in self._open])
 
     def abandon(self, reason: str) -> list[PromptAnswer]:
-        """Refuse what waits in the mailbox while a worker that did not end may still be at work on the rest."""
-        requests, one_shots = self.mailbox.take_requests()
-        for call in one_shots:
+        """Refuse what waits in the inbox while a worker that did not end may still be at work on the rest."""
+        requests, queries = self.inbox.take_requests()
+        for call in queries:
             call.reply(reason)
         return [refuse(request, reason) for request in requests]
 
@@ -225,18 +226,18 @@ class Stream:
         self._objects.forget(reading.plan.forget)
         return reading.answers
 
-    def _process(self, picture: Picture, requests: list[PromptRequest]) -> tuple[Frame | None, list[PromptAnswer]]:
+    def _process(self, picture: CameraImage, requests: list[PromptRequest]) -> tuple[Frame | None, list[PromptAnswer]]:
         header, run = picture.header, self.failures.run
         answers = run('time jump', self._notice_time_jump, header.stamp, default=[])
         joined = self._join(to_nanoseconds(self._newest.header.stamp)) if self._newest is not None else set()
-        reading = run('prompts', self._read, requests, picture) or Reading(Plan(self._objects.ids, 0), header)
+        reading = run('prompts', self._read, requests, picture) or Routing(Plan(self._objects.ids, 0), header)
         now = reading.plan.now
         answers += reading.answers
         try:
             advance = self._objects.advance(picture, self._segmenter, now, reading.plan.forget)
         except Exception as error:
             # whoever waits has to be told, the node and its other objects go on
-            self.mailbox.count_dropped()
+            self.inbox.count_dropped()
             reason = self._failed(error)
             return None, [refuse(answer.request, reason) if _applied(answer, header) else answer for answer in answers]
         self._newest = picture
@@ -250,7 +251,7 @@ class Stream:
             self._find_depth(picture)
             items = run('position', self._objects.measure, picture, items, self.parameters.edge_erosion, default=items)
             run('position', self._name_beyond_lens, picture, items)
-        frame = Frame(header, picture.image, items, run('meter', self.mailbox.take_dropped, default=0), picture.depth,
+        frame = Frame(header, picture.image, items, run('meter', self.inbox.take_dropped, default=0), picture.depth,
                       run('events', self._states.take_events, default=[]))
         found = {item.id: item for item in items}
         return frame, [self._answered(answer, header, advance.refused, found) for answer in answers]
@@ -262,7 +263,7 @@ class Stream:
             return refuse(answer.request, refused[answer.id])
         return replace(answer, item=found.get(answer.id)) if answer.accepted else answer
 
-    def _find_depth(self, picture: Picture) -> None:
+    def _find_depth(self, picture: CameraImage) -> None:
         """Give the image its depth, if it has come."""
         before = self.depth.report
         try:
@@ -275,14 +276,14 @@ class Stream:
             self.meter.depth(time.monotonic(), report.reason)
         self.meter.depth_doubt(time.monotonic(), report.doubt)
 
-    def _past_depth(self, picture: Picture) -> DepthFrame | None:
+    def _past_depth(self, picture: CameraImage) -> DepthFrame | None:
         """Return the depth of a past image, if it is still there."""
         if self.depth is None:
             return None
         return self.depth.past(picture.header, picture.image.shape[:2], self.parameters,
                                self.history.depth_at(to_nanoseconds(picture.header.stamp)))
 
-    def _name_beyond_lens(self, picture: Picture, items: list[TrackedObject]) -> None:
+    def _name_beyond_lens(self, picture: CameraImage, items: list[TrackedObject]) -> None:
         """Note for /diagnostics which visible object has no depth because the lens model has no rays there."""
         for item in items:
             if (picture.depth is not None and item.box is not None and item.shape is None
@@ -299,26 +300,26 @@ class Stream:
             if answer.request in self._open:
                 del self._open[answer.request]
                 settled.append(answer)
-        waiting = {*self.mailbox.prompts, *self._late.requests}
+        waiting = {*self.inbox.prompts, *self._late.requests}
         for request in [request for request in self._open if request not in waiting]:
             del self._open[request]
             settled.append(refuse(request, f'the node failed before the prompt was applied, see the log: '
                                            f'{reason or next(iter(self.failures.recent(time.monotonic())), "")}'))
         return settled
 
-    def _ask(self, one_shots: list[OneShot]) -> None:
+    def _ask(self, queries: list[Query]) -> None:
         """Take questions in, and look whether there is an image for those that wait for one."""
         try:
-            self._one_shots.add(one_shots, self._newest, self.parameters.prompt_timeout)
+            self._queries.add(queries, self._newest, self.parameters.prompt_timeout)
         except Exception as error:
-            self._one_shots.lose(one_shots, f'the question cannot be answered: '
+            self._queries.lose(queries, f'the question cannot be answered: '
                                             f'{self.failures.report("question", error)}')
 
     # --- objects
 
-    def _read(self, requests: list[PromptRequest], picture: Picture | None) -> Reading:
+    def _read(self, requests: list[PromptRequest], picture: CameraImage | None) -> Routing:
         reading = self._reader.read(requests, picture, self.newest, self._objects.ids, self.parameters)
-        self.mailbox.return_prompts([*reading.waiting])
+        self.inbox.return_prompts([*reading.waiting])
         return reading
 
     def _join(self, live_stamp: int | None) -> set[int]:
@@ -375,20 +376,20 @@ class Stream:
     def work_aside(self) -> list[PromptAnswer]:
         """A slice of what is to be done besides the images of the stream: late prompts and questions, in turn."""
         late = self._next_late()
-        if late is not None and (self._late_is_next or not self._one_shots):
+        if late is not None and (self._late_is_next or not self._queries):
             self._late_is_next = False
             return self._settle(self.failures.run('late prompt', self._advance_late, *late, default=[]))
         self._late_is_next = True
-        if self._one_shots:
-            self.failures.run('question', self._one_shots.advance, self.parameters.edge_erosion)
+        if self._queries:
+            self.failures.run('question', self._queries.advance, self.parameters.edge_erosion)
         return []
 
-    def _next_late(self) -> tuple[Late, Past] | None:
+    def _next_late(self) -> tuple[CatchUp, StoredImage] | None:
         if self._newest is None:
             return None
         return self._late.next(self.history, to_nanoseconds(self._newest.header.stamp))
 
-    def _advance_late(self, late: Late, past: Past) -> list[PromptAnswer]:
+    def _advance_late(self, late: CatchUp, past: StoredImage) -> list[PromptAnswer]:
         if late.tracker is None:
             return self._begin_late(late, past)
         try:
@@ -402,7 +403,7 @@ class Stream:
                 self.failures.report('late prompt', error, f'object {object_id}')
         return []
 
-    def _begin_late(self, late: Late, past: Past) -> list[PromptAnswer]:
+    def _begin_late(self, late: CatchUp, past: StoredImage) -> list[PromptAnswer]:
         requests = [(object_id, request) for object_id, requests in late.waiting.items() for request in requests]
         try:
             frames_back = sum(stamp >= past.stamp for stamp in self._steps)  # as it was before this image
@@ -418,7 +419,7 @@ class Stream:
             self._late.cancel(object_id)
         return answers
 
-    def _late_answers(self, late: Late, requests: list[tuple[int, PromptRequest]], results: dict[int, ObjectResult],
+    def _late_answers(self, late: CatchUp, requests: list[tuple[int, PromptRequest]], results: dict[int, ObjectResult],
                       refused: dict[int, str]) -> list[PromptAnswer]:
         header, answers = late.past.message.header, []
         for object_id, request in requests:

@@ -126,7 +126,7 @@ def propose(detections: Sequence[Detection], known: Sequence[Known], min_iou: fl
     return prompts
 
 
-class Whereabouts:
+class RecentBoxes:
     """Where the objects of one camera have been of late."""
 
     def __init__(self) -> None:
@@ -197,7 +197,7 @@ class DetectionGate:
     def __init__(self) -> None:
         self._waiting: Detection2DArray | None = None
         self._lock = threading.Lock()
-        self._whereabouts = Whereabouts()
+        self._whereabouts = RecentBoxes()
         self._pending: list[_Pending] = []
         self._outlines: dict[int, Box] = {}  # by object: the detector's box in units of that of the mask
 

@@ -15,12 +15,12 @@ MAX_IMAGES = 4096  # stamps may hardly advance, and images may be small: neither
 NEAREST = 100_000_000  # ns between the stamp of a prompt and that of the image that stands in for one that was lost
 
 
-class NotKept(ValueError):
+class NotStored(ValueError):
     """The image of a stamp is not there; the text says what is, and the cure."""
 
 
 @dataclass(frozen=True, eq=False)
-class Past:
+class StoredImage:
     """An image that arrived, as it arrived."""
 
     stamp: int  # ns
@@ -28,7 +28,7 @@ class Past:
 
 
 @dataclass(frozen=True, eq=False)
-class PastDepth:
+class StoredDepth:
     """A depth image that the depth mailbox has given up, for questions about past images."""
 
     stamp: int  # ns
@@ -36,7 +36,7 @@ class PastDepth:
     depth: object  # as the mailbox keeps it
 
 
-class History:
+class ImageHistory:
     """A ring of images, and of their depth, bounded in time, in bytes and in number. Any thread may use it.
 
     Bytes that images do not need are there for depth: where they do not suffice, the oldest depth goes first.
@@ -44,8 +44,8 @@ class History:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._images: deque[Past] = deque()  # from old to new
-        self._depths: deque[PastDepth] = deque()  # as they came
+        self._images: deque[StoredImage] = deque()  # from old to new
+        self._depths: deque[StoredDepth] = deque()  # as they came
         self._max_bytes = 0
         self._bytes = 0
         self._why_empty = 'history_seconds, history_bytes'
@@ -74,7 +74,7 @@ class History:
                     place -= 1
                     self._bytes -= len(self._images[place].message.data)
                     del self._images[place]
-                self._images.insert(place, Past(stamp, message))
+                self._images.insert(place, StoredImage(stamp, message))
                 self._bytes += len(message.data)
             self._drop_depths()
             while self._images and (self._bytes > max_bytes or len(self._images) > MAX_IMAGES
@@ -84,7 +84,7 @@ class History:
     def put_depth(self, stamp: int, size: int, depth: object) -> None:
         """Keep depth of a stamp (ns) and a size in bytes while there are images of its time and bytes to spare."""
         with self._lock:
-            self._depths.append(PastDepth(stamp, size, depth))
+            self._depths.append(StoredDepth(stamp, size, depth))
             self._bytes += size
             self._drop_depths()
 
@@ -109,24 +109,24 @@ class History:
                                 or len(self._depths) > MAX_IMAGES):
             self._bytes -= self._depths.popleft().size
 
-    def at(self, stamp: int) -> Past:
-        """The image of a stamp (ns), or the nearest when that one was lost on the way. NotKept when there is none."""
+    def at(self, stamp: int) -> StoredImage:
+        """The image of a stamp (ns), or the nearest when that one was lost on the way. NotStored when there is none."""
         with self._lock:
             images = list(self._images)
         if not images:
-            raise NotKept(f'no image is kept ({self._why_empty}): send the prompt with stamp 0, for the newest image')
+            raise NotStored(f'no image is kept ({self._why_empty}): send the prompt with stamp 0, for the newest image')
         nearest = min(images, key=lambda past: abs(past.stamp - stamp))
         if abs(nearest.stamp - stamp) <= NEAREST:
             return nearest
         oldest, newest = images[0].stamp, images[-1].stamp
         if stamp < oldest:
-            raise NotKept(f'its image is {(newest - stamp) / 1e9:.2f} s older than the newest; the history has '
+            raise NotStored(f'its image is {(newest - stamp) / 1e9:.2f} s older than the newest; the history has '
                           f'{len(images)} images and covers {(newest - oldest) / 1e9:.2f} s: send the prompt sooner, '
                           f'or raise history_seconds (history_bytes)')
-        raise NotKept(f'no image has its stamp; the nearest is {abs(nearest.stamp - stamp) / 1e9:.2f} s away: copy '
+        raise NotStored(f'no image has its stamp; the nearest is {abs(nearest.stamp - stamp) / 1e9:.2f} s away: copy '
                       f'the header of the image the prompt was drawn on')
 
-    def between(self, after: int, until: int) -> list[Past]:
+    def between(self, after: int, until: int) -> list[StoredImage]:
         """The images with ``after`` < stamp <= ``until``, ns, from old to new."""
         with self._lock:
             return [past for past in self._images if after < past.stamp <= until]

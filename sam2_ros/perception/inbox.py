@@ -7,10 +7,10 @@ import time
 from sensor_msgs.msg import CompressedImage, Image
 
 from sam2_ros.perception.prompt_plan import PromptRequest
-from sam2_ros.perception.single_image import MAX_QUESTIONS, OneShot
+from sam2_ros.perception.single_image import MAX_QUERIES, Query
 
 
-class Mailbox:
+class Inbox:
     """The newest image, and what waits in order. A newer image replaces an older, which is counted as dropped."""
 
     PROMPT_LIMIT = 100
@@ -22,7 +22,7 @@ class Mailbox:
         self._since: float | None = None  # seconds, time.monotonic(): from when on something has been waiting
         self._dropped = 0
         self._prompts: list[PromptRequest] = []
-        self._one_shots: list[OneShot] = []
+        self._queries: list[Query] = []
         self._news = False
 
     def put_image(self, message: Image | CompressedImage) -> None:
@@ -41,12 +41,12 @@ class Mailbox:
             self._arrived()
             return True
 
-    def put_one_shot(self, one_shot: OneShot) -> bool:
+    def put_query(self, query: Query) -> bool:
         """False when too many are waiting already."""
         with self._changed:
-            if len(self._one_shots) >= MAX_QUESTIONS:
+            if len(self._queries) >= MAX_QUERIES:
                 return False
-            self._one_shots.append(one_shot)
+            self._queries.append(query)
             self._news = True
             self._arrived()
             return True
@@ -84,11 +84,11 @@ class Mailbox:
             self._since = time.monotonic() if self._news else None
             return message
 
-    def take_requests(self) -> tuple[list[PromptRequest], list[OneShot]]:
+    def take_requests(self) -> tuple[list[PromptRequest], list[Query]]:
         """The prompts and the questions that wait."""
         with self._changed:
-            taken = self._prompts, self._one_shots
-            self._prompts, self._one_shots, self._news = [], [], False
+            taken = self._prompts, self._queries
+            self._prompts, self._queries, self._news = [], [], False
             if self._image is None:
                 self._since = None
             return taken

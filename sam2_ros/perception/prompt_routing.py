@@ -10,10 +10,10 @@ from std_msgs.msg import Header
 from sam2_core import PromptError
 from sam2_ros.messages.conversions import to_nanoseconds, to_rgb
 from sam2_ros.msg import Prompt as PromptMessage
-from sam2_ros.perception.image_history import History, NotKept, Past
-from sam2_ros.perception.late_prompts import MAX_UNDER_WAY, CatchUp
+from sam2_ros.perception.camera_image import CameraImage
+from sam2_ros.perception.image_history import ImageHistory, NotStored, StoredImage
+from sam2_ros.perception.late_prompts import MAX_UNDER_WAY, LatePrompts
 from sam2_ros.perception.prompt_plan import NEEDS_IMAGE, Ids, Plan, PromptAnswer, PromptRequest, check_frame, refuse
-from sam2_ros.perception.single_image import Picture
 from sam2_ros.perception.skipped_images import SkippedImages
 from sam2_ros.runtime.failures import Failures
 from sam2_ros.runtime.parameters import Parameters
@@ -26,7 +26,7 @@ class Wait(str):
 
 
 @dataclass(eq=False)
-class Reading:
+class Routing:
     """What a number of prompts come to."""
 
     plan: Plan
@@ -35,10 +35,10 @@ class Reading:
     waiting: dict[PromptRequest, Wait] = field(default_factory=dict)
 
 
-class PromptReader:
+class PromptRouter:
     """Reads the prompts of one camera. Those for a past image go to ``late``, where they are answered later."""
 
-    def __init__(self, history: History, late: CatchUp, topic: str, ids: Ids, failures: Failures,
+    def __init__(self, history: ImageHistory, late: LatePrompts, topic: str, ids: Ids, failures: Failures,
                  skipped: SkippedImages, image_size: int) -> None:
         """``image_size``: of the model."""
         self._history = history
@@ -49,8 +49,8 @@ class PromptReader:
         self._skipped = skipped
         self._image_size = image_size
 
-    def read(self, requests: Iterable[PromptRequest], picture: Picture | None, newest: Header | None,
-             tracked: Iterable[int], parameters: Parameters) -> Reading:
+    def read(self, requests: Iterable[PromptRequest], picture: CameraImage | None, newest: Header | None,
+             tracked: Iterable[int], parameters: Parameters) -> Routing:
         """What these come to together with ``picture``, the image at hand, or with none.
 
         newest: of the last image that was processed. tracked: the objects of the live tracker.
@@ -59,7 +59,7 @@ class PromptReader:
             reading.answers += [refuse(request, 'taken back before it was applied')
                                 for request in self._late.cancel(object_id)]
         plan = Plan(tracked, parameters.max_objects, self._late.object_ids, cancel, self._ids, self._image_size)
-        reading = Reading(plan, picture.header if picture else newest or Header())
+        reading = Routing(plan, picture.header if picture else newest or Header())
         for request in requests:
             taken_back = [other for other in reading.waiting if _takes_back(request.message, other.message)]
             for other in taken_back:
@@ -76,7 +76,7 @@ class PromptReader:
         self._expire(reading, parameters.prompt_timeout)
         return reading
 
-    def _read(self, request: PromptRequest, reading: Reading, picture: Picture | None, newest: Header | None,
+    def _read(self, request: PromptRequest, reading: Routing, picture: CameraImage | None, newest: Header | None,
               timeout: float) -> None:
         message, plan = request.message, reading.plan
         if message.action not in NEEDS_IMAGE:
@@ -100,8 +100,8 @@ class PromptReader:
         object_id = plan.add(message, *late.image.shape[:2], late.batch)
         self._late.add(late, object_id, request, corrected)
 
-    def _target(self, message: PromptMessage, reading: Reading, picture: Picture | None,
-                newest: Header | None, timeout: float) -> Past | object | Wait:
+    def _target(self, message: PromptMessage, reading: Routing, picture: CameraImage | None,
+                newest: Header | None, timeout: float) -> StoredImage | object | Wait:
         """Return NOW, a past image, or Wait. PromptError when its image is gone."""
         if message.id:
             for other, reason in reading.waiting.items():
@@ -130,13 +130,13 @@ class PromptReader:
                         f'order of their images')
         return target
 
-    def _past(self, drawn: int) -> Past:
+    def _past(self, drawn: int) -> StoredImage:
         try:
             return self._history.at(drawn)
-        except NotKept as error:
+        except NotStored as error:
             raise PromptError(str(error)) from None
 
-    def _expire(self, reading: Reading, timeout: float) -> None:
+    def _expire(self, reading: Routing, timeout: float) -> None:
         limit = time.monotonic() - timeout
         for request, reason in [*reading.waiting.items()]:
             if request.received <= limit:
@@ -145,7 +145,7 @@ class PromptReader:
                 reading.answers.append(refuse(request, reason))
 
 
-def _decode(past: Past):
+def _decode(past: StoredImage):
     try:
         return to_rgb(past.message)
     except Exception as error:  # also what a decoder may raise that is not ours: whoever waits has to be told

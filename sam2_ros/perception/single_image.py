@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from sensor_msgs.msg import CompressedImage, Image
-from std_msgs.msg import Header
 
-from sam2_core import EncodedImage, ImageSegmenter, PromptError
+from sam2_core import ImageSegmenter, PromptError
 from sam2_core.automatic_masks import Filters
 from sam2_core.finite import not_finite_error
 from sam2_ros.depth.surface import DepthFrame, measure
 from sam2_ros.messages.conversions import to_nanoseconds, to_rgb
+from sam2_ros.perception.camera_image import CameraImage
 from sam2_ros.perception.frame import TrackedObject, sighting
-from sam2_ros.perception.image_history import History, NotKept
+from sam2_ros.perception.image_history import ImageHistory, NotStored
 from sam2_ros.perception.object_states import probability, unit
 from sam2_ros.perception.prompt_plan import check_frame, has_image, to_prompt
 from sam2_ros.perception.skipped_images import SkippedImages
@@ -25,34 +25,18 @@ from sam2_ros.srv import SegmentAll, SegmentImage
 
 PROMPTS_PER_SLICE = 4
 CLICKS_PER_SLICE = 16
-MAX_QUESTIONS = 10  # that wait, or are being worked on
-TOO_MANY = f'{MAX_QUESTIONS} questions are waiting already: ask more slowly'
+MAX_QUERIES = 10  # that wait, or are being worked on
+TOO_MANY = f'{MAX_QUERIES} questions are waiting already: ask more slowly'
 MAX_PROMPTS = 256  # of a question: each mask is kept in full until all are done
 POINTS_PER_SIDE = 32
 MAX_POINTS_PER_SIDE = 128
 
 
-@dataclass(eq=False)
-class Picture:
-    """An image with what has been found out about it so far."""
-
-    header: Header
-    image: np.ndarray  # uint8 RGB (H, W, 3)
-    encoded: EncodedImage | None = None
-    depth: DepthFrame | None = None
-
-    def encode(self, segmenter: ImageSegmenter) -> EncodedImage:
-        """The features; computed at the first call."""
-        if self.encoded is None:
-            self.encoded = segmenter.encode(self.image)
-        return self.encoded
-
-
 @dataclass(frozen=True, eq=False)
-class Found:
+class QueryResult:
     """The objects of one picture."""
 
-    picture: Picture
+    picture: CameraImage
     objects: list[TrackedObject]
     complete: bool = True
 
@@ -61,10 +45,10 @@ class Unanswerable(ValueError):
     """A question that cannot be answered; the text names the value and the cure."""
 
 
-class SegmentImageCall:
+class SegmentImageQuery:
     """~/segment_image: what a few prompts mean in one image."""
 
-    def __init__(self, request: SegmentImage.Request, reply: Callable[[Found | str], None]) -> None:
+    def __init__(self, request: SegmentImage.Request, reply: Callable[[QueryResult | str], None]) -> None:
         """``reply`` is given what was found, or the reason why nothing could be."""
         self.received = time.monotonic()
         self.reply = _once(reply)
@@ -77,7 +61,7 @@ class SegmentImageCall:
         """Whether the call has an image of its own."""
         return has_image(self._request.image)
 
-    def find_picture(self, newest: Picture | None, history: History) -> Picture | None:
+    def find_picture(self, newest: CameraImage | None, history: ImageHistory) -> CameraImage | None:
         """The image that is meant; None: it may still come. Unanswerable when it cannot be used."""
         prompts = self._request.prompts
         if not prompts:
@@ -96,10 +80,10 @@ class SegmentImageCall:
             return newest
         try:
             return _given(history.at(stamp).message)
-        except NotKept as error:
+        except NotStored as error:
             raise Unanswerable(f'prompt 1: {error}') from None
 
-    def advance(self, picture: Picture, segmenter: ImageSegmenter) -> Found | None:
+    def advance(self, picture: CameraImage, segmenter: ImageSegmenter) -> QueryResult | None:
         """A slice of the work; what was found once all is done. Unanswerable for a prompt that cannot be used."""
         encoded = picture.encode(segmenter)
         for message in self._request.prompts[self._done:self._done + PROMPTS_PER_SLICE]:
@@ -117,14 +101,15 @@ class SegmentImageCall:
             for index in np.argsort(-found.scores, kind='stable'):
                 self._objects.append(sighting(object_id, message.label, found.masks[index], unit(found.scores[index]),
                                            probability(found.object_score), picture.header.stamp))
-        return Found(picture, self._objects) if self._done >= len(self._request.prompts) else None
+        return QueryResult(picture, self._objects) if self._done >= len(self._request.prompts) else None
 
 
-class SegmentAllCall:
+class SegmentAllQuery:
     """~/segment_all: everything in one image."""
 
-    def __init__(self, request: SegmentAll.Request, reply: Callable[[Found | str], None], time_limit: float) -> None:
-        """``time_limit``: seconds, when the request does not say. ``reply``: as for SegmentImageCall."""
+    def __init__(self, request: SegmentAll.Request, reply: Callable[[QueryResult | str], None],
+                 time_limit: float) -> None:
+        """``time_limit``: seconds, when the request does not say. ``reply``: as for SegmentImageQuery."""
         self.received = time.monotonic()
         self.reply = _once(reply)
         self._request = request
@@ -136,7 +121,7 @@ class SegmentAllCall:
         """Whether the call has an image of its own."""
         return has_image(self._request.image)
 
-    def find_picture(self, newest: Picture | None, history: History) -> Picture | None:
+    def find_picture(self, newest: CameraImage | None, history: ImageHistory) -> CameraImage | None:
         """The image that is meant; None: it may still come. Unanswerable when it, or the request, cannot be used."""
         request = self._request
         if request.points_per_side > MAX_POINTS_PER_SIDE:
@@ -148,7 +133,7 @@ class SegmentAllCall:
             raise Unanswerable(f'time_limit {request.time_limit:g}: must be positive')
         return _given(request.image) if self.brings_image else newest
 
-    def advance(self, picture: Picture, segmenter: ImageSegmenter) -> Found | None:
+    def advance(self, picture: CameraImage, segmenter: ImageSegmenter) -> QueryResult | None:
         """A slice of the work; what was found once all is done or the time is over."""
         request = self._request
         if self._search is None:
@@ -162,53 +147,53 @@ class SegmentAllCall:
         if not self._search.complete and time.monotonic() < self._deadline:
             return None
         masks = self._search.masks()[:request.max_masks or None]
-        return Found(picture, [
+        return QueryResult(picture, [
             sighting(number, '', found.mask, unit(found.iou), 1.0, picture.header.stamp)
             for number, found in enumerate(masks, 1)], self._search.complete)
 
 
-OneShot = SegmentImageCall | SegmentAllCall
+Query = SegmentImageQuery | SegmentAllQuery
 
 
-def _once(reply: Callable[[Found | str], None]) -> Callable[[Found | str], None]:
+def _once(reply: Callable[[QueryResult | str], None]) -> Callable[[QueryResult | str], None]:
     """Return ``reply``, but for the first call only: a question has one answer."""
     waiting = [reply]
 
-    def answer(found: Found | str) -> None:
+    def answer(found: QueryResult | str) -> None:
         if waiting:
             waiting.pop()(found)
     return answer
 
 
-def _given(message: Image | CompressedImage) -> Picture:
+def _given(message: Image | CompressedImage) -> CameraImage:
     try:
-        return Picture(message.header, to_rgb(message))
+        return CameraImage(message.header, to_rgb(message))
     except Exception as error:  # also what a decoder may raise that is not ours: whoever asks has to be told
         raise Unanswerable(f'image: {error}') from None
 
 
-class OneShots:
+class Queries:
     """The questions to one camera that are being worked on, one slice of one of them at a time."""
 
-    def __init__(self, segmenter: ImageSegmenter, history: History, failures: Failures, skipped: SkippedImages,
-                 find_depth: Callable[[Picture], DepthFrame | None]) -> None:
+    def __init__(self, segmenter: ImageSegmenter, history: ImageHistory, failures: Failures, skipped: SkippedImages,
+                 find_depth: Callable[[CameraImage], DepthFrame | None]) -> None:
         """``find_depth`` returns the depth of a past image of the camera, if it is still there."""
         self._find_depth = find_depth
         self._segmenter = segmenter
         self._failures = failures
         self._skipped = skipped
         self._history = history
-        self._waiting: list[OneShot] = []  # for an image
-        self._open: deque[tuple[OneShot, Picture]] = deque()  # who is next comes first
+        self._waiting: list[Query] = []  # for an image
+        self._open: deque[tuple[Query, CameraImage]] = deque()  # who is next comes first
 
-    def add(self, calls: Iterable[OneShot], newest: Picture | None, timeout: float) -> None:
+    def add(self, calls: Iterable[Query], newest: CameraImage | None, timeout: float) -> None:
         """Take new questions, and look whether there is an image for those that wait for one.
 
         newest: the last image of the camera. timeout: seconds until a question without an image is given up.
         """
         calls, self._waiting = [*self._waiting, *calls], []
         for call in calls:
-            if len(self._open) + len(self._waiting) >= MAX_QUESTIONS:
+            if len(self._open) + len(self._waiting) >= MAX_QUERIES:
                 call.reply(TOO_MANY)
                 continue
             try:
@@ -252,7 +237,7 @@ class OneShots:
             else:
                 call.reply(self._failures.run('position', _placed, found, edge_erosion, default=found))
 
-    def lose(self, calls: Iterable[OneShot], reason: str) -> None:
+    def lose(self, calls: Iterable[Query], reason: str) -> None:
         """Answer those of these that are neither waiting nor being worked on."""
         held = {*self._waiting, *(call for call, _ in self._open)}
         for call in calls:
@@ -267,7 +252,7 @@ class OneShots:
         self._open.clear()
 
 
-def _placed(found: Found, edge_erosion: int) -> Found:
+def _placed(found: QueryResult, edge_erosion: int) -> QueryResult:
     """With where the objects are, when the depth of the picture is known."""
     depth = found.picture.depth
     if depth is None:

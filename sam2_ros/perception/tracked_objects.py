@@ -9,12 +9,12 @@ from builtin_interfaces.msg import Time
 from sam2_core import ImageSegmenter, ObjectResult, PromptError, StreamTracker
 from sam2_ros.depth.surface import OrientedBox, measure
 from sam2_ros.msg import Instance
+from sam2_ros.perception.camera_image import CameraImage
 from sam2_ros.perception.frame import TrackedObject, sighting
-from sam2_ros.perception.late_prompts import Late
+from sam2_ros.perception.late_prompts import CatchUp
 from sam2_ros.perception.object_states import ObjectStates, probability, unit
 from sam2_ros.perception.object_steps import TrackingStep, take_step
 from sam2_ros.perception.prompt_plan import Batch
-from sam2_ros.perception.single_image import Picture
 from sam2_ros.runtime.failures import Failures, describe
 from sam2_ros.runtime.parameters import Parameters
 
@@ -41,7 +41,8 @@ class TrackedObjects:
         """Objects that the tracker knows."""
         return self.tracker.object_ids
 
-    def advance(self, picture: Picture, segmenter: ImageSegmenter, batch: Batch, forget: Collection[int]) -> Advance:
+    def advance(self, picture: CameraImage, segmenter: ImageSegmenter, batch: Batch,
+                forget: Collection[int]) -> Advance:
         """Forget objects, then take the others and those that are prompted through an image.
 
         When the model fails for all of them, its error is raised, and the objects are as they were before, but for
@@ -119,7 +120,7 @@ class TrackedObjects:
         """Return the objects as this image alone shows them."""
         return [_without_state(object_id, found, stamp) for object_id, found in advance.results.items()]
 
-    def measure(self, picture: Picture, items: list[TrackedObject], edge_erosion: int) -> list[TrackedObject]:
+    def measure(self, picture: CameraImage, items: list[TrackedObject], edge_erosion: int) -> list[TrackedObject]:
         """Return the objects with their places, where the depth of the image tells them."""
         if picture.depth is None:
             return items
@@ -134,7 +135,7 @@ class TrackedObjects:
             measured.append(replace(item, shape=shape))
         return measured
 
-    def join(self, late: Late, steps: Sequence[int]) -> set[int]:
+    def join(self, late: CatchUp, steps: Sequence[int]) -> set[int]:
         """Have the live tracker go on with the objects of a late prompt from its next image on; return them.
 
         steps: stamps of the images that the live tracker has processed, ns.

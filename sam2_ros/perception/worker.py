@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from sam2_core import EncodedImage, Sam2Model, encode_images
-from sam2_ros.topics.camera_topics import Camera
+from sam2_ros.topics.camera_topics import CameraTopics
 
 STOP_LIMIT = 60.0  # seconds to wait for the work in hand: a large model on a CPU, or a compilation, takes long
 TELL_EVERY = 5.0  # seconds
@@ -17,7 +17,7 @@ PAUSE = 0.5  # seconds after a failure of the loop itself, which may come again 
 class Worker:
     """Runs the streams of some cameras in a thread of its own between ``start`` and ``stop``."""
 
-    def __init__(self, model: Sam2Model, cameras: Sequence[Camera], changed: threading.Condition,
+    def __init__(self, model: Sam2Model, cameras: Sequence[CameraTopics], changed: threading.Condition,
                  usable: Callable[[], bool], logger) -> None:
         """``changed`` is the one that the streams notify; ``usable`` turns False once ROS has been shut down."""
         self._model = model
@@ -71,10 +71,10 @@ class Worker:
                 with self._changed:
                     self._changed.wait(PAUSE)
 
-    def _guarded(self, camera: Camera, what: str, work: Callable, *arguments) -> None:
+    def _guarded(self, camera: CameraTopics, what: str, work: Callable, *arguments) -> None:
         """Run a piece of work; report an exception from one camera and keep serving the others."""
-        self._doing = (f'{what} of {camera.stream.topic}', time.monotonic())
-        failures = camera.stream.failures
+        self._doing = (f'{what} of {camera.pipeline.topic}', time.monotonic())
+        failures = camera.pipeline.failures
         try:
             work(*arguments)
         except Exception as error:
@@ -92,9 +92,9 @@ class Worker:
     def _wait(self) -> bool:
         """Wait until there is work, or a prompt has waited too long; return False when it is time to end."""
         def ready() -> bool:
-            return self._stopping or any(camera.stream.waiting_since() is not None or camera.stream.has_work_aside()
+            return self._stopping or any(camera.pipeline.waiting_since() is not None or camera.pipeline.has_work_aside()
                                          for camera in self._cameras)
-        deadlines = [camera.stream.seconds_to_deadline() for camera in self._cameras]
+        deadlines = [camera.pipeline.seconds_to_deadline() for camera in self._cameras]
         with self._changed:
             self._changed.wait_for(ready, min((seconds for seconds in deadlines if seconds is not None), default=None))
             return not self._stopping
@@ -103,17 +103,17 @@ class Worker:
         """Process what has arrived, the camera that has waited longest first; encode their images together."""
         waiting = by_age(self._cameras)
         waiting += [camera for camera in self._cameras
-                    if camera not in waiting and camera.stream.seconds_to_deadline() == 0]
+                    if camera not in waiting and camera.pipeline.seconds_to_deadline() == 0]
         for camera in waiting:
-            self._guarded(camera, 'an image', camera.stream.take)
+            self._guarded(camera, 'an image', camera.pipeline.take)
         encoded = self._encode(waiting)
         for camera in waiting:
             self._guarded(camera, 'an image', camera.work, encoded.get(camera))
 
-    def _encode(self, cameras: Sequence[Camera]) -> dict[Camera, EncodedImage]:
+    def _encode(self, cameras: Sequence[CameraTopics]) -> dict[CameraTopics, EncodedImage]:
         """Return the features of their images, if there are several; a single one is the stream's own business."""
         try:
-            images = {camera: image for camera in cameras if (image := camera.stream.image_to_encode()) is not None}
+            images = {camera: image for camera in cameras if (image := camera.pipeline.image_to_encode()) is not None}
             if len(images) < 2:
                 return {}
             self._doing = (f'images of {len(images)} cameras', time.monotonic())
@@ -125,14 +125,14 @@ class Worker:
     def _work_aside(self) -> None:
         """Do a slice of late prompts and questions for one camera; the next time it is the turn of another."""
         for camera in self._cameras:
-            if camera.stream.has_work_aside():
+            if camera.pipeline.has_work_aside():
                 self._cameras.remove(camera)
                 self._cameras.append(camera)
                 self._guarded(camera, 'a late prompt or a question', camera.work_aside)
                 return
 
 
-def by_age(cameras: Sequence[Camera]) -> list[Camera]:
+def by_age(cameras: Sequence[CameraTopics]) -> list[CameraTopics]:
     """Return the cameras at which something has arrived, the one that has waited longest first."""
-    waiting = [(since, camera) for camera in cameras if (since := camera.stream.waiting_since()) is not None]
+    waiting = [(since, camera) for camera in cameras if (since := camera.pipeline.waiting_since()) is not None]
     return [camera for _, camera in sorted(waiting, key=lambda pair: pair[0])]

@@ -31,7 +31,7 @@ TYPES = {Image: 'sensor_msgs/msg/Image', CompressedImage: 'sensor_msgs/msg/Compr
 
 
 @dataclass(frozen=True)
-class CameraTopics:
+class CheckedCamera:
     """What one camera is looked for on, names as given by the user. depth and camera_info None: the node's default."""
 
     name: str  # empty: the only one
@@ -44,7 +44,7 @@ class CameraTopics:
 class Listener:
     """Subscribes to the topics of cameras and keeps what is needed to judge them."""
 
-    def __init__(self, node: Node, sam2: Node, parameters: Parameters, cameras: list[CameraTopics]) -> None:
+    def __init__(self, node: Node, sam2: Node, parameters: Parameters, cameras: list[CheckedCamera]) -> None:
         """``node`` listens; ``sam2`` has the name and the remappings of the node that is to use the cameras."""
         self._node, self._sam2, self._parameters = node, sam2.get_fully_qualified_name(), parameters
         self._executor = SingleThreadedExecutor(context=node.context)

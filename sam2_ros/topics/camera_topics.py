@@ -18,14 +18,14 @@ from sam2_core import EncodedImage, PromptError, Sam2Model, StreamTracker
 from sam2_ros.depth.matching import DepthMailbox
 from sam2_ros.messages.vision import vision_msgs
 from sam2_ros.msg import Prompt as PromptMessage
-from sam2_ros.perception.camera_pipeline import Stream
+from sam2_ros.perception.camera_pipeline import CameraPipeline
 from sam2_ros.perception.detection_prompts import DetectionGate
 from sam2_ros.perception.frame import Frame
-from sam2_ros.perception.inbox import Mailbox
+from sam2_ros.perception.inbox import Inbox
 from sam2_ros.perception.instance_messages import instance_array
 from sam2_ros.perception.load_shedding import Level, LoadShedder
 from sam2_ros.perception.prompt_plan import Ids, PromptAnswer, PromptRequest, refuse
-from sam2_ros.perception.single_image import TOO_MANY, Found, OneShot, SegmentAllCall, SegmentImageCall
+from sam2_ros.perception.single_image import TOO_MANY, Query, QueryResult, SegmentAllQuery, SegmentImageQuery
 from sam2_ros.runtime.failures import Failures
 from sam2_ros.runtime.node_arguments import image_topic
 from sam2_ros.runtime.parameters import Parameters
@@ -33,19 +33,19 @@ from sam2_ros.srv import SegmentAll, SegmentImage, SetPrompt
 from sam2_ros.topics.depth_topics import DepthTopics
 from sam2_ros.topics.diagnostics import WatchedCamera
 from sam2_ros.topics.point_prompts import PointPrompts
-from sam2_ros.topics.publishers import Outputs
+from sam2_ros.topics.publishers import CameraPublishers
 
 
-class Camera:
+class CameraTopics:
     """Receives images, prompts and questions in the executor's thread and leaves them to the worker, whose thread calls
     ``work`` and ``work_aside``."""
 
     def __init__(self, node: LifecycleNode, name: str = '') -> None:
         """name: empty for the only camera; it is in all of its topics otherwise."""
         self.name = name
-        self.stream: Stream | None = None  # while configured
+        self.pipeline: CameraPipeline | None = None  # while configured
         self._ids = Ids()  # of its objects, as long as the process lives
-        self._outputs: Outputs | None = None
+        self._outputs: CameraPublishers | None = None
         self._active = False
         self._node = node
         self._private = f'~/{name}' if name else '~'
@@ -70,18 +70,19 @@ class Camera:
                                  self._node.resolve_topic_name(self._image_topic(parameters)))
         topic, logger = self._node.resolve_topic_name(self._image_topic(parameters)), self._node.get_logger()
         failures = Failures(logger, topic, self._node.context.ok)
-        self.stream = Stream(StreamTracker(model), parameters, changed, topic, logger, depth, failures, self._ids)
-        self._outputs = Outputs(self._node, self._private, failures)
+        self.pipeline = CameraPipeline(StreamTracker(model), parameters, changed, topic, logger, depth, failures,
+                                       self._ids)
+        self._outputs = CameraPublishers(self._node, self._private, failures)
         self._gate = DetectionGate()
         self.shedder = LoadShedder()
 
     def activate(self) -> None:
         """Start to listen; the worker has to run."""
-        chosen = self.stream.parameters
+        chosen = self.pipeline.parameters
         kind = CompressedImage if chosen.image_transport == 'compressed' else Image
         prompts = f'{self._private}/prompt'
         self._active = True
-        self.stream.meter.start(time.monotonic())
+        self.pipeline.meter.start(time.monotonic())
         self._subscriptions = [
             self._node.create_subscription(kind, self._image_topic(chosen), self._on_image, qos_profile_sensor_data,
                                            qos_overriding_options=QoSOverridingOptions.with_default_policies()),
@@ -89,13 +90,13 @@ class Camera:
                                            failed=self._refuse),
             self._node.create_subscription(PointStamped, f'{self._private}/prompt_point', self._on_prompt_point,
                                            QoSProfile(depth=10), failed=self._refuse)]
-        if self.stream.depth is not None:
-            self._depth_topics = DepthTopics(self._node, self.stream.depth, self._public)
+        if self.pipeline.depth is not None:
+            self._depth_topics = DepthTopics(self._node, self.pipeline.depth, self._public)
         if chosen.detections_topic:
             self._subscriptions.append(self._node.create_subscription(
                 vision_msgs.Detection2DArray, f'{self._public}{chosen.detections_topic}', self._on_detections,
                 qos_profile_sensor_data))  # some detectors publish best effort, which a reliable one would not hear
-        self._node.get_logger().info(f'active: images from {self.stream.topic}, prompts from '
+        self._node.get_logger().info(f'active: images from {self.pipeline.topic}, prompts from '
                                      f'{self._node.resolve_topic_name(prompts)}')
 
     def stop_listening(self) -> None:
@@ -109,8 +110,8 @@ class Camera:
     def deactivate(self, reason: str, ended: bool = True) -> None:
         """Refuse what still waits. ``ended``: the worker has; if not, only what it has not taken is refused."""
         self._active = False
-        answers = self.stream.drain(reason) if ended else self.stream.abandon(reason)
-        self.stream.failures.run('detections', self._gate.see, None, answers, self.stream.parameters)
+        answers = self.pipeline.drain(reason) if ended else self.pipeline.abandon(reason)
+        self.pipeline.failures.run('detections', self._gate.see, None, answers, self.pipeline.parameters)
         for answer in answers:
             if self._node.context.ok():
                 self._outputs.answer(answer)
@@ -118,12 +119,12 @@ class Camera:
     def cleanup(self) -> None:
         if self._outputs is not None:
             self._outputs.destroy()
-        self.stream = self._outputs = None
+        self.pipeline = self._outputs = None
 
     def watched(self) -> WatchedCamera:
         """What the diagnostics look at."""
-        return WatchedCamera(self.name, self.stream.topic, self.stream.meter, self.shedder, self.stream.history.extent,
-                             self.stream.failures)
+        return WatchedCamera(self.name, self.pipeline.topic, self.pipeline.meter, self.shedder,
+                             self.pipeline.history.extent, self.pipeline.failures)
 
     def _image_topic(self, chosen: Parameters) -> str:
         return image_topic(self._node, f'{self._public}image', chosen.image_transport)
@@ -131,7 +132,7 @@ class Camera:
     # --- what arrives, in the executor's thread
 
     def _on_image(self, message: Image | CompressedImage) -> None:
-        self.stream.put_image(message)
+        self.pipeline.put_image(message)
 
     def _refuse(self, message: PromptMessage | PointStamped, reason: str) -> None:
         """Answer a prompt whose callback failed."""
@@ -144,11 +145,11 @@ class Camera:
 
     def _on_prompt_point(self, message: PointStamped) -> None:
         try:
-            image, size = self.stream.newest_view
+            image, size = self.pipeline.newest_view
             if image is None:
-                raise PromptError(self.stream.skipped.why_none_yet())
-            infos = [] if self.stream.depth is None else self.stream.depth.infos
-            prompt = self._points.prompt(message, infos, image, size, self.stream.parameters.rectified)
+                raise PromptError(self.pipeline.skipped.why_none_yet())
+            infos = [] if self.pipeline.depth is None else self.pipeline.depth.infos
+            prompt = self._points.prompt(message, infos, image, size, self.pipeline.parameters.rectified)
         except PromptError as error:
             request = PromptRequest(PromptMessage(header=message.header), time.monotonic())
             self._outputs.answer(refuse(request, str(error)))
@@ -157,7 +158,7 @@ class Camera:
 
     def _on_detections(self, message: vision_msgs.Detection2DArray) -> None:
         self._gate.put(message)
-        self.stream.mailbox.notify()
+        self.pipeline.inbox.notify()
 
     async def _on_set_prompt(self, request: SetPrompt.Request, response: SetPrompt.Response) -> SetPrompt.Response:
         if not self._active:
@@ -170,21 +171,21 @@ class Camera:
             answer = await self._ask(PromptMessage(action=PromptMessage.CLEAR))
             response.success, response.message = answer.accepted, answer.reason
         else:  # the objects are ours while there is no worker
-            if self.stream is not None:
-                self.stream.reset()
+            if self.pipeline is not None:
+                self.pipeline.reset()
             response.success = True
         return response
 
     async def _on_segment_image(self, request: SegmentImage.Request,
                                 response: SegmentImage.Response) -> SegmentImage.Response:
         future, reply = self._future()
-        return _tell(await self._put(SegmentImageCall(request, reply), future), response)
+        return _tell(await self._put(SegmentImageQuery(request, reply), future), response)
 
     async def _on_segment_all(self, request: SegmentAll.Request, response: SegmentAll.Response) -> SegmentAll.Response:
         future, reply = self._future()
-        seconds = self.stream.parameters.segment_all_seconds if self._active else 0.0
-        found = await self._put(SegmentAllCall(request, reply, seconds), future)
-        response.complete = isinstance(found, Found) and found.complete
+        seconds = self.pipeline.parameters.segment_all_seconds if self._active else 0.0
+        found = await self._put(SegmentAllQuery(request, reply, seconds), future)
+        response.complete = isinstance(found, QueryResult) and found.complete
         return _tell(found, response)
 
     def _future(self) -> tuple[Future, Callable]:
@@ -201,19 +202,19 @@ class Camera:
 
     def _submit(self, request: PromptRequest) -> PromptAnswer | None:
         """Leave a prompt to the worker; if too many are waiting, publish and return its refusal."""
-        if self.stream.mailbox.put_prompt(request):
+        if self.pipeline.inbox.put_prompt(request):
             return None
-        refusal = refuse(request, f'{Mailbox.PROMPT_LIMIT} prompts are waiting already: send them more slowly, or '
-                                  f'check that images arrive{self.stream.skipped.hint()}')
+        refusal = refuse(request, f'{Inbox.PROMPT_LIMIT} prompts are waiting already: send them more slowly, or '
+                                  f'check that images arrive{self.pipeline.skipped.hint()}')
         self._outputs.answer(refusal)
         return refusal
 
-    async def _put(self, call: OneShot, future: Future) -> Found | str:
+    async def _put(self, call: Query, future: Future) -> QueryResult | str:
         """What the worker finds, or why it finds nothing."""
         if not self._active:
             return self._why_not()
-        if not self.stream.mailbox.put_one_shot(call):
-            return TOO_MANY + self.stream.skipped.hint()
+        if not self.pipeline.inbox.put_query(call):
+            return TOO_MANY + self.pipeline.skipped.hint()
         return await future
 
     def _why_not(self) -> str:
@@ -223,13 +224,13 @@ class Camera:
     # --- in the worker's thread
 
     def work(self, encoded: EncodedImage | None) -> None:
-        """What has arrived; ``encoded`` as for ``Stream.work``."""
-        stream, outputs = self.stream, self._outputs
-        chosen, run = stream.parameters, stream.failures.run
-        if chosen.detections_topic and stream.image_size is not None:
+        """What has arrived; ``encoded`` as for ``CameraPipeline.work``."""
+        pipeline, outputs = self.pipeline, self._outputs
+        chosen, run = pipeline.parameters, pipeline.failures.run
+        if chosen.detections_topic and pipeline.image_size is not None:
             run('detections', self._prompt_detections, chosen)
-        frame, answers = stream.work(encoded)
-        if self.stream is not stream:  # the node gave up waiting for this image and was cleaned up meanwhile
+        frame, answers = pipeline.work(encoded)
+        if self.pipeline is not pipeline:  # the node gave up waiting for this image and was cleaned up meanwhile
             return
         latency = outputs.publish(frame, answers, chosen, pictures=self.shedder.level < Level.PICTURES)
         if chosen.detections_topic:
@@ -240,17 +241,17 @@ class Camera:
 
     def work_aside(self) -> None:
         """A slice of it."""
-        stream, outputs = self.stream, self._outputs
-        answers = stream.work_aside()
-        if self.stream is not stream:
+        pipeline, outputs = self.pipeline, self._outputs
+        answers = pipeline.work_aside()
+        if self.pipeline is not pipeline:
             return
-        outputs.publish(None, answers, stream.parameters)
+        outputs.publish(None, answers, pipeline.parameters)
         if answers:
-            stream.failures.run('detections', self._gate.see, None, answers, stream.parameters)
+            pipeline.failures.run('detections', self._gate.see, None, answers, pipeline.parameters)
 
     def _prompt_detections(self, chosen: Parameters) -> None:
-        room = Mailbox.PROMPT_LIMIT - len(self.stream.mailbox.prompts)
-        header, size = self.stream.newest_view
+        room = Inbox.PROMPT_LIMIT - len(self.pipeline.inbox.prompts)
+        header, size = self.pipeline.newest_view
         proposal = self._gate.take(chosen, *size, room, header.frame_id)
         for reason in proposal.refused:
             topic = self._node.resolve_topic_name(f'{self._public}{chosen.detections_topic}')
@@ -259,21 +260,21 @@ class Camera:
         self._gate.see(None, filter(None, refusals), chosen)
 
     def _count(self, frame: Frame, latency: float) -> None:
-        self.stream.meter.processed(time.monotonic(), latency, frame.objects, dropped=frame.dropped,
-                                    memory_bytes=self.stream.tracker.memory_bytes,
-                                    catching_up=self.stream.catching_up)
+        self.pipeline.meter.processed(time.monotonic(), latency, frame.objects, dropped=frame.dropped,
+                                    memory_bytes=self.pipeline.tracker.memory_bytes,
+                                    catching_up=self.pipeline.catching_up)
 
     def _shed(self, latency: float, chosen: Parameters) -> None:
         """Do less when the results come too late."""
         before = self.shedder.level
         level = self.shedder.update(latency, time.monotonic(), chosen.latency_target, chosen.shed_load)
         if level != before:
-            self._node.get_logger().warning(f'{self.stream.topic}: load shedding level {int(level)}: '
+            self._node.get_logger().warning(f'{self.pipeline.topic}: load shedding level {int(level)}: '
                                             f'{level.description} (latency_target {chosen.latency_target:g} s)')
-        self.stream.leave_out(level)
+        self.pipeline.leave_out(level)
 
 
-def _tell(found: Found | str, response: SegmentImage.Response | SegmentAll.Response):
+def _tell(found: QueryResult | str, response: SegmentImage.Response | SegmentAll.Response):
     """Fill in a response: what was found, or why nothing was."""
     if isinstance(found, str):
         response.reason = found

@@ -24,7 +24,7 @@ from sam2_ros.topics.clouds import Markers, background_depth_message, background
 from sam2_ros.topics.planner_views import FrameTopic, LabelLists, ObjectTopics, planner_views
 
 
-class Outputs:
+class CameraPublishers:
     """The publishers of one camera. Everything but the instances is built only while somebody subscribes to it."""
 
     def __init__(self, node: LifecycleNode, prefix: str, failures: Failures | None = None) -> None:

@@ -1,11 +1,11 @@
-"""What the tests of a camera's stream share."""
+"""What the tests of a camera's pipeline share."""
 import threading
 
 import pytest
 import rclpy
 
 from sam2_core import Sam2Model, StreamTracker, load_model
-from sam2_ros.perception.camera_pipeline import Stream
+from sam2_ros.perception.camera_pipeline import CameraPipeline
 from sam2_ros.runtime.parameters import Parameters
 
 
@@ -16,8 +16,8 @@ def model() -> Sam2Model:
 
 @pytest.fixture
 def make(model):
-    """A stream without topics, for images of the topic /camera/image_raw."""
-    def stream(tracker: StreamTracker | None = None, **parameters) -> Stream:
-        return Stream(tracker or StreamTracker(model), Parameters(**parameters), threading.Condition(),
+    """A pipeline without topics, for images of the topic /camera/image_raw."""
+    def pipeline(tracker: StreamTracker | None = None, **parameters) -> CameraPipeline:
+        return CameraPipeline(tracker or StreamTracker(model), Parameters(**parameters), threading.Condition(),
                       '/camera/image_raw', rclpy.logging.get_logger('test'))
-    return stream
+    return pipeline

@@ -304,5 +304,5 @@ def test_whatever_is_clicked_beside_whatever_camera_info_the_node_answers_each_c
         robot.show()
         robot.serve()
         assert len(robot.statuses) == clicks
-        assert robot.node.failures.count == robot.stream.failures.count == 0
+        assert robot.node.failures.count == robot.pipeline.failures.count == 0
         assert any(status.accepted and status.id for status in robot.statuses)

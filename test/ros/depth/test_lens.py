@@ -16,7 +16,7 @@ from sam2_ros.depth.matching import DepthMailbox
 from sam2_ros.depth.surface import DepthFrame, measure, object_points
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import Prompt
-from sam2_ros.perception.camera_pipeline import Stream
+from sam2_ros.perception.camera_pipeline import CameraPipeline
 from sam2_ros.perception.meter import Meter
 from sam2_ros.perception.prompt_plan import PromptRequest
 from sam2_ros.runtime.parameters import Parameters
@@ -103,19 +103,20 @@ def test_points_and_boxes_leave_out_what_the_lens_model_does_not_cover():
 
 def test_an_object_beyond_the_lens_model_has_no_depth_and_diagnostics_say_why(model):
     depths = DepthMailbox(threading.Condition())
-    stream = Stream(StreamTracker(model), Parameters(depth_wait=0.0), threading.Condition(), '/image', None, depths)
-    stream.meter = Meter()
+    pipeline = CameraPipeline(StreamTracker(model), Parameters(depth_wait=0.0), threading.Condition(), '/image', None,
+                              depths)
+    pipeline.meter = Meter()
     picture = np.full((240, 320, 3), 80, np.uint8)
     picture[disc(20, 20)] = (230, 60, 40)
     depths.put_info(BARREL)
     depths.put_depth(from_pixels(np.full((240, 320), 1000, np.uint16), '16UC1', HEADER))
-    stream.mailbox.put_prompt(PromptRequest(Prompt(id=3, box=RegionOfInterest(width=40, height=40)),
+    pipeline.inbox.put_prompt(PromptRequest(Prompt(id=3, box=RegionOfInterest(width=40, height=40)),
                                             time.monotonic()))
-    stream.put_image(from_pixels(picture, 'rgb8', HEADER))
-    stream.take()
-    frame, (answer,) = stream.work()
+    pipeline.put_image(from_pixels(picture, 'rgb8', HEADER))
+    pipeline.take()
+    frame, (answer,) = pipeline.work()
     assert answer.accepted and frame.objects[0].box is not None and frame.objects[0].shape is None
-    assert 'object 3 has no depth: the lens model of camera_info has no ray' in stream.meter.snapshot(0).depth_doubt
+    assert 'object 3 has no depth: the lens model of camera_info has no ray' in pipeline.meter.snapshot(0).depth_doubt
 
 
 # --- clicks without rays

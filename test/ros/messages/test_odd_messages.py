@@ -21,8 +21,8 @@ from std_srvs.srv import Trigger
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, Prompt
 from sam2_ros.srv import SegmentAll, SegmentImage, SetPrompt
-from sam2_ros.topics.camera_topics import Camera
-from sam2_ros.topics.publishers import Outputs
+from sam2_ros.topics.camera_topics import CameraTopics
+from sam2_ros.topics.publishers import CameraPublishers
 from testing.in_process import HEIGHT, WIDTH, in_process, picture
 
 SECOND = 10**9
@@ -141,13 +141,13 @@ class Odd:
 @pytest.mark.parametrize('rectified', [False, True])
 def test_the_process_lives_and_answers_every_prompt(monkeypatch, rounds, rectified):
     submitted, answered, tasks, refused_clicks = Counter(), Counter(), [], [0]
-    submit, answer = Camera._submit, Outputs.answer
-    monkeypatch.setattr(Camera, '_submit', lambda camera, request: submitted.update([request]) or submit(
+    submit, answer = CameraTopics._submit, CameraPublishers.answer
+    monkeypatch.setattr(CameraTopics, '_submit', lambda camera, request: submitted.update([request]) or submit(
         camera, request))
-    monkeypatch.setattr(Outputs, 'answer', lambda outputs, one: answered.update([one.request]) or answer(
+    monkeypatch.setattr(CameraPublishers, 'answer', lambda outputs, one: answered.update([one.request]) or answer(
         outputs, one))
     with in_process(threaded=False, prompt_timeout=0.1, rectified=rectified, max_objects=3) as robot:
-        robot.stream.change(replace(robot.stream.parameters, detections_topic='detections'))
+        robot.pipeline.change(replace(robot.pipeline.parameters, detections_topic='detections'))
         odd, sent = Odd(robot, seed=int(rectified)), Counter()
         for number in range(rounds(80, 10_000)):
             robot.now += 10**8
@@ -179,7 +179,7 @@ def test_the_process_lives_and_answers_every_prompt(monkeypatch, rounds, rectifi
         assert submitted.keys() <= answered.keys() and set(answered.values()) <= {1}
         assert sent['click'] > 0 and refused_clicks[0] <= sent['click']
         # odd input is refused by name: no step fails at it, and of the callbacks only rclpy's own for parameters
-        assert robot.stream.failures.totals() == []
+        assert robot.pipeline.failures.totals() == []
         assert all('/set_parameters failed' in text for text in robot.node.failures.totals())
     print(dict(sent), 'prompts', len(submitted))
 

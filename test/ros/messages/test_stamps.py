@@ -131,17 +131,17 @@ def show(robot, off: int = 0) -> None:
 @pytest.mark.parametrize('policy', ['keep', 'reset'])
 @pytest.mark.parametrize('off', [4, -4, 3600, -900])
 def test_one_odd_stamp_costs_neither_objects_nor_history_nor_depth(robot, policy, off):
-    robot.stream.change(replace(robot.stream.parameters, on_time_jump=policy, forget_after=3.0))
+    robot.pipeline.change(replace(robot.pipeline.parameters, on_time_jump=policy, forget_after=3.0))
     robot.send('/prompt', Prompt(action=Prompt.CLEAR))
     robot.send('/prompt', set_box(id=1))
     for _ in range(5):
         show(robot)
-    history, depth = robot.stream.history.extent(), len(robot.stream.depth._recent)
+    history, depth = robot.pipeline.history.extent(), len(robot.pipeline.depth._recent)
     robot.published.clear()
     show(robot, off)
     assert not robot.frames
-    assert robot.stream.history.extent() == history and len(robot.stream.depth._recent) == depth
-    skipped = robot.stream.meter.snapshot(robot.stream.meter._last_received).skipped
+    assert robot.pipeline.history.extent() == history and len(robot.pipeline.depth._recent) == depth
+    skipped = robot.pipeline.meter.snapshot(robot.pipeline.meter._last_received).skipped
     assert 'skipped as a single outlier' in skipped, 'on /diagnostics, as what cannot be used'
     robot.send('/prompt', set_box(robot.now - 2 * 10**8, id=2))  # on an image before it
     for _ in range(4):
@@ -154,7 +154,7 @@ def test_one_odd_stamp_costs_neither_objects_nor_history_nor_depth(robot, policy
 
 
 def test_two_in_a_row_are_a_jump(robot):
-    robot.stream.change(replace(robot.stream.parameters, on_time_jump='reset', forget_after=0.0))
+    robot.pipeline.change(replace(robot.pipeline.parameters, on_time_jump='reset', forget_after=0.0))
     robot.send('/prompt', set_box(id=5))
     for off in (0, 0, -50, -50, -50):
         show(robot, off)
@@ -162,7 +162,7 @@ def test_two_in_a_row_are_a_jump(robot):
 
 
 def test_a_clock_that_is_set_ahead_forgets_no_hidden_object(robot):
-    robot.stream.change(replace(robot.stream.parameters, on_time_jump='keep', lost_after=1.0, forget_after=3.0))
+    robot.pipeline.change(replace(robot.pipeline.parameters, on_time_jump='keep', lost_after=1.0, forget_after=3.0))
     robot.send('/prompt', Prompt(action=Prompt.CLEAR))
     robot.send('/prompt', set_box(id=1))
     show(robot)
@@ -173,7 +173,7 @@ def test_a_clock_that_is_set_ahead_forgets_no_hidden_object(robot):
         robot.serve()
         (item,) = robot.frames[-1].instances
         return item.state
-    robot.stream.tracker.step = hide(robot.stream.tracker.step)
+    robot.pipeline.tracker.step = hide(robot.pipeline.tracker.step)
     try:
         assert hidden() == Instance.OCCLUDED
         assert [hidden(3600), hidden(), hidden()] == [Instance.OCCLUDED] * 3, 'it is hidden since 0.4 s, not an hour'
@@ -181,7 +181,7 @@ def test_a_clock_that_is_set_ahead_forgets_no_hidden_object(robot):
             state = hidden()
         assert state == Instance.LOST
     finally:
-        del robot.stream.tracker.step
+        del robot.pipeline.tracker.step
 
 
 def hide(step):

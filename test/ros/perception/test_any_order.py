@@ -18,7 +18,7 @@ from sam2_ros.perception.instance_messages import instance_array, instance_messa
 from sam2_ros.perception.late_prompts import MAX_UNDER_WAY
 from sam2_ros.perception.load_shedding import Level
 from sam2_ros.perception.prompt_plan import PromptRequest
-from sam2_ros.perception.single_image import SegmentAllCall, SegmentImageCall
+from sam2_ros.perception.single_image import SegmentAllQuery, SegmentImageQuery
 from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.srv import SegmentAll, SegmentImage
 
@@ -45,16 +45,16 @@ steps = st.lists(st.sampled_from([images] * 6 + [prompts] * 4 + [work] * 4 + [qu
 
 
 class Run:
-    def __init__(self, stream, monkeypatch) -> None:
-        self.stream, self.patch = stream, monkeypatch
+    def __init__(self, pipeline, monkeypatch) -> None:
+        self.pipeline, self.patch = pipeline, monkeypatch
         self.left_out = Level.NOTHING
         self.now, self.asked, self.answered, self.questions, self.replies = 100, [], [], 0, []
         self.alive = set()  # as told by events
 
     def do(self, kind: str, *what) -> None:
         getattr(self, kind)(*what)
-        assert len(self.stream._late._under_way) <= MAX_UNDER_WAY
-        assert set(self.stream._states._records) == set(self.stream.tracker.object_ids)
+        assert len(self.pipeline._late._under_way) <= MAX_UNDER_WAY
+        assert set(self.pipeline._states._records) == set(self.pipeline.tracker.object_ids)
 
     def header(self, tenths: int) -> Header:
         tenths = max(0, tenths)
@@ -65,7 +65,7 @@ class Run:
         message = from_pixels(np.full((*size, 3), self.now % 256, np.uint8), 'rgb8', self.header(self.now))
         if not whole:
             message = Image(header=message.header, encoding='rgb8', height=2, width=2, step=6, data=bytes(3))
-        self.stream.put_image(message)
+        self.pipeline.put_image(message)
 
     def show(self, *what) -> None:
         self.image(*what)
@@ -80,19 +80,19 @@ class Run:
         elif content != 'none':
             message.points = [ImagePoint(x=0.0 if content == 'point' else 60.0, y=0.0, label=1)]
         request = PromptRequest(message, time.monotonic())
-        if self.stream.mailbox.put_prompt(request):
+        if self.pipeline.inbox.put_prompt(request):
             self.asked.append(request)
 
     def question(self, everything: bool, lag: int) -> None:
         if everything:
-            call = SegmentAllCall(SegmentAll.Request(points_per_side=2), self.replies.append, 60.0)
+            call = SegmentAllQuery(SegmentAll.Request(points_per_side=2), self.replies.append, 60.0)
         else:
             point = Prompt(header=self.header(self.now + lag), points=[ImagePoint(label=1)])
-            call = SegmentImageCall(SegmentImage.Request(prompts=[point]), self.replies.append)
-        self.questions += self.stream.mailbox.put_one_shot(call)
+            call = SegmentImageQuery(SegmentImage.Request(prompts=[point]), self.replies.append)
+        self.questions += self.pipeline.inbox.put_query(call)
 
     def change(self, values: dict) -> None:
-        self.stream.change(Parameters(**values))
+        self.pipeline.change(Parameters(**values))
 
     def failure(self, part: str | None) -> None:
         self.patch.undo()
@@ -100,24 +100,24 @@ class Run:
             self.patch.setattr(Sam2Model, part, failing)
 
     def work(self) -> None:
-        self.stream.take()
-        self.take(*self.stream.work())
+        self.pipeline.take()
+        self.take(*self.pipeline.work())
 
     def aside(self) -> None:
-        if self.stream.has_work_aside():
+        if self.pipeline.has_work_aside():
             with contextlib.suppress(MemoryError):  # of a question: it goes to the log
-                self.take(None, self.stream.work_aside())
+                self.take(None, self.pipeline.work_aside())
 
     def shed(self) -> None:
         self.left_out = Level.NOTHING if self.left_out else Level.IMAGES
-        self.stream.leave_out(self.left_out)
+        self.pipeline.leave_out(self.left_out)
 
     def drain(self) -> None:
-        self.take(None, self.stream.drain('stopped'))
+        self.take(None, self.pipeline.drain('stopped'))
 
     def reset(self) -> None:
         self.drain()  # as the node does: only while there is no worker
-        self.stream.reset()
+        self.pipeline.reset()
 
     def take(self, frame, answers) -> None:
         for answer in answers:
@@ -156,11 +156,11 @@ def test_everybody_is_answered_once_and_objects_are_the_same_everywhere(make, st
         for step in (show, ('prompt', 0, 1, 0, 'box', 'cup'), show, *steps):
             run.do(*step)
         for _ in range(1000):
-            if not run.stream.has_work_aside():
+            if not run.pipeline.has_work_aside():
                 break
             run.do('aside')
-        assert not run.stream.has_work_aside(), 'what has begun comes to an end'
+        assert not run.pipeline.has_work_aside(), 'what has begun comes to an end'
         run.do('drain')
     assert Counter(map(id, run.answered)) == Counter(map(id, run.asked))
     assert len(run.replies) == run.questions
-    assert run.stream.mailbox.waiting_since() is None and run.stream.seconds_to_deadline() is None
+    assert run.pipeline.inbox.waiting_since() is None and run.pipeline.seconds_to_deadline() is None

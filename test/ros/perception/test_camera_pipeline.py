@@ -10,7 +10,7 @@ from std_msgs.msg import Header
 from sam2_core import StreamTracker
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, Instance, Prompt
-from sam2_ros.perception.camera_pipeline import Stream
+from sam2_ros.perception.camera_pipeline import CameraPipeline
 from sam2_ros.perception.prompt_plan import PromptRequest
 from sam2_ros.runtime.parameters import Parameters
 
@@ -37,18 +37,18 @@ def header(seconds: float) -> Header:
     return Header(stamp=Time(sec=int(seconds), nanosec=round(seconds % 1 * 1e9)), frame_id='camera')
 
 
-def work(stream: Stream):
+def work(pipeline: CameraPipeline):
     """As the worker does."""
-    stream.take()
-    return stream.work()
+    pipeline.take()
+    return pipeline.work()
 
 
-def show(stream: Stream, seconds: float, *prompts: Prompt, disc: bool = True):
+def show(pipeline: CameraPipeline, seconds: float, *prompts: Prompt, disc: bool = True):
     """The frame and the answers when an image arrives at this time."""
     for prompt in prompts:
-        stream.mailbox.put_prompt(request(prompt))
-    stream.put_image(from_pixels(picture(disc), 'rgb8', header(seconds)))
-    return work(stream)
+        pipeline.inbox.put_prompt(request(prompt))
+    pipeline.put_image(from_pixels(picture(disc), 'rgb8', header(seconds)))
+    return work(pipeline)
 
 
 def test_a_prompt_gives_an_instance_in_the_very_image(make):
@@ -62,22 +62,22 @@ def test_a_prompt_gives_an_instance_in_the_very_image(make):
 
 
 def test_a_bad_prompt_costs_neither_its_batch_nor_the_objects(make):
-    stream = make()
-    show(stream, 10, Prompt(id=1, box=DISC, label='kept'))
-    frame, answers = show(stream, 11, Prompt(id=1), Prompt(id=2, box=DISC),
+    pipeline = make()
+    show(pipeline, 10, Prompt(id=1, box=DISC, label='kept'))
+    frame, answers = show(pipeline, 11, Prompt(id=1), Prompt(id=2, box=DISC),
                           Prompt(id=9, action=Prompt.REFINE, points=[ImagePoint(x=1.0, y=1.0)]))
     assert [answer.accepted for answer in answers] == [False, True, False]
     assert [(item.id, item.label) for item in frame.objects] == [(1, 'kept'), (2, '')]
 
 
 def test_prompts_that_cannot_work_are_refused_and_the_image_goes_on(make):
-    stream = make()
-    show(stream, 10, Prompt(id=1, box=DISC, label='kept'))
+    pipeline = make()
+    show(pipeline, 10, Prompt(id=1, box=DISC, label='kept'))
     speck = np.zeros((HEIGHT, WIDTH), np.uint8)
     speck[60, 70] = 255
     small = from_pixels(speck, 'mono8', Header())
     off = [ImagePoint(x=5.0, y=5.0, label=ImagePoint.BACKGROUND)]
-    frame, answers = show(stream, 11, Prompt(id=2, mask=small), Prompt(id=3, points=off), Prompt(id=1, points=off),
+    frame, answers = show(pipeline, 11, Prompt(id=2, mask=small), Prompt(id=3, points=off), Prompt(id=1, points=off),
                           Prompt(id=1, action=Prompt.REFINE, mask=small), Prompt(id=4, box=DISC),
                           Prompt(id=4, action=Prompt.REFINE, points=off))
     assert [answer.accepted for answer in answers] == [False] * 4 + [True] * 2
@@ -87,11 +87,11 @@ def test_prompts_that_cannot_work_are_refused_and_the_image_goes_on(make):
 
 
 def test_states_follow_the_stamps_of_the_images(make):
-    stream = make(lost_after=1.5)
-    show(stream, 10, Prompt(id=1, box=DISC))
+    pipeline = make(lost_after=1.5)
+    show(pipeline, 10, Prompt(id=1, box=DISC))
     seen = {}
     for seconds in (10.5, 11.0, 11.5, 12.0, 12.5):
-        item = show(stream, seconds, disc=False)[0].objects[0]
+        item = show(pipeline, seconds, disc=False)[0].objects[0]
         assert item.box is None and item.mask is None and item.score == 0
         assert item.last_seen == Time(sec=10)
         assert item.visibility < 0.5
@@ -102,102 +102,102 @@ def test_states_follow_the_stamps_of_the_images(make):
 
 @pytest.mark.parametrize(('policy', 'known'), [('keep', [1]), ('reset', [])])
 def test_a_bag_that_starts_again(make, policy, known):
-    stream = make(on_time_jump=policy, lost_after=1.5)
-    show(stream, 100, Prompt(id=1, box=DISC))
-    show(stream, 101, disc=False)
-    assert show(stream, 50, disc=False)[0] is None, 'may be a single odd stamp'
-    frame, _ = show(stream, 50.1, disc=False)
+    pipeline = make(on_time_jump=policy, lost_after=1.5)
+    show(pipeline, 100, Prompt(id=1, box=DISC))
+    show(pipeline, 101, disc=False)
+    assert show(pipeline, 50, disc=False)[0] is None, 'may be a single odd stamp'
+    frame, _ = show(pipeline, 50.1, disc=False)
     assert [item.id for item in frame.objects] == known
     assert all(item.state == Instance.OCCLUDED for item in frame.objects)
-    show(stream, 51, disc=False)
-    frame, _ = show(stream, 52, disc=False)
+    show(pipeline, 51, disc=False)
+    frame, _ = show(pipeline, 52, disc=False)
     assert all(item.state == Instance.LOST for item in frame.objects), 'counted from the jump on'
 
 
 def test_images_slightly_out_of_order_are_no_jump(make):
-    stream = make(on_time_jump='reset')
-    show(stream, 100, Prompt(id=1, box=DISC))
-    assert show(stream, 99.5)[0].objects
+    pipeline = make(on_time_jump='reset')
+    show(pipeline, 100, Prompt(id=1, box=DISC))
+    assert show(pipeline, 99.5)[0].objects
 
 
 def test_labels_and_ids_last_until_removed(make):
-    stream = make()
-    show(stream, 10, Prompt(box=DISC, label='a'), Prompt(box=DISC, label='b'))
-    frame, _ = show(stream, 11, Prompt(id=1, action=Prompt.REMOVE))
+    pipeline = make()
+    show(pipeline, 10, Prompt(box=DISC, label='a'), Prompt(box=DISC, label='b'))
+    frame, _ = show(pipeline, 11, Prompt(id=1, action=Prompt.REMOVE))
     assert [(item.id, item.label) for item in frame.objects] == [(2, 'b')]
-    frame, answers = show(stream, 12, Prompt(box=DISC, label='c'))
+    frame, answers = show(pipeline, 12, Prompt(box=DISC, label='c'))
     assert answers[0].id == 3
     assert sorted((item.id, item.label) for item in frame.objects) == [(2, 'b'), (3, 'c')]
-    frame, _ = show(stream, 13, Prompt(action=Prompt.CLEAR))
+    frame, _ = show(pipeline, 13, Prompt(action=Prompt.CLEAR))
     assert frame.objects == []
 
 
 def test_a_restarted_object_forgets(make, model):
     tracker = StreamTracker(model)
-    stream = make(tracker)
-    show(stream, 10, Prompt(id=1, box=DISC))
+    pipeline = make(tracker)
+    show(pipeline, 10, Prompt(id=1, box=DISC))
     for seconds in range(11, 14):
-        show(stream, seconds)
-    again, _ = show(stream, 14, Prompt(id=1, box=DISC))
+        show(pipeline, seconds)
+    again, _ = show(pipeline, 14, Prompt(id=1, box=DISC))
     fresh, _ = show(make(), 14, Prompt(id=1, box=DISC))
     np.testing.assert_array_equal(again.objects[0].mask, fresh.objects[0].mask)
 
 
 def test_prompts_wait_for_an_image(make):
-    stream = make()
-    stream.mailbox.put_prompt(request(Prompt(id=1, box=DISC)))
-    assert work(stream) == (None, [])
-    assert stream.seconds_to_deadline() > 0
-    frame, answers = show(stream, 10)
+    pipeline = make()
+    pipeline.inbox.put_prompt(request(Prompt(id=1, box=DISC)))
+    assert work(pipeline) == (None, [])
+    assert pipeline.seconds_to_deadline() > 0
+    frame, answers = show(pipeline, 10)
     assert answers[0].accepted and [item.id for item in frame.objects] == [1]
-    assert stream.seconds_to_deadline() is None
+    assert pipeline.seconds_to_deadline() is None
 
 
 def test_but_not_for_ever(make):
-    stream = make(prompt_timeout=3.0)
-    stream.mailbox.put_prompt(request(Prompt(id=1, box=DISC), age=3.1))
-    stream.mailbox.put_prompt(request(Prompt(id=2, box=DISC), age=2.0))
-    assert stream.seconds_to_deadline() == 0
-    frame, answers = work(stream)
+    pipeline = make(prompt_timeout=3.0)
+    pipeline.inbox.put_prompt(request(Prompt(id=1, box=DISC), age=3.1))
+    pipeline.inbox.put_prompt(request(Prompt(id=2, box=DISC), age=2.0))
+    assert pipeline.seconds_to_deadline() == 0
+    frame, answers = work(pipeline)
     assert frame is None
     assert [(a.id, a.accepted) for a in answers] == [(1, False)]
     assert answers[0].reason == f'no image on {TOPIC} for 3 s: is the camera running?'
-    assert 0 < stream.seconds_to_deadline() <= 1
+    assert 0 < pipeline.seconds_to_deadline() <= 1
 
 
 def test_remove_and_clear_need_no_image(make):
-    stream = make()
-    show(stream, 10, Prompt(id=1, box=DISC), Prompt(id=2, box=DISC), Prompt(id=3, box=DISC))
-    stream.mailbox.put_prompt(request(Prompt(id=1, action=Prompt.REMOVE)))
-    stream.mailbox.put_prompt(request(Prompt(id=8, action=Prompt.REMOVE)))
-    _, answers = work(stream)
+    pipeline = make()
+    show(pipeline, 10, Prompt(id=1, box=DISC), Prompt(id=2, box=DISC), Prompt(id=3, box=DISC))
+    pipeline.inbox.put_prompt(request(Prompt(id=1, action=Prompt.REMOVE)))
+    pipeline.inbox.put_prompt(request(Prompt(id=8, action=Prompt.REMOVE)))
+    _, answers = work(pipeline)
     assert [(a.id, a.reason, a.header) for a in answers] == [
         (1, '', header(10)), (8, 'id 8 is not known (known: 2, 3)', Header())]
-    stream.mailbox.put_prompt(request(Prompt(action=Prompt.CLEAR)))
-    work(stream)
-    assert show(stream, 11)[0].objects == []
+    pipeline.inbox.put_prompt(request(Prompt(action=Prompt.CLEAR)))
+    work(pipeline)
+    assert show(pipeline, 11)[0].objects == []
 
 
 @pytest.mark.parametrize(('message', 'taken_back'), [
     (Prompt(id=1, action=Prompt.REMOVE), [1]), (Prompt(action=Prompt.CLEAR), [1, 2, 0]),
     (Prompt(id=0, action=Prompt.REMOVE), [])])
 def test_they_take_back_what_waits_for_one(make, message, taken_back):
-    stream = make()
+    pipeline = make()
     for waiting in (Prompt(id=1, box=DISC), Prompt(id=2, box=DISC), Prompt(box=DISC), message):
-        stream.mailbox.put_prompt(request(waiting))
-    _, answers = work(stream)
+        pipeline.inbox.put_prompt(request(waiting))
+    _, answers = work(pipeline)
     assert [a.id for a in answers if a.reason == 'taken back before an image arrived'] == taken_back
     assert answers[-1].accepted == bool(taken_back)
-    frame, _ = show(stream, 10)
+    frame, _ = show(pipeline, 10)
     assert len(frame.objects) == 3 - len(taken_back)
 
 
 def test_an_unusable_image_is_counted_and_prompts_wait_for_the_next(make):
-    stream = make()
-    stream.mailbox.put_prompt(request(Prompt(id=1, box=DISC)))
-    stream.put_image(Image(height=4, width=4, step=1, encoding='rgb8'))
-    assert work(stream) == (None, [])
-    frame, answers = show(stream, 10)
+    pipeline = make()
+    pipeline.inbox.put_prompt(request(Prompt(id=1, box=DISC)))
+    pipeline.put_image(Image(height=4, width=4, step=1, encoding='rgb8'))
+    assert work(pipeline) == (None, [])
+    frame, answers = show(pipeline, 10)
     assert answers[0].accepted and frame.dropped == 1
 
 
@@ -206,33 +206,33 @@ def out_of_memory(*_):
 
 
 def test_when_the_model_fails_whoever_waits_is_told_and_the_rest_goes_on(make, monkeypatch):
-    stream = make()
-    show(stream, 10, Prompt(id=1, box=DISC))
+    pipeline = make()
+    show(pipeline, 10, Prompt(id=1, box=DISC))
     with monkeypatch.context() as patch:
         patch.setattr(StreamTracker, 'step', out_of_memory)
-        frame, answers = show(stream, 11, Prompt(id=2, box=DISC), Prompt(id=1, action=Prompt.REFINE),
+        frame, answers = show(pipeline, 11, Prompt(id=2, box=DISC), Prompt(id=1, action=Prompt.REFINE),
                               Prompt(id=3, box=DISC), Prompt(id=3, action=Prompt.REMOVE))
     assert frame is None
     assert [answer.accepted for answer in answers] == [False, False, False, True]
     assert answers[0].reason == 'the model failed on this image: RuntimeError: out of memory'
-    frame, answers = show(stream, 12, Prompt(id=2, box=DISC))
+    frame, answers = show(pipeline, 12, Prompt(id=2, box=DISC))
     assert answers[0].accepted and [item.id for item in frame.objects] == [1, 2]
     assert frame.dropped == 1
 
 
 def test_max_objects_and_other_limits_can_change_at_any_time(make):
-    stream = make(max_objects=1)
-    _, answers = show(stream, 10, Prompt(id=1, box=DISC), Prompt(id=2, box=DISC))
+    pipeline = make(max_objects=1)
+    _, answers = show(pipeline, 10, Prompt(id=1, box=DISC), Prompt(id=2, box=DISC))
     assert [answer.accepted for answer in answers] == [True, False]
-    stream.parameters = Parameters(max_objects=2)
-    _, answers = show(stream, 11, Prompt(id=2, box=DISC))
+    pipeline.parameters = Parameters(max_objects=2)
+    _, answers = show(pipeline, 11, Prompt(id=2, box=DISC))
     assert answers[0].accepted
 
 
 def test_drain_refuses_what_waits_and_throws_old_images_away(make):
-    stream = make()
-    stream.mailbox.put_prompt(request(Prompt(id=1, box=DISC)))
-    stream.put_image(from_pixels(picture(), 'rgb8', header(10)))
-    answers = stream.drain('closed')
+    pipeline = make()
+    pipeline.inbox.put_prompt(request(Prompt(id=1, box=DISC)))
+    pipeline.put_image(from_pixels(picture(), 'rgb8', header(10)))
+    answers = pipeline.drain('closed')
     assert [(a.id, a.reason) for a in answers] == [(1, 'closed')]
-    assert work(stream) == (None, [])
+    assert work(pipeline) == (None, [])

@@ -178,7 +178,7 @@ def test_what_came_back_by_itself_since_is_left_alone():
 # --- over time
 
 class Camera:
-    """A stream that tracks perfectly what the gate asks for: the object's mask fills ``part`` of the prompt's box."""
+    """A pipeline that tracks perfectly what the gate asks for: the object's mask fills ``part`` of the prompt's box."""
 
     def __init__(self, parameters=PARAMETERS, part=1.0):
         self.gate = DetectionGate()

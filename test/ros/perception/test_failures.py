@@ -12,7 +12,7 @@ import sam2_core.tracker
 from sam2_core import StreamTracker
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, InstanceEvent, Prompt
-from sam2_ros.perception.camera_pipeline import Stream
+from sam2_ros.perception.camera_pipeline import CameraPipeline
 from sam2_ros.perception.prompt_plan import PromptRequest
 
 HEIGHT, WIDTH = 96, 128
@@ -28,20 +28,20 @@ def picture(disc: bool = True) -> np.ndarray:
     return cv2.circle(image, (64, 44), 24, (230, 60, 40), -1) if disc else image
 
 
-def send(stream: Stream, *prompts: Prompt) -> None:
+def send(pipeline: CameraPipeline, *prompts: Prompt) -> None:
     for prompt in prompts:
-        assert stream.mailbox.put_prompt(PromptRequest(prompt, time.monotonic()))
+        assert pipeline.inbox.put_prompt(PromptRequest(prompt, time.monotonic()))
 
 
-def work(stream: Stream):
-    stream.take()
-    return stream.work()
+def work(pipeline: CameraPipeline):
+    pipeline.take()
+    return pipeline.work()
 
 
-def show(stream: Stream, tenths: int, *prompts: Prompt, disc: bool = True):
-    send(stream, *prompts)
-    stream.put_image(from_pixels(picture(disc), 'rgb8', header(tenths)))
-    return work(stream)
+def show(pipeline: CameraPipeline, tenths: int, *prompts: Prompt, disc: bool = True):
+    send(pipeline, *prompts)
+    pipeline.put_image(from_pixels(picture(disc), 'rgb8', header(tenths)))
+    return work(pipeline)
 
 
 def late(tenths: int, **fields) -> Prompt:
@@ -54,49 +54,49 @@ def ids(frame) -> list[int]:
 
 @pytest.mark.parametrize('begun', [False, True])
 def test_an_object_that_is_being_corrected_is_not_forgotten_meanwhile(make, begun):
-    stream = make(forget_after=0.45)
-    show(stream, 100, Prompt(id=1, box=DISC, label='disc'))
+    pipeline = make(forget_after=0.45)
+    show(pipeline, 100, Prompt(id=1, box=DISC, label='disc'))
     for tenths in range(101, 105):
-        show(stream, tenths, disc=False)
-    send(stream, late(101, action=Prompt.REFINE))
-    assert work(stream) == (None, [])
-    answers = stream.work_aside() if begun else []
-    frame, _ = show(stream, 105, disc=False)
+        show(pipeline, tenths, disc=False)
+    send(pipeline, late(101, action=Prompt.REFINE))
+    assert work(pipeline) == (None, [])
+    answers = pipeline.work_aside() if begun else []
+    frame, _ = show(pipeline, 105, disc=False)
     assert ids(frame) == [1]
-    while stream.has_work_aside():
-        answers += stream.work_aside()
+    while pipeline.has_work_aside():
+        answers += pipeline.work_aside()
     assert [(answer.accepted, answer.id) for answer in answers] == [(True, 1)]
-    frame, _ = show(stream, 106)
+    frame, _ = show(pipeline, 106)
     assert [(item.id, item.label) for item in frame.objects] == [(1, 'disc')]
 
 
 def test_an_image_on_the_way_that_cannot_be_used_is_passed_over(make):
-    stream = make()
-    show(stream, 100)
-    stream.put_image(Image(header=header(101), encoding='rgb8', height=3, width=3, step=9, data=bytes(5)))
-    work(stream)
-    show(stream, 102)
-    send(stream, late(100, label='disc'))
-    work(stream)
-    (answer,) = stream.work_aside()
+    pipeline = make()
+    show(pipeline, 100)
+    pipeline.put_image(Image(header=header(101), encoding='rgb8', height=3, width=3, step=9, data=bytes(5)))
+    work(pipeline)
+    show(pipeline, 102)
+    send(pipeline, late(100, label='disc'))
+    work(pipeline)
+    (answer,) = pipeline.work_aside()
     assert answer.accepted
-    while stream.has_work_aside():
-        stream.work_aside()
-    assert ids(show(stream, 103)[0]) == [1]
+    while pipeline.has_work_aside():
+        pipeline.work_aside()
+    assert ids(show(pipeline, 103)[0]) == [1]
 
 
 def test_an_object_that_was_accepted_is_not_lost_when_the_model_fails_on_its_way(make, monkeypatch):
-    stream = make()
+    pipeline = make()
     for tenths in range(100, 104):
-        show(stream, tenths)
-    send(stream, late(100))
-    work(stream)
-    assert stream.work_aside()[0].accepted
+        show(pipeline, tenths)
+    send(pipeline, late(100))
+    work(pipeline)
+    assert pipeline.work_aside()[0].accepted
     with monkeypatch.context() as patch:
         patch.setattr(StreamTracker, 'step', failing)
-        while stream.has_work_aside():
-            stream.work_aside()
-    assert ids(show(stream, 104)[0]) == [1]
+        while pipeline.has_work_aside():
+            pipeline.work_aside()
+    assert ids(show(pipeline, 104)[0]) == [1]
 
 
 def failing(*_, **__):
@@ -105,43 +105,43 @@ def failing(*_, **__):
 
 @pytest.mark.parametrize('action', [Prompt.SET, Prompt.REFINE])
 def test_stamps_that_jump_back_take_back_what_has_not_begun_when_objects_are_forgotten(make, action):
-    stream = make(on_time_jump='reset')
-    show(stream, 100, Prompt(id=1, box=DISC))
-    show(stream, 101)
-    send(stream, late(100, action=action))
-    assert work(stream) == (None, [])
-    assert show(stream, 10) == (None, []), 'may be a single odd stamp'
-    frame, answers = show(stream, 11)
+    pipeline = make(on_time_jump='reset')
+    show(pipeline, 100, Prompt(id=1, box=DISC))
+    show(pipeline, 101)
+    send(pipeline, late(100, action=action))
+    assert work(pipeline) == (None, [])
+    assert show(pipeline, 10) == (None, []), 'may be a single odd stamp'
+    frame, answers = show(pipeline, 11)
     assert [(answer.accepted, answer.reason) for answer in answers] == [
         (False, 'image stamps jumped back before it was applied, and objects are forgotten then (on_time_jump)')]
-    assert frame.objects == [] and not stream.has_work_aside()
-    assert show(stream, 12)[0].objects == []
+    assert frame.objects == [] and not pipeline.has_work_aside()
+    assert show(pipeline, 12)[0].objects == []
 
 
 @pytest.mark.parametrize('prompts', [
     [late(100, label='cup'), late(100, action=Prompt.REFINE)], [late(100, action=Prompt.REFINE)]])
 def test_the_answer_to_a_late_correction_has_the_label_of_the_object(make, prompts):
-    stream = make()
-    show(stream, 100, Prompt(id=1, box=DISC, label='cup'))
-    show(stream, 101)
+    pipeline = make()
+    show(pipeline, 100, Prompt(id=1, box=DISC, label='cup'))
+    show(pipeline, 101)
     if len(prompts) == 2:
         prompts[1].box = RegionOfInterest()
         prompts[1].points = [ImagePoint(x=64.0, y=44.0, label=1)]
-    send(stream, *prompts)
-    work(stream)
-    assert [answer.item.label for answer in stream.work_aside()] == ['cup'] * len(prompts)
+    send(pipeline, *prompts)
+    work(pipeline)
+    assert [answer.item.label for answer in pipeline.work_aside()] == ['cup'] * len(prompts)
 
 
 def test_a_failure_after_the_model_has_written_its_memory_leaves_no_object_without_a_name(make, monkeypatch):
-    stream = make()
-    show(stream, 100, Prompt(id=1, box=DISC))
+    pipeline = make()
+    show(pipeline, 100, Prompt(id=1, box=DISC))
     with monkeypatch.context() as patch:
         patch.setattr(sam2_core.tracker, '_results', failing)
-        frame, (answer,) = show(stream, 101, Prompt(id=2, box=DISC))
+        frame, (answer,) = show(pipeline, 101, Prompt(id=2, box=DISC))
         assert frame is None and 'out of memory' in answer.reason
-    frame, _ = show(stream, 102)
+    frame, _ = show(pipeline, 102)
     assert ids(frame) == [1]
-    frame, (answer,) = show(stream, 103, Prompt(id=2, box=DISC))
+    frame, (answer,) = show(pipeline, 103, Prompt(id=2, box=DISC))
     assert answer.accepted and [(event.id, event.kind) for event in frame.events] == [(2, InstanceEvent.ADDED)]
 
 
@@ -151,28 +151,28 @@ def fail(*_, **__):
 
 @pytest.mark.parametrize('where', ['_track', '_remember'])
 def test_a_new_start_that_the_model_fails_at_leaves_the_object_as_it_was(make, monkeypatch, where):
-    stream = make()
-    show(stream, 100, Prompt(id=1, box=DISC, label='kept'), Prompt(id=2, box=DISC))
+    pipeline = make()
+    show(pipeline, 100, Prompt(id=1, box=DISC, label='kept'), Prompt(id=2, box=DISC))
     with monkeypatch.context() as patch:
         patch.setattr(StreamTracker, where, fail)
-        frame, answers = show(stream, 101, Prompt(id=1, box=DISC, label='new'), Prompt(id=2, action=Prompt.REMOVE))
+        frame, answers = show(pipeline, 101, Prompt(id=1, box=DISC, label='new'), Prompt(id=2, action=Prompt.REMOVE))
     assert frame is None and [answer.accepted for answer in answers] == [False, True]
-    frame, _ = show(stream, 102)
+    frame, _ = show(pipeline, 102)
     assert [(item.id, item.label) for item in frame.objects] == [(1, 'kept')]
     assert [(event.id, event.kind) for event in frame.events] == [(2, InstanceEvent.REMOVED)]
 
 
 def test_a_late_new_start_takes_the_place_of_the_object_when_it_arrives(make):
-    stream = make(catch_up_images=2)
-    show(stream, 100, Prompt(id=1, box=DISC, label='old'))
+    pipeline = make(catch_up_images=2)
+    show(pipeline, 100, Prompt(id=1, box=DISC, label='old'))
     for tenths in range(101, 106):
-        show(stream, tenths)
-    frame, _ = show(stream, 106, late(102, label='new'))
+        show(pipeline, tenths)
+    frame, _ = show(pipeline, 106, late(102, label='new'))
     labels = []
     for tenths in range(107, 112):
         labels += [(item.id, item.label) for item in frame.objects]
-        stream.work_aside()
-        frame, _ = show(stream, tenths)
+        pipeline.work_aside()
+        frame, _ = show(pipeline, tenths)
         if frame.events:
             break
     assert labels and set(labels) == {(1, 'old')}, 'never missing on the way'
@@ -181,28 +181,28 @@ def test_a_late_new_start_takes_the_place_of_the_object_when_it_arrives(make):
 
 
 def test_a_late_new_start_that_the_model_fails_at_leaves_the_object_as_it_was(make, monkeypatch):
-    stream = make()
+    pipeline = make()
     for tenths in range(100, 106):
-        show(stream, tenths, *([Prompt(id=1, box=DISC, label='kept')] if tenths == 100 else []))
-    send(stream, late(102, label='new'))
-    work(stream)
+        show(pipeline, tenths, *([Prompt(id=1, box=DISC, label='kept')] if tenths == 100 else []))
+    send(pipeline, late(102, label='new'))
+    work(pipeline)
     with monkeypatch.context() as patch:
         patch.setattr(StreamTracker, 'step', fail)
-        (answer,) = stream.work_aside()
+        (answer,) = pipeline.work_aside()
     assert not answer.accepted
-    frame, _ = show(stream, 106)
+    frame, _ = show(pipeline, 106)
     assert [(item.id, item.label) for item in frame.objects] == [(1, 'kept')] and not frame.events
 
 
 def test_a_correction_after_a_late_new_start_on_the_same_image_belongs_to_the_new_one(make):
-    stream = make(catch_up_images=0)
+    pipeline = make(catch_up_images=0)
     for tenths in range(100, 104):
-        show(stream, tenths, *([Prompt(id=1, box=DISC, label='old')] if tenths == 100 else []))
+        show(pipeline, tenths, *([Prompt(id=1, box=DISC, label='old')] if tenths == 100 else []))
     click = [ImagePoint(x=64.0, y=44.0, label=ImagePoint.FOREGROUND)]
-    send(stream, late(102, label='new'), Prompt(header=header(102), id=1, action=Prompt.REFINE, points=click))
-    work(stream)
-    assert [answer.accepted for answer in stream.work_aside()] == [True, True]
-    (item,) = show(stream, 104)[0].objects
+    send(pipeline, late(102, label='new'), Prompt(header=header(102), id=1, action=Prompt.REFINE, points=click))
+    work(pipeline)
+    assert [answer.accepted for answer in pipeline.work_aside()] == [True, True]
+    (item,) = show(pipeline, 104)[0].objects
     fresh = make(catch_up_images=0)
     for tenths in range(100, 104):
         show(fresh, tenths)
@@ -213,10 +213,10 @@ def test_a_correction_after_a_late_new_start_on_the_same_image_belongs_to_the_ne
 
 
 def test_whoever_waits_is_told_when_a_decoder_raises_what_nobody_expects(make, monkeypatch):
-    stream = make()
+    pipeline = make()
     for tenths in range(100, 104):
-        show(stream, tenths)
+        show(pipeline, tenths)
     monkeypatch.setattr('sam2_ros.perception.prompt_routing.to_rgb', fail)
-    send(stream, late(101))
-    _, (answer,) = work(stream)
+    send(pipeline, late(101))
+    _, (answer,) = work(pipeline)
     assert answer.reason == 'its image cannot be used: out of memory'

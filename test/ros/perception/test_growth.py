@@ -12,7 +12,7 @@ import sam2_ros.perception.detection_prompts
 import sam2_ros.perception.image_history
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import Instance, Prompt
-from sam2_ros.perception.detection_prompts import MAX_DETECTIONS, Whereabouts, read
+from sam2_ros.perception.detection_prompts import MAX_DETECTIONS, RecentBoxes, read
 from sam2_ros.perception.frame import Frame, TrackedObject
 from sam2_ros.perception.meter import MOST
 from sam2_ros.runtime.parameters import Parameters
@@ -66,7 +66,7 @@ def test_no_container_grows_with_the_images(robot, monkeypatch, rounds, stamps):
         monkeypatch.setattr(sam2_ros.perception.image_history, 'MAX_IMAGES', 30)
         monkeypatch.setattr(sam2_ros.perception.detection_prompts, 'MAX_FRAMES', 30)
     robot.restart()
-    robot.stream.change(replace(robot.stream.parameters, detections_topic='detections'))
+    robot.pipeline.change(replace(robot.pipeline.parameters, detections_topic='detections'))
     measured = []
     for number in range(2 * images):
         stamp = STAMPS[stamps](number)
@@ -79,7 +79,7 @@ def test_no_container_grows_with_the_images(robot, monkeypatch, rounds, stamps):
         if number % images == images - 1:
             measured.append(sizes(robot.camera))
     before, after = measured
-    assert before['History._images'] <= sam2_ros.perception.image_history.MAX_IMAGES and len(before) > 30
+    assert before['ImageHistory._images'] <= sam2_ros.perception.image_history.MAX_IMAGES and len(before) > 30
     meters = {'Meter._received', 'Meter._received[]', 'Meter._processed', 'Meter._processed[]', 'Meter._dropped',
               'Meter._dropped[]', 'Meter._depth', 'Meter._depth[]'}  # of 10 s, and at most meter.MOST of each
     slack = sam2_ros.perception.image_history.MAX_IMAGES // 10
@@ -98,7 +98,7 @@ def test_the_meter_of_growth_sees_growth():
 
 @pytest.mark.parametrize('stamp', [0, 5 * SECOND])
 def test_boxes_of_images_with_no_stamp_or_one_stamp_are_kept_once(stamp):
-    seen = Whereabouts()
+    seen = RecentBoxes()
     for number in range(1, 100):
         item = TrackedObject(1, 'cup', Instance.TRACKED, 0.9, 0.9, header(stamp).stamp, (number, 0, number + 1, 5))
         seen.see(Frame(header(stamp), picture(), [item], 0), 2.0)
@@ -115,7 +115,7 @@ def test_of_too_many_detections_the_first_are_read():
 
 def test_a_history_of_tiny_images_whose_stamps_hardly_advance_is_bounded(monkeypatch):
     monkeypatch.setattr(sam2_ros.perception.image_history, 'MAX_IMAGES', 20)
-    history = sam2_ros.perception.image_history.History()
+    history = sam2_ros.perception.image_history.ImageHistory()
     for number in range(100):
         history.put(Image(header=header(SECOND + number)), 60.0, 10**6)
     assert history.extent()[0] == 20

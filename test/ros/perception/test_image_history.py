@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from sam2_ros.perception.image_history import History, NotKept
+from sam2_ros.perception.image_history import ImageHistory, NotStored
 
 SECOND = 10**9
 
@@ -17,14 +17,14 @@ def image(stamp: int, size: int = 10) -> Image:
     return message
 
 
-def history_of(*stamps: float, seconds: float = 2.0, max_bytes: int = 10**6, size: int = 10) -> History:
-    history = History()
+def history_of(*stamps: float, seconds: float = 2.0, max_bytes: int = 10**6, size: int = 10) -> ImageHistory:
+    history = ImageHistory()
     for stamp in stamps:
         history.put(image(round(stamp * SECOND), size), seconds, max_bytes)
     return history
 
 
-def stamps(history: History) -> list[float]:
+def stamps(history: ImageHistory) -> list[float]:
     return [past.stamp / SECOND for past in history.between(-1, 10**15)]
 
 
@@ -52,7 +52,7 @@ def test_the_oldest_go_when_there_are_too_many_bytes():
 @given(st.lists(st.tuples(st.integers(1, 60 * SECOND), st.integers(0, 500)), max_size=30),
        st.floats(0, 10), st.integers(0, 2000))
 def test_it_is_bounded_whatever_arrives(arrivals, seconds, max_bytes):
-    history = History()
+    history = ImageHistory()
     for stamp, size in arrivals:
         history.put(image(stamp, size), seconds, max_bytes)
         kept = [past.stamp for past in history.between(-1, 10**15)]
@@ -90,18 +90,18 @@ def test_the_nearest_stands_in_for_an_image_that_was_lost():
           'sooner, or raise history_seconds'),
     (11.0, 'no image has its stamp; the nearest is 0.50 s away: copy the header of the image')])
 def test_a_stamp_that_is_not_there_is_refused_with_what_is(stamp, words):
-    with pytest.raises(NotKept) as refusal:
+    with pytest.raises(NotStored) as refusal:
         history_of(10.5, 11.5).at(round(stamp * SECOND))
     assert str(refusal.value).startswith(words)
 
 
 def test_an_empty_history_says_so():
-    with pytest.raises(NotKept, match='no image is kept .* send the prompt with stamp 0'):
-        History().at(5)
+    with pytest.raises(NotStored, match='no image is kept .* send the prompt with stamp 0'):
+        ImageHistory().at(5)
 
 
 def test_depth_takes_the_bytes_that_images_leave_and_goes_with_them():
-    history = History()
+    history = ImageHistory()
     for number in range(1, 6):
         history.put_depth(number * SECOND // 10, 30, f'depth {number}')
         history.put(image(number * SECOND // 10, 100), 10.0, 560)
@@ -116,7 +116,7 @@ def test_depth_takes_the_bytes_that_images_leave_and_goes_with_them():
 
 
 def test_depth_without_an_image_of_its_time_is_not_kept():
-    history = History()
+    history = ImageHistory()
     history.put_depth(5 * SECOND, 30, 'lonely')
     history.put(image(20 * SECOND), 2.0, 10**6)
     assert history.depth_at(5 * SECOND) is None and history.extent()[1] == 10

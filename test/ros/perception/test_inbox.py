@@ -5,9 +5,9 @@ import time
 from sensor_msgs.msg import Image
 
 from sam2_ros.msg import Prompt
-from sam2_ros.perception.inbox import Mailbox
+from sam2_ros.perception.inbox import Inbox
 from sam2_ros.perception.prompt_plan import PromptRequest
-from sam2_ros.perception.single_image import MAX_QUESTIONS
+from sam2_ros.perception.single_image import MAX_QUERIES
 
 
 def request(message: Prompt | None = None, age: float = 0.0) -> PromptRequest:
@@ -15,101 +15,101 @@ def request(message: Prompt | None = None, age: float = 0.0) -> PromptRequest:
 
 
 def test_the_newest_image_wins_and_the_others_are_counted():
-    mailbox = Mailbox(threading.Condition())
+    inbox = Inbox(threading.Condition())
     images = [Image(height=number) for number in range(4)]
     for image in images:
-        mailbox.put_image(image)
-    assert mailbox.take_image() is images[-1]
-    assert mailbox.take_image() is None
-    assert mailbox.take_dropped() == 3
-    assert mailbox.take_dropped() == 0
+        inbox.put_image(image)
+    assert inbox.take_image() is images[-1]
+    assert inbox.take_image() is None
+    assert inbox.take_dropped() == 3
+    assert inbox.take_dropped() == 0
 
 
 def test_every_image_is_either_taken_or_counted_whatever_the_timing():
-    mailbox, taken = Mailbox(changed := threading.Condition()), []
+    inbox, taken = Inbox(changed := threading.Condition()), []
     sent = 5000
 
     def send():
         for number in range(sent):
-            mailbox.put_image(Image(height=number))
-        mailbox.put_prompt(request())  # the end
+            inbox.put_image(Image(height=number))
+        inbox.put_prompt(request())  # the end
 
     sender = threading.Thread(target=send)
     sender.start()
     while True:
         with changed:
-            assert changed.wait_for(lambda: mailbox.waiting_since() is not None, timeout=20)
-        if (image := mailbox.take_image()) is not None:
+            assert changed.wait_for(lambda: inbox.waiting_since() is not None, timeout=20)
+        if (image := inbox.take_image()) is not None:
             taken.append(image.height)
-        elif mailbox.take_requests()[0]:
+        elif inbox.take_requests()[0]:
             break
     sender.join()
     assert taken == sorted(taken) and taken[-1] == sent - 1
-    assert len(taken) + mailbox.take_dropped() == sent
+    assert len(taken) + inbox.take_dropped() == sent
 
 
 def test_prompts_keep_their_order_and_those_put_back_come_first():
-    mailbox = Mailbox(threading.Condition())
+    inbox = Inbox(threading.Condition())
     first, second, third = (request() for _ in range(3))
-    mailbox.put_prompt(first)
-    mailbox.put_prompt(second)
-    assert mailbox.waiting_since() is not None
-    assert mailbox.take_requests()[0] == [first, second]
-    mailbox.put_prompt(third)
-    mailbox.return_prompts([second])
-    assert mailbox.take_requests()[0] == [second, third]
+    inbox.put_prompt(first)
+    inbox.put_prompt(second)
+    assert inbox.waiting_since() is not None
+    assert inbox.take_requests()[0] == [first, second]
+    inbox.put_prompt(third)
+    inbox.return_prompts([second])
+    assert inbox.take_requests()[0] == [second, third]
 
 
 def test_a_prompt_put_back_is_no_news():
-    mailbox = Mailbox(threading.Condition())
-    mailbox.put_prompt(request())
-    mailbox.return_prompts(mailbox.take_requests()[0])
-    assert not mailbox.waiting_since() is not None
+    inbox = Inbox(threading.Condition())
+    inbox.put_prompt(request())
+    inbox.return_prompts(inbox.take_requests()[0])
+    assert not inbox.waiting_since() is not None
 
 
 def test_the_queue_of_prompts_is_bounded():
-    mailbox = Mailbox(threading.Condition())
-    assert all(mailbox.put_prompt(request()) for _ in range(Mailbox.PROMPT_LIMIT))
-    assert not mailbox.put_prompt(request())
-    assert len(mailbox.take_requests()[0]) == Mailbox.PROMPT_LIMIT
+    inbox = Inbox(threading.Condition())
+    assert all(inbox.put_prompt(request()) for _ in range(Inbox.PROMPT_LIMIT))
+    assert not inbox.put_prompt(request())
+    assert len(inbox.take_requests()[0]) == Inbox.PROMPT_LIMIT
 
 
 def test_what_waits_counts_from_the_first_arrival():
-    mailbox = Mailbox(threading.Condition())
-    assert mailbox.waiting_since() is None
+    inbox = Inbox(threading.Condition())
+    assert inbox.waiting_since() is None
     before = time.monotonic()
-    mailbox.put_image(Image())
-    since = mailbox.waiting_since()
+    inbox.put_image(Image())
+    since = inbox.waiting_since()
     assert before <= since <= time.monotonic()
-    mailbox.put_image(Image())
-    mailbox.put_prompt(request())
-    assert mailbox.waiting_since() == since, 'a newer image does not push a camera back in the queue'
-    mailbox.take_image()
-    mailbox.take_requests()
-    assert mailbox.waiting_since() is None
+    inbox.put_image(Image())
+    inbox.put_prompt(request())
+    assert inbox.waiting_since() == since, 'a newer image does not push a camera back in the queue'
+    inbox.take_image()
+    inbox.take_requests()
+    assert inbox.waiting_since() is None
 
 
 def test_a_prompt_that_comes_while_the_image_is_taken_is_news():
-    mailbox = Mailbox(threading.Condition())
-    mailbox.put_image(Image())
-    mailbox.put_prompt(request())
-    mailbox.take_image()
-    assert mailbox.waiting_since() is not None
+    inbox = Inbox(threading.Condition())
+    inbox.put_image(Image())
+    inbox.put_prompt(request())
+    inbox.take_image()
+    assert inbox.waiting_since() is not None
 
 
 def test_the_queue_of_questions_is_bounded():
-    mailbox, questions = Mailbox(threading.Condition()), [object() for _ in range(MAX_QUESTIONS)]
-    assert all(map(mailbox.put_one_shot, questions))
-    assert not mailbox.put_one_shot(object())
-    assert mailbox.waiting_since() is not None
-    assert mailbox.take_requests() == ([], questions)
+    inbox, questions = Inbox(threading.Condition()), [object() for _ in range(MAX_QUERIES)]
+    assert all(map(inbox.put_query, questions))
+    assert not inbox.put_query(object())
+    assert inbox.waiting_since() is not None
+    assert inbox.take_requests() == ([], questions)
 
 
 def test_an_image_is_no_older_than_itself_after_prompts_that_have_been_looked_at():
-    mailbox = Mailbox(threading.Condition())
-    mailbox.put_prompt(request())
-    mailbox.take_image()
-    mailbox.take_requests()
+    inbox = Inbox(threading.Condition())
+    inbox.put_prompt(request())
+    inbox.take_image()
+    inbox.take_requests()
     before = time.monotonic()
-    mailbox.put_image(Image())
-    assert mailbox.waiting_since() >= before
+    inbox.put_image(Image())
+    assert inbox.waiting_since() >= before

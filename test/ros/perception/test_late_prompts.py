@@ -11,7 +11,7 @@ from std_msgs.msg import Header
 from sam2_core import StreamTracker
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, Instance, InstanceEvent, Prompt
-from sam2_ros.perception.camera_pipeline import Stream
+from sam2_ros.perception.camera_pipeline import CameraPipeline
 from sam2_ros.perception.late_prompts import MAX_UNDER_WAY
 from sam2_ros.perception.prompt_plan import PromptRequest
 
@@ -53,31 +53,31 @@ def drawn_on(number: int, **fields) -> Prompt:
     return Prompt(header=header(number), **fields)
 
 
-def arrive(stream: Stream, number: int) -> None:
-    stream.put_image(from_pixels(picture(number), 'rgb8', header(number)))
+def arrive(pipeline: CameraPipeline, number: int) -> None:
+    pipeline.put_image(from_pixels(picture(number), 'rgb8', header(number)))
 
 
-def send(stream: Stream, *prompts: Prompt, age: float = 0.0) -> None:
+def send(pipeline: CameraPipeline, *prompts: Prompt, age: float = 0.0) -> None:
     for prompt in prompts:
-        assert stream.mailbox.put_prompt(PromptRequest(prompt, time.monotonic() - age))
+        assert pipeline.inbox.put_prompt(PromptRequest(prompt, time.monotonic() - age))
 
 
-def work(stream: Stream):
-    stream.take()
-    return stream.work()
+def work(pipeline: CameraPipeline):
+    pipeline.take()
+    return pipeline.work()
 
 
-def show(stream: Stream, number: int, *prompts: Prompt):
-    send(stream, *prompts)
-    arrive(stream, number)
-    return work(stream)
+def show(pipeline: CameraPipeline, number: int, *prompts: Prompt):
+    send(pipeline, *prompts)
+    arrive(pipeline, number)
+    return work(pipeline)
 
 
-def work_aside(stream: Stream) -> list:
+def work_aside(pipeline: CameraPipeline) -> list:
     """All slices there are: their answers."""
     answers = []
-    while stream.has_work_aside():
-        answers += stream.work_aside()
+    while pipeline.has_work_aside():
+        answers += pipeline.work_aside()
     return answers
 
 
@@ -87,15 +87,15 @@ def iou(item, number: int, row: int = 0) -> float:
 
 
 def test_a_late_prompt_is_applied_to_its_image_and_the_object_is_where_it_is_now(make):
-    stream = make(catch_up_images=20)
+    pipeline = make(catch_up_images=20)
     for number in range(11):
-        show(stream, number)
-    frame, answers = show(stream, 11, drawn_on(3, id=5, label='disc', box=box(3)))
+        show(pipeline, number)
+    frame, answers = show(pipeline, 11, drawn_on(3, id=5, label='disc', box=box(3)))
     assert answers == [] and frame.objects == []
-    (answer,) = work_aside(stream)
+    (answer,) = work_aside(pipeline)
     assert answer.accepted and answer.id == 5 and answer.header == header(3)
     assert iou(answer.item, 3) > 0.7 and answer.item.label == 'disc'
-    frame, _ = show(stream, 12)
+    frame, _ = show(pipeline, 12)
     (item,) = frame.objects
     assert (item.id, item.label, item.state) == (5, 'disc', Instance.TRACKED)
     assert iou(item, 12) > 0.7
@@ -110,137 +110,137 @@ def test_a_box_drawn_long_ago_would_miss_the_object_now():
 
 
 def test_the_way_to_now_costs_no_more_images_than_allowed_and_they_are_spread(make, model, monkeypatch):
-    stream = make(catch_up_images=3)
+    pipeline = make(catch_up_images=3)
     for number in range(17):
-        arrive(stream, number)  # also what is skipped is in the history
-    work(stream)
+        arrive(pipeline, number)  # also what is skipped is in the history
+    work(pipeline)
     seen = []
     original = StreamTracker.step
 
     def step(self, image, prompts=()):
         seen.append(next(number for number in range(20) if np.array_equal(image, picture(number))))
         return original(self, image, prompts)
-    send(stream, drawn_on(4, id=1, box=box(4)))
-    work(stream)
+    send(pipeline, drawn_on(4, id=1, box=box(4)))
+    work(pipeline)
     with monkeypatch.context() as patch:
         patch.setattr(StreamTracker, 'step', step)
-        work_aside(stream)
+        work_aside(pipeline)
     assert seen == [4, 8, 12, 16]
-    frame, _ = show(stream, 17)
+    frame, _ = show(pipeline, 17)
     assert iou(frame.objects[0], 17) > 0.5
 
 
 def test_a_late_correction_is_remembered_with_the_images_that_it_went_through(make):
     """The camera left out every other image, which the way to now went through; a later correction goes back right."""
-    stream = make(catch_up_images=3)
+    pipeline = make(catch_up_images=3)
     for number in range(17):
-        send(stream, *([Prompt(id=1, box=box(0))] if number == 0 else []))
-        arrive(stream, number)
+        send(pipeline, *([Prompt(id=1, box=box(0))] if number == 0 else []))
+        arrive(pipeline, number)
         if number % 2 == 0:
-            work(stream)
+            work(pipeline)
     x, y = centre(5)
-    send(stream, drawn_on(5, id=1, action=Prompt.REFINE, points=[ImagePoint(x=float(x), y=float(y), label=1)]))
-    work(stream)
-    assert work_aside(stream)[0].accepted
-    show(stream, 17)
-    assert stream.tracker._banks[1].steps == (0, 1, 2, 2, 4, 6, 8, 9), '0, 2, 4; 5, 9, 13, 16; 17'
+    send(pipeline, drawn_on(5, id=1, action=Prompt.REFINE, points=[ImagePoint(x=float(x), y=float(y), label=1)]))
+    work(pipeline)
+    assert work_aside(pipeline)[0].accepted
+    show(pipeline, 17)
+    assert pipeline.tracker._banks[1].steps == (0, 1, 2, 2, 4, 6, 8, 9), '0, 2, 4; 5, 9, 13, 16; 17'
 
 
 def test_with_no_image_allowed_it_joins_right_away(make):
-    stream = make(catch_up_images=0)
+    pipeline = make(catch_up_images=0)
     for number in range(3):
-        show(stream, number)
-    send(stream, drawn_on(1, id=1, box=box(1)))
-    work(stream)
-    assert len(work_aside(stream)) == 1
-    assert iou(show(stream, 3)[0].objects[0], 3) > 0.7
+        show(pipeline, number)
+    send(pipeline, drawn_on(1, id=1, box=box(1)))
+    work(pipeline)
+    assert len(work_aside(pipeline)) == 1
+    assert iou(show(pipeline, 3)[0].objects[0], 3) > 0.7
 
 
 def test_one_slice_is_one_image_and_the_live_objects_go_on_between(make):
-    stream = make(catch_up_images=4)
-    show(stream, 0, Prompt(id=1, box=box(0)))
+    pipeline = make(catch_up_images=4)
+    show(pipeline, 0, Prompt(id=1, box=box(0)))
     for number in range(1, 9):
-        show(stream, number)
-    send(stream, drawn_on(2, id=2, box=box(2, 1)))
+        show(pipeline, number)
+    send(pipeline, drawn_on(2, id=2, box=box(2, 1)))
     joined = None
     for number in range(9, 30):
-        frame, _ = show(stream, number)
+        frame, _ = show(pipeline, number)
         assert iou(frame.objects[0], number) > 0.6, 'the live object does not suffer'
         if len(frame.objects) == 2:
             joined = number
             break
-        assert stream.has_work_aside()
-        stream.work_aside()
+        assert pipeline.has_work_aside()
+        pipeline.work_aside()
     assert joined == 9 + 1 + 4, 'its own image, then four, one for each live image'
     assert iou(frame.objects[1], joined, 1) > 0.6
 
 
 def test_prompts_drawn_on_one_image_travel_together(make):
-    stream = make(catch_up_images=2)
+    pipeline = make(catch_up_images=2)
     for number in range(8):
-        show(stream, number)
-    send(stream, drawn_on(2, id=1, box=box(2)), drawn_on(2, id=2, box=box(2, 1)))
-    work(stream)
+        show(pipeline, number)
+    send(pipeline, drawn_on(2, id=1, box=box(2)), drawn_on(2, id=2, box=box(2, 1)))
+    work(pipeline)
     slices = 0
-    while stream.has_work_aside():
-        stream.work_aside()
+    while pipeline.has_work_aside():
+        pipeline.work_aside()
         slices += 1
     assert slices == 3
-    frame, _ = show(stream, 8)
+    frame, _ = show(pipeline, 8)
     assert [item.id for item in frame.objects] == [1, 2]
     assert iou(frame.objects[0], 8) > 0.6 and iou(frame.objects[1], 8, 1) > 0.6
 
 
 def test_a_prompt_for_the_newest_image_needs_no_further_one_to_be_answered(make):
-    stream = make()
-    show(stream, 0)
-    send(stream, drawn_on(0, id=1, box=box(0)))
-    assert work(stream) == (None, [])
-    (answer,) = work_aside(stream)
+    pipeline = make()
+    show(pipeline, 0)
+    send(pipeline, drawn_on(0, id=1, box=box(0)))
+    assert work(pipeline) == (None, [])
+    (answer,) = work_aside(pipeline)
     assert answer.accepted and answer.header == header(0) and iou(answer.item, 0) > 0.7
 
 
 def test_a_prompt_that_overtakes_its_image_waits_for_it(make):
-    stream = make()
-    show(stream, 0)
-    frame, answers = show(stream, 1, drawn_on(2, id=1, box=box(2)))
+    pipeline = make()
+    show(pipeline, 0)
+    frame, answers = show(pipeline, 1, drawn_on(2, id=1, box=box(2)))
     assert answers == [] and frame.objects == []
-    frame, answers = show(stream, 2)
+    frame, answers = show(pipeline, 2)
     assert answers[0].accepted and answers[0].header == header(2)
     assert iou(frame.objects[0], 2) > 0.7
 
 
 def test_but_not_for_ever(make):
-    stream = make(prompt_timeout=3.0)
-    show(stream, 0)
-    send(stream, drawn_on(50, id=1, box=box(5)), age=3.1)
-    _, (answer,) = show(stream, 1)
+    pipeline = make(prompt_timeout=3.0)
+    show(pipeline, 0)
+    send(pipeline, drawn_on(50, id=1, box=box(5)), age=3.1)
+    _, (answer,) = show(pipeline, 1)
     assert answer.reason.startswith('no image with its stamp 105.000 or a later one on /camera/image_raw within 3 s; '
                                     'the newest has 100.100')
 
 
 def test_the_refusal_of_an_old_stamp_says_how_old_and_what_there_is(make):
-    stream = make(history_seconds=1.0)
+    pipeline = make(history_seconds=1.0)
     for number in range(30):
-        arrive(stream, number)
-    _, (answer,) = show(stream, 30, drawn_on(5, id=1, box=box(5)))
+        arrive(pipeline, number)
+    _, (answer,) = show(pipeline, 30, drawn_on(5, id=1, box=box(5)))
     assert not answer.accepted
     assert answer.reason.startswith('its image is 2.50 s older than the newest; the history has 10 images and covers '
                                     '0.90 s')
-    assert not stream.has_work_aside()
+    assert not pipeline.has_work_aside()
 
 
 def test_a_compressed_image_of_the_past_serves_too(make):
-    stream = make()
+    pipeline = make()
     for number in range(6):
         data = cv2.imencode('.png', cv2.cvtColor(picture(number), cv2.COLOR_RGB2BGR))[1].tobytes()
-        stream.put_image(CompressedImage(header=header(number), format='png', data=data))
-        work(stream)
-    send(stream, drawn_on(2, id=1, box=box(2)))
-    work(stream)
-    (answer,) = work_aside(stream)
+        pipeline.put_image(CompressedImage(header=header(number), format='png', data=data))
+        work(pipeline)
+    send(pipeline, drawn_on(2, id=1, box=box(2)))
+    work(pipeline)
+    (answer,) = work_aside(pipeline)
     assert answer.accepted and iou(answer.item, 2) > 0.7
-    assert iou(show(stream, 6)[0].objects[0], 6) > 0.7
+    assert iou(show(pipeline, 6)[0].objects[0], 6) > 0.7
 
 
 def test_a_late_correction_comes_to_the_same_as_one_in_time(make):
@@ -248,8 +248,8 @@ def test_a_late_correction_comes_to_the_same_as_one_in_time(make):
     x, y = centre(3)
     correction = drawn_on(3, id=1, action=Prompt.REFINE, points=[ImagePoint(x=float(x + 9), y=float(y - 9), label=1)])
     late, in_time, never = make(catch_up_images=20), make(), make()
-    for stream in (late, in_time, never):
-        show(stream, 0, start)
+    for pipeline in (late, in_time, never):
+        show(pipeline, 0, start)
     for number in range(1, 7):
         show(late, number)
         show(never, number)
@@ -268,114 +268,114 @@ def test_a_late_correction_comes_to_the_same_as_one_in_time(make):
 @pytest.mark.parametrize('message', [Prompt(id=2, action=Prompt.REMOVE), Prompt(action=Prompt.CLEAR)])
 @pytest.mark.parametrize('slices', [0, 1])
 def test_an_object_on_its_way_can_be_removed(make, message, slices):
-    stream = make()
+    pipeline = make()
     for number in range(6):
-        show(stream, number)
-    send(stream, drawn_on(2, id=2, box=box(2)))
-    _, answers = work(stream)
+        show(pipeline, number)
+    send(pipeline, drawn_on(2, id=2, box=box(2)))
+    _, answers = work(pipeline)
     for _ in range(slices):
-        answers += stream.work_aside()
-    send(stream, message)
-    answers += work(stream)[1]
+        answers += pipeline.work_aside()
+    send(pipeline, message)
+    answers += work(pipeline)[1]
     assert answers[-1].accepted
     assert answers[0].accepted == bool(slices)
     if not slices:
         assert answers[0].reason == 'taken back before it was applied'
-    assert not stream.has_work_aside()
-    assert show(stream, 6)[0].objects == []
+    assert not pipeline.has_work_aside()
+    assert show(pipeline, 6)[0].objects == []
 
 
 def test_a_new_start_replaces_the_one_on_its_way(make):
-    stream = make()
+    pipeline = make()
     for number in range(6):
-        show(stream, number)
-    send(stream, drawn_on(2, id=2, label='old', box=box(2)))
-    work(stream)
-    stream.work_aside()
-    frame, answers = show(stream, 6, Prompt(id=2, label='new', box=box(6, 1)))
+        show(pipeline, number)
+    send(pipeline, drawn_on(2, id=2, label='old', box=box(2)))
+    work(pipeline)
+    pipeline.work_aside()
+    frame, answers = show(pipeline, 6, Prompt(id=2, label='new', box=box(6, 1)))
     assert answers[0].accepted
-    work_aside(stream)
-    (item,) = show(stream, 7)[0].objects
+    work_aside(pipeline)
+    (item,) = show(pipeline, 7)[0].objects
     assert item.label == 'new' and iou(item, 7, 1) > 0.7
 
 
 def test_a_correction_of_an_object_on_its_way_waits_for_its_arrival(make):
-    stream = make(catch_up_images=1)
+    pipeline = make(catch_up_images=1)
     for number in range(5):
-        show(stream, number)
-    send(stream, drawn_on(2, id=2, box=box(2)))
-    work(stream)
-    _, answers = show(stream, 5, Prompt(id=2, action=Prompt.REFINE, label='named', box=box(5)))
+        show(pipeline, number)
+    send(pipeline, drawn_on(2, id=2, box=box(2)))
+    work(pipeline)
+    _, answers = show(pipeline, 5, Prompt(id=2, action=Prompt.REFINE, label='named', box=box(5)))
     assert answers == []
-    work_aside(stream)
-    frame, answers = show(stream, 6)
+    work_aside(pipeline)
+    frame, answers = show(pipeline, 6)
     assert [answer.accepted for answer in answers] == [True]
     assert frame.objects[0].label == 'named'
 
 
 def test_an_object_on_its_way_counts_and_its_id_is_taken(make):
-    stream = make(max_objects=2)
+    pipeline = make(max_objects=2)
     for number in range(5):
-        show(stream, number)
-    send(stream, drawn_on(1, box=box(1)))
-    _, answers = show(stream, 5, Prompt(box=box(5, 1)), Prompt(box=box(5)))
+        show(pipeline, number)
+    send(pipeline, drawn_on(1, box=box(1)))
+    _, answers = show(pipeline, 5, Prompt(box=box(5, 1)), Prompt(box=box(5)))
     assert [(answer.id, answer.accepted) for answer in answers] == [(2, True), (0, False)]
-    assert [answer.id for answer in work_aside(stream)] == [1]
+    assert [answer.id for answer in work_aside(pipeline)] == [1]
 
 
 def test_what_is_under_way_is_bounded_and_the_rest_waits(make):
-    stream = make(catch_up_images=0, history_seconds=10.0)
+    pipeline = make(catch_up_images=0, history_seconds=10.0)
     count = MAX_UNDER_WAY + 3
     for number in range(count + 1):
-        arrive(stream, number)
-    work(stream)
-    send(stream, *(drawn_on(number, id=number + 1, box=box(number)) for number in range(count)))
-    work(stream)
-    assert len(work_aside(stream)) == MAX_UNDER_WAY
-    frame, _ = show(stream, count + 1)
+        arrive(pipeline, number)
+    work(pipeline)
+    send(pipeline, *(drawn_on(number, id=number + 1, box=box(number)) for number in range(count)))
+    work(pipeline)
+    assert len(work_aside(pipeline)) == MAX_UNDER_WAY
+    frame, _ = show(pipeline, count + 1)
     assert len(frame.objects) == MAX_UNDER_WAY
-    assert len(work_aside(stream)) == 3
-    frame, _ = show(stream, count + 2)
+    assert len(work_aside(pipeline)) == 3
+    frame, _ = show(pipeline, count + 2)
     assert len(frame.objects) == count
 
 
 def test_a_stop_lets_objects_join_that_were_answered_and_refuses_the_others(make):
-    stream = make()
+    pipeline = make()
     for number in range(8):
-        show(stream, number)
-    send(stream, drawn_on(2, id=1, box=box(2)))
-    work(stream)
-    assert stream.work_aside()[0].accepted
-    send(stream, drawn_on(4, id=2, box=box(4, 1)))
-    work(stream)
-    assert [(answer.id, answer.reason) for answer in stream.drain('stopped')] == [(2, 'stopped')]
-    frame, _ = show(stream, 8)
+        show(pipeline, number)
+    send(pipeline, drawn_on(2, id=1, box=box(2)))
+    work(pipeline)
+    assert pipeline.work_aside()[0].accepted
+    send(pipeline, drawn_on(4, id=2, box=box(4, 1)))
+    work(pipeline)
+    assert [(answer.id, answer.reason) for answer in pipeline.drain('stopped')] == [(2, 'stopped')]
+    frame, _ = show(pipeline, 8)
     assert [item.id for item in frame.objects] == [1]
 
 
 def test_stamps_that_jump_back_end_what_is_under_way(make):
-    stream = make()
+    pipeline = make()
     for number in range(30, 36):
-        show(stream, number)
-    send(stream, drawn_on(32, id=1, box=box(32)))
-    work(stream)
-    assert stream.work_aside()[0].accepted
-    show(stream, 0)
-    frame, _ = show(stream, 1)
+        show(pipeline, number)
+    send(pipeline, drawn_on(32, id=1, box=box(32)))
+    work(pipeline)
+    assert pipeline.work_aside()[0].accepted
+    show(pipeline, 0)
+    frame, _ = show(pipeline, 1)
     assert [item.id for item in frame.objects] == [1]
-    assert not stream.has_work_aside()
+    assert not pipeline.has_work_aside()
 
 
 def test_when_the_model_fails_on_a_late_prompt_whoever_waits_is_told(make, monkeypatch):
-    stream = make()
-    show(stream, 0, Prompt(id=1, box=box(0)))
+    pipeline = make()
+    show(pipeline, 0, Prompt(id=1, box=box(0)))
     for number in range(1, 5):
-        show(stream, number)
-    send(stream, drawn_on(2, id=2, box=box(2, 1)))
-    work(stream)
+        show(pipeline, number)
+    send(pipeline, drawn_on(2, id=2, box=box(2, 1)))
+    work(pipeline)
     with monkeypatch.context() as patch:
         patch.setattr(StreamTracker, 'step', lambda *_: (_ for _ in ()).throw(RuntimeError('out of memory')))
-        (answer,) = stream.work_aside()
+        (answer,) = pipeline.work_aside()
     assert answer.reason == 'the model failed on this image: RuntimeError: out of memory'
-    frame, _ = show(stream, 5)
+    frame, _ = show(pipeline, 5)
     assert [item.id for item in frame.objects] == [1]

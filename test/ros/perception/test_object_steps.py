@@ -18,7 +18,7 @@ from sam2_ros.msg import Prompt as PromptMessage
 from sam2_ros.perception.load_shedding import LoadShedder
 from sam2_ros.perception.object_steps import take_step
 from sam2_ros.perception.prompt_plan import PromptRequest
-from sam2_ros.perception.single_image import SegmentAllCall, SegmentImageCall
+from sam2_ros.perception.single_image import SegmentAllQuery, SegmentImageQuery
 from sam2_ros.srv import SegmentAll, SegmentImage
 from sam2_ros.topics.diagnostics import ERROR, WatchedCamera, camera_status
 
@@ -164,58 +164,59 @@ def box(object_id: int) -> RegionOfInterest:
     return RegionOfInterest(x_offset=x0, y_offset=y0, width=x1 - x0, height=y1 - y0)
 
 
-def show(stream, tenths: int, *messages: PromptMessage):
+def show(pipeline, tenths: int, *messages: PromptMessage):
     for message in messages:
-        stream.mailbox.put_prompt(PromptRequest(message, time.monotonic()))
-    stream.put_image(from_pixels(picture(), 'rgb8', header(tenths)))
-    stream.take()
-    return stream.work()
+        pipeline.inbox.put_prompt(PromptRequest(message, time.monotonic()))
+    pipeline.put_image(from_pixels(picture(), 'rgb8', header(tenths)))
+    pipeline.take()
+    return pipeline.work()
 
 
-def diagnostics(stream):
-    camera = WatchedCamera('', stream.topic, stream.meter, LoadShedder(), stream.history.extent, stream.failures)
-    return camera_status('sam2', '', 'active', camera, stream.parameters, time.monotonic())
+def diagnostics(pipeline):
+    camera = WatchedCamera('', pipeline.topic, pipeline.meter, LoadShedder(), pipeline.history.extent,
+                           pipeline.failures)
+    return camera_status('sam2', '', 'active', camera, pipeline.parameters, time.monotonic())
 
 
 def test_a_failing_object_is_published_as_out_of_sight_and_named_on_diagnostics(make, small, broken, monkeypatch):
-    stream = make(StreamTracker(small), lost_after=0.15)
-    show(stream, 0, PromptMessage(id=1, box=box(1), label='cup'), PromptMessage(id=2, box=box(2)))
+    pipeline = make(StreamTracker(small), lost_after=0.15)
+    show(pipeline, 0, PromptMessage(id=1, box=box(1), label='cup'), PromptMessage(id=2, box=box(2)))
     broken(1)
     states = []
     for tenths in range(1, 4):
-        frame, answers = show(stream, tenths, PromptMessage(action=PromptMessage.REFINE, id=1, box=box(1)))
+        frame, answers = show(pipeline, tenths, PromptMessage(action=PromptMessage.REFINE, id=1, box=box(1)))
         first, second = frame.objects
         states.append(first.state)
         assert (first.id, first.label, first.visibility, first.score, first.mask) == (1, 'cup', 0.0, 0.0, None)
         assert second.state == Instance.TRACKED
         assert [answer.reason for answer in answers] == ['the model failed for this object: StopIteration']
     assert states == [Instance.OCCLUDED, Instance.LOST, Instance.LOST]
-    status = diagnostics(stream)
+    status = diagnostics(pipeline)
     assert status.level == ERROR and 'tracking failed: object 1: StopIteration' in status.message
     monkeypatch.undo()
-    frame, (answer,) = show(stream, 4, PromptMessage(action=PromptMessage.REFINE, id=1, box=box(1)))
+    frame, (answer,) = show(pipeline, 4, PromptMessage(action=PromptMessage.REFINE, id=1, box=box(1)))
     assert answer.accepted and frame.objects[0].state == Instance.TRACKED
 
 
 def test_an_object_whose_new_start_fails_goes_on_as_it_was(make, small, monkeypatch):
-    stream = make(StreamTracker(small))
-    show(stream, 0, PromptMessage(id=1, box=box(1), label='cup'), PromptMessage(id=2, box=box(2)))
+    pipeline = make(StreamTracker(small))
+    show(pipeline, 0, PromptMessage(id=1, box=box(1), label='cup'), PromptMessage(id=2, box=box(2)))
     with monkeypatch.context() as patch:
         patch.setattr(StreamTracker, '_prompt', lambda *_: 1 / 0)
-        frame, (answer,) = show(stream, 1, PromptMessage(id=1, box=box(2), label='other'))
+        frame, (answer,) = show(pipeline, 1, PromptMessage(id=1, box=box(2), label='other'))
     assert not answer.accepted and 'ZeroDivisionError' in answer.reason
     assert sorted((item.id, item.label, item.state) for item in frame.objects) == [
         (1, 'cup', Instance.TRACKED), (2, '', Instance.TRACKED)] and not frame.events
 
 
 def test_late_prompts_for_one_image_fail_one_by_one(make, small, monkeypatch):
-    stream = make(StreamTracker(small))
-    show(stream, 0, PromptMessage(id=1, box=box(1)))
-    show(stream, 1)
+    pipeline = make(StreamTracker(small))
+    show(pipeline, 0, PromptMessage(id=1, box=box(1)))
+    show(pipeline, 1)
     for object_id, place in ((2, box(2)), (3, box(3))):
         message = PromptMessage(header=header(0), id=object_id, box=place)
-        stream.mailbox.put_prompt(PromptRequest(message, time.monotonic()))
-    stream.work()
+        pipeline.inbox.put_prompt(PromptRequest(message, time.monotonic()))
+    pipeline.work()
     original = StreamTracker._prompt
 
     def fail(tracker, image, prompt, *rest):
@@ -224,12 +225,12 @@ def test_late_prompts_for_one_image_fail_one_by_one(make, small, monkeypatch):
         return original(tracker, image, prompt, *rest)
     with monkeypatch.context() as patch:
         patch.setattr(StreamTracker, '_prompt', fail)
-        answers = stream.work_aside()
+        answers = pipeline.work_aside()
     assert [(answer.id, answer.reason) for answer in answers] == [
         (2, ''), (3, 'the model failed for this object: MemoryError: no memory')]
-    while stream.has_work_aside():
-        stream.work_aside()
-    frame, _ = show(stream, 2)
+    while pipeline.has_work_aside():
+        pipeline.work_aside()
+    frame, _ = show(pipeline, 2)
     assert [item.id for item in frame.objects] == [1, 2]
 
 
@@ -243,41 +244,41 @@ def poisoned(small):
 
 
 def test_weights_of_nan_are_an_error_on_diagnostics_and_no_lost_object(make, poisoned):
-    stream = make(StreamTracker(poisoned))
-    frame, (answer,) = show(stream, 0, PromptMessage(id=1, box=box(1)))
+    pipeline = make(StreamTracker(poisoned))
+    frame, (answer,) = show(pipeline, 0, PromptMessage(id=1, box=box(1)))
     assert frame is None and not answer.accepted
     assert answer.reason.startswith("the model failed on this image: the model's result is not finite (iou nan, object "
                                     "score nan): the weights or the dtype cannot be used; run sam2_check")
-    status = diagnostics(stream)
+    status = diagnostics(pipeline)
     assert status.level == ERROR and "the model's result is not finite" in status.message
-    assert show(stream, 1)[0].objects == [], 'nothing is tracked that was not seen'
+    assert show(pipeline, 1)[0].objects == [], 'nothing is tracked that was not seen'
 
 
 @pytest.mark.parametrize('call', [
-    lambda reply: SegmentImageCall(SegmentImage.Request(prompts=[PromptMessage(box=box(1))]), reply),
-    lambda reply: SegmentAllCall(SegmentAll.Request(points_per_side=2), reply, 5.0)])
+    lambda reply: SegmentImageQuery(SegmentImage.Request(prompts=[PromptMessage(box=box(1))]), reply),
+    lambda reply: SegmentAllQuery(SegmentAll.Request(points_per_side=2), reply, 5.0)])
 def test_questions_to_such_a_model_are_answered_with_the_error(make, poisoned, call):
-    stream, replies = make(StreamTracker(poisoned)), []
-    show(stream, 0)
-    stream.mailbox.put_one_shot(call(replies.append))
-    stream.work()
-    stream.work_aside()
+    pipeline, replies = make(StreamTracker(poisoned)), []
+    show(pipeline, 0)
+    pipeline.inbox.put_query(call(replies.append))
+    pipeline.work()
+    pipeline.work_aside()
     assert len(replies) == 1 and "the model's result is not finite" in replies[0]
 
 
 @pytest.mark.parametrize('part', ['iou', 'logits'])
 @pytest.mark.parametrize(('call', 'clicks'), [
-    (lambda reply: SegmentImageCall(
+    (lambda reply: SegmentImageQuery(
         SegmentImage.Request(prompts=[PromptMessage(box=box(1))], multimask=True), reply), 1),
-    (lambda reply: SegmentAllCall(SegmentAll.Request(points_per_side=2), reply, 5.0), 4)])
+    (lambda reply: SegmentAllQuery(SegmentAll.Request(points_per_side=2), reply, 5.0), 4)])
 def test_a_question_whose_result_is_not_finite_in_one_part_is_answered_with_the_error(make, small, spoilt, part, call,
                                                                                       clicks):
-    stream, replies = make(StreamTracker(small)), []
-    show(stream, 0)
+    pipeline, replies = make(StreamTracker(small)), []
+    show(pipeline, 0)
     spoilt(part, math.nan, only_batches_of=clicks)
-    stream.mailbox.put_one_shot(call(replies.append))
-    stream.work()
-    stream.work_aside()
+    pipeline.inbox.put_query(call(replies.append))
+    pipeline.work()
+    pipeline.work_aside()
     assert len(replies) == 1 and "the model's result is not finite" in replies[0]
 
 

@@ -11,7 +11,7 @@ from std_msgs.msg import Header
 from sam2_ros.depth.calibration import DepthError, calibrate
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, Prompt
-from sam2_ros.perception.inbox import Mailbox
+from sam2_ros.perception.inbox import Inbox
 from sam2_ros.srv import SegmentImage, SetPrompt
 from testing.in_process import BOX, HEIGHT, WIDTH, camera_info, header, image, in_process, picture, set_box
 
@@ -118,22 +118,22 @@ def test_an_unconfigured_node_says_what_has_to_be_done_first():
 
 
 def test_detections_never_overfill_the_queue_of_prompts(robot):
-    count = Mailbox.PROMPT_LIMIT + 50
+    count = Inbox.PROMPT_LIMIT + 50
 
     def one(place: int) -> SimpleNamespace:
         position = SimpleNamespace(x=2.0 + 4 * (place % 16), y=2.0 + 4 * (place // 16))
         return SimpleNamespace(bbox=SimpleNamespace(center=SimpleNamespace(position=position, theta=0.0), size_x=3.0,
                                                     size_y=3.0),
                                results=[SimpleNamespace(hypothesis=SimpleNamespace(class_id='', score=0.9))])
-    chosen = robot.stream.parameters
+    chosen = robot.pipeline.parameters
     try:
-        robot.stream.change(replace(chosen, detections_topic='detections'))
+        robot.pipeline.change(replace(chosen, detections_topic='detections'))
         robot.camera._on_detections(SimpleNamespace(header=header(0), detections=[one(n) for n in range(count)]))
         answers = reasons(robot)
-        assert len(answers) == Mailbox.PROMPT_LIMIT
+        assert len(answers) == Inbox.PROMPT_LIMIT
         assert not [reason for reason in answers if 'are waiting already' in reason]
     finally:
-        robot.stream.change(chosen)
+        robot.pipeline.change(chosen)
         robot.camera._gate.__init__()
 
 

@@ -4,9 +4,9 @@ import time
 import pytest
 from geometry_msgs.msg import Point, PointStamped
 
-from sam2_ros.perception.image_history import History, NotKept
-from sam2_ros.perception.inbox import Mailbox
-from sam2_ros.perception.single_image import MAX_QUESTIONS
+from sam2_ros.perception.image_history import ImageHistory, NotStored
+from sam2_ros.perception.inbox import Inbox
+from sam2_ros.perception.single_image import MAX_QUERIES
 from sam2_ros.srv import SegmentAll, SegmentImage, SetPrompt
 from testing.in_process import header, image, in_process, set_box
 
@@ -48,7 +48,7 @@ def test_images_of_an_encoding_that_is_not_supported(robot):
 def test_images_that_stopped_after_one_that_could_not_be_used(robot):
     robot.send('/image', image(robot.now, encoding='bayer_rggb8'))
     robot.serve()
-    robot.stream.skipped._last = (time.monotonic() - 60, robot.stream.skipped.reason)
+    robot.pipeline.skipped._last = (time.monotonic() - 60, robot.pipeline.skipped.reason)
     for reason in ask_everything(robot):
         assert reason.startswith('no image on /image for 60.') and UNSUPPORTED in reason
 
@@ -59,7 +59,7 @@ def test_an_image_whose_stamp_is_odd(robot):
     robot.send('/image', image(robot.now - 60 * SECOND))
     robot.send('/prompt', set_box(robot.now + SECOND, id=1))
     robot.serve()
-    time.sleep(robot.stream.seconds_to_deadline())
+    time.sleep(robot.pipeline.seconds_to_deadline())
     robot.serve()
     (status,) = robot.statuses
     assert status.reason.startswith('no image with its stamp 1') and 'single outlier' in status.reason
@@ -70,16 +70,16 @@ def test_once_images_can_be_used_again_nobody_hears_of_the_old_ones(robot):
     robot.serve()
     robot.show(depth=False)
     robot.serve()
-    assert robot.stream.skipped.reason == robot.stream.skipped.hint() == ''
+    assert robot.pipeline.skipped.reason == robot.pipeline.skipped.hint() == ''
 
 
 def test_full_queues_name_the_images_too(robot):
     robot.send('/image', image(robot.now, encoding='bayer_rggb8'))
     robot.serve()
-    for _ in range(Mailbox.PROMPT_LIMIT + 1):
+    for _ in range(Inbox.PROMPT_LIMIT + 1):
         robot.send('/prompt', set_box())
     assert UNSUPPORTED in robot.statuses[-1].reason
-    tasks = [robot.ask('/segment_all', SegmentAll.Request()) for _ in range(MAX_QUESTIONS + 1)]
+    tasks = [robot.ask('/segment_all', SegmentAll.Request()) for _ in range(MAX_QUERIES + 1)]
     robot.wait_for(lambda: any(task.done() for task in tasks))
     assert [UNSUPPORTED in task.result().reason for task in tasks if task.done()] == [True]
 
@@ -110,7 +110,7 @@ def test_the_reason_stays_while_the_next_image_is_in_work(robot, monkeypatch):
     robot.serve()
     seen = []
     monkeypatch.setattr('sam2_ros.perception.camera_pipeline.to_rgb',
-                        lambda message: seen.append(robot.stream.skipped.reason) or 1 / 0)
+                        lambda message: seen.append(robot.pipeline.skipped.reason) or 1 / 0)
     robot.show(depth=False)
     robot.serve()
     assert UNSUPPORTED in seen[0]
@@ -119,9 +119,9 @@ def test_the_reason_stays_while_the_next_image_is_in_work(robot, monkeypatch):
 @pytest.mark.parametrize(('stamp', 'max_bytes', 'reason'), [
     (0, 10**6, 'images carry no stamp'), (5, 10, 'history_bytes is 10')])
 def test_an_empty_history_says_why_it_is_empty(stamp, max_bytes, reason):
-    history = History()
+    history = ImageHistory()
     history.put(image(stamp * SECOND), 2.0, max_bytes)
-    with pytest.raises(NotKept, match=reason):
+    with pytest.raises(NotStored, match=reason):
         history.at(5 * SECOND)
 
 
@@ -132,7 +132,7 @@ def test_prompts_that_wait_behind_another_are_told_of_it(robot):
     robot.send('/prompt', set_box(id=1))
     robot.show(depth=False)
     robot.serve()
-    time.sleep(robot.stream.seconds_to_deadline())
+    time.sleep(robot.pipeline.seconds_to_deadline())
     robot.show(depth=False)
     robot.serve()
     first, second = (status.reason for status in robot.statuses)

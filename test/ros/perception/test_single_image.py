@@ -1,4 +1,4 @@
-"""Questions about single images, asked of a stream with the packaged nano model."""
+"""Questions about single images, asked of a pipeline with the packaged nano model."""
 import time
 
 import numpy as np
@@ -12,9 +12,9 @@ from sam2_core import Prompt as CorePrompt
 from sam2_core.automatic_masks import Filters
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, Instance, Prompt
-from sam2_ros.perception.camera_pipeline import Stream
+from sam2_ros.perception.camera_pipeline import CameraPipeline
 from sam2_ros.perception.prompt_plan import PromptRequest
-from sam2_ros.perception.single_image import MAX_QUESTIONS, SegmentAllCall, SegmentImageCall
+from sam2_ros.perception.single_image import MAX_QUERIES, SegmentAllQuery, SegmentImageQuery
 from sam2_ros.srv import SegmentAll, SegmentImage
 from testing.in_process import image as in_process_image
 from testing.in_process import in_process, set_box
@@ -35,31 +35,31 @@ def header(seconds: int) -> Header:
     return Header(stamp=Time(sec=seconds), frame_id='camera')
 
 
-def show(stream: Stream, seconds: int, image: np.ndarray | None = None):
-    stream.put_image(from_pixels(picture() if image is None else image, 'rgb8', header(seconds)))
-    stream.take()
-    return stream.work()
+def show(pipeline: CameraPipeline, seconds: int, image: np.ndarray | None = None):
+    pipeline.put_image(from_pixels(picture() if image is None else image, 'rgb8', header(seconds)))
+    pipeline.take()
+    return pipeline.work()
 
 
 def request_of(message: Prompt) -> PromptRequest:
     return PromptRequest(message, time.monotonic())
 
 
-def ask(stream: Stream, call_type, request, *rest):
+def ask(pipeline: CameraPipeline, call_type, request, *rest):
     """The reply, after all slices there are; None: none yet."""
     replies = []
     call = call_type(request, replies.append, *rest)
-    assert stream.mailbox.put_one_shot(call)
-    stream.take()
-    stream.work()
-    work_aside(stream)
+    assert pipeline.inbox.put_query(call)
+    pipeline.take()
+    pipeline.work()
+    work_aside(pipeline)
     return replies[0] if replies else None
 
 
-def work_aside(stream: Stream) -> int:
+def work_aside(pipeline: CameraPipeline) -> int:
     slices = 0
-    while stream.has_work_aside():
-        stream.work_aside()
+    while pipeline.has_work_aside():
+        pipeline.work_aside()
         slices += 1
     return slices
 
@@ -69,9 +69,9 @@ def question(*prompts: Prompt, **fields) -> SegmentImage.Request:
 
 
 def test_prompts_on_the_newest_image_are_answered_as_the_segmenter_does(make, model):
-    stream = make()
-    show(stream, 10)
-    found = ask(stream, SegmentImageCall, question(Prompt(box=BOX, label='disc'), Prompt(
+    pipeline = make()
+    show(pipeline, 10)
+    found = ask(pipeline, SegmentImageQuery, question(Prompt(box=BOX, label='disc'), Prompt(
         id=7, points=[ImagePoint(x=220.0, y=140.0)])))
     assert found.picture.header == header(10)
     assert [(item.id, item.label, item.state) for item in found.objects] == [
@@ -84,74 +84,74 @@ def test_prompts_on_the_newest_image_are_answered_as_the_segmenter_does(make, mo
 
 def test_tracking_is_not_disturbed(make):
     asked, alone = make(), make()
-    for stream in (asked, alone):
-        stream.mailbox.put_prompt(request_of(Prompt(id=1, box=BOX)))
-        show(stream, 10)
+    for pipeline in (asked, alone):
+        pipeline.inbox.put_prompt(request_of(Prompt(id=1, box=BOX)))
+        show(pipeline, 10)
     for seconds in range(11, 15):
-        assert ask(asked, SegmentImageCall, question(Prompt(box=BOX))).objects
-        assert ask(asked, SegmentAllCall, SegmentAll.Request(points_per_side=3), 5.0).complete
+        assert ask(asked, SegmentImageQuery, question(Prompt(box=BOX))).objects
+        assert ask(asked, SegmentAllQuery, SegmentAll.Request(points_per_side=3), 5.0).complete
         one, other = show(asked, seconds)[0], show(alone, seconds)[0]
         assert [item.id for item in one.objects] == [1]
         np.testing.assert_array_equal(one.objects[0].mask, other.objects[0].mask)
 
 
 def test_the_encoder_pass_of_the_tracker_serves_the_question_too(make, model, monkeypatch):
-    stream = make()
-    stream.mailbox.put_prompt(request_of(Prompt(id=1, box=BOX)))
-    show(stream, 10)
+    pipeline = make()
+    pipeline.inbox.put_prompt(request_of(Prompt(id=1, box=BOX)))
+    show(pipeline, 10)
     encoded = []
     original = type(model).encode_image
     monkeypatch.setattr(type(model), 'encode_image', lambda *a: encoded.append(1) or original(*a))
-    assert ask(stream, SegmentImageCall, question(Prompt(box=BOX))).objects
-    assert ask(stream, SegmentAllCall, SegmentAll.Request(points_per_side=2), 5.0)
+    assert ask(pipeline, SegmentImageQuery, question(Prompt(box=BOX))).objects
+    assert ask(pipeline, SegmentAllQuery, SegmentAll.Request(points_per_side=2), 5.0)
     assert not encoded
 
 
 def test_three_masks_for_an_ambiguous_prompt_best_first(make):
-    stream = make()
-    show(stream, 10)
-    found = ask(stream, SegmentImageCall, question(Prompt(points=[ImagePoint(x=100.0, y=100.0)]), multimask=True))
+    pipeline = make()
+    show(pipeline, 10)
+    found = ask(pipeline, SegmentImageQuery, question(Prompt(points=[ImagePoint(x=100.0, y=100.0)]), multimask=True))
     assert [item.id for item in found.objects] == [1, 1, 1]
     scores = [item.score for item in found.objects if item.box is not None]
     assert scores == sorted(scores, reverse=True) and len(scores) >= 1
 
 
 def test_an_image_of_the_past_is_found_by_the_stamp_of_the_first_prompt(make):
-    stream = make()
-    show(stream, 10, picture(30))
-    show(stream, 11)
-    found = ask(stream, SegmentImageCall, question(Prompt(header=header(10), box=BOX)))
+    pipeline = make()
+    show(pipeline, 10, picture(30))
+    show(pipeline, 11)
+    found = ask(pipeline, SegmentImageQuery, question(Prompt(header=header(10), box=BOX)))
     assert found.picture.header == header(10)
     np.testing.assert_array_equal(found.picture.image, picture(30))
 
 
 def test_an_image_may_come_with_the_question_even_when_there_is_no_camera(make):
     given = from_pixels(picture(30), 'rgb8', header(3))
-    found = ask(make(), SegmentImageCall, question(Prompt(box=BOX), image=given))
+    found = ask(make(), SegmentImageQuery, question(Prompt(box=BOX), image=given))
     assert found.picture.header == header(3) and len(found.objects) == 1
-    found = ask(make(), SegmentAllCall, SegmentAll.Request(image=given, points_per_side=2), 5.0)
+    found = ask(make(), SegmentAllQuery, SegmentAll.Request(image=given, points_per_side=2), 5.0)
     assert found.picture.header == header(3)
 
 
 def test_without_an_image_a_question_waits_and_is_then_answered(make):
-    stream, replies = make(), []
-    stream.mailbox.put_one_shot(SegmentImageCall(question(Prompt(box=BOX)), replies.append))
-    stream.take()
-    stream.work()
-    assert stream.seconds_to_deadline() > 0 and not stream.has_work_aside()
-    show(stream, 10)
-    work_aside(stream)
+    pipeline, replies = make(), []
+    pipeline.inbox.put_query(SegmentImageQuery(question(Prompt(box=BOX)), replies.append))
+    pipeline.take()
+    pipeline.work()
+    assert pipeline.seconds_to_deadline() > 0 and not pipeline.has_work_aside()
+    show(pipeline, 10)
+    work_aside(pipeline)
     assert len(replies) == 1 and replies[0].objects
-    assert stream.seconds_to_deadline() is None
+    assert pipeline.seconds_to_deadline() is None
 
 
 def test_but_not_for_ever(make):
-    stream, replies = make(prompt_timeout=3.0), []
-    call = SegmentImageCall(question(Prompt(box=BOX)), replies.append)
+    pipeline, replies = make(prompt_timeout=3.0), []
+    call = SegmentImageQuery(question(Prompt(box=BOX)), replies.append)
     call.received -= 3.1
-    stream.mailbox.put_one_shot(call)
-    stream.take()
-    stream.work()
+    pipeline.inbox.put_query(call)
+    pipeline.take()
+    pipeline.work()
     assert replies == ['no image on /camera/image_raw for 3 s: is the camera running?']
 
 
@@ -166,92 +166,93 @@ def test_but_not_for_ever(make):
     (SegmentAll.Request(time_limit=-1.0), 'time_limit -1: must be positive'),
     (SegmentAll.Request(time_limit=float('nan')), 'time_limit nan: must be positive')])
 def test_what_cannot_be_answered_is_refused_by_name(make, request_, reason):
-    stream = make()
-    show(stream, 10)
-    call = (SegmentImageCall,) if isinstance(request_, SegmentImage.Request) else (SegmentAllCall,)
-    answer = ask(stream, call[0], request_, *([5.0] if call[0] is SegmentAllCall else []))
+    pipeline = make()
+    show(pipeline, 10)
+    call = (SegmentImageQuery,) if isinstance(request_, SegmentImage.Request) else (SegmentAllQuery,)
+    answer = ask(pipeline, call[0], request_, *([5.0] if call[0] is SegmentAllQuery else []))
     assert isinstance(answer, str) and answer.startswith(reason)
 
 
 def test_everything_is_what_the_core_finds(make, model):
-    stream = make()
-    show(stream, 10)
-    found = ask(stream, SegmentAllCall, SegmentAll.Request(points_per_side=8, min_score=0.5, min_stability=0.5), 60.0)
+    pipeline = make()
+    show(pipeline, 10)
+    found = ask(pipeline, SegmentAllQuery, SegmentAll.Request(points_per_side=8, min_score=0.5, min_stability=0.5),
+                60.0)
     expected = ImageSegmenter(model).segment_all(picture(), 8, Filters(min_iou=0.5, min_stability=0.5))
     assert found.complete and len(found.objects) == len(expected) > 0
     assert [item.id for item in found.objects] == list(range(1, len(expected) + 1))
     for item, other in zip(found.objects, expected, strict=True):
         np.testing.assert_array_equal(item.mask, other.mask)
-    few = ask(stream, SegmentAllCall, SegmentAll.Request(points_per_side=8, min_score=0.5, min_stability=0.5,
+    few = ask(pipeline, SegmentAllQuery, SegmentAll.Request(points_per_side=8, min_score=0.5, min_stability=0.5,
                                                          max_masks=1), 60.0)
     assert len(few.objects) == 1
     np.testing.assert_array_equal(few.objects[0].mask, expected[0].mask)
 
 
 def test_time_that_runs_out_gives_what_there_is_and_says_so(make):
-    stream = make()
-    show(stream, 10)
-    found = ask(stream, SegmentAllCall, SegmentAll.Request(points_per_side=32, time_limit=1e-3), 60.0)
+    pipeline = make()
+    show(pipeline, 10)
+    found = ask(pipeline, SegmentAllQuery, SegmentAll.Request(points_per_side=32, time_limit=1e-3), 60.0)
     assert not found.complete
 
 
 def test_the_work_is_cut_into_slices_so_that_images_come_between(make):
-    stream, replies = make(), []
-    show(stream, 10)
-    stream.mailbox.put_one_shot(SegmentAllCall(SegmentAll.Request(points_per_side=8), replies.append, 60.0))
-    stream.mailbox.put_one_shot(SegmentImageCall(question(*[Prompt(box=BOX)] * 9), replies.append))
+    pipeline, replies = make(), []
+    show(pipeline, 10)
+    pipeline.inbox.put_query(SegmentAllQuery(SegmentAll.Request(points_per_side=8), replies.append, 60.0))
+    pipeline.inbox.put_query(SegmentImageQuery(question(*[Prompt(box=BOX)] * 9), replies.append))
     slices = 0
     for seconds in range(11, 40):
-        assert show(stream, seconds)[0] is not None
-        if stream.has_work_aside():
-            stream.work_aside()
+        assert show(pipeline, seconds)[0] is not None
+        if pipeline.has_work_aside():
+            pipeline.work_aside()
             slices += 1
     assert slices == 4 + 3
-    assert [type(reply).__name__ for reply in replies] == ['Found', 'Found']
+    assert [type(reply).__name__ for reply in replies] == ['QueryResult', 'QueryResult']
     assert len(replies[0].objects) == 9, 'the short question does not wait for the long one'
 
 
 def test_a_stop_answers_everyone(make):
-    stream, replies = make(), []
-    stream.mailbox.put_one_shot(SegmentImageCall(question(Prompt(box=BOX)), replies.append))
-    stream.drain('stopped')
+    pipeline, replies = make(), []
+    pipeline.inbox.put_query(SegmentImageQuery(question(Prompt(box=BOX)), replies.append))
+    pipeline.drain('stopped')
     assert replies == ['stopped']
-    show(stream, 10)
-    stream.mailbox.put_one_shot(SegmentAllCall(SegmentAll.Request(), replies.append, 60.0))
-    stream.take()
-    stream.work()
-    stream.work_aside()
-    stream.drain('stopped too')
-    assert replies == ['stopped', 'stopped too'] and not stream.has_work_aside()
+    show(pipeline, 10)
+    pipeline.inbox.put_query(SegmentAllQuery(SegmentAll.Request(), replies.append, 60.0))
+    pipeline.take()
+    pipeline.work()
+    pipeline.work_aside()
+    pipeline.drain('stopped too')
+    assert replies == ['stopped', 'stopped too'] and not pipeline.has_work_aside()
 
 
 def test_when_the_model_fails_whoever_asked_is_told(make, model, monkeypatch):
-    stream, replies = make(), []
-    show(stream, 10)
-    stream.mailbox.put_one_shot(SegmentImageCall(question(Prompt(box=BOX)), replies.append))
-    stream.work()
+    pipeline, replies = make(), []
+    show(pipeline, 10)
+    pipeline.inbox.put_query(SegmentImageQuery(question(Prompt(box=BOX)), replies.append))
+    pipeline.work()
     with monkeypatch.context() as patch:
         patch.setattr(ImageSegmenter, 'segment', lambda *_: 1 / 0)
-        stream.work_aside()
+        pipeline.work_aside()
     assert replies == ['the model failed on this image: ZeroDivisionError: division by zero']
-    assert not stream.has_work_aside()
+    assert not pipeline.has_work_aside()
 
 
 def test_questions_that_are_worked_on_count_among_those_that_wait(make):
-    stream, replies = make(), []
-    show(stream, 10)
-    for _ in range(MAX_QUESTIONS + 2):
-        assert stream.mailbox.put_one_shot(SegmentImageCall(question(Prompt(box=BOX)), replies.append))
-        stream.work()
+    pipeline, replies = make(), []
+    show(pipeline, 10)
+    for _ in range(MAX_QUERIES + 2):
+        assert pipeline.inbox.put_query(SegmentImageQuery(question(Prompt(box=BOX)), replies.append))
+        pipeline.work()
     assert replies == ['10 questions are waiting already: ask more slowly'] * 2
-    work_aside(stream)
-    assert len(replies) == MAX_QUESTIONS + 2
-    assert ask(stream, SegmentImageCall, question(Prompt(box=BOX))).objects, 'there is room again'
+    work_aside(pipeline)
+    assert len(replies) == MAX_QUERIES + 2
+    assert ask(pipeline, SegmentImageQuery, question(Prompt(box=BOX))).objects, 'there is room again'
 
 
 @pytest.mark.parametrize('age', [1, 5, 18])
 def test_a_past_image_has_its_depth_as_long_as_it_is_kept(age):
-    """Depth of the last second is still in the mailbox, older depth in the history."""
+    """Depth of the last second is still in the inbox, older depth in the history."""
     with in_process(threaded=False) as robot:
         stamps = []
         for _ in range(20):

@@ -13,9 +13,9 @@ from sam2_core import Prompt as CorePrompt
 from sam2_core import Sam2Model, StreamTracker
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import Prompt
-from sam2_ros.perception.camera_pipeline import Stream
+from sam2_ros.perception.camera_pipeline import CameraPipeline
 from sam2_ros.perception.prompt_plan import PromptRequest
-from sam2_ros.perception.single_image import SegmentAllCall
+from sam2_ros.perception.single_image import SegmentAllQuery
 from sam2_ros.perception.worker import Worker
 from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.srv import SegmentAll
@@ -24,30 +24,31 @@ PATIENCE = 20  # seconds
 
 
 class BareCamera:
-    """A stream with what it publishes in a list instead of topics."""
+    """A pipeline with what it publishes in a list instead of topics."""
 
     def __init__(self, model, changed: threading.Condition, log: list, name: str) -> None:
         self.name = name
-        self.stream = Stream(StreamTracker(model), Parameters(), changed, f'/{name}', rclpy.logging.get_logger('test'))
+        self.pipeline = CameraPipeline(StreamTracker(model), Parameters(), changed, f'/{name}',
+                                       rclpy.logging.get_logger('test'))
         self._log = log
 
     def work(self, encoded) -> None:
-        frame, _ = self.stream.work(encoded)
+        frame, _ = self.pipeline.work(encoded)
         if frame is not None:
             self._log.append((self.name, frame, encoded is not None))
 
     def work_aside(self) -> None:
-        self.stream.work_aside()
+        self.pipeline.work_aside()
         self._log.append((self.name, None, False))
 
     def show(self, seconds: int, brightness: int = 80, width: int = 160) -> None:
         image = np.full((120, width, 3), brightness, np.uint8)
         image[30:90, 50:110] = (230, 60, 40)
-        self.stream.put_image(from_pixels(image, 'rgb8', Header(stamp=Time(sec=seconds))))
+        self.pipeline.put_image(from_pixels(image, 'rgb8', Header(stamp=Time(sec=seconds))))
 
     def prompt(self) -> None:
         box = RegionOfInterest(x_offset=50, y_offset=30, width=60, height=60)
-        self.stream.mailbox.put_prompt(PromptRequest(Prompt(box=box), time.monotonic()))
+        self.pipeline.inbox.put_prompt(PromptRequest(Prompt(box=box), time.monotonic()))
 
 
 @pytest.fixture
@@ -164,7 +165,7 @@ def test_questions_to_two_cameras_are_worked_on_in_turn_and_images_come_between(
     replies = []
     for camera in cameras:
         camera.show(1)
-        camera.stream.mailbox.put_one_shot(SegmentAllCall(SegmentAll.Request(points_per_side=16), replies.append, 60.0))
+        camera.pipeline.inbox.put_query(SegmentAllQuery(SegmentAll.Request(points_per_side=16), replies.append, 60.0))
     worker.start()
     seconds = 2
     while len(replies) < 2:
@@ -180,7 +181,7 @@ def test_questions_to_two_cameras_are_worked_on_in_turn_and_images_come_between(
 
 def test_what_goes_wrong_in_one_camera_does_not_end_the_worker(run):
     worker, cameras, log = run(2)
-    cameras[0].work = lambda encoded: cameras[0].stream.work(encoded) and 1 / 0
+    cameras[0].work = lambda encoded: cameras[0].pipeline.work(encoded) and 1 / 0
     for camera in cameras:
         camera.show(1)
     worker.start()
@@ -188,18 +189,18 @@ def test_what_goes_wrong_in_one_camera_does_not_end_the_worker(run):
     cameras[1].show(2)
     wait_for(lambda: names(log) == ['camera1'] * 2)
     assert worker.alive
-    assert cameras[0].stream.failures.recent(time.monotonic()) == [
+    assert cameras[0].pipeline.failures.recent(time.monotonic()) == [
         'an image failed: ZeroDivisionError: division by zero'], 'on /diagnostics'
 
 
 def test_a_shorter_timeout_holds_for_those_that_wait_already(run):
     worker, (camera,), _ = run(1)
-    camera.stream.parameters = Parameters(prompt_timeout=600.0)
+    camera.pipeline.parameters = Parameters(prompt_timeout=600.0)
     worker.start()
     camera.prompt()
-    wait_for(lambda: camera.stream.waiting_since() is None)
-    camera.stream.change(Parameters(prompt_timeout=0.1))
-    wait_for(lambda: camera.stream.seconds_to_deadline() is None)
+    wait_for(lambda: camera.pipeline.waiting_since() is None)
+    camera.pipeline.change(Parameters(prompt_timeout=0.1))
+    wait_for(lambda: camera.pipeline.seconds_to_deadline() is None)
 
 
 class Log:
@@ -233,8 +234,8 @@ def test_a_loop_that_fails_itself_goes_on(run, monkeypatch):
     worker, (camera,), log = run(1)
     monkeypatch.setattr('sam2_ros.perception.worker.PAUSE', 0.01)
     waits = []
-    deadline = camera.stream.seconds_to_deadline
-    camera.stream.seconds_to_deadline = lambda: waits.append(1) or (1 / 0 if len(waits) == 1 else deadline())
+    deadline = camera.pipeline.seconds_to_deadline
+    camera.pipeline.seconds_to_deadline = lambda: waits.append(1) or (1 / 0 if len(waits) == 1 else deadline())
     worker.start()
     camera.show(1)
     wait_for(lambda: names(log) == ['camera0'])

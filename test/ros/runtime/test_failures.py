@@ -16,44 +16,46 @@ from sam2_ros.depth.matching import DepthMailbox
 from sam2_ros.drawing.label_images import ClassTable
 from sam2_ros.messages.stamps import StampWatch
 from sam2_ros.msg import ImagePoint, Prompt
-from sam2_ros.perception.camera_pipeline import Stream
+from sam2_ros.perception.camera_pipeline import CameraPipeline
 from sam2_ros.perception.detection_prompts import DetectionGate
-from sam2_ros.perception.image_history import History
-from sam2_ros.perception.inbox import Mailbox
-from sam2_ros.perception.late_prompts import CatchUp
+from sam2_ros.perception.image_history import ImageHistory
+from sam2_ros.perception.inbox import Inbox
+from sam2_ros.perception.late_prompts import LatePrompts
 from sam2_ros.perception.load_shedding import LoadShedder
 from sam2_ros.perception.meter import Meter
 from sam2_ros.perception.object_states import ObjectStates
 from sam2_ros.perception.prompt_plan import Ids, Plan
-from sam2_ros.perception.prompt_routing import PromptReader
-from sam2_ros.perception.single_image import OneShots, SegmentImageCall
+from sam2_ros.perception.prompt_routing import PromptRouter
+from sam2_ros.perception.single_image import Queries, SegmentImageQuery
 from sam2_ros.perception.tracked_objects import TrackedObjects
 from sam2_ros.srv import SegmentImage, SetPrompt
 from sam2_ros.topics.clouds import Markers
 from sam2_ros.topics.diagnostics import ERROR, camera_status
 from sam2_ros.topics.planner_views import LabelLists, ObjectTopics
-from sam2_ros.topics.publishers import Outputs
+from sam2_ros.topics.publishers import CameraPublishers
 from testing.in_process import in_process, set_box
 
 STEPS = [  # in make test; the others under make fuzz
-    (sam2_ros.perception.camera_pipeline, 'to_rgb'), (Stream, '_process'), (PromptReader, '_read'), (CatchUp, 'begin'),
-    (TrackedObjects, 'advance'), (DepthMailbox, 'depth_for'), (SegmentImageCall, 'advance'), (DetectionGate, 'see')]
+    (sam2_ros.perception.camera_pipeline, 'to_rgb'), (CameraPipeline, '_process'), (PromptRouter, '_read'),
+    (LatePrompts, 'begin'), (TrackedObjects, 'advance'), (DepthMailbox, 'depth_for'),
+    (SegmentImageQuery, 'advance'), (DetectionGate, 'see')]
 OTHERS = [
     (ObjectStates, 'observe'), (Meter, 'processed'), (StampWatch, 'judge'), (StreamTracker, 'step'),
     (sam2_ros.perception.tracked_objects, 'measure'), (sam2_ros.perception.instance_messages, 'instance_message'),
-    (History, 'put'), (Meter, 'received'), (DepthMailbox, 'expect'), (Stream, '_read'), (Stream, '_notice_time_jump'),
-    (Stream, '_find_depth'), (PromptReader, 'read'), (PromptReader, '_target'), (PromptReader, '_expire'),
-    (Plan, 'add'), (Ids, 'next'), (Ids, 'use'), (History, 'at'), (History, 'between'), (CatchUp, 'take_arrived'),
-    (CatchUp, 'place'), (CatchUp, 'add'), (CatchUp, 'go_on'), (CatchUp, 'next'), (Mailbox, 'take_dropped'),
-    (Mailbox, 'return_prompts'), (TrackedObjects, 'observe'), (TrackedObjects, 'measure'), (TrackedObjects, 'join'),
+    (ImageHistory, 'put'), (Meter, 'received'), (DepthMailbox, 'expect'), (CameraPipeline, '_read'),
+    (CameraPipeline, '_notice_time_jump'), (CameraPipeline, '_find_depth'), (PromptRouter, 'read'),
+    (PromptRouter, '_target'), (PromptRouter, '_expire'), (Plan, 'add'), (Ids, 'next'), (Ids, 'use'),
+    (ImageHistory, 'at'), (ImageHistory, 'between'), (LatePrompts, 'take_arrived'), (LatePrompts, 'place'),
+    (LatePrompts, 'add'), (LatePrompts, 'go_on'), (LatePrompts, 'next'), (Inbox, 'take_dropped'),
+    (Inbox, 'return_prompts'), (TrackedObjects, 'observe'), (TrackedObjects, 'measure'), (TrackedObjects, 'join'),
     (StreamTracker, 'fork'), (StreamTracker, 'adopt'), (ImageSegmenter, 'encode'), (Sam2Model, 'encode_image'),
     (Sam2Model, 'decode_masks'), (Sam2Model, 'attend_memory'), (Sam2Model, 'encode_memory'), (ObjectStates, 'name'),
     (ObjectStates, 'expire'), (ObjectStates, 'take_events'), (ObjectStates, 'remove'), (Meter, 'depth'),
-    (OneShots, 'add'), (OneShots, 'advance'), (SegmentImageCall, 'find_picture'), (Outputs, '_age'),
-    (Outputs, '_publish_instances'), (Outputs, '_publish_event'), (Outputs, '_publish_labels'),
-    (sam2_ros.topics.publishers, 'draw_overlay'), (Markers, 'message'), (ClassTable, 'update'), (LabelLists, 'publish'),
-    (ObjectTopics, 'publish'), (ObjectTopics, '_publish_mask'), (ObjectTopics, '_publish_points'),
-    (LoadShedder, 'update'), (DetectionGate, 'take')]
+    (Queries, 'add'), (Queries, 'advance'), (SegmentImageQuery, 'find_picture'), (CameraPublishers, '_age'),
+    (CameraPublishers, '_publish_instances'), (CameraPublishers, '_publish_event'),
+    (CameraPublishers, '_publish_labels'), (sam2_ros.topics.publishers, 'draw_overlay'), (Markers, 'message'),
+    (ClassTable, 'update'), (LabelLists, 'publish'), (ObjectTopics, 'publish'), (ObjectTopics, '_publish_mask'),
+    (ObjectTopics, '_publish_points'), (LoadShedder, 'update'), (DetectionGate, 'take')]
 OUTPUTS = ('instances', 'labels', 'label_image', 'class_image', 'confidence', 'overlay', 'points', 'markers',
            'background_depth', 'background_points', 'objects/id_1/mask', 'objects/id_1/points')
 
@@ -62,7 +64,7 @@ OUTPUTS = ('instances', 'labels', 'label_image', 'class_image', 'confidence', 'o
 def robot():
     with in_process(threaded=False, history_seconds=1.0, catch_up_images=2) as robot, pytest.MonkeyPatch.context() as p:
         p.setattr(Publisher, 'get_subscription_count', lambda publisher: 1)
-        robot.stream.change(replace(robot.stream.parameters, detections_topic='detections'))
+        robot.pipeline.change(replace(robot.pipeline.parameters, detections_topic='detections'))
         yield robot
 
 
@@ -76,7 +78,7 @@ def restart(robot) -> None:
         robot.show()
         robot.serve()
     assert [item.id for item in robot.frames[-1].instances] == [1]
-    robot.stream.failures._steps.clear()
+    robot.pipeline.failures._steps.clear()
     robot.published.clear()
 
 
@@ -97,7 +99,7 @@ def test_nor_does_any_other_step(robot, monkeypatch, rounds):
 
 def check_that_nothing_is_lost(robot, monkeypatch, owner, name):
     restart(robot)
-    before = robot.stream.failures.count
+    before = robot.pipeline.failures.count
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, failing)
         prompts = [set_box(id=2, label='new'), set_box(robot.now - 3 * 10**8, id=3), set_box(id=1),
@@ -119,12 +121,12 @@ def check_that_nothing_is_lost(robot, monkeypatch, owner, name):
         assert task.done() and task.exception() is None
     assert len(robot.statuses) == len(prompts) + 1, 'each prompt is answered once'
     assert all(status.accepted or status.reason for status in robot.statuses)
-    reached = robot.stream.failures.count > before
+    reached = robot.pipeline.failures.count > before
     stamps = {frame.header.stamp.sec * 10**9 + frame.header.stamp.nanosec: frame for frame in robot.frames}
     assert last in stamps and (image in stamps or sum(frame.dropped for frame in robot.frames) > 0
                                or name == '_publish_instances')
     assert 1 in [item.id for item in stamps[last].instances]
-    assert not robot.stream._open and not robot.stream.mailbox.prompts
+    assert not robot.pipeline._open and not robot.pipeline.inbox.prompts
     if reached:
         assert 'injected' in said(robot)
     answer = robot.ask('/reset', Trigger.Request())
@@ -136,7 +138,7 @@ def check_that_nothing_is_lost(robot, monkeypatch, owner, name):
 
 def said(robot) -> str:
     """The message of the camera on /diagnostics."""
-    status = camera_status('sam2', '', 'active', robot.camera.watched(), robot.stream.parameters, time.monotonic())
+    status = camera_status('sam2', '', 'active', robot.camera.watched(), robot.pipeline.parameters, time.monotonic())
     assert status.level == ERROR
     return status.message
 

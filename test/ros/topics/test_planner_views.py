@@ -39,7 +39,7 @@ from sam2_ros.topics.planner_views import (
     label_info,
     planner_views,
 )
-from sam2_ros.topics.publishers import Outputs
+from sam2_ros.topics.publishers import CameraPublishers
 
 HEADER = Header(stamp=Time(sec=5, nanosec=6), frame_id='camera')
 PARAMETERS = Parameters()
@@ -240,13 +240,13 @@ def test_only_what_somebody_subscribes_to_is_built(wire, monkeypatch):
         def watch(view):
             return replace(view, build=lambda *arguments: built.append(view.topic) or view.build(*arguments))
         return [watch(view) for view in views]
-    pictures = Outputs._picture_views
+    pictures = CameraPublishers._picture_views
     monkeypatch.setattr('sam2_ros.topics.publishers.planner_views', lambda classes: watched(planner_views(classes)))
-    monkeypatch.setattr(Outputs, '_picture_views', lambda self: watched(pictures(self)))
+    monkeypatch.setattr(CameraPublishers, '_picture_views', lambda self: watched(pictures(self)))
     monkeypatch.setattr('sam2_ros.topics.planner_views.object_points_message',
                         lambda *_: built.append('objects/id_1/points'))
     node = LifecycleNode('tracker', context=wire.context)
-    outputs = Outputs(node, '~')
+    outputs = CameraPublishers(node, '~')
     node.trigger_configure()
     node.trigger_activate()
     shown = frame(tracked(1, (10, 20, 31, 60)), depth=wall(2.0))
