@@ -26,6 +26,7 @@ from sam2_core import __version__
 from sam2_core.checkpoint import load_model
 from sam2_core.config import VARIANTS
 from sam2_core.datasets import FORMATS, Format, Recording, SkippedFiles, open_recordings
+from sam2_core.files import replacing
 from sam2_core.model import Sam2Model
 from sam2_core.training import run_state
 from sam2_core.training.adapters import DEFAULT_RANK, add_adapters, base_weights
@@ -150,9 +151,8 @@ def _check_settings(path: Path, settings: dict[str, str]) -> None:
 
 def _write_settings(path: Path, settings: dict[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix('.part')  # other processes look for the file meanwhile
-    part.write_text(json.dumps(settings, indent=1))
-    part.replace(path)
+    with replacing(path) as part:  # other processes look for the file meanwhile
+        part.write_text(json.dumps(settings, indent=1))
 
 
 def _validation_clips(options: argparse.Namespace, held_out: list[Recording], size: int,

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from sam2_core.checkpoint import CONFIG_KEY, CheckpointError, check_finite
 from sam2_core.config import Sam2Config
+from sam2_core.files import replacing
 from sam2_core.model import Sam2Model
 from sam2_core.training.adapters import merged_state
 
@@ -36,9 +37,8 @@ def save_weights(path: Path, model: Sam2Model, dtype: torch.dtype = torch.float1
     """Write a model's weights, its shape in the header; the file changes all at once."""
     weights = {key: value.detach().to('cpu', dtype).contiguous() for key, value in merged_state(model).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix('.part')
-    save_file(weights, part, metadata={CONFIG_KEY: config_to_json(model.config)})
-    part.replace(path)
+    with replacing(path) as part:
+        save_file(weights, part, metadata={CONFIG_KEY: config_to_json(model.config)})
 
 
 def load_weights(path: Path, default: Sam2Config) -> Sam2Model:
