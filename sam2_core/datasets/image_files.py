@@ -1,7 +1,6 @@
 """Image files as training needs them: whole, of 8 bits, the right way up, or refused; indexed PNGs as their indices."""
 from __future__ import annotations
 
-import re
 import struct
 import zlib
 from pathlib import Path
@@ -11,15 +10,20 @@ import numpy as np
 
 from sam2_core.datasets.exif import UPRIGHT, orientation, upright
 from sam2_core.datasets.recordings import VISIBLE_PIXELS, BrokenSample
+from sam2_core.image_headers import (
+    COLOUR,
+    COLOUR_ALPHA,
+    GREY_ALPHA,
+    PALETTE,
+    PNG_SIGNATURE,
+    DamagedImage,
+    ImageHeader,
+    read_image_header,
+)
 
-_PNG = b'\x89PNG\r\n\x1a\n'
-_JPEG = b'\xff\xd8'
-_MARKER = re.compile(rb'\xff[\x01-\xcf\xd8-\xfe]')  # neither a stuffed byte nor a restart inside a scan
-_START, _END, _FRAME = 0xd8, 0xd9, {*range(0xc0, 0xd0)} - {0xc4, 0xc8, 0xcc}
 _TIFF = (b'II*\0', b'MM\0*')
-_GREY, _COLOUR, _PALETTE, _GREY_ALPHA, _COLOUR_ALPHA = 0, 2, 3, 4, 6  # colour types of PNG
-_NO_LABELS = {_COLOUR: 'a colour PNG', _GREY_ALPHA: 'a grey PNG with transparency',
-              _COLOUR_ALPHA: 'a colour PNG with transparency'}
+_NO_LABELS = {COLOUR: 'a colour PNG', GREY_ALPHA: 'a grey PNG with transparency',
+              COLOUR_ALPHA: 'a colour PNG with transparency'}
 VOID = 255  # of a palette: pixels that belong to nothing, as in DAVIS
 _VOID_COLOUR = bytes((224, 224, 192))  # of index 255 in the palette of PASCAL VOC and DAVIS
 _FEW_IDS = 8  # a label image with more, most of them specks, is a picture
@@ -66,14 +70,13 @@ def decode_image(data: bytes, name: Path | str) -> np.ndarray:
     Raises BrokenSample for files that are cut off or no images, for more than 8 bits, transparency and CMYK.
     """
     flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
-    if data.startswith(_PNG):
-        chunks = _chunks(data, name)
-        _refuse_deep(chunks[0][1][8], name)
-        if chunks[0][1][9] in (_GREY, _COLOUR, _PALETTE) and all(kind != b'tRNS' for kind, _ in chunks):
+    header = _header(data, name)
+    if header is not None:
+        _refuse_deep(header.bits, name)
+        if header.kind == 'JPEG' and header.channels == 4:
+            raise BrokenSample(name, 'a JPEG for printing (CMYK): save it as RGB')
+        if header.colour_type not in (GREY_ALPHA, COLOUR_ALPHA) and all(kind != b'tRNS' for kind, _ in header.chunks):
             flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    elif data.startswith(_JPEG):
-        _check_jpeg(data, name)
-        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     elif data[4:8] == b'ftyp':
         raise BrokenSample(name, 'HEIF or AVIF: save it as JPEG or PNG')
     elif data.startswith(_TIFF) and (value := orientation(data)) != UPRIGHT:
@@ -99,23 +102,6 @@ def _refuse_deep(bits: int, name: Path | str) -> None:
         raise BrokenSample(name, f'a picture of {bits} bits per channel, of which 8 would be cut off: {_SCALE}')
 
 
-def _check_jpeg(data: bytes, name: Path | str) -> None:
-    """Walk through the segments of a JPEG (ITU-T T.81, annex B) to its end; what lies behind it does not matter."""
-    at = 2
-    while found := _MARKER.search(data, at):
-        marker, at = data[found.start() + 1], found.end()
-        if marker == _END:
-            return
-        if marker in (0x01, _START):  # without a length
-            continue
-        if marker in _FRAME and at + 8 <= len(data):
-            _refuse_deep(data[at + 2], name)
-            if data[at + 7] == 4:
-                raise BrokenSample(name, 'a JPEG for printing (CMYK): save it as RGB')
-        at += int.from_bytes(data[at:at + 2], 'big')
-    raise BrokenSample(name, 'JPEG is cut off')  # OpenCV would fill the rest with grey
-
-
 def read_labels(path: Path) -> np.ndarray:
     """Return a label PNG as integer ids (H, W), 0 for none: the indices of a palette, or grey values of 1 to 16 bits.
 
@@ -123,28 +109,28 @@ def read_labels(path: Path) -> np.ndarray:
     Raises BrokenSample for other files, where 255 may be either, and for pictures of a mask with softened edges.
     """
     data = _bytes(path)
-    if not data.startswith(_PNG):
+    header = _header(data, path) if data.startswith(PNG_SIGNATURE) else None
+    if header is None:
         raise BrokenSample(path, 'not a PNG; labels are indexed or grey PNGs')
-    chunks = _chunks(data, path)
-    depth, colour_type = chunks[0][1][8:10]
+    colour_type = header.colour_type
     if colour_type in _NO_LABELS:
         raise BrokenSample(path, f'{_NO_LABELS[colour_type]}; labels are ids: save it as an indexed (palette) or grey '
                                  f'PNG')
-    plain = np.frombuffer(_plain(chunks, 1 << depth if colour_type == _PALETTE else 0), np.uint8)
+    plain = np.frombuffer(_plain(data, header), np.uint8)
     labels = cv2.imdecode(plain, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
     if labels is None:
         raise BrokenSample(path, 'PNG cannot be decoded')
-    if colour_type == _PALETTE:
-        return _without_void(labels if labels.ndim == 2 else labels[..., 0], chunks, path)
+    if colour_type == PALETTE:
+        return _without_void(labels if labels.ndim == 2 else labels[..., 0], data, header, path)
     if labels.dtype == np.uint8:
         _refuse_soft_edges(labels, path)
     return labels
 
 
-def _without_void(labels: np.ndarray, chunks: list[tuple[bytes, bytes]], path: Path) -> np.ndarray:
+def _without_void(labels: np.ndarray, data: bytes, header: ImageHeader, path: Path) -> np.ndarray:
     void = labels == VOID
     if void.any() and not (labels[~void] > 0).any():
-        palette = next((body for kind, body in chunks if kind == b'PLTE'), b'')
+        palette = next((data[place] for kind, place in header.chunks if kind == b'PLTE'), b'')
         if palette[3 * VOID:] != _VOID_COLOUR:
             raise BrokenSample(path, f'an indexed PNG with no index but {VOID}, which may be an object or void: save '
                                      f'the object as index 1, or the file as a grey PNG')
@@ -167,9 +153,9 @@ def label_png(labels: np.ndarray) -> bytes:
     height, width = labels.shape
     lines = np.zeros((height, width + 1), np.uint8)  # each begins with its filter: 0, none
     lines[:, 1:] = labels
-    chunks = [(b'IHDR', struct.pack('>IIBBBBB', width, height, 8, _PALETTE, 0, 0, 0)), (b'PLTE', _palette()),
+    chunks = [(b'IHDR', struct.pack('>IIBBBBB', width, height, 8, PALETTE, 0, 0, 0)), (b'PLTE', _palette()),
               (b'IDAT', zlib.compress(lines.tobytes())), (b'IEND', b'')]
-    return _PNG + b''.join(_chunk(kind, body) for kind, body in chunks)
+    return PNG_SIGNATURE + b''.join(_chunk(kind, body) for kind, body in chunks)
 
 
 def _palette() -> bytes:
@@ -192,34 +178,23 @@ def _bytes(path: Path) -> bytes:
         raise BrokenSample(path, error.strerror or type(error).__name__) from error
 
 
-def _chunks(data: bytes, name: Path | str) -> list[tuple[bytes, bytes]]:
-    """The chunks of a PNG, checked (PNG specification, sections 5.3 and 5.4); the first is IHDR."""
-    chunks, at = [], len(_PNG)
-    while True:
-        size, kind = int.from_bytes(data[at:at + 4], 'big'), data[at + 4:at + 8]
-        body, check = data[at + 8:at + 8 + size], data[at + 8 + size:at + 12 + size]
-        if len(check) < 4:
-            raise BrokenSample(name, 'PNG is cut off')
-        if zlib.crc32(kind + body) != int.from_bytes(check, 'big'):
-            raise BrokenSample(name, f'PNG is damaged: chunk {kind.decode("ascii", "replace")} fails its checksum')
-        if not chunks and (kind != b'IHDR' or size != 13):
-            raise BrokenSample(name, 'PNG is damaged: it does not begin with its header')
-        chunks.append((kind, body))
-        at += 12 + size
-        if kind == b'IEND':
-            return chunks
+def _header(data: bytes, name: Path | str) -> ImageHeader | None:
+    """Return the header of a JPEG or PNG, None for data of another kind. Raises BrokenSample unless it is whole."""
+    try:
+        return read_image_header(data)
+    except DamagedImage as error:
+        raise BrokenSample(name, str(error)) from None
 
 
-def _plain(chunks: list[tuple[bytes, bytes]], colours: int) -> bytes:
-    """Return the PNG without what changes its values; colour i of a palette becomes the grey i.
+def _plain(data: bytes, header: ImageHeader) -> bytes:
+    """Return a PNG without the chunks that change its values; colour i of a palette becomes the grey i.
 
     OpenCV decodes colours, not indices, and adds transparency to grey values.
     """
-    parts = [_PNG]
-    for kind, body in chunks:
-        if kind == b'PLTE' and colours:
-            body = bytes(i for i in range(colours) for _ in range(3))
-        elif kind not in (b'IHDR', b'IDAT', b'IEND'):
-            continue
-        parts.append(_chunk(kind, body))
+    parts = [PNG_SIGNATURE]
+    for kind, place in header.chunks:
+        if kind == b'PLTE' and header.colour_type == PALETTE:
+            parts.append(_chunk(kind, bytes(i for i in range(1 << header.bits) for _ in range(3))))
+        elif kind in (b'IHDR', b'IDAT', b'IEND'):
+            parts.append(_chunk(kind, data[place]))
     return b''.join(parts)
