@@ -1,8 +1,10 @@
-"""Replay a recording: the node by the bag's clock; the bag starts when the node is ready:
+"""Run the node on a recording.
 
-ros2 launch sam2_ros bag.launch.py bag:=/data/run1 image_topic:=/camera/color/image_raw
+The bag starts to play when the node is active, and the node uses its clock::
 
-Without bag: play it yourself, with --clock.
+    ros2 launch sam2_ros bag.launch.py bag:=/data/run1 image_topic:=/camera/color/image_raw
+
+Without the argument bag, play the bag yourself with `ros2 bag play --clock`.
 """
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, EmitEvent, ExecuteProcess, OpaqueFunction, RegisterEventHandler
@@ -17,24 +19,27 @@ from sam2_ros.launching import camera_arguments, camera_remappings, node_argumen
 
 
 def generate_launch_description():
+    """Return the arguments of the launch file and the node."""
     return LaunchDescription([
-        DeclareLaunchArgument('bag', default_value='', description='Folder or file. Empty: it is played elsewhere.'),
-        DeclareLaunchArgument('rate', default_value='1.0', description='Times as fast as it was recorded.'),
+        DeclareLaunchArgument('bag', default_value='', description=(
+            'Bag to play, a folder or a file. Empty: play it yourself, with --clock.')),
+        DeclareLaunchArgument('rate', default_value='1.0', description='Playback rate.'),
         DeclareLaunchArgument('loop', default_value='false', description=(
-            'true: play it again and again; objects are forgotten each time it starts.')),
+            'true: play the bag in a loop. The node deletes its objects at each start.')),
         *camera_arguments(), *node_arguments(),
         OpaqueFunction(function=start),
     ])
 
 
 def start(context):
+    """Return the actions to start, from the values of the arguments."""
     bag, rate, loop = (LaunchConfiguration(name).perform(context) for name in ('bag', 'rate', 'loop'))
     node = sam2_node(context, camera_remappings(context), kind=LifecycleNode, use_sim_time=True,
                      on_time_jump='reset', autostart=False)
-    # the path first: --clock would take it for its rate
+    # The path stands first because --clock would take it for its rate.
     play = ExecuteProcess(cmd=['ros2', 'bag', 'play', bag, '--clock', '100', '--rate', rate,
                                *(['--loop'] if loop.lower() == 'true' else [])], output='screen')
-    # the launch file leads the node through its states, so that it knows when the bag can start
+    # The launch file triggers the lifecycle transitions, so that the bag starts when the node is active.
     return [RegisterEventHandler(_on_state(node, 'configuring', 'inactive', [_change(node, 'ACTIVATE')])),
             RegisterEventHandler(_on_state(node, 'activating', 'active', [play] if bag else [])),
             node, _change(node, 'CONFIGURE')]

@@ -1,4 +1,4 @@
-"""Start the node for several cameras that share one model:
+"""Start the node for several cameras that share one model.
 
 ros2 launch sam2_ros multi_camera.launch.py cameras:=front=/front/color/image_raw,wrist=/wrist/color/image_raw
 """
@@ -10,20 +10,22 @@ from sam2_ros.launching import node_arguments, remappings, sam2_node
 
 
 def generate_launch_description():
+    """Return the arguments of the launch file and the node."""
     return LaunchDescription([
         DeclareLaunchArgument('cameras', description=(
-            'NAME=IMAGE_TOPIC,NAME=IMAGE_TOPIC,... The outputs of a camera are on ~/NAME/... NAME alone: its topics '
-            'are NAME/image, NAME/depth and NAME/camera_info.')),
+            'Cameras, as NAME=IMAGE_TOPIC,NAME=IMAGE_TOPIC,... Each publishes on ~/NAME/... A NAME without a topic '
+            'subscribes to NAME/image, NAME/depth and NAME/camera_info.')),
         DeclareLaunchArgument('depth_topics', default_value='', description=(
-            'NAME=TOPIC,... Depth that is registered to the image. Not named: the topic depth beside the image.')),
+            'Depth topics registered to the images, as NAME=TOPIC,... Default: depth in the namespace of the image.')),
         DeclareLaunchArgument('camera_info_topics', default_value='', description=(
-            'NAME=TOPIC,... Not named: the topic camera_info beside the image.')),
+            'CameraInfo topics, as NAME=TOPIC,... Default: camera_info in the namespace of the image.')),
         *node_arguments(),
         OpaqueFunction(function=start_node),
     ])
 
 
 def start_node(context):
+    """Return the node, from the values of the arguments."""
     images, depths, infos = (pairs(name, LaunchConfiguration(name).perform(context))
                              for name in ('cameras', 'depth_topics', 'camera_info_topics'))
     if not images:
@@ -38,7 +40,7 @@ def start_node(context):
 
 
 def pairs(argument, text):
-    """NAME=TOPIC,... as a dictionary; no topic: an empty one."""
+    """Parse NAME=TOPIC,... into a dictionary. A name without a topic maps to an empty string."""
     items = [item.strip().partition('=') for item in text.split(',') if item.strip()]
     names = [name for name, _, _ in items]
     twice = {name for name in names if names.count(name) > 1}

@@ -1,6 +1,8 @@
-"""Start the node on a RealSense with its aligned depth; driver:=true starts the camera as well:
+"""Start the node for a RealSense with depth aligned to colour.
 
-ros2 launch sam2_ros realsense.launch.py driver:=true
+The argument driver:=true starts the camera driver too::
+
+    ros2 launch sam2_ros realsense.launch.py driver:=true
 """
 from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
 from launch import LaunchDescription
@@ -12,19 +14,23 @@ from sam2_ros.launching import node_arguments, remappings, sam2_node
 
 
 def generate_launch_description():
+    """Return the arguments of the launch file and the node."""
     return LaunchDescription([
-        DeclareLaunchArgument('camera_namespace', default_value='camera', description='As given to the driver.'),
-        DeclareLaunchArgument('camera_name', default_value='camera', description='As given to the driver.'),
+        DeclareLaunchArgument('camera_namespace', default_value='camera', description=(
+            'Namespace of the camera, as given to the driver.')),
+        DeclareLaunchArgument('camera_name', default_value='camera', description=(
+            'Name of the camera, as given to the driver.')),
         DeclareLaunchArgument('driver', default_value='false', description=(
-            'true: start realsense2_camera, with depth aligned to the colour image.')),
+            'true: start realsense2_camera with depth aligned to the colour image.')),
         DeclareLaunchArgument('serial_no', default_value='', description=(
-            "Which camera, for the driver. Empty: the first found.")),
+            'Serial number of the camera, for the driver. Empty: the first camera found.')),
         *node_arguments(),
         OpaqueFunction(function=start),
     ])
 
 
 def start(context):
+    """Return the actions to start, from the values of the arguments."""
     namespace, name, driver, serial = (LaunchConfiguration(argument).perform(context) for argument in (
         'camera_namespace', 'camera_name', 'driver', 'serial_no'))
     camera = f'/{namespace}/{name}' if namespace else f'/{name}'
