@@ -1,6 +1,6 @@
 """What is faster and not quite equal to the published model. Nothing here is on unless it is asked for.
 
-What each costs and saves is in docs/benchmarks.md. More of the kind are elsewhere: fewer recent frames
+What each costs and saves is in docs/reference/benchmarks.md. More of the kind are elsewhere: fewer recent frames
 (``StreamTracker.recent_frames``), a smaller image (``image_size``) and half precision (``dtype``).
 """
 from __future__ import annotations

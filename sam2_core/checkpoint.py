@@ -79,7 +79,7 @@ def load_model(name: str | None = None, checkpoint: str | Path | None = None, de
     backend. The first image of each kind takes minutes: ``model.compiled.warm_up`` goes through all. For GPUs: on a
     CPU it works, but gains nothing.
     memory_pooling: 2: an approximation, see ``approximations.pool_memory``; int8_encoder: likewise,
-    ``approximations.quantize_encoder``, on a CPU. What they cost is in docs/benchmarks.md.
+    ``approximations.quantize_encoder``, on a CPU. What they cost is in docs/reference/benchmarks.md.
     Raises ValueError for a name, device, dtype or size that does not exist, CheckpointError for weights that do not
     fit, FileNotFoundError for a missing file, ConnectionError when the weights cannot be fetched.
     """

@@ -4,7 +4,7 @@
     sam2_compare baseline.json new/metrics.json --fail-below -0.01    # a gate for CI
 
 Exit code: 0 fine, 1 worse than a --fail option allows, 2 files that cannot be used or compared.
-docs/evaluation.md tells what the interval means.
+docs/reference/evaluation.md tells what the interval means.
 """
 from __future__ import annotations
 

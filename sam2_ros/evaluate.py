@@ -6,8 +6,8 @@
     sam2_evaluate --davis DAVIS --split 2017/val --model sam2.1_hiera_small --output DIR
 
 Writes DIR/metrics.json, report.html, overlay.mp4 and the bag results, of several recordings to DIR/NAME each. Topics
-that are not given are found. The same recording gives the same figures each time, but for times. docs/evaluation.md
-tells what they mean.
+that are not given are found. The same recording gives the same figures each time, but for times.
+docs/reference/evaluation.md tells what they mean.
 
 Exit code: 0 fine, 1 a recording could not be evaluated (the others were), 2 nothing could be.
 """

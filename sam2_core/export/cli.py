@@ -2,7 +2,7 @@
 
     sam2_export --model sam2.1_hiera_tiny --onnx graphs --objects 1 4 --verify
 
-docs/export.md tells how to run them.
+docs/how-to/export.md tells how to run them.
 """
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
     sam2_train --model sam2.1_hiera_small --data clips --output runs/mine --epochs 20
 
 Run the same command again to go on after a kill; ``torchrun --nproc-per-node N -m sam2_ros.train ...`` uses N GPUs.
-docs/training.md tells more.
+docs/how-to/fine-tune.md tells more.
 
 Exit codes: 0 complete; 2 could not start; 3 left before the end, run the same command again to go on; 4 a loss or
 gradient was not finite: the state before it is kept, the last line says what to change; 130 a second Ctrl-C, or one

@@ -21,7 +21,7 @@ DESCRIPTION = '''Track prompted objects in the images of one or more cameras: th
 Remap the topics image, depth and camera_info with -r. With the parameter cameras, they are NAME/image, ...
 Compressed images are on image/compressed, which follows a remapping of image.
 The node takes prompts on ~/prompt and ~/set_prompt and publishes ~/instances, ~/overlay, ~/prompt_status, ...
-docs/node.md describes all of them.'''
+docs/reference/node.md describes all of them.'''
 
 
 def parse(arguments: Sequence[str]) -> None:

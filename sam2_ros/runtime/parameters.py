@@ -61,7 +61,7 @@ class Parameters:
         'large (downloaded once). Empty: detect the variant from the checkpoint.', when=MODEL, section='Model')
     checkpoint: str = _parameter(
         '', 'Path of a weights file, .pt as published or .safetensors. Empty: the weights that come with the model.',
-        when=MODEL, see='core.md#checkpoints')
+        when=MODEL, see='reference/sam2_core.md#checkpoints')
     device: str = _parameter(
         '', 'Device that runs the model: cpu, cuda or cuda:N. Empty: cuda if there is a GPU, else cpu.', when=MODEL)
     dtype: str = _parameter('float32', 'Floating-point type in which the model computes.', when=MODEL,
@@ -74,10 +74,10 @@ class Parameters:
         'Needs a C compiler.', when=MODEL)
     memory_pooling: int = _parameter(
         1, 'Average memory tokens over n x n blocks before cross-attention, an approximation. 1: off. 2: faster, less '
-        'accurate.', when=MODEL, limits=(1, 2), see='benchmarks.md#approximations-and-their-price')
+        'accurate.', when=MODEL, limits=(1, 2), see='reference/benchmarks.md#approximations')
     int8_encoder: bool = _parameter(
         False, 'Run the image encoder in 8-bit integers, an approximation. Only on a CPU with dtype float32.',
-        when=MODEL, see='benchmarks.md#approximations-and-their-price')
+        when=MODEL, see='reference/benchmarks.md#approximations')
 
     image_transport: str = _parameter(
         'raw', 'Transport of the camera images. raw: sensor_msgs/Image on image. compressed: '
@@ -120,7 +120,7 @@ class Parameters:
     use_depth: bool = _parameter(
         True, 'Subscribe to depth and camera_info, and publish the positions of objects in metres.', when=MODEL,
         section='Depth: sensor_msgs/Image on depth, registered to the image, and CameraInfo on camera_info',
-        see='depth.md')
+        see='how-to/depth.md')
     rectified: bool = _parameter(
         False, 'true: the image and its depth are rectified (image_rect); P of camera_info is used instead of K and D.')
     depth_tolerance: float = _parameter(
@@ -142,7 +142,7 @@ class Parameters:
     detections_topic: str = _parameter(
         '', 'Topic of vision_msgs/Detection2DArray whose boxes become prompts; with several cameras, relative to each '
         'camera. Empty: none.', when=MODEL, section='Detector',
-        see='planners.md#a-detector-starts-the-objects')
+        see='how-to/detectors.md')
     detections_classes: tuple[str, ...] = _parameter((), 'Classes of detections to track. Empty: all.')
     detections_min_score: float = _parameter(
         0.5, 'Minimum score of a detection; detections with lower scores are ignored.', limits=(0.0, 1.0))
@@ -152,7 +152,7 @@ class Parameters:
 
     latency_target: float = _parameter(
         0.0, 'Target for the latency from image stamp to published result, in seconds. 0: none.', limits=(0.0, 60.0),
-        section='Latency', see='operations.md#load-shedding')
+        section='Latency', see='how-to/tune.md#load-shedding')
     shed_load: bool = _parameter(
         True, 'Reduce the load while latency_target is exceeded: stop overlay and clouds, then attend to half of the '
         'recent frames, then skip every second image. false: only warn on /diagnostics.')
@@ -356,7 +356,7 @@ def _conflict(chosen: Parameters) -> str:
 
 def _unknown(name: str, known: Iterable[str] = ()) -> str:
     near = difflib.get_close_matches(str(name), [*known] or [item.name for item in fields(Parameters)], 1)
-    return f"there is no '{name}'; {f'did you mean {near[0]}?' if near else 'see docs/node.md'}"
+    return f"there is no '{name}'; {f'did you mean {near[0]}?' if near else 'see docs/reference/parameters.md'}"
 
 
 def allowed(item: Field) -> str:

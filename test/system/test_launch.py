@@ -63,8 +63,8 @@ def wait_until_heard(peer, *topics):
 def test_documentation_lists_every_argument():
     sources = [*(ROOT / 'launch').glob('*.py'), ROOT / 'sam2_ros' / 'launching.py']
     arguments = {name for path in sources for name in re.findall(r"DeclareLaunchArgument\('(\w+)'", path.read_text())}
-    text = (ROOT / 'docs' / 'operations.md').read_text()
-    table = text[text.index('| argument | default | of |'):].partition('\n\n')[0]
+    text = (ROOT / 'docs' / 'reference' / 'commands.md').read_text()
+    table = text[text.index('| argument | default | file |'):].partition('\n\n')[0]
     listed = {name for row in table.splitlines() for name in re.findall(r'`(\w+)`', row.split('|')[1])}
     assert 'params_file' in arguments
     assert listed == arguments

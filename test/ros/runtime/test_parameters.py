@@ -171,7 +171,7 @@ def test_names_and_combinations_without_effect_are_told_at_start(make, capfd):
                                           'qos_overrides./image.subscription.reliability': 'reliable'},
                 use_sim_time=False, detections_classes=['cup'], latency_target=0.04)
     told = ["there is no 'lost_aftr'; did you mean lost_after?; it is ignored",
-            "there is no 'fps'; see docs/node.md; it is ignored",
+            "there is no 'fps'; see docs/reference/parameters.md; it is ignored",
             "there is no 'qos_overrides./imag.subscription.reliability'; did you mean "
             'qos_overrides./image.subscription.reliability?; it is ignored',
             "detections_classes ['cup'] has no effect without detections_topic",
@@ -260,5 +260,5 @@ def test_what_is_generated_names_units_ranges_and_links_from_the_page_it_is_in()
     text, depth = write_parameters.parameters_file(), 'depth in metres; nearer readings are ignored.'
     assert f'    # Minimum valid {depth} Range: 0 to 1000.\n    depth_min: 0.1\n' in text
     top, nested = (write_parameters.table(ROOT / 'docs' / page) for page in ('node.md', 'reference/node.md'))
-    assert '([more](operations.md#load-shedding))' in top
-    assert '([more](../operations.md#load-shedding))' in nested
+    assert '([more](how-to/tune.md#load-shedding))' in top
+    assert '([more](../how-to/tune.md#load-shedding))' in nested
