@@ -1,0 +1,30 @@
+"""The tutorial's client beside the node and the demo camera, as its page starts them."""
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip('rclpy', reason='needs ROS 2 or its wheels (make setup)')
+from testing.peer import NodeProcess  # noqa: E402
+
+CLIENT = Path(__file__).resolve().parents[2] / 'docs' / 'tutorials' / 'first_object.py'
+CAMERA = (sys.executable, '-m', 'sam2_ros.demo.camera')
+
+
+@pytest.mark.slow
+def test_the_first_object_is_tracked_corrected_and_removed(tmp_path, ros_domain):
+    # a slow machine must not make the late prompt too late
+    node = NodeProcess(ros_domain, tmp_path / 'node.log', {'history_seconds': 60.0})
+    camera = NodeProcess(ros_domain, tmp_path / 'camera.log', {'hold': True, 'rate': 4.0}, command=CAMERA)
+    try:
+        client = subprocess.run([sys.executable, CLIENT], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+        assert client.returncode == 0, client.stderr + node.log
+        for line in ('event: ball ADDED', 'event: tea box ADDED', 'event: can ADDED', 'event: tea box REMOVED'):
+            assert line in client.stdout
+        assert client.stdout.count('accepted') == 5, client.stdout
+        assert (tmp_path / 'first_object.png').stat().st_size > 100_000
+        assert camera.stop()[0] == node.stop()[0] == 0
+    finally:
+        camera.kill()
+        node.kill()
