@@ -57,7 +57,7 @@ def read_head(data: bytes) -> ImageHeader:
     try:
         head = read_image_header(data)
     except DamagedImage as error:
-        how = 'cut off; send it whole (see docs/node.md on transport)' if error.cut_off else 'broken; send it whole'
+        how = 'cut off; send it whole (see docs/install.md on Fast DDS)' if error.cut_off else 'broken; send it whole'
         raise ImageError(f'{error.kind} of {len(data)} bytes: {how}') from None
     if head is None:
         if not data:
