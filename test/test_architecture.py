@@ -24,11 +24,10 @@ MAY_IMPORT = {
 }
 
 KNOWN_UPWARDS = {
-    ('sam2_ros.evaluation.report.pictures', 'sam2_ros.demo.pictures'),
     ('sam2_ros.perception.worker', 'sam2_ros.topics.camera_topics'),
 }
 KNOWN_CIRCLES: set[frozenset[str]] = set()
-KNOWN_TWINS = {'ClipSource', 'Scene', 'Recording', 'Difference', 'Shot'}
+KNOWN_TWINS = {'Recording', 'Difference'}
 
 
 def module_name(path: Path) -> str:

@@ -1,0 +1,1 @@
+"""Demo: camera, node, prompter and recorder as separate processes."""

@@ -1,6 +1,8 @@
-"""The demo: camera, node, prompter and recorder as real processes over DDS, one table and two pictures at the end.
+"""Run the demo: camera, node, prompter and recorder as processes that communicate over DDS.
 
     python -m sam2_ros.demo [--clip video.mp4 --box x0,y0,x1,y1] [--seconds N] [--output demo]
+
+At the end it prints a table of figures and writes overlay.mp4 and overlay.png.
 """
 from __future__ import annotations
 
@@ -10,171 +12,181 @@ import json
 import os
 import queue
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from domain_coordinator import domain_id
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from sam2_ros.demo.camera import ClipSource, SettingError
+from sam2_ros.demo.camera import SettingError, VideoSource
+from sam2_ros.runtime.child_process import ChildProcess
 
-RATE = 15.0           # images per second of the synthetic camera
-SECONDS = 20.0        # of the synthetic camera
-START_PATIENCE = 90   # seconds: loading the model on a busy machine
-SILENCE_PATIENCE = 30  # seconds without a sign of life from the recorder
-STOP_PATIENCE = 5     # seconds between SIGINT and SIGKILL
+RATE = 15.0  # images per second of the synthetic camera
+SECONDS = 20.0  # duration of the synthetic stream
+START_PATIENCE = 90  # seconds until the first image; a busy machine takes long to load the model
+SILENCE_PATIENCE = 30  # seconds without a report from the recorder
+STOP_PATIENCE = 5  # seconds between SIGINT and SIGKILL
 LOG_LINES = 15
 
 
 class DemoError(RuntimeError):
-    """The demo cannot go on; the text says why."""
+    """The demo cannot continue; the text says why."""
 
 
-class Child:
-    """A process of the graph, its output in a log file; with ``lines`` its standard output as JSON in ``reports``."""
+class DemoProcess(ChildProcess):
+    """Process of the demo with its ROS parameters; ``reports`` has the lines of JSON that it prints, if requested."""
 
-    def __init__(self, module: str, parameters: dict, environment: dict[str, str], log: Path, lines: bool = False):
-        self.name, self.log = module.rpartition('.')[2], log
+    def __init__(self, module: str, parameters: dict[str, Any], environment: dict[str, str], log: Path,
+                 reporting: bool = False) -> None:
+        """Start ``python -m module``; ``reporting``: whether its standard output is JSON to read."""
+        self.name = module.rpartition('.')[2]
         command = [sys.executable, '-m', module, '--ros-args']
         for name, value in parameters.items():
             command += ['-p', f'{name}:={json.dumps(value)}']
-        with log.open('w') as output:
-            self.process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stderr=output, text=True,
-                stdout=subprocess.PIPE if lines else output,
-                start_new_session=True,  # Ctrl-C is ours to pass on, in the right order
-                # a shell's background job would hand down that SIGINT is ignored
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
-        self.reports: queue.SimpleQueue[dict] = queue.SimpleQueue()
-        if lines:
+        # Ctrl-C must not reach the processes: the demo stops them in order.
+        super().__init__(command, environment, log, piped=reporting, detached=True)
+        self.reports: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        if reporting:
             threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
-        for line in self.process.stdout:
+        for line in self.output:
             self.reports.put(json.loads(line))
 
-    @property
-    def running(self) -> bool:
-        return self.process.poll() is None
-
     def check(self) -> None:
-        """DemoError when the process has ended with an error, or by itself while it should run."""
+        """Check that the process is running.
+
+        Raises:
+            DemoError: The process has ended.
+        """
         if not self.running:
-            raise DemoError(f'{self.name} ended with code {self.process.returncode}; its last lines:\n{self.tail()}')
-
-    def tail(self) -> str:
-        return '\n'.join(self.log.read_text(errors='replace').splitlines()[-LOG_LINES:])
-
-    def stop(self, how: int = signal.SIGINT) -> None:
-        """Signal it, wait, and kill it when it does not end."""
-        if self.running:
-            self.process.send_signal(how)
-            try:
-                self.process.wait(STOP_PATIENCE)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+            raise DemoError(f'{self.name} ended with code {self.exit_code}; its log ends:\n{self.log_tail(LOG_LINES)}')
 
 
 class Graph:
-    """The four processes in a domain of their own."""
+    """The four processes, in a ROS domain that nothing else uses."""
 
     def __init__(self, options: argparse.Namespace, rate: float, domain: int) -> None:
+        """Start the processes.
+
+        Args:
+            options: Of the command line.
+            rate: Images per second of the camera.
+            domain: ROS_DOMAIN_ID of the processes.
+        """
         logs = options.output / 'log'
         logs.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, 'ROS_DOMAIN_ID': str(domain), 'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
                        'ROS_LOG_DIR': str(logs), 'RCUTILS_LOGGING_USE_STDOUT': '0', 'PYTHONUNBUFFERED': '1'}
-        camera = {'subscribers': 3, 'hold': True, 'seed': options.seed, 'seconds': float(options.seconds or 0),
-                  'rate': rate}
+        camera: dict[str, Any] = {'subscribers': 3, 'hold': True, 'seed': options.seed,
+                                  'seconds': float(options.seconds or 0), 'rate': rate}
         if options.clip:
             camera['clip'] = str(options.clip)
         prompter = {'box': list(options.box)} if options.clip else {}
         recorder = {'output': str(options.output), 'rate': rate, 'truth': not options.clip}
 
-        self._children: list[Child] = []
+        self._children: list[DemoProcess] = []
 
-        def start(name: str, parameters: dict, **more) -> Child:
+        def start(name: str, parameters: dict[str, Any], reporting: bool = False) -> DemoProcess:
             module = 'sam2_ros.node' if name == 'node' else f'sam2_ros.demo.{name}'
-            self._children.append(Child(module, parameters, environment, logs / f'{name}.log', **more))
+            self._children.append(DemoProcess(module, parameters, environment, logs / f'{name}.log', reporting))
             return self._children[-1]
 
-        try:  # the camera sends its first image when the three others are connected, in whatever order they come up
+        try:  # in any order: the camera publishes its first image once the three others are connected
             self.node = start('node', {'model': options.model})
             self.prompter = start('prompter', prompter)
-            self.recorder = start('recorder', recorder, lines=True)
-            self.camera = start('camera', camera, lines=True)
+            self.recorder = start('recorder', recorder, reporting=True)
+            self.camera = start('camera', camera, reporting=True)
         except BaseException:
             self.abort()
             raise
 
     def abort(self) -> None:
-        """End what still runs, the recorder without its pictures."""
+        """Stop all processes that are still running; the recorder writes no pictures."""
         for child in reversed(self._children):
-            child.stop(signal.SIGTERM if child.name == 'recorder' else signal.SIGINT)
+            child.stop(signal.SIGTERM if child.name == 'recorder' else signal.SIGINT, STOP_PATIENCE)
 
-    def report(self) -> dict | None:
-        """The recorder's next word, None when there was none for a tenth of a second."""
+    def report(self) -> dict[str, Any] | None:
+        """Return the next report of the recorder, None if there is none within 0.1 s.
+
+        Raises:
+            DemoError: A process has ended.
+        """
         with contextlib.suppress(queue.Empty):
             return self.recorder.reports.get(timeout=0.1)
         for child in (self.node, self.prompter, self.recorder):
             child.check()
         return None
 
-    def recording(self, seconds: float) -> Iterator[dict]:
-        """The figures so far, again and again, until the camera has ended, which should take so many seconds."""
+    def recording(self, seconds: float) -> Iterator[dict[str, Any]]:
+        """Yield the current figures repeatedly until the camera, which streams for ``seconds``, has ended.
+
+        Raises:
+            DemoError: A process has ended or is stuck.
+        """
         deadline, streaming = time.monotonic() + START_PATIENCE, False
         while True:
-            said = self.report()
-            if said:
-                yield said['figures']
-                if said['figures']['images'] and not streaming:
+            report = self.report()
+            if report:
+                yield report['figures']
+                if report['figures']['images'] and not streaming:
                     deadline, streaming = time.monotonic() + 2 * seconds + START_PATIENCE, True
             if not self.camera.running:
-                if self.camera.process.returncode:
+                if self.camera.exit_code:
                     self.camera.check()
                 return
-            if not streaming and '[ERROR]' in self.node.log.read_text(errors='replace'):
-                raise DemoError(f'the node does not start:\n{self.node.tail()}')
+            if not streaming and '[ERROR]' in self.node.log:
+                raise DemoError(f'the node does not start; its log ends:\n{self.node.log_tail(LOG_LINES)}')
             if time.monotonic() > deadline:
-                what = 'the camera does not come to its end' if streaming else f'no image within {START_PATIENCE} s'
-                raise DemoError(f'{what}; the last lines of the node:\n{self.node.tail()}')
+                what = 'the camera does not stop' if streaming else f'no image within {START_PATIENCE} s'
+                raise DemoError(f'{what}; the log of the node ends:\n{self.node.log_tail(LOG_LINES)}')
 
-    def writing(self) -> Iterator[dict]:
-        """Stops all but the recorder, then what the recorder says while it writes; the last is the result."""
-        self.node.stop()
-        self.prompter.stop()
-        self.recorder.process.send_signal(signal.SIGINT)
-        heard = time.monotonic()
+    def writing(self) -> Iterator[dict[str, Any]]:
+        """Stop node and prompter, then yield the reports of the recorder while it writes; the last is the result.
+
+        Raises:
+            DemoError: The recorder has ended early or is stuck.
+        """
+        self.node.stop(patience=STOP_PATIENCE)
+        self.prompter.stop(patience=STOP_PATIENCE)
+        self.recorder.send_signal(signal.SIGINT)
+        reported = time.monotonic()
         while True:
             with contextlib.suppress(queue.Empty):
-                said = self.recorder.reports.get(timeout=0.1)
-                heard = time.monotonic()
-                yield said
-                if said['phase'] == 'done':
+                report = self.recorder.reports.get(timeout=0.1)
+                reported = time.monotonic()
+                yield report
+                if report['phase'] == 'done':
                     return
             if not self.recorder.running and self.recorder.reports.empty():
                 self.recorder.check()
-            if time.monotonic() - heard > SILENCE_PATIENCE:
-                raise DemoError(f'the recorder is silent; its last lines:\n{self.recorder.tail()}')
+            if time.monotonic() - reported > SILENCE_PATIENCE:
+                raise DemoError(f'no report from the recorder within {SILENCE_PATIENCE} s; its log ends:\n'
+                                f'{self.recorder.log_tail(LOG_LINES)}')
 
 
-def run(options: argparse.Namespace, console: Console) -> dict:
-    """Run the graph; what the recorder says at the end. Raises DemoError, SettingError."""
-    source = ClipSource(str(options.clip)) if options.clip else None
+def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Run the processes and return the recorder's last report, with the number of images ``sent``.
+
+    Raises:
+        DemoError: A process failed, or nothing was tracked.
+        SettingError: The clip cannot be read, or its box is missing or outside of the image.
+    """
+    source = VideoSource(str(options.clip)) if options.clip else None
     if source:
         check_box(options.box, source.width, source.height)
+        rate, total = source.rate, source.frames
+        if options.seconds:
+            total = min(total, round(options.seconds * rate))
     else:
         options.seconds = options.seconds or SECONDS
-    rate = source.rate if source else RATE
-    total = round(options.seconds * rate) if options.seconds else source.frames
-    if source:
-        total = min(total, source.frames)
+        rate, total = RATE, round(options.seconds * RATE)
     with domain_id() as domain, Progress(
             SpinnerColumn(), TextColumn('{task.description}'), BarColumn(), TextColumn('{task.fields[info]}'),
             TimeElapsedColumn(), console=console) as progress:
@@ -187,31 +199,36 @@ def run(options: argparse.Namespace, console: Console) -> dict:
                                     info=describe(figures))
             progress.update(task, completed=total)
             task = progress.add_task('writing', total=None, info='overlay.mp4')
-            result = {}
-            for said in graph.writing():
-                if said['phase'] == 'writing':
-                    progress.update(task, total=said['total'], completed=said['done'])
-                elif said['phase'] == 'done':
-                    result = said
+            result: dict[str, Any] = {}
+            for report in graph.writing():
+                if report['phase'] == 'writing':
+                    progress.update(task, total=report['total'], completed=report['done'])
+                elif report['phase'] == 'done':
+                    result = report
             result['sent'] = graph.camera.reports.get(timeout=STOP_PATIENCE)['images']
             if not result['tracked']:
                 raise DemoError('\n'.join(['nothing was tracked', *result['refused'],
-                                           'the last lines of the node:', graph.node.tail()]))
+                                           'the log of the node ends:', graph.node.log_tail(LOG_LINES)]))
             return result
         finally:
             graph.abort()
 
 
-def describe(figures: dict) -> str:
+def describe(figures: dict[str, Any]) -> str:
+    """Return images, objects, latency and rate so far in one line."""
     latency, rate = figures['latency_node'], figures['frames_per_second']
     return (f'{figures["images"]} images, {len(figures["objects"])} objects'
             + (f', {latency["p50"] * 1e3:.0f} ms' if latency else '') + (f', {rate:.1f} frames/s' if rate else ''))
 
 
 def check_box(box: tuple[int, ...] | None, width: int, height: int) -> None:
-    """SettingError unless the box lies in an image of this size."""
+    """Check that a box lies within an image of this size.
+
+    Raises:
+        SettingError: It does not, or there is none.
+    """
     if box is None:
-        raise SettingError(f'a clip needs a box around the object in its first image: --box x0,y0,x1,y1 '
+        raise SettingError('a clip needs a box around the object in its first image: --box x0,y0,x1,y1 '
                            f'(make demo: BOX="x0,y0,x1,y1"), within {width} x {height} pixels')
     x0, y0, x1, y1 = box
     if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
@@ -220,6 +237,7 @@ def check_box(box: tuple[int, ...] | None, width: int, height: int) -> None:
 
 
 def parse_box(text: str) -> tuple[int, ...]:
+    """Return the four numbers of the option --box."""
     try:
         x0, y0, x1, y1 = (int(part) for part in text.split(','))
     except ValueError:
@@ -228,6 +246,7 @@ def parse_box(text: str) -> tuple[int, ...]:
 
 
 def parse_seconds(text: str) -> float:
+    """Return the number of the option --seconds."""
     try:
         seconds = float(text)
     except ValueError:
@@ -237,21 +256,28 @@ def parse_seconds(text: str) -> float:
     return seconds
 
 
-def make_table(figures: dict, sent: int, source: str, output: Path) -> Table:
-    """Everything that was measured."""
-    def milliseconds(latency: dict | None) -> str:
+def make_table(figures: dict[str, Any], sent: int, source: str, output: Path) -> Table:
+    """Return the table of the figures.
+
+    Args:
+        figures: Of ``DemoRecording.figures``.
+        sent: Images that the camera published.
+        source: Name of the clip or scene.
+        output: Folder of the results.
+    """
+    def milliseconds(latency: dict[str, float] | None) -> str:
         return f'{latency["p50"] * 1e3:.0f} / {latency["p95"] * 1e3:.0f} ms' if latency else '-'
 
     def share(value: float | None, form: str) -> str:
         return '-' if value is None else format(value, form)
 
     table = Table(title=f'SAM 2 in ROS 2: {source}', title_justify='left', show_header=False)
-    table.add_row('frames in', f'{sent}' if sent == figures['images'] else f'{sent}, {figures["images"]} arrived')
+    table.add_row('frames in', f'{sent}' if sent == figures['images'] else f'{sent}, {figures["images"]} received')
     table.add_row('processed', str(figures['processed']))
     table.add_row('dropped', str(figures['dropped']))
     table.add_row('frames per second', share(figures['frames_per_second'], '.1f'))
-    table.add_row('latency p50 / p95', f'{milliseconds(figures["latency_node"])} until published, '
-                                       f'{milliseconds(figures["latency_received"])} until received')
+    table.add_row('latency p50 / p95', f'{milliseconds(figures["latency_node"])} to publication, '
+                                       f'{milliseconds(figures["latency_received"])} to reception')
     table.add_row('objects', ', '.join(figures['objects'].values()))
     if figures['iou'] is not None:
         names = figures['objects']
@@ -259,28 +285,36 @@ def make_table(figures: dict, sent: int, source: str, output: Path) -> Table:
                          if value is not None)
         table.add_row('mean IoU', f'{figures["iou"]:.3f} with the ground truth')
         table.add_row('', each)
-        table.add_row('visible', f'{share(figures["visible_called_visible"], ".1%")} called visible')
-        table.add_row('hidden', f'{share(figures["hidden_called_not_visible"], ".1%")} called not visible '
-                                f'(an object hidden in {figures["hidden"]} processed frames)')
+        table.add_row('visible objects', f'{share(figures["visible_called_visible"], ".1%")} reported as visible')
+        table.add_row('hidden objects', f'{share(figures["hidden_called_not_visible"], ".1%")} reported as not visible '
+                                        f'({figures["hidden"]} hidden objects in all processed frames)')
     table.add_row('written', f'{output / "overlay.mp4"}, {output / "overlay.png"}')
     return table
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 when something was tracked, 1 when not (the reason is printed), 2 for wrong arguments, 130 for Ctrl-C."""
-    parser = argparse.ArgumentParser(prog='demo', description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument('--clip', type=Path, help='a video file instead of the synthetic camera')
-    parser.add_argument('--box', type=parse_box, metavar='x0,y0,x1,y1', help='the object in the first image')
+    """Run the demo and print its figures.
+
+    Returns:
+        The exit code: 0 if an object was tracked, 1 if not or after a failure, 2 for wrong arguments, 130 after Ctrl-C.
+    """
+    parser = argparse.ArgumentParser(prog='python -m sam2_ros.demo', description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--clip', type=Path, metavar='FILE',
+                        help='stream a video file instead of the synthetic scene')
+    parser.add_argument('--box', type=parse_box, metavar='x0,y0,x1,y1',
+                        help='box around the object in the first image of the clip, pixels')
     parser.add_argument('--seconds', type=parse_seconds,
-                        help=f'how much to stream (default: the whole clip, {SECONDS:.0f} s of the synthetic camera)')
-    parser.add_argument('--seed', type=int, default=0, help='which synthetic scene (default: 0)')
-    parser.add_argument('--model', default='nano', help='model of the node (default: nano)')
+                        help='duration of the stream in seconds, 1 to 600 (default: the whole clip, or '
+                             f'{SECONDS:.0f} for the synthetic scene)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the synthetic scene (default: 0)')
+    parser.add_argument('--model', default='nano', help='model that the node loads (default: nano)')
     parser.add_argument('--output', type=Path, default=Path('demo'), help='folder for the results (default: demo)')
     options = parser.parse_args(arguments)
     if options.box and not options.clip:
-        parser.error('--box is for a clip: give --clip too')
+        parser.error('--box is for a clip: add --clip')
     console = Console()
-    for stop in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: the children must not be left behind
+    for stop in (signal.SIGTERM, signal.SIGHUP):  # like Ctrl-C, so that the child processes are stopped
         signal.signal(stop, signal.default_int_handler)
     try:
         result = run(options, console)

@@ -1,7 +1,7 @@
-"""The demo's operator: says what to track, adds an object that came late, corrects one with a click.
+"""Prompter of the demo: prompts the objects, adds one that appears later, and corrects one with a click.
 
-Does what a person or a detector in front of the image would: publishes Prompt messages that name the image they were
-drawn on. For the synthetic tabletop it looks at the ground truth, for a clip it is given a box.
+It does what an operator or a detector would do: it publishes Prompt messages with the stamp of the image they were
+drawn on. For the synthetic tabletop it takes boxes from the ground truth; for a clip it has one box as a parameter.
 """
 from __future__ import annotations
 
@@ -27,16 +27,18 @@ from sam2_ros.perception.instance_messages import instance_mask
 from sam2_ros.runtime.dds import use_image_profile
 from sam2_ros.tabletop.scene import LABELS
 
-PENDING = 60  # label images kept for the instances that belong to them
+PENDING = 60  # label images that are kept until the instances of their stamp arrive
 
 
 class Prompter(Node):
-    """Parameters: ``box`` (x0, y0, x1, y1; empty: boxes from the ground truth), ``late_id`` and ``late_after`` (object
-    added when it is in view, seconds), ``click_after`` (seconds until the worst object is corrected).
+    """Node that prompts.
 
-    The camera holds its first image until the objects in it are tracked; the seconds count from there. What is drawn
-    on an image that came before the node was connected would be refused: so nothing is, until the node has spoken of
-    an image.
+    Its parameters are ``box`` (x0, y0, x1, y1 in pixels; without it boxes come from the ground truth), ``late_id``
+    (object that appears later and is prompted once it is completely in view), ``late_after`` (seconds before which it
+    is not prompted) and ``click_after`` (seconds until the object with the worst mask is corrected).
+
+    The camera holds its first image until the objects in it are tracked; seconds count from then. The node refuses
+    prompts for images that it has not received, so the prompter waits for the first ``instances``.
     """
 
     def __init__(self) -> None:
@@ -60,7 +62,7 @@ class Prompter(Node):
         self._timer = self.create_timer(0.05, self._connect)
 
     def _connect(self) -> None:
-        """The image last: the camera takes a subscriber of it for somebody who is ready."""
+        """Subscribe to the image last: the camera counts a subscriber as ready."""
         if (self._prompts.get_subscription_count() and self._start.service_is_ready()
                 and all(subscription.get_publisher_count() for subscription in self._needed)):
             self.destroy_timer(self._timer)
@@ -79,10 +81,11 @@ class Prompter(Node):
         if self._waiting_for is None and self._node_sees:
             self._waiting_for = set(np.unique(labels[labels > 0]).tolist()) - {self._late_id}
             for object_id in self._waiting_for:
-                self._set(message.header, object_id, mask_box(labels == object_id), LABELS[object_id])
+                if (box := mask_box(labels == object_id)) is not None:
+                    self._set(message.header, object_id, box, LABELS[object_id])
         elif self._late_is_due and self._elapsed(stamp) >= self._late_after:
             box = mask_box(labels == self._late_id)
-            if box and min(box[:2]) > 0 and box[2] < message.width and box[3] < message.height:  # all of it in view
+            if box and min(box[:2]) > 0 and box[2] < message.width and box[3] < message.height:  # completely in view
                 self._late_is_due = False
                 self._set(message.header, self._late_id, box, LABELS[self._late_id])
 
@@ -109,7 +112,7 @@ class Prompter(Node):
         self.get_logger().info(f'click at ({x:.0f}, {y:.0f}), label {label}, for {LABELS[worst]}')
 
     def _on_status(self, message: PromptStatus) -> None:
-        """A refused prompt is not to be waited for."""
+        """Stop waiting for an object whose prompt was refused."""
         if not message.accepted and self._started is None and self._waiting_for is not None:
             self.get_logger().error(f'prompt for id {message.id} refused: {message.reason}')
             self._waiting_for.discard(message.id)
@@ -121,7 +124,7 @@ class Prompter(Node):
         self._start.call_async(Trigger.Request())
 
     def _elapsed(self, stamp: int) -> float:
-        """Seconds since the camera was started."""
+        """Return the seconds since the camera was started, -1 before."""
         return -1.0 if self._started is None else (stamp - self._started) / 1e9
 
     def _set(self, header: Header, object_id: int, box: tuple[int, int, int, int], label: str) -> None:
@@ -130,8 +133,14 @@ class Prompter(Node):
 
 
 def correction(found: np.ndarray, truth: np.ndarray) -> tuple[float, float, int]:
-    """The click that helps most: x, y in pixels deep inside the largest wrong region of a bool mask (H, W), and whether
-    it is ImagePoint.FOREGROUND or BACKGROUND. Where nothing is wrong: deep inside the object."""
+    """Return the click that corrects a mask best.
+
+    It lies deep inside the largest region in which ``found`` differs from ``truth``, both bool (H, W). If they are
+    equal, it lies deep inside the object.
+
+    Returns:
+        x and y in pixels, and the label: ImagePoint.FOREGROUND or ImagePoint.BACKGROUND.
+    """
     wrong = found != truth if (found != truth).any() else truth
     _, regions, sizes, _ = cv2.connectedComponentsWithStats(wrong.astype(np.uint8))
     largest = (regions == 1 + sizes[1:, cv2.CC_STAT_AREA].argmax()).astype(np.uint8)
@@ -141,7 +150,7 @@ def correction(found: np.ndarray, truth: np.ndarray) -> tuple[float, float, int]
 
 
 def main(args: list[str] | None = None) -> int:
-    """Prompt until SIGINT. Returns the process's exit code."""
+    """Prompt until SIGINT; return the exit code."""
     cv2.setNumThreads(1)
     use_image_profile()
     rclpy.init(args=args)

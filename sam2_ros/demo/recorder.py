@@ -1,13 +1,14 @@
-"""The demo's recorder: subscribes as a planner would, scores against the ground truth, draws from what it received.
+"""Recorder of the demo: subscribes like a planner, compares with the ground truth, and draws the received frames.
 
-Reports on its standard output, one JSON object a line. SIGINT ends the recording and has the pictures written;
-SIGTERM ends at once.
+It reports on standard output, one JSON object per line. SIGINT ends the recording and writes the pictures; SIGTERM ends
+the process at once.
 """
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import rclpy
@@ -18,7 +19,7 @@ from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 
 from sam2_ros.demo.pictures import contact_sheet, write_video
-from sam2_ros.demo.recording import Recording, to_labels
+from sam2_ros.demo.recording import DemoRecording, to_labels
 from sam2_ros.messages.conversions import to_nanoseconds, to_rgb
 from sam2_ros.msg import InstanceArray, PromptStatus
 from sam2_ros.runtime.dds import use_image_profile
@@ -27,13 +28,17 @@ REPORT_EVERY = 0.5  # seconds
 
 
 class Recorder(Node):
-    """Parameters: ``output`` (folder), ``rate`` (camera, images per second), ``truth`` (whether there is one)."""
+    """Node that records a stream.
+
+    Its parameters are ``output`` (folder for the results), ``rate`` (images per second of the camera) and ``truth``
+    (whether the camera publishes ground truth).
+    """
 
     def __init__(self) -> None:
         super().__init__('recorder')
         self.output = Path(self.declare_parameter('output', 'demo').value)
         self.rate = self.declare_parameter('rate', 15.0).value
-        self.recording = Recording()
+        self.recording = DemoRecording()
         self.refused: list[str] = []
         self._instances = self.create_subscription(InstanceArray, '/sam2/instances', self._on_instances,
                                                    QoSProfile(depth=100))
@@ -46,7 +51,7 @@ class Recorder(Node):
         self.create_timer(REPORT_EVERY, self._report)
 
     def _connect(self) -> None:
-        """The image last: the camera takes a subscriber of it for somebody who is ready."""
+        """Subscribe to the image last: the camera counts a subscriber as ready."""
         if all(subscription.get_publisher_count() for subscription in self._needed):
             self.destroy_timer(self._timer)
             self.create_subscription(Image, 'image', self._on_image, qos_profile_sensor_data)
@@ -65,32 +70,34 @@ class Recorder(Node):
             self.refused.append(f'prompt for id {message.id} refused: {message.reason}')
 
     def _report(self) -> None:
-        say(phase='recording', figures=self.recording.figures())
+        report(phase='recording', figures=self.recording.figures())
 
 
-def say(**what) -> None:
-    print(json.dumps(what), flush=True)
+def report(**values: Any) -> None:
+    """Print one line of JSON for the process that started the recorder."""
+    print(json.dumps(values), flush=True)
 
 
 def write(recorder: Recorder) -> None:
-    """The pictures and the figures."""
+    """Write the pictures and the figures into the output folder."""
     recording = recorder.recording
     recorder.output.mkdir(parents=True, exist_ok=True)
-    if recording.shots:
-        sheet = contact_sheet(recording.shots, recording.first_stamp)
+    if recording.frames and recording.first_stamp is not None:
+        sheet = contact_sheet(recording.frames, recording.first_stamp)
         cv2.imwrite(str(recorder.output / 'overlay.png'), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
-        write_video(recorder.output / 'overlay.mp4', recording.shots, recording.first_stamp, recorder.rate,
-                    lambda done, total: say(phase='writing', done=done, total=total))
+        write_video(recorder.output / 'overlay.mp4', recording.frames, recording.first_stamp, recorder.rate,
+                    lambda done, total: report(phase='writing', done=done, total=total))
     figures = recording.figures()
     (recorder.output / 'figures.json').write_text(json.dumps(figures, indent=2) + '\n')
-    say(phase='done', figures=figures, tracked=recording.tracked, refused=recorder.refused)
+    report(phase='done', figures=figures, tracked=recording.tracked, refused=recorder.refused)
 
 
 def main(args: list[str] | None = None) -> int:
-    """Record until SIGINT, then write. Returns the process's exit code."""
+    """Record until SIGINT, then write the results; return the exit code."""
     cv2.setNumThreads(1)
     use_image_profile()
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)  # SIGTERM kills, SIGINT is KeyboardInterrupt
+    # Without rclpy's handlers SIGTERM ends the process, and SIGINT raises KeyboardInterrupt.
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     recorder = Recorder()
     try:
         rclpy.spin(recorder)

@@ -1,8 +1,9 @@
-"""What the demo's recorder knows: images, instances and ground truth paired by stamp, their scores, the pictures."""
+"""Recording of the demo: received images, instances and ground truth, paired by stamp and scored."""
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -14,22 +15,27 @@ from sam2_ros.msg import Instance, InstanceArray
 from sam2_ros.perception.frame import TrackedObject
 from sam2_ros.perception.instance_messages import instance_mask
 
-PICTURE_WIDTH = 640  # pixels; pictures are kept and drawn no wider
-PENDING = 60         # messages of a kind that wait for the others of their stamp
+PICTURE_WIDTH = 640  # pixels; images are stored and drawn at most this wide
+PENDING = 60  # messages of one kind that are kept until the others of their stamp arrive
 JPEG_QUALITY = 95
+Item = TypeVar('Item')
 
 
 def to_labels(message: Image) -> np.ndarray:
-    """A mono16 label image as uint16 (H, W), a view."""
+    """Return a mono16 label image as uint16 (H, W), a view of the message.
+
+    Raises:
+        ValueError: The image has another encoding or padded rows.
+    """
     if message.encoding != 'mono16' or message.step != 2 * message.width:
         raise ValueError(f'label image with encoding {message.encoding!r}, step {message.step}: must be mono16 '
-                         f'without padding')
+                         'without padding')
     order = '>' if message.is_bigendian else '<'
     return np.frombuffer(message.data, f'{order}u2').reshape(message.height, message.width)
 
 
 def resized(instance: Instance, height: int, width: int, scale: float) -> TrackedObject:
-    """An instance of an image (height, width) as it is in the picture that is ``scale`` times as large."""
+    """Return an instance of an image of this size as an object of the image resized by ``scale``."""
     mask = box = None
     if instance.state == Instance.TRACKED:
         full = instance_mask(instance, height, width).astype(np.uint8)
@@ -42,28 +48,34 @@ def resized(instance: Instance, height: int, width: int, scale: float) -> Tracke
 
 @dataclass(frozen=True)
 class Score:
-    """One object in one processed image, against the ground truth."""
+    """One object in one frame, compared with the ground truth."""
+
     object_id: int
-    hidden: bool         # no pixel of it is visible in truth
-    called_visible: bool
-    iou: float           # of the masks; 0 when it is visible in truth and called not visible
+    hidden: bool  # the truth has no pixel of the object
+    called_visible: bool  # the node reported the object as tracked
+    iou: float  # of the masks; 0 for an object that is visible in truth and not tracked
 
 
 @dataclass(frozen=True, eq=False)
-class Shot:
-    """One processed image."""
-    stamp: int           # ns
-    jpeg: np.ndarray     # of the picture, at most PICTURE_WIDTH wide
+class RecordedFrame:
+    """One frame as it was received: the image and its instances."""
+
+    stamp: int  # nanoseconds
+    jpeg: np.ndarray  # the image, at most PICTURE_WIDTH wide
     instances: InstanceArray
-    latency: float       # seconds, stamp to arrival here
+    latency: float  # seconds from the stamp to the arrival of the instances
+
+    def picture(self) -> np.ndarray:
+        """Return the stored image, uint8 BGR (h, w, 3)."""
+        return _decoded(self.jpeg)
 
 
-class Recording:
-    """Collects what arrives, in any order, and pairs it by stamp. Times are in nanoseconds."""
+class DemoRecording:
+    """Images, instances and ground truth, received in any order and paired by stamp. Stamps are in nanoseconds."""
 
     def __init__(self) -> None:
-        self.images = 0  # received
-        self.shots: list[Shot] = []
+        self.images = 0  # images received
+        self.frames: list[RecordedFrame] = []
         self.scores: list[Score] = []
         self.first_stamp: int | None = None
         self._pictures: dict[int, np.ndarray] = {}
@@ -72,7 +84,7 @@ class Recording:
         self._unscored: dict[int, InstanceArray] = {}
 
     def add_image(self, stamp: int, rgb: np.ndarray) -> None:
-        """rgb: uint8 (H, W, 3)."""
+        """Store an image, uint8 RGB (H, W, 3), scaled down to PICTURE_WIDTH."""
         self.images += 1
         if self.first_stamp is None:
             self.first_stamp = stamp
@@ -84,20 +96,20 @@ class Recording:
         self._pair(stamp)
 
     def add_instances(self, message: InstanceArray, received: int) -> None:
-        """received: time of arrival on the clock of the stamps."""
+        """Store the instances of an image; ``received`` is the time of their arrival."""
         stamp = to_nanoseconds(message.header.stamp)
         _keep(self._arrays, stamp, (message, (received - stamp) / 1e9))
         _keep(self._unscored, stamp, message)
         self._pair(stamp)
 
     def add_truth(self, stamp: int, labels: np.ndarray) -> None:
-        """labels: (H, W), pixel = object id."""
+        """Store a label image, uint16 (H, W)."""
         _keep(self._truths, stamp, labels)
         self._pair(stamp)
 
     def _pair(self, stamp: int) -> None:
         if stamp in self._pictures and stamp in self._arrays:
-            self.shots.append(Shot(stamp, self._pictures.pop(stamp), *self._arrays.pop(stamp)))
+            self.frames.append(RecordedFrame(stamp, self._pictures.pop(stamp), *self._arrays.pop(stamp)))
         if stamp in self._truths and stamp in self._unscored:
             self.scores += scores(self._unscored.pop(stamp), self._truths.pop(stamp))
 
@@ -105,23 +117,24 @@ class Recording:
 
     @property
     def tracked(self) -> bool:
-        """Whether any object was visible to the node in any image."""
-        return any(item.state == Instance.TRACKED for shot in self.shots for item in shot.instances.instances)
+        """Whether any object was tracked in any frame."""
+        return any(item.state == Instance.TRACKED for frame in self.frames for item in frame.instances.instances)
 
-    def figures(self) -> dict:
-        """The figures of the table; times in seconds, None where there is nothing to measure."""
+    def figures(self) -> dict[str, Any]:
+        """Return the figures of the demo's table; times in seconds, None for a figure without data."""
         visible = [score for score in self.scores if not score.hidden]
         hidden = [score for score in self.scores if score.hidden]
-        names = {item.id: item.label for shot in self.shots for item in shot.instances.instances}
-        span = (self.shots[-1].stamp - self.shots[0].stamp) / 1e9 if len(self.shots) > 1 else 0
-        inside = [shot.instances.latency.sec + shot.instances.latency.nanosec / 1e9 for shot in self.shots]
+        arrays = [frame.instances for frame in self.frames]
+        names = {item.id: item.label for array in arrays for item in array.instances}
+        span = (self.frames[-1].stamp - self.frames[0].stamp) / 1e9 if len(self.frames) > 1 else 0
+        published = [array.latency.sec + array.latency.nanosec / 1e9 for array in arrays]
         return {
             'images': self.images,
-            'processed': len(self.shots),
-            'dropped': sum(shot.instances.dropped for shot in self.shots),
-            'frames_per_second': (len(self.shots) - 1) / span if span else None,
-            'latency_node': _percentiles(inside),
-            'latency_received': _percentiles([shot.latency for shot in self.shots]),
+            'processed': len(self.frames),
+            'dropped': sum(array.dropped for array in arrays),
+            'frames_per_second': (len(self.frames) - 1) / span if span else None,
+            'latency_node': _percentiles(published),
+            'latency_received': _percentiles([frame.latency for frame in self.frames]),
             'objects': names,
             'iou': _mean(score.iou for score in visible),
             'iou_by_object': {object_id: _mean(score.iou for score in visible if score.object_id == object_id)
@@ -133,7 +146,7 @@ class Recording:
 
 
 def scores(message: InstanceArray, labels: np.ndarray) -> list[Score]:
-    """Each instance against a label image of the same size."""
+    """Compare each instance with the label image of the same image."""
     result = []
     for item in message.instances:
         truth, called_visible = labels == item.id, item.state == Instance.TRACKED
@@ -142,7 +155,14 @@ def scores(message: InstanceArray, labels: np.ndarray) -> list[Score]:
     return result
 
 
-def _keep(waiting: dict, stamp: int, item) -> None:
+def _decoded(jpeg: np.ndarray) -> np.ndarray:
+    bgr = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
+    assert bgr is not None, 'cannot decode a JPEG that was encoded here'
+    return bgr
+
+
+def _keep(waiting: dict[int, Item], stamp: int, item: Item) -> None:
+    """Store an item until the others of its stamp arrive; drop the oldest if there are too many."""
     waiting[stamp] = item
     if len(waiting) > PENDING:
         del waiting[min(waiting)]

@@ -1,4 +1,4 @@
-"""The picture for people: every object in a colour of its own, outlined and named."""
+"""Overlay for people: each object in its own colour, with an outline and its name."""
 from __future__ import annotations
 
 import colorsys
@@ -19,23 +19,32 @@ BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
 
 def colour(object_id: int) -> tuple[int, int, int]:
-    """RGB of an object, the same for an id for ever; neighbouring ids are far apart on the colour circle."""
+    """Return the colour of an object id, RGB. It never changes; neighbouring ids have very different hues."""
     hue = object_id * 0.618034 % 1  # steps of the golden ratio
-    return tuple(round(255 * value) for value in colorsys.hsv_to_rgb(hue, 0.85, 1.0))
+    red, green, blue = (round(255 * value) for value in colorsys.hsv_to_rgb(hue, 0.85, 1.0))
+    return red, green, blue
 
 
 def draw_overlay(image: np.ndarray, objects: Sequence[TrackedObject], opacity: float) -> np.ndarray:
-    """A copy of ``image``, uint8 RGB (H, W, 3), with the visible objects coloured and all of them named.
+    """Draw objects on a copy of an image.
 
-    opacity: 0 (outline only) to 1. Objects out of sight are listed in the lower left corner.
+    Objects that are not visible are listed in the lower left corner with their state.
+
+    Args:
+        image: uint8 RGB (H, W, 3).
+        objects: Of the image.
+        opacity: Of the colours, 0 (outlines only) to 1.
+
+    Returns:
+        The picture, uint8 RGB (H, W, 3).
     """
     canvas = image.copy()
-    visible = sorted((item for item in objects if item.box is not None), key=lambda item: item.score)
-    for item in visible:
-        _draw_mask(canvas, item, opacity)
+    visible = sorted(((item, item.box, item.mask) for item in objects if item.box is not None
+                      and item.mask is not None), key=lambda each: each[0].score)
+    for item, box, mask in visible:
+        _draw_mask(canvas, box, mask, colour(item.id), opacity)
     scale = max(0.4, image.shape[0] / 1000)
-    for item in visible:
-        x0, y0, _, _ = item.box
+    for item, (x0, y0, _, _), _ in visible:
         _draw_text(canvas, f'{_name(item)} {item.score:.2f}', (x0, y0), colour(item.id), scale)
     bottom = image.shape[0]
     for item in objects:
@@ -48,23 +57,27 @@ def _name(item: TrackedObject) -> str:
     return f'{item.id} {item.label}'.strip()
 
 
-def _draw_mask(canvas: np.ndarray, item: TrackedObject, opacity: float) -> None:
-    x0, y0, x1, y1 = item.box
-    crop, mask = canvas[y0:y1, x0:x1], item.mask[y0:y1, x0:x1].astype(np.uint8)
+def _draw_mask(canvas: np.ndarray, box: tuple[int, int, int, int], mask: np.ndarray, shade: tuple[int, int, int],
+               opacity: float) -> None:
+    x0, y0, x1, y1 = box
+    crop, visible = canvas[y0:y1, x0:x1], mask[y0:y1, x0:x1].astype(np.uint8)
     if opacity:
         tint = np.empty_like(crop)
-        tint[:] = colour(item.id)
-        np.copyto(crop, cv2.addWeighted(crop, 1 - opacity, tint, opacity, 0), where=mask[..., None].view(bool))
-    outlines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(x0, y0))
+        tint[:] = shade
+        np.copyto(crop, cv2.addWeighted(crop, 1 - opacity, tint, opacity, 0), where=visible[..., None].view(bool))
+    outlines, _ = cv2.findContours(visible, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(x0, y0))
     width = max(1, round(canvas.shape[0] / 360))
     cv2.drawContours(canvas, outlines, -1, BLACK, width + 2, cv2.LINE_AA)
-    cv2.drawContours(canvas, outlines, -1, colour(item.id), width, cv2.LINE_AA)
+    cv2.drawContours(canvas, outlines, -1, shade, width, cv2.LINE_AA)
 
 
 def _draw_text(canvas: np.ndarray, text: str, corner: tuple[int, int], background: tuple[int, int, int],
                scale: float) -> int:
-    """Write on a plate whose lower left corner is ``corner``, moved so that it is inside the image; its upper edge."""
-    text = text.encode('ascii', 'replace').decode()  # the font has no more, and half a character makes OpenCV crash
+    """Write text on a plate and return the upper edge of the plate.
+
+    The lower left corner of the plate is ``corner``, moved so that the plate lies inside the image.
+    """
+    text = text.encode('ascii', 'replace').decode()  # the font has nothing else; OpenCV crashes on lone surrogates
     thickness = max(1, round(scale * 1.6))
     (width, height), baseline = cv2.getTextSize(text, FONT, scale, thickness)
     pad = round(4 * scale)

@@ -41,7 +41,7 @@ FAR = 65.535  # metres: 16UC1 says no more
 
 
 @dataclass(frozen=True)
-class Scene:
+class EvaluationScene:
     """A part of a tabletop's life."""
 
     seed: int
@@ -70,9 +70,9 @@ def _twins(random: np.random.Generator) -> dict[int, SceneObject]:
 
 
 SCENES = {
-    'easy': Scene(seed=3, first=8 * RATE),  # all five things in sight
-    'occlusion': Scene(seed=4, first=189),  # the ball is hidden behind the cereal, wholly, and comes back
-    'twins': Scene(seed=8, first=0, objects=_twins),
+    'easy': EvaluationScene(seed=3, first=8 * RATE),  # all five things in sight
+    'occlusion': EvaluationScene(seed=4, first=189),  # the ball is hidden behind the cereal, wholly, and comes back
+    'twins': EvaluationScene(seed=8, first=0, objects=_twins),
 }
 
 

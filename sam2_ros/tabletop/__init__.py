@@ -1,0 +1,1 @@
+"""Simulated RGB-D camera above a table with moving objects."""

@@ -1,13 +1,19 @@
-"""The solids on the demo's table, each cast ray by ray in a frame of its own."""
+"""Solids on the table, each ray-cast in its own coordinate frame."""
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import cos, pi, sin
 
 import numpy as np
 
+Hits = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # depth, facing, u, v; see Frustum.cast
+
 
 @dataclass(frozen=True)
 class Pose:
-    """Where an object stands: the centre of its base on the table, in metres, and its heading in radians."""
+    """Pose of an object: the centre of its base on the table in metres, its heading in radians."""
+
     x: float
     y: float
     yaw: float
@@ -15,15 +21,17 @@ class Pose:
 
 @dataclass(frozen=True)
 class Ball:
-    """Sphere of ``radius`` metres that rests on the table and rolls with its position."""
-    radius: float
+    """Sphere that rests on the table and rolls as its position changes."""
+
+    radius: float  # metres
 
     @property
     def size(self) -> tuple[float, float, float]:
-        return (2 * self.radius,) * 3
+        """Extent along the solid's own x, y and z, metres."""
+        return 2 * self.radius, 2 * self.radius, 2 * self.radius
 
-    def cast(self, origin, rays, light, pose):
-        """See ``Frustum.cast``."""
+    def cast(self, origin: Sequence[float], rays: np.ndarray, light: Sequence[float], pose: Pose) -> Hits:
+        """Return the nearest hit of each ray; see ``Frustum.cast``."""
         dx, dy, dz = rays
         ox, oy, oz = origin[0], origin[1], origin[2] - self.radius
         a = dx * dx + dy * dy + dz * dz
@@ -42,24 +50,32 @@ class Ball:
 
 @dataclass(frozen=True)
 class Frustum:
-    """Upright can or cup: radius ``bottom`` on the table, ``top`` at ``height`` (metres), closed by a flat lid."""
-    bottom: float
-    top: float
-    height: float
+    """Upright can or cup, closed by a flat lid."""
+
+    bottom: float  # radius on the table, metres
+    top: float  # radius of the lid, metres
+    height: float  # metres
 
     @property
     def size(self) -> tuple[float, float, float]:
-        return (2 * max(self.bottom, self.top),) * 2 + (self.height,)
+        """Extent along the solid's own x, y and z, metres."""
+        widest = 2 * max(self.bottom, self.top)
+        return widest, widest, self.height
 
-    def cast(self, origin, rays, light, pose):
-        """Nearest hit of each ray; all arrays float32, everything in the object's own frame.
+    def cast(self, origin: Sequence[float], rays: np.ndarray, light: Sequence[float], pose: Pose) -> Hits:
+        """Return the nearest hit of each ray.
 
-        :param origin: camera centre, three floats, metres
-        :param rays: directions (3, h, w), scaled to 1 along the optical axis, so that lengths are depths
-        :param light: unit vector towards the lamp, three floats
-        :param pose: the object's pose, for solids that move against their own frame
-        :return: depth along the optical axis in metres, inf for a miss; cosine between surface normal and light;
-            texture coordinates u, v in 0..1; each (h, w), the last three without meaning where the ray misses
+        All arrays are float32; all coordinates are in the solid's own frame.
+
+        Args:
+            origin: Camera centre, x, y, z in metres.
+            rays: Directions (3, h, w), scaled to 1 along the optical axis, so that their lengths are depths.
+            light: Unit vector towards the lamp.
+            pose: Of the object, for solids that move within their own frame.
+
+        Returns:
+            Depth along the optical axis in metres, inf for a miss; cosine of the angle between surface normal and
+            light; texture coordinates u and v, 0 to 1. Each is (h, w); all but the depth are undefined for a miss.
         """
         slope = (self.top - self.bottom) / self.height
         dx, dy, dz = rays
@@ -78,24 +94,26 @@ class Frustum:
         hit = on_side | (reach <= self.top)
         facing = np.where(on_side, (light[0] * x + light[1] * y) / reach - slope * light[2], light[2])
         u = np.arctan2(y, x) / (2 * pi) + 0.5
-        # the upper tenth of the texture is the lid, from its centre to its rim
+        # The upper tenth of the texture is the lid, from its centre to its rim.
         v = np.where(on_side, 1 - z * (0.9 / self.height), reach * (0.1 / self.top))
         return np.where(hit, depth, np.inf), facing, u, v
 
 
 @dataclass(frozen=True)
 class Block:
-    """Upright box, metres: ``width`` along its own x, ``length`` along y, ``height``."""
-    width: float
-    length: float
-    height: float
+    """Upright box."""
+
+    width: float  # along its own x, metres
+    length: float  # along its own y, metres
+    height: float  # metres
 
     @property
     def size(self) -> tuple[float, float, float]:
-        return (self.width, self.length, self.height)
+        """Extent along the solid's own x, y and z, metres."""
+        return self.width, self.length, self.height
 
-    def cast(self, origin, rays, light, pose):
-        """See ``Frustum.cast``."""
+    def cast(self, origin: Sequence[float], rays: np.ndarray, light: Sequence[float], pose: Pose) -> Hits:
+        """Return the nearest hit of each ray; see ``Frustum.cast``."""
         spans = (-self.width / 2, self.width / 2), (-self.length / 2, self.length / 2), (0, self.height)
         enter, leave = [], []
         for (low, high), o, d in zip(spans, origin, rays, strict=True):
@@ -110,13 +128,13 @@ class Block:
         facing = np.where(on_x, lit[0], np.where(on_top, lit[2], lit[1]))
         x, y, z = ((o + depth * d - low) / (high - low)
                    for (low, high), o, d in zip(spans, origin, rays, strict=True))
-        # texts read from left to right on every side
+        # The print reads from left to right on every side.
         u = np.where(on_x, y if origin[0] > 0 else 1 - y, x if origin[1] < 0 else 1 - x)
         return np.where(hit, depth, np.inf), facing, u, 1 - np.where(on_top, y, z)
 
 
 def _rolling(pose: Pose, radius: float) -> list[list[float]]:
-    """Rows of the rotation from table axes to those of a ball that rolled from the origin to ``pose``."""
+    """Return the rows of the rotation from table axes to those of a ball that rolled from the origin to ``pose``."""
     a, b = pose.x / radius, -pose.y / radius
     about_y = np.array([[cos(a), 0, sin(a)], [0, 1, 0], [-sin(a), 0, cos(a)]])
     about_x = np.array([[1, 0, 0], [0, cos(b), -sin(b)], [0, sin(b), cos(b)]])

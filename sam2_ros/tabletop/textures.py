@@ -1,10 +1,12 @@
-"""What the demo's table and the things on it are painted with."""
+"""Textures of the table and of the objects on it, drawn from a random generator."""
+from __future__ import annotations
+
 import cv2
 import numpy as np
 
-TABLE_PIXELS = 2048       # side of the square table texture
+TABLE_PIXELS = 2048  # side of the square table texture
 
-# of one thing: its colour, a lighter shade for patterns, its print; none near the wood of the table
+# Colours of one object: its main colour, a lighter shade for patterns, its print. None resembles the wood of the table.
 PALETTES = np.array([
     [(190, 40, 45), (228, 98, 90), (250, 240, 230)],
     [(40, 85, 185), (92, 142, 228), (240, 240, 250)],
@@ -14,8 +16,9 @@ PALETTES = np.array([
 ])
 
 
-def _cloud(random, rows, columns, coarse_rows, coarse_columns, octaves=4):
-    """Fractal noise 0..1, (rows, columns) float32; the coarsest cells are rows / coarse_rows pixels tall."""
+def _cloud(random: np.random.Generator, rows: int, columns: int, coarse_rows: int, coarse_columns: int,
+           octaves: int = 4) -> np.ndarray:
+    """Return fractal noise from 0 to 1, float32 (rows, columns); its coarsest cells are rows / coarse_rows pixels."""
     total = np.zeros((rows, columns), np.float32)
     for octave in range(octaves):
         cells = random.random((min(coarse_rows << octave, rows), min(coarse_columns << octave, columns)), np.float32)
@@ -24,13 +27,15 @@ def _cloud(random, rows, columns, coarse_rows, coarse_columns, octaves=4):
     return total / total.max()
 
 
-def _grain(random, image, amount=0.25):
-    """Wear: multiplies a painted texture (uint8 RGB) with fractal noise."""
-    noise = _cloud(random, *image.shape[:2], 8, 8)
+def _grain(random: np.random.Generator, image: np.ndarray, amount: float = 0.25) -> np.ndarray:
+    """Make a painted texture, uint8 RGB, look worn: multiply it with fractal noise."""
+    rows, columns = image.shape[:2]
+    noise = _cloud(random, rows, columns, 8, 8)
     return np.clip(image * (1 - amount / 2 + amount * (noise - 0.5))[..., None], 0, 255).astype(np.uint8)
 
 
-def wood(random):
+def wood(random: np.random.Generator) -> np.ndarray:
+    """Return boards of wood, uint8 RGB, TABLE_PIXELS wide and high."""
     side = TABLE_PIXELS
     fibres = _cloud(random, side, side, 128, 6)
     blotches = _cloud(random, side, side, 6, 6)
@@ -41,21 +46,23 @@ def wood(random):
     return np.clip(colour, 0, 255).astype(np.uint8)
 
 
-def _canvas(colour, rows=256, columns=512):
+def _canvas(colour: np.ndarray, rows: int = 256, columns: int = 512) -> np.ndarray:
     return np.full((rows, columns, 3), colour, np.uint8)
 
 
-def _write(image, text, colour, scale, origin):
+def _write(image: np.ndarray, text: str, colour: np.ndarray, scale: float, origin: tuple[int, int]) -> None:
     cv2.putText(image, text, origin, cv2.FONT_HERSHEY_DUPLEX, scale, colour.tolist(), int(scale * 4), cv2.LINE_AA)
 
 
-def beach_ball(random, colours):
+def beach_ball(random: np.random.Generator, colours: np.ndarray) -> np.ndarray:
+    """Return a ball in two colours, uint8 RGB (256, 512, 3)."""
     image = _canvas(colours[0])
     image[:, (np.arange(512) * 6 // 512) % 2 == 1] = colours[1]
     return _grain(random, image)
 
 
-def can(random, colours, text):
+def can(random: np.random.Generator, colours: np.ndarray, text: str) -> np.ndarray:
+    """Return a can with a text on it, uint8 RGB (256, 512, 3)."""
     image = _canvas(colours[0])
     image[32:60] = image[228:] = colours[1]
     for x in (20, 276):
@@ -65,7 +72,8 @@ def can(random, colours, text):
     return _grain(random, image)
 
 
-def dotted_box(random, colours, text):
+def dotted_box(random: np.random.Generator, colours: np.ndarray, text: str) -> np.ndarray:
+    """Return a box with dots and a text on it, uint8 RGB (256, 256, 3)."""
     image = _canvas(colours[0], 256, 256)
     for row in range(5):
         for column in range(5):
@@ -74,7 +82,8 @@ def dotted_box(random, colours, text):
     return _grain(random, image)
 
 
-def zigzag_cup(random, colours):
+def zigzag_cup(random: np.random.Generator, colours: np.ndarray) -> np.ndarray:
+    """Return a cup with zigzag lines, uint8 RGB (256, 512, 3)."""
     image = _canvas(colours[0])
     x = np.arange(0, 513, 32)
     for offset in (100, 165):
@@ -84,7 +93,8 @@ def zigzag_cup(random, colours):
     return _grain(random, image)
 
 
-def striped_box(random, colours, text):
+def striped_box(random: np.random.Generator, colours: np.ndarray, text: str) -> np.ndarray:
+    """Return a box with stripes and a text on it, uint8 RGB (320, 256, 3)."""
     image = _canvas(colours[0], 320, 256)
     for x in range(-320, 256, 64):
         cv2.line(image, (x, 320), (x + 320, 0), colours[1].tolist(), 18, cv2.LINE_AA)

@@ -1,0 +1,1 @@
+"""Files that present a run: report, video, bag and training data."""

@@ -1,4 +1,4 @@
-"""What came out drawn over the images of a recording, beside the truth; and a video of it."""
+"""Outputs of a run drawn on the images of its recording, beside the truth, and a video of them."""
 from __future__ import annotations
 
 import bisect
@@ -9,21 +9,21 @@ import cv2
 import numpy as np
 from builtin_interfaces.msg import Time
 
-from sam2_ros.demo.pictures import captioned, open_video
 from sam2_ros.drawing.overlay import BLACK, WHITE, colour, draw_overlay
+from sam2_ros.drawing.video import VideoFile, captioned
 from sam2_ros.evaluation.results import FrameOutput, Run
 from sam2_ros.messages.conversions import ImageError, to_rgb
 from sam2_ros.perception.frame import TrackedObject
 from sam2_ros.recordings.recording import Recording, RecordingError, truth_masks
 
 OPACITY = 0.4
-CODECS = ('mp4v',)  # what every OpenCV has: the search for others writes alarming lines
+CODECS = ('mp4v',)  # part of every OpenCV; the search for other codecs prints alarming lines
 VIDEO_WIDTH = 1280  # pixels, at most
-SLOWEST, FASTEST = 1.0, 60.0  # images per second of a video
+SLOWEST, FASTEST = 1.0, 60.0  # pictures per second of a video
 
 
 def read_image(recording: Recording, index: int) -> np.ndarray | None:
-    """uint8 RGB (H, W, 3); None when it cannot be read."""
+    """Return an image, uint8 RGB (H, W, 3), or None if it cannot be read."""
     try:
         return to_rgb(recording.image(index))
     except (ImageError, RecordingError):
@@ -31,7 +31,7 @@ def read_image(recording: Recording, index: int) -> np.ndarray | None:
 
 
 def read_truth(recording: Recording, index: int) -> dict[int, np.ndarray]:
-    """Masks of an image by id, bool (H, W); empty when it is not annotated or cannot be read."""
+    """Return the true masks of an image by id, bool (H, W); empty if it has none or they cannot be read."""
     try:
         return truth_masks(recording, index) or {}
     except RecordingError:
@@ -39,18 +39,31 @@ def read_truth(recording: Recording, index: int) -> dict[int, np.ndarray]:
 
 
 def draw_output(image: np.ndarray, frame: FrameOutput | None, run: Run) -> np.ndarray:
-    """The overlay as the node draws it, on a copy of an image of any size. frame: None: nothing is known."""
+    """Draw the overlay as the node does, on a copy of an image of any size.
+
+    Args:
+        image: uint8 RGB (H, W, 3).
+        frame: Output to draw, scaled to the image; None if there is none.
+        run: Of the output.
+    """
     height, width = image.shape[:2]
     objects = []
-    for number, item in frame.objects.items() if frame is not None else ():
-        item = item.resized(run.size_of(frame), (height, width))
-        objects.append(TrackedObject(number, run.labels.get(number, ''), item.state, item.score, item.visibility,
-                                     Time(), item.box, item.mask(height, width) if item.box is not None else None))
+    if frame is not None:
+        for number, output in frame.objects.items():
+            item = output.resized(run.size_of(frame), (height, width))
+            objects.append(TrackedObject(number, run.labels.get(number, ''), item.state, item.score, item.visibility,
+                                         Time(), item.box, item.mask(height, width) if item.box is not None else None))
     return draw_overlay(image, objects, OPACITY)
 
 
 def draw_truth(image: np.ndarray, masks: dict[int, np.ndarray], white: bool = False) -> np.ndarray:
-    """The outlines of the truth in the overlay's colours, or white where these are taken; a copy."""
+    """Draw the truth on a copy of an image.
+
+    Args:
+        image: uint8 RGB (H, W, 3).
+        masks: By object id, bool (H, W); one of another size is ignored.
+        white: Whether to draw white outlines only, over an image that has the overlay's colours already.
+    """
     canvas = image.copy()
     width = max(1, round(canvas.shape[0] / 360))
     for number, mask in masks.items():
@@ -68,18 +81,30 @@ def draw_truth(image: np.ndarray, masks: dict[int, np.ndarray], white: bool = Fa
 
 def write_video(run: Run, recording: Recording, path: Path,
                 progress: Callable[[int], None] = lambda index: None) -> bool:
-    """overlay.mp4: every image of the recording with what was known when it came, the truth as white outlines.
+    """Write every image of a recording with the output that was available when it arrived, and the truth in white.
 
-    In lock-step that is the image's own result; otherwise the newest there was, as somebody on the robot would have
-    seen it. Where an image cannot be read, the one before it stands. The video has the size of the first image; one of
-    another size is scaled to fit as a whole, with black bars beside it. progress: is told the index of each image.
-    False: no image can be read, nothing is written. OSError when OpenCV has no codec.
+    In lock-step this is the output of the image itself, otherwise the newest one, as an operator of the robot would
+    have seen it. An image that cannot be read repeats the picture before. The video has the size of the first image;
+    images of another size are scaled to fit, with black bars.
+
+    Args:
+        run: To draw.
+        recording: Of the run.
+        path: Of the video, an .mp4 file.
+        progress: Called with the index of each image.
+
+    Returns:
+        Whether a video was written: False if no image can be read.
+
+    Raises:
+        OSError: OpenCV has no codec.
     """
     rate = 1e9 / float(np.median(np.diff(recording.stamps))) if len(recording.stamps) > 1 else 1.0
     own = {frame.index: frame for frame in run.frames}
     available = [frame.available for frame in run.frames]
-    writer, picture, size = None, None, None
-    try:
+    picture: np.ndarray | None = None
+    size: tuple[int, int] | None = None
+    with VideoFile(path, min(FASTEST, max(SLOWEST, rate)), CODECS) as video:
         for index in range(len(recording.stamps)):
             if run.mode == 'lock-step':
                 frame = own.get(index)
@@ -89,26 +114,22 @@ def write_video(run: Run, recording: Recording, path: Path,
             image = read_image(recording, index)
             if image is not None:
                 size = size or _video_size(image)
-                picture = _video_frame(run, recording, index, frame, image, size)
+                picture = _picture(run, recording, index, frame, image, size)
             if picture is not None:
-                writer = writer or open_video(path, min(FASTEST, max(SLOWEST, rate)), picture.shape[1::-1], CODECS)
-                writer.write(picture)
+                video.write(picture)
             progress(index)
-    finally:
-        if writer is not None:
-            writer.release()
-    return writer is not None
+    return video.written
 
 
 def _video_size(image: np.ndarray) -> tuple[int, int]:
-    """Return height and width that images have in the video."""
+    """Return height and width of images in the video, from the first one."""
     height, width = image.shape[:2]
     scale = min(1.0, VIDEO_WIDTH / width)
     return max(1, round(scale * height)), max(1, round(scale * width))
 
 
 def _fitted(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Scale an image to fit into height and width as a whole, in the middle of black bars."""
+    """Scale an image to fit into height and width, centred between black bars."""
     scale = min(size[0] / image.shape[0], size[1] / image.shape[1])
     height, width = (max(1, min(limit, round(scale * side)))
                      for side, limit in zip(image.shape[:2], size, strict=True))
@@ -123,14 +144,14 @@ def _fitted(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return canvas
 
 
-def _video_frame(run: Run, recording: Recording, index: int, frame: FrameOutput | None, image: np.ndarray,
-                 size: tuple[int, int]) -> np.ndarray:
-    """Return a picture in BGR of even size, in which the image takes this height and width."""
+def _picture(run: Run, recording: Recording, index: int, frame: FrameOutput | None, image: np.ndarray,
+             size: tuple[int, int]) -> np.ndarray:
+    """Return one picture of the video, uint8 RGB; ``size`` is height and width of the image in it."""
     image = _fitted(draw_truth(draw_output(image, frame, run), read_truth(recording, index), white=True), size)
     left = f'{(recording.stamps[index] - recording.stamps[0]) / 1e9:7.2f} s'
     right = f'image {index}'
     if frame is None:
         right += ', no result' + (f': {run.unusable[index]}' if index in run.unusable else '')
     elif frame.index != index:
-        right += f', result of {(recording.stamps[index] - frame.stamp) / 1e6:.0f} ms before'
-    return cv2.cvtColor(captioned(image, left, right), cv2.COLOR_RGB2BGR)
+        right += f', result is {(recording.stamps[index] - frame.stamp) / 1e6:.0f} ms older'
+    return captioned(image, left, right)

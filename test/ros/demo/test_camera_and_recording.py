@@ -13,9 +13,9 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, RegionOfInterest
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
-from sam2_ros.demo.camera import ClipSource, DemoCamera, SettingError
+from sam2_ros.demo.camera import DemoCamera, SettingError, VideoSource
 from sam2_ros.demo.pictures import contact_sheet, longest_absence, moments, write_video
-from sam2_ros.demo.recording import PICTURE_WIDTH, Recording, scores, to_labels
+from sam2_ros.demo.recording import PICTURE_WIDTH, DemoRecording, scores, to_labels
 from sam2_ros.messages.conversions import from_pixels, to_nanoseconds, to_rgb
 from sam2_ros.msg import Instance, InstanceArray
 from sam2_ros.perception.instance_messages import instance_mask
@@ -105,7 +105,7 @@ def test_a_clip_is_streamed_to_its_end_at_its_own_rate(listen, clip):
     assert levels == sorted(levels) and levels[-1] - levels[0] > 180
     stamps = [to_nanoseconds(message.header.stamp) for message in listener.images]
     assert stamps == sorted(stamps) and len(set(stamps)) == 12
-    assert ClipSource(clip).rate == pytest.approx(20)
+    assert VideoSource(clip).rate == pytest.approx(20)
     assert not listener.truths
 
 
@@ -113,7 +113,7 @@ def test_a_clip_has_no_depth_to_give(ros_domain, clip):
     context = rclpy.Context()
     rclpy.init(context=context, domain_id=ros_domain)
     try:
-        with pytest.raises(SettingError, match="depth '16UC1' with a clip: a video has none"):
+        with pytest.raises(SettingError, match="depth '16UC1' with a clip: a video has no depth; set only one"):
             DemoCamera(context=context, parameter_overrides=[Parameter('clip', value=clip),
                                                              Parameter('depth', value='16UC1')])
     finally:
@@ -124,7 +124,7 @@ def test_a_clip_can_be_cut_short_or_looped(listen, clip):
     listener = listen(clip=clip, seconds=0.25, rate=40.0)
     listener.run_to_the_end()
     assert listener.camera.sent == 10
-    source = ClipSource(clip, loop=True)
+    source = VideoSource(clip, loop=True)
     levels = [source.read().rgb.mean() for _ in range(25)]
     assert levels[0] == levels[12] == levels[24] < levels[11]
 
@@ -214,7 +214,7 @@ def test_a_file_that_is_no_video_is_refused(tmp_path):
     path = tmp_path / 'text.mp4'
     path.write_text('not a video')
     with pytest.raises(SettingError, match='cannot read it as a video'):
-        ClipSource(str(path))
+        VideoSource(str(path))
 
 
 # --- recorder
@@ -260,7 +260,7 @@ def test_scores_tell_hidden_from_missed():
 
 
 def test_images_truth_and_instances_are_paired_by_stamp_whatever_their_order():
-    recording = Recording()
+    recording = DemoRecording()
     picture, labels = np.zeros((HEIGHT, WIDTH, 3), np.uint8), np.zeros((HEIGHT, WIDTH), np.uint16)
     labels[5:15, 10:20] = 1
     recording.add_image(100, picture)
@@ -269,7 +269,7 @@ def test_images_truth_and_instances_are_paired_by_stamp_whatever_their_order():
     recording.add_truth(10**9, labels)
     recording.add_image(5 * 10**8, picture)  # not processed
     recording.add_instances(array(10**9, instance(1, state=Instance.OCCLUDED), dropped=1), received=10**9 + 70_000_000)
-    assert len(recording.shots) == 1
+    assert len(recording.frames) == 1
     recording.add_image(10**9, picture)
     figures = recording.figures()
     assert (figures['images'], figures['processed'], figures['dropped']) == (3, 2, 1)
@@ -281,47 +281,47 @@ def test_images_truth_and_instances_are_paired_by_stamp_whatever_their_order():
 
 
 def test_without_anything_tracked_the_recording_says_so():
-    recording = Recording()
+    recording = DemoRecording()
     assert recording.figures()['iou'] is None and not recording.tracked
     recording.add_image(0, np.zeros((HEIGHT, WIDTH, 3), np.uint8))
     recording.add_instances(array(0, instance(1, state=Instance.LOST)), received=1)
-    assert len(recording.shots) == 1 and not recording.tracked
+    assert len(recording.frames) == 1 and not recording.tracked
 
 
 # --- pictures
 
 @pytest.fixture
-def shots():
+def frames():
     """Twenty processed images; object 1 is out of sight from the 8th to the 11th."""
-    recording = Recording()
+    recording = DemoRecording()
     for number in range(20):
         stamp = number * 10**8
         hidden = 8 <= number <= 11
         recording.add_image(stamp, np.full((HEIGHT * 2, WIDTH * 2, 3), 10 * number, np.uint8))
         recording.add_instances(array(stamp, instance(1, state=Instance.OCCLUDED) if hidden
                                       else instance(1, (10, 5, 20, 15))), received=stamp)
-    return recording.shots
+    return recording.frames
 
 
-def test_the_contact_sheet_shows_before_during_and_after_the_absence(shots):
-    assert longest_absence(shots) == (8, 11)
-    chosen = moments(shots)
+def test_the_contact_sheet_shows_before_during_and_after_the_absence(frames):
+    assert longest_absence(frames) == (8, 11)
+    chosen = moments(frames)
     assert len(chosen) == 6 and chosen == sorted(chosen)
     assert chosen[0] == 0 and chosen[-1] == 19
     assert {7, 9, 12} <= set(chosen)
-    sheet = contact_sheet(shots, 0)
+    sheet = contact_sheet(frames, 0)
     assert sheet.dtype == np.uint8 and sheet.shape[0] > 2 * 2 * HEIGHT and sheet.shape[1] > 3 * 2 * WIDTH
 
 
-def test_the_object_is_coloured_in_the_contact_sheet_only_where_it_was_tracked(shots):
-    tracked, hidden = (np.ptp(contact_sheet([shot], 0)[8:8 + HEIGHT, 8:8 + 2 * WIDTH].astype(int), axis=-1).max()
-                       for shot in (shots[5], shots[9]))
+def test_the_object_is_coloured_in_the_contact_sheet_only_where_it_was_tracked(frames):
+    tracked, hidden = (np.ptp(contact_sheet([frame], 0)[8:8 + HEIGHT, 8:8 + 2 * WIDTH].astype(int), axis=-1).max()
+                       for frame in (frames[5], frames[9]))
     assert tracked > 50 and hidden == 0, 'a grey image is coloured by the overlay alone'
 
 
-def test_the_video_lasts_as_long_as_what_it_shows(shots, tmp_path):
+def test_the_video_lasts_as_long_as_what_it_shows(frames, tmp_path):
     done = []
-    kept = [shot for number, shot in enumerate(shots) if number % 3 == 0]  # two of three images were dropped
+    kept = [frame for number, frame in enumerate(frames) if number % 3 == 0]  # two of three images were dropped
     write_video(tmp_path / 'video.mp4', kept, 0, 10.0, lambda *progress: done.append(progress))
     video = cv2.VideoCapture(str(tmp_path / 'video.mp4'))
     levels = []
@@ -334,10 +334,10 @@ def test_the_video_lasts_as_long_as_what_it_shows(shots, tmp_path):
 
 
 def test_large_images_are_kept_small():
-    recording = Recording()
+    recording = DemoRecording()
     recording.add_image(0, np.zeros((720, 1280, 3), np.uint8))
     message = array(0, instance(1, (100, 100, 300, 300)))
     message.height, message.width = 720, 1280
     recording.add_instances(message, received=0)
-    assert cv2.imdecode(recording.shots[0].jpeg, cv2.IMREAD_COLOR).shape == (360, PICTURE_WIDTH, 3)
-    contact_sheet(recording.shots, 0)
+    assert cv2.imdecode(recording.frames[0].jpeg, cv2.IMREAD_COLOR).shape == (360, PICTURE_WIDTH, 3)
+    contact_sheet(recording.frames, 0)
