@@ -6,9 +6,15 @@ import pytest
 
 import sam2_ros.runtime.threads  # noqa: F401  before torch
 from sam2_ros.runtime.dds import remove_dead_segments
+from testing.domains import own_domain
 
 SYSTEM = Path(__file__).parent / 'system'
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+# what the shell of a user may say about discovery, logs and the width of the terminal
+for name in ('ROS_DISCOVERY_SERVER', 'ROS_LOCALHOST_ONLY', 'ROS_STATIC_PEERS', 'RCUTILS_COLORIZED_OUTPUT',
+             'RCUTILS_CONSOLE_OUTPUT_FORMAT', 'RCUTILS_LOGGING_BUFFERED_STREAM', 'RCUTILS_LOGGING_USE_STDOUT',
+             'COLUMNS', 'LINES', 'FORCE_COLOR', 'NO_COLOR'):
+    os.environ.pop(name, None)
 
 
 def pytest_addoption(parser):
@@ -34,10 +40,18 @@ def pytest_sessionfinish():
     remove_dead_segments()  # nodes are killed in many tests
 
 
+@pytest.fixture(scope='session', autouse=True)
+def ros_logs(tmp_path_factory):
+    """Have nodes write their logs into a temporary folder instead of the home of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('ROS_LOG_DIR', str(tmp_path_factory.mktemp('ros_logs')))
+        yield
+
+
 @pytest.fixture
 def ros_domain(monkeypatch):
     """A ROS_DOMAIN_ID of this test alone, for this process and those it starts."""
-    coordinator = pytest.importorskip('domain_coordinator', reason='needs ROS 2 or its wheels (make setup)')
-    with coordinator.domain_id() as number:
+    pytest.importorskip('rclpy', reason='needs ROS 2 or its wheels (make setup)')
+    with own_domain() as number:
         monkeypatch.setenv('ROS_DOMAIN_ID', str(number))
         yield number

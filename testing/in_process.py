@@ -21,10 +21,11 @@ from sam2_ros.msg import InstanceArray, Prompt, PromptStatus
 from sam2_ros.node import Sam2Node
 from sam2_ros.perception.worker import Worker
 from sam2_ros.runtime.guarded_node import GuardedExecutor
+from testing.domains import own_domain
+from testing.waiting import PATIENCE
 
 HEIGHT, WIDTH = 48, 64
 BOX = RegionOfInterest(x_offset=8, y_offset=8, width=24, height=24)
-PATIENCE = 30  # seconds
 
 
 def picture() -> np.ndarray:
@@ -137,8 +138,7 @@ class InProcess:
 
 @contextmanager
 def in_process(threaded: bool, **parameters):
-    coordinator = pytest.importorskip('domain_coordinator', reason='needs ROS 2 or its wheels (make setup)')
-    with coordinator.domain_id() as number:
+    with own_domain() as number:
         context = rclpy.Context()
         rclpy.init(context=context, domain_id=number)
         robot = InProcess(context, threaded, **parameters)

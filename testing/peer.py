@@ -24,7 +24,6 @@ import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import rclpy  # noqa: E402
 from builtin_interfaces.msg import Time  # noqa: E402
-from domain_coordinator import domain_id  # noqa: E402
 from lifecycle_msgs.srv import ChangeState, GetState  # noqa: E402
 from rcl_interfaces.srv import GetParameters, SetParameters  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
@@ -36,8 +35,9 @@ from std_srvs.srv import Trigger  # noqa: E402
 
 from sam2_ros.msg import ImagePoint, Instance, InstanceArray, Prompt, PromptStatus  # noqa: E402
 from sam2_ros.srv import SetPrompt  # noqa: E402
+from testing.domains import own_domain  # noqa: E402
+from testing.waiting import PATIENCE  # noqa: E402
 
-PATIENCE = 30.0  # seconds; only ever used up when something is broken
 PERIOD = 1 / 15  # seconds from image to image of a camera that streams
 FRAME_ID = 'camera_optical_frame'
 NODE = (sys.executable, '-m', 'sam2_ros.node')
@@ -73,14 +73,18 @@ class NodeProcess:
         return self._log.read_text()
 
     def stop(self, how: int = signal.SIGINT) -> tuple[int, float]:
-        """Signal the process and wait for its end: exit code, seconds it took."""
-        started = time.monotonic()
+        """Signal the process, wait for its end and return its exit code and the processor seconds that the end took."""
+        before = sum(os.times()[2:4]) + self._processor_seconds()
         self._process.send_signal(how)
         try:
             code = self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             raise AssertionError(f'still running {PATIENCE} s after signal {how}:\n{self.log}') from None
-        return code, time.monotonic() - started
+        return code, sum(os.times()[2:4]) - before
+
+    def _processor_seconds(self) -> float:
+        fields = Path(f'/proc/{self.pid}/stat').read_text().rpartition(')')[2].split()
+        return sum(map(int, fields[11:15])) / os.sysconf('SC_CLK_TCK')  # its own, and of children that have ended
 
     def kill(self) -> None:
         if self.alive:
@@ -312,7 +316,7 @@ def running_node(folder: Path, parameters: dict | None = None, arguments: tuple[
                  active: bool = True, command: tuple[str, ...] = NODE, environment: dict[str, str] | None = None,
                  **peer) -> Iterator[Peer]:
     """A node process in a domain of its own and the peer to talk to it; ends both."""
-    with domain_id() as domain:
+    with own_domain() as domain:
         process = NodeProcess(domain, folder / 'node.log', parameters, arguments, command, environment)
         try:
             with contextlib.closing(Peer(domain, process, **peer)) as other:

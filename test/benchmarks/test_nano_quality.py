@@ -94,7 +94,6 @@ def test_the_difference_knows_what_is_better():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # every clip has sixty frames
 def test_two_processes_find_what_one_finds(tmp_path):
     environment = {'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
 

@@ -3,12 +3,12 @@ import contextlib
 
 import numpy as np
 import pytest
-from domain_coordinator import domain_id
 from sensor_msgs.msg import Image
 
 from sam2_core.metrics import iou
 from sam2_ros.msg import Prompt
 from sam2_ros.srv import SegmentImage
+from testing.domains import own_domain
 from testing.peer import NodeProcess, Peer, Scene, ids, roi, running_node, whole_mask
 
 SCENES = {'front': Scene(), 'wrist': Scene(320, 240)}
@@ -18,7 +18,7 @@ SCENES = {'front': Scene(), 'wrist': Scene(320, 240)}
 def cameras(request, tmp_path_factory):
     """The node's other side, once for each camera."""
     folder = tmp_path_factory.mktemp('cameras')
-    with domain_id() as domain, contextlib.ExitStack() as stack:
+    with own_domain() as domain, contextlib.ExitStack() as stack:
         process = NodeProcess(domain, folder / 'node.log', {
             'cameras': '[front,wrist]', 'image_transport': 'compressed' if request.param else 'raw'})
         stack.callback(process.kill)

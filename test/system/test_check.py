@@ -7,12 +7,12 @@ import sys
 
 import numpy as np
 import pytest
-from domain_coordinator import domain_id
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, Image
 
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.runtime.dds import PROFILE_VARIABLES, TRANSPORT_VARIABLE
+from testing.domains import own_domain
 from testing.peer import PATIENCE, NodeProcess, Peer, image_message, running_node
 
 ON_A_BUSY_MACHINE = {'rate'}  # a camera that skips images is told from lost ones by nobody
@@ -83,7 +83,7 @@ RIG = ('--json', '--image-topic', '/rig/image', '--depth-topic', '/rig/depth',
 
 @pytest.mark.parametrize(('transport', 'encoding'), [('raw', '16UC1'), ('compressed', '32FC1')])
 def test_a_camera_that_works_gets_a_green_line_for_everything(tmp_path, transport, encoding):
-    with domain_id() as domain, demo_camera(tmp_path, domain, image_transport=transport, depth=encoding):
+    with own_domain() as domain, demo_camera(tmp_path, domain, image_transport=transport, depth=encoding):
         code, output = Check(domain, '--image-transport', transport).result()
     found = {line[5:20].strip(): (line.split()[0], line[20:]) for line in output.splitlines()}
     failed = {what for what, (mark, _) in found.items() if mark == 'FAIL'}
@@ -96,7 +96,7 @@ def test_a_camera_that_works_gets_a_green_line_for_everything(tmp_path, transpor
 
 
 def test_nobody_there_fails_and_names_what_is_there_instead(tmp_path):
-    with domain_id() as domain, demo_camera(tmp_path, domain):
+    with own_domain() as domain, demo_camera(tmp_path, domain):
         code, found = Check(domain, '--json', '--image-topic', '/front/image').findings()
     assert code == 1
     verdict, text = found['publisher']
@@ -169,7 +169,7 @@ def test_the_check_reads_the_parameters_file_of_the_node(tmp_path):
     parameters.write_text('camera:\n  ros__parameters: {fps: 30}\n'
                           'robot:\n  sam2:\n    ros__parameters:\n      model: sam3\n      cameras: [front]\n'
                           '      use_sim_time: true\n')
-    with domain_id() as domain:
+    with own_domain() as domain:
         code, found = Check(domain, '--json', '--node', '/robot/sam2', '--ros-args', '-r', 'front/depth:=/depth',
                             '--params-file', str(parameters)).findings()
     assert code == 1
@@ -183,7 +183,7 @@ def test_the_check_reads_the_parameters_file_of_the_node(tmp_path):
 def test_the_profile_is_that_of_the_shell(monkeypatch):
     for name in (*PROFILE_VARIABLES, TRANSPORT_VARIABLE):
         monkeypatch.delenv(name, raising=False)
-    with domain_id() as domain:
+    with own_domain() as domain:
         _, found = Check(domain, '--json').findings()
     assert found['transport'][0] == 'doubtful'
     assert f'export {PROFILE_VARIABLES[0]}=' in found['transport'][1]

@@ -11,15 +11,16 @@ import cv2
 import numpy as np
 import pytest
 
-pytest.importorskip('domain_coordinator', reason='needs ROS 2 or its wheels (make setup)')
+from testing.waiting import PATIENCE
+
+pytest.importorskip('rclpy', reason='needs ROS 2 or its wheels (make setup)')
 pytestmark = pytest.mark.slow
 
 COMMAND = [sys.executable, '-m', 'sam2_ros.demo']
-PATIENCE = 240  # seconds
 
 
 def run(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=PATIENCE,
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True,
                           env={**os.environ, 'COLUMNS': '160'})
 
 
@@ -43,8 +44,6 @@ def frames_of(path: Path) -> list[np.ndarray]:
     return frames
 
 
-@pytest.mark.alone
-@pytest.mark.timeout(PATIENCE)
 def test_the_synthetic_scene_is_tracked_scored_and_drawn(tmp_path):
     output = tmp_path / 'demo'
     done = run('--seconds', 5, '--output', output)
@@ -56,16 +55,21 @@ def test_the_synthetic_scene_is_tracked_scored_and_drawn(tmp_path):
     for word in ('frames in', 'processed', 'dropped', 'frames per second', 'latency', 'mean IoU'):
         assert word in done.stdout
     frames = frames_of(output / 'overlay.mp4')
-    assert len(frames) > 5 * 15 * 0.8, 'in real time, however many images were dropped'
+    assert len(frames) == pytest.approx(1 + 15 * seconds_tracked(figures), abs=2), 'in real time, whatever was dropped'
     assert cv2.imread(str(output / 'overlay.png')).std() > 10
     assert not processes_about(output)
 
 
+def seconds_tracked(figures: dict) -> float:
+    """Return the time from the first processed image to the last one."""
+    return (figures['processed'] - 1) / figures['frames_per_second']
+
+
 @pytest.fixture
 def clip(tmp_path):
-    """A red disc that crosses a grey room, 2.5 s."""
+    """A red disc that crosses a grey room, 10 s: slow enough for a busy machine."""
     path = tmp_path / 'a clip.mp4'
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), 20, (480, 360))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), 5, (480, 360))
     for number in range(50):
         image = np.full((360, 480, 3), (110, 120, 115), np.uint8)
         cv2.circle(image, (120 + 3 * number, 180), 50, (40, 40, 220), -1, cv2.LINE_AA)
@@ -74,8 +78,6 @@ def clip(tmp_path):
     return path
 
 
-@pytest.mark.alone
-@pytest.mark.timeout(PATIENCE)
 def test_a_clip_is_tracked_from_its_box(tmp_path, clip):
     output = tmp_path / 'demo'
     done = run('--clip', clip, '--box', '70,130,170,230', '--output', output)
@@ -84,6 +86,7 @@ def test_a_clip_is_tracked_from_its_box(tmp_path, clip):
     assert figures['objects'] == {'1': 'object'} and figures['iou'] is None
     assert 'mean IoU' not in done.stdout
     frames = frames_of(output / 'overlay.mp4')
+    assert len(frames) == pytest.approx(1 + 5 * seconds_tracked(figures), abs=2)
     assert len(frames) > 50 * 0.8
     # the disc is red on grey: what is blue is the overlay's
     blue = [np.argwhere((frame[..., 0].astype(int) - frame[..., 2] > 40)[:360]) for frame in frames]
@@ -92,7 +95,6 @@ def test_a_clip_is_tracked_from_its_box(tmp_path, clip):
     assert abs(middles[0] - 120) < 25 and abs(middles[-1] - 267) < 40, 'where the disc is'
 
 
-@pytest.mark.timeout(PATIENCE)
 def test_when_nothing_can_be_tracked_the_reason_is_printed_and_the_exit_code_says_so(tmp_path):
     done = run('--model', 'sam2_hiera_gigantic', '--output', tmp_path)
     assert done.returncode == 1
@@ -100,21 +102,20 @@ def test_when_nothing_can_be_tracked_the_reason_is_printed_and_the_exit_code_say
     assert not processes_about(tmp_path)
 
 
-@pytest.mark.timeout(PATIENCE)
 @pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_leaves_no_process_behind(tmp_path, how):
     process = subprocess.Popen([*COMMAND, '--seconds', '60', '--output', str(tmp_path)], stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, text=True,
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     try:
-        deadline = time.monotonic() + PATIENCE / 2
+        deadline = time.monotonic() + PATIENCE
         log = tmp_path / 'log' / 'camera.log'
         while not (log.exists() and 'streaming' in log.read_text()):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
         assert len(processes_about(tmp_path)) >= 2  # itself and the recorder at least
         process.send_signal(how)
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     assert process.returncode == 130 and 'stopped' in said

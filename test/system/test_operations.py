@@ -15,7 +15,6 @@ from testing.peer import Peer, Scene, ids, instance_of, running_node
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 SCENE = Scene()
-STEPS = 90.0  # seconds of patience for a few steps of load shedding; one takes three to five
 
 
 class Watch:
@@ -30,7 +29,7 @@ class Watch:
     def _take(self, array: DiagnosticArray) -> None:
         self.statuses = {status.name.partition(': ')[2]: status for status in array.status}
 
-    def wait_for(self, name: str, level: bytes, text: str = '', patience: float = 30.0, image=None) -> DiagnosticStatus:
+    def wait_for(self, name: str, level: bytes, text: str = '', image=None) -> DiagnosticStatus:
         """Until a status is so; ``image`` is what the camera shows again and again meanwhile."""
         def there() -> DiagnosticStatus | None:
             if image is not None:
@@ -38,7 +37,7 @@ class Watch:
             status = self.statuses.get(name)
             return status if status is not None and status.level == level and text in status.message else None
         try:
-            return self.peer.wait_for(there, f'{name} at level {level!r} with {text!r}', patience)
+            return self.peer.wait_for(there, f'{name} at level {level!r} with {text!r}')
         except AssertionError as error:
             raise AssertionError(f'{error}\nat the end: {self.statuses.get(name)}') from None
 
@@ -156,9 +155,9 @@ def test_a_node_that_is_too_slow_does_less_in_steps_and_comes_back(tmp_path):
         assert peer.set_parameter('latency_target', 0.001) == (True, '')
         for level, text in enumerate(('no overlay, clouds and markers', 'half of the memory frames',
                                       'every second image'), 1):
-            watch.wait_for('camera', WARN, f'load shedding level {level}: {text}', STEPS, SCENE.image(0))
+            watch.wait_for('camera', WARN, f'load shedding level {level}: {text}', image=SCENE.image(0))
             assert watch.values('camera')['load shedding level'] == str(level)
-        watch.wait_for('camera', WARN, 'latency_target 0.001 s is not held (p95', STEPS, SCENE.image(0))
+        watch.wait_for('camera', WARN, 'latency_target 0.001 s is not held (p95', image=SCENE.image(0))
 
         overlays.clear()
         peer.instances.clear()
@@ -168,7 +167,7 @@ def test_a_node_that_is_too_slow_does_less_in_steps_and_comes_back(tmp_path):
         assert instance_of(peer.instances[-1], 3).state == Instance.TRACKED
 
         assert peer.set_parameter('latency_target', 30.0) == (True, '')
-        watch.wait_for('camera', OK, '1 objects', STEPS, SCENE.image(0))
+        watch.wait_for('camera', OK, '1 objects', image=SCENE.image(0))
         assert watch.values('camera')['load shedding level'] == '0'
         peer.wait_for(lambda: peer.stream(SCENE.image(0)) or overlays, 'an overlay again')
         assert ids(peer.instances[-1]) == [3]
@@ -177,7 +176,7 @@ def test_a_node_that_is_too_slow_does_less_in_steps_and_comes_back(tmp_path):
 def test_a_node_that_may_not_shed_load_only_says_that_it_is_slow(tmp_path):
     with watched_node(tmp_path, {'latency_target': 0.001, 'shed_load': False}) as (peer, watch):
         peer.start_object(3, SCENE.box(0, 1), SCENE.image(0))
-        watch.wait_for('camera', WARN, 'latency_target 0.001 s is not held', STEPS, SCENE.image(0))
+        watch.wait_for('camera', WARN, 'latency_target 0.001 s is not held', image=SCENE.image(0))
         assert watch.values('camera')['load shedding level'] == '0'
         assert peer.set_parameter('latency_target', 0.0) == (True, '')
         watch.wait_for('camera', OK, '1 objects', image=SCENE.image(0))

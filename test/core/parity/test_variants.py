@@ -15,7 +15,7 @@ STREAM_LIMIT = 0.03  # one pixel that changes sides, or one memory that rounds t
 VARIANTS = [
     'sam2.1_hiera_tiny', 'sam2_hiera_tiny', 'sam2.1_hiera_base_plus', 'sam2_hiera_base_plus',
     # the two releases differ outside the image encoder alone: for these sizes one will do
-    *(pytest.param(name, marks=[pytest.mark.slow, pytest.mark.timeout(600)])
+    *(pytest.param(name, marks=pytest.mark.slow)
       for name in ('sam2.1_hiera_small', 'sam2.1_hiera_large'))]
 ABSENT = range(2, 4)  # frames
 

@@ -1,5 +1,7 @@
 """Synthetic clips: exact, reproducible, and with what a tracker must learn."""
 import itertools
+import os
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from sam2_core.training.data import Augmentation, SyntheticClips, batches
 from sam2_core.training.synthetic.scenes import make_clip
 from sam2_core.training.synthetic.sprites import ClutterBank
 from sam2_core.training.synthetic.textures import TextureBank
+from testing.waiting import PATIENCE
 
 SIZE = 96
 
@@ -134,6 +137,25 @@ def test_a_later_start_reads_what_an_earlier_one_would_have(workers):
     whole = _numbers(batches(_Numbered(), 4, 0, workers, echo=2), 5)
     assert whole[:2] == [[0, 1, 2, 3], [2, 3, 4, 5]]
     assert _numbers(batches(_Numbered(), 4, 3, workers, echo=2), 2) == whole[3:]
+
+
+class _Logged(_Numbered):
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __getitem__(self, number):
+        (self.folder / str(number)).write_text(str(os.getpid()))
+        return super().__getitem__(number)
+
+
+def test_other_processes_make_the_next_clips_while_a_step_is_computed(tmp_path):
+    stream = batches(_Logged(tmp_path), 1, 0, workers=2)
+    next(stream)  # nothing is asked for from here on: a step is being computed
+    deadline = time.monotonic() + PATIENCE
+    while len(ahead := [path for path in tmp_path.iterdir() if path.name != '0' and path.read_text()]) < 6:
+        assert time.monotonic() < deadline, ahead
+        time.sleep(0.01)
+    assert len({path.read_text() for path in ahead} - {str(os.getpid())}) == 2
 
 
 def test_processes_share_the_clips_out():

@@ -21,8 +21,7 @@ from sam2_ros.msg import Instance, InstanceArray
 from sam2_ros.perception.instance_messages import instance_mask
 from sam2_ros.tabletop.depth_noise import worsen
 from sam2_ros.tabletop.scene import TabletopScene
-
-PATIENCE = 20.0  # seconds
+from testing.waiting import PATIENCE
 
 
 @pytest.fixture

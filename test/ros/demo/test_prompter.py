@@ -15,8 +15,8 @@ from std_srvs.srv import Trigger
 from sam2_ros.demo.prompter import Prompter, correction
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, InstanceArray, Prompt, PromptStatus
+from testing.waiting import PATIENCE
 
-PATIENCE = 20.0  # seconds
 HEIGHT, WIDTH = 40, 60
 
 

@@ -19,8 +19,7 @@ from sam2_ros.perception.single_image import SegmentAllQuery
 from sam2_ros.perception.worker import Worker
 from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.srv import SegmentAll
-
-PATIENCE = 20  # seconds
+from testing.waiting import PATIENCE
 
 
 class BareCamera:

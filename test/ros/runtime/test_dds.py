@@ -3,12 +3,14 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from sam2_ros.runtime.dds import (
     PROFILE_VARIABLES,
+    SHARED_MEMORY,
     TRANSPORT_VARIABLE,
     dead_segments,
     image_profile,
@@ -24,15 +26,21 @@ if sys.argv[1] == "use": use_image_profile()
 import rclpy
 rclpy.init()
 node = rclpy.create_node("holder")
-maps = [line.split() for line in open("/proc/self/maps") if "/dev/shm/fastrtps_" in line]
-print(json.dumps([os.stat(fields[5]).st_size for fields in maps]))
+open_files = [os.readlink(entry) for entry in os.scandir("/proc/self/fd") if os.path.exists(entry)]
+locks = [name for name in open_files if name.startswith("/dev/shm/fast") and name.endswith("_el")]
+own = max((name[:-3] for name in locks if "port" not in name), key=os.path.getsize)
+print(json.dumps([own, os.path.getsize(own)]), flush=True)
 if sys.argv[2:] == ["stay"]:
-    open_files = [os.readlink(entry) for entry in os.scandir("/proc/self/fd") if os.path.exists(entry)]
-    own = [name[:-3] for name in open_files if name.endswith("_el") and "port" not in name]  # others are mapped too
-    print(max(own, key=os.path.getsize), flush=True)
     sys.stdin.read()
 node.destroy_node()
 rclpy.shutdown()
+'''
+# a node for which argv[1] is the folder of shared memory
+NODE = '''
+import pathlib, runpy, sys
+from sam2_ros.runtime import dds
+dds.dead_segments.__defaults__ = dds.remove_dead_segments.__defaults__ = (pathlib.Path(sys.argv.pop(1)),)
+runpy.run_module("sam2_ros.node", run_name="__main__")
 '''
 HOLD_LOCK = '''
 import fcntl, sys
@@ -52,10 +60,10 @@ def untouched(monkeypatch):
 
 
 def largest_segment(choice):
-    """Bytes of the largest shared memory segment that a process with a node has open."""
-    run = subprocess.run([sys.executable, '-c', OPEN_SEGMENTS, choice], capture_output=True, text=True, timeout=60)
+    """Return the bytes of the largest shared memory segment of a process with a node."""
+    run = subprocess.run([sys.executable, '-c', OPEN_SEGMENTS, choice], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    return max(json.loads(run.stdout))
+    return json.loads(run.stdout)[1]
 
 
 def test_both_names_lead_to_the_profile():
@@ -95,7 +103,6 @@ def test_missing_profile_names_the_places_and_the_cure(monkeypatch, tmp_path):
 
 
 @pytest.mark.system
-@pytest.mark.alone  # segments of other processes would be counted too
 def test_fast_dds_opens_a_segment_that_holds_images(ros_domain):
     assert largest_segment('use') >= SEGMENT_SIZE
     assert largest_segment('leave') < SEGMENT_SIZE
@@ -149,24 +156,34 @@ def test_a_lock_whose_segment_is_gone_is_removed_too(tmp_path, naming):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def shared_folder():
+    """A folder within the shared memory, where segments can be hard links."""
+    with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as folder:
+        yield Path(folder)
+
+
 def test_no_shared_memory_has_no_dead_segments(tmp_path):
     assert dead_segments(tmp_path / 'none') == []
 
 
 @pytest.mark.system
-@pytest.mark.alone  # any node that starts would do the same
-def test_node_removes_what_a_killed_process_left(ros_domain):
+def test_node_removes_what_a_killed_process_left(ros_domain, shared_folder):
     with subprocess.Popen([sys.executable, '-c', OPEN_SEGMENTS, 'use', 'stay'], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE, text=True) as process:
-        process.stdout.readline()
-        segment = Path(process.stdout.readline().strip())
-        lock = Path(f'{segment}_el')
-        os.utime(lock, LONG_AGO)
-        assert segment not in dead_segments()  # it lives
+        shared = Path(json.loads(process.stdout.readline())[0])
+        os.utime(f'{shared}_el', LONG_AGO)
+        assert shared not in dead_segments()  # it lives
+        # every node that starts on this machine may remove the segment: this test has its own name for it
+        segment, lock = shared_folder / shared.name, shared_folder / f'{shared.name}_el'
+        segment.hardlink_to(shared)
         process.kill()
+    lock.touch()
+    os.utime(lock, LONG_AGO)
     assert segment.stat().st_size >= SEGMENT_SIZE
-    node = subprocess.run([sys.executable, '-m', 'sam2_ros.node', '--ros-args', '-p', 'max_objects:=-1'],
-                          capture_output=True, text=True, timeout=60)
+    assert dead_segments(shared_folder) == [segment]
+    node = subprocess.run([sys.executable, '-c', NODE, shared_folder, '--ros-args', '-p', 'max_objects:=-1'],
+                          capture_output=True, text=True)
     assert node.returncode == 1  # it ends at once, of its parameter
     assert 'MiB of shared memory freed' in node.stdout + node.stderr
     assert not segment.exists()

@@ -308,8 +308,9 @@ def test_diagnostics_come_in_every_state(listening):
     model = load_model('nano', device='cpu')
     diagnostics.loaded(model, 'float32', [watched(Meter()), watched(Meter(), name='')])
     node.trigger_configure()
+    before = int(time.time())
     array = next_one()
-    assert abs(array.header.stamp.sec - time.time()) < 60
+    assert before <= array.header.stamp.sec <= time.time()
     assert [status.name for status in array.status] == [
         'robot1/sam2: model', 'robot1/sam2: camera front', 'robot1/sam2: camera']
     assert {status.hardware_id for status in array.status} == {'cpu'}

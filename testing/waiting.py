@@ -1,0 +1,2 @@
+"""How long tests wait for what has to come: only ever used up when something is broken, however busy the machine is."""
+PATIENCE = 120.0  # seconds
