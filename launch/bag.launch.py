@@ -6,7 +6,7 @@ The bag starts to play when the node is active, and the node uses its clock::
 
 Without the argument bag, play the bag yourself with `ros2 bag play --clock`.
 """
-from launch import LaunchDescription
+from launch import Action, LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, EmitEvent, ExecuteProcess, OpaqueFunction, RegisterEventHandler
 from launch.events import matches_action
 from launch.substitutions import LaunchConfiguration
@@ -18,7 +18,7 @@ from lifecycle_msgs.msg import Transition
 from sam2_ros.launching import camera_arguments, camera_remappings, node_arguments, sam2_node
 
 
-def generate_launch_description():
+def generate_launch_description() -> LaunchDescription:
     """Return the arguments of the launch file and the node."""
     return LaunchDescription([
         DeclareLaunchArgument('bag', default_value='', description=(
@@ -31,7 +31,7 @@ def generate_launch_description():
     ])
 
 
-def start(context):
+def start(context: LaunchContext) -> list[Action]:
     """Return the actions to start, from the values of the arguments."""
     bag, rate, loop = (LaunchConfiguration(name).perform(context) for name in ('bag', 'rate', 'loop'))
     node = sam2_node(context, camera_remappings(context), kind=LifecycleNode, use_sim_time=True,
@@ -45,10 +45,10 @@ def start(context):
             node, _change(node, 'CONFIGURE')]
 
 
-def _on_state(node, before, after, actions):
+def _on_state(node: LifecycleNode, before: str, after: str, actions: list[Action]) -> OnStateTransition:
     return OnStateTransition(target_lifecycle_node=node, start_state=before, goal_state=after, entities=actions)
 
 
-def _change(node, transition):
+def _change(node: LifecycleNode, transition: str) -> EmitEvent:
     return EmitEvent(event=ChangeState(lifecycle_node_matcher=matches_action(node),
                                        transition_id=getattr(Transition, f'TRANSITION_{transition}')))

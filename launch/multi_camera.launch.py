@@ -2,14 +2,14 @@
 
 ros2 launch sam2_ros multi_camera.launch.py cameras:=front=/front/color/image_raw,wrist=/wrist/color/image_raw
 """
-from launch import LaunchDescription
+from launch import Action, LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 
 from sam2_ros.launching import node_arguments, remappings, sam2_node
 
 
-def generate_launch_description():
+def generate_launch_description() -> LaunchDescription:
     """Return the arguments of the launch file and the node."""
     return LaunchDescription([
         DeclareLaunchArgument('cameras', description=(
@@ -24,7 +24,7 @@ def generate_launch_description():
     ])
 
 
-def start_node(context):
+def start_node(context: LaunchContext) -> list[Action]:
     """Return the node, from the values of the arguments."""
     images, depths, infos = (pairs(name, LaunchConfiguration(name).perform(context))
                              for name in ('cameras', 'depth_topics', 'camera_info_topics'))
@@ -39,7 +39,7 @@ def start_node(context):
     return [sam2_node(context, topics, cameras=list(images))]
 
 
-def pairs(argument, text):
+def pairs(argument: str, text: str) -> dict[str, str]:
     """Parse NAME=TOPIC,... into a dictionary. A name without a topic maps to an empty string."""
     items = [item.strip().partition('=') for item in text.split(',') if item.strip()]
     names = [name for name, _, _ in items]

@@ -5,7 +5,7 @@ The argument driver:=true starts the camera driver too::
     ros2 launch sam2_ros realsense.launch.py driver:=true
 """
 from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
-from launch import LaunchDescription
+from launch import Action, LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
@@ -13,7 +13,7 @@ from launch.substitutions import LaunchConfiguration
 from sam2_ros.launching import node_arguments, remappings, sam2_node
 
 
-def generate_launch_description():
+def generate_launch_description() -> LaunchDescription:
     """Return the arguments of the launch file and the node."""
     return LaunchDescription([
         DeclareLaunchArgument('camera_namespace', default_value='camera', description=(
@@ -29,7 +29,7 @@ def generate_launch_description():
     ])
 
 
-def start(context):
+def start(context: LaunchContext) -> list[Action]:
     """Return the actions to start, from the values of the arguments."""
     namespace, name, driver, serial = (LaunchConfiguration(argument).perform(context) for argument in (
         'camera_namespace', 'camera_name', 'driver', 'serial_no'))

@@ -1,4 +1,4 @@
-"""What the launch files have in common: arguments, the node, the names of a camera's topics."""
+"""Arguments, node and topic names that the launch files share."""
 from __future__ import annotations
 
 import posixpath
@@ -13,55 +13,62 @@ from launch_ros.substitutions import FindPackageShare
 
 from sam2_ros.runtime.dds import image_profile_environment
 
-GIVEN = {'model': str, 'device': str, 'autostart': bool, 'use_sim_time': bool}  # arguments that are parameters
+# Launch arguments that set the parameter of the same name, with its type.
+GIVEN = {'model': str, 'device': str, 'autostart': bool, 'use_sim_time': bool}
 
 
 def node_arguments() -> list[Action]:
-    """The arguments of every launch file, and the environment that images need."""
-    as_file = 'Empty: as the parameters file says.'
+    """Return the arguments of every launch file, and the environment variables that large images need."""
+    as_file = 'Empty: the value in params_file.'
     return [
         DeclareLaunchArgument('params_file', default_value=PathJoinSubstitution(
-            [FindPackageShare('sam2_ros'), 'config', 'sam2.yaml']), description='Parameters of the node.'),
-        DeclareLaunchArgument('model', default_value='', description=f'Variant, as the parameter. {as_file}'),
-        DeclareLaunchArgument('device', default_value='', description=f'cpu, cuda or cuda:N. {as_file}'),
+            [FindPackageShare('sam2_ros'), 'config', 'sam2.yaml']), description='Path of the parameter file.'),
+        DeclareLaunchArgument('model', default_value='', description=f'Model variant. {as_file}'),
+        DeclareLaunchArgument('device', default_value='', description=(
+            f'Device that runs the model: cpu, cuda or cuda:N. {as_file}')),
         DeclareLaunchArgument('namespace', default_value='', description='Namespace of the node and its topics.'),
         DeclareLaunchArgument('node_name', default_value='sam2', description='Name of the node.'),
-        DeclareLaunchArgument('log_level', default_value='info', description='debug, info, warn, error or fatal.'),
+        DeclareLaunchArgument('log_level', default_value='info', description=(
+            'Log level: debug, info, warn, error or fatal.')),
         DeclareLaunchArgument('autostart', default_value='', description=(
-            f'true: the node configures and activates itself. {as_file}')),
+            f'true: configure and activate the node as soon as it runs. {as_file}')),
         DeclareLaunchArgument('use_sim_time', default_value='', description=(
-            f'true: time comes from the topic /clock. {as_file}')),
+            f'true: take the time from the topic /clock. {as_file}')),
         DeclareLaunchArgument('respawn', default_value='false', description=(
-            'true: start the node again, after 2 s, whenever it ends.')),
-        # for the cameras of an including launch file too: an image is lost unless both ends have the profile
+            'true: restart the node 2 s after it ends. Its objects are lost then.')),
+        # An including launch file starts its cameras with the profile too: images are lost unless both ends have it.
         *(SetEnvironmentVariable(name, value) for name, value in image_profile_environment().items()),
     ]
 
 
 def camera_arguments(image_topic: str = 'camera/image_raw', depth_topic: str = '',
                      camera_info_topic: str = '') -> list[Action]:
-    """The arguments of a launch file for one camera, with these defaults."""
+    """Return the arguments of a launch file for one camera, with these defaults."""
     return [
         DeclareLaunchArgument('image_topic', default_value=image_topic, description=(
-            'The camera. Relative names are within the namespace; compressed images are looked for on '
+            'Camera topic; a relative name is within the namespace. Compressed images are expected on '
             'IMAGE_TOPIC/compressed.')),
         DeclareLaunchArgument('depth_topic', default_value=depth_topic, description=(
-            'Depth that is registered to the image. Empty: the topic depth beside the image.')),
+            'Depth topic, registered to the image. Empty: depth in the namespace of the image.')),
         DeclareLaunchArgument('camera_info_topic', default_value=camera_info_topic, description=(
-            'The calibration of the image. Empty: the topic camera_info beside the image.')),
+            'CameraInfo topic of the image. Empty: camera_info in the namespace of the image.')),
     ]
 
 
 def camera_remappings(context: LaunchContext) -> list[tuple[str, str]]:
-    """As the arguments of ``camera_arguments`` say."""
+    """Return the remappings from the values of ``camera_arguments``."""
     return remappings('', *(LaunchConfiguration(name).perform(context)
                             for name in ('image_topic', 'depth_topic', 'camera_info_topic')))
 
 
 def remappings(camera: str, image: str, depth: str = '', camera_info: str = '') -> list[tuple[str, str]]:
-    """From the topics of the node to those of a camera; what is empty is beside the image.
+    """Return the remappings from the topics of the node to those of one camera.
 
-    camera: its name; empty: the only one.
+    Args:
+        camera: Name of the camera, or '' for the only one.
+        image: Image topic.
+        depth: Depth topic, or '' for depth in the namespace of the image.
+        camera_info: CameraInfo topic, or '' for camera_info in the namespace of the image.
     """
     prefix = f'{camera}/' if camera else ''
     beside = posixpath.dirname(image)
@@ -70,10 +77,20 @@ def remappings(camera: str, image: str, depth: str = '', camera_info: str = '') 
 
 
 def sam2_node(context: LaunchContext, topics: list[tuple[str, str]], kind: type[Node] = Node,
-              **parameters) -> Node | LifecycleNode:
-    """The node, as the arguments of ``node_arguments`` say. ``parameters`` overrule them and the file."""
+              **parameters: object) -> Node | LifecycleNode:
+    """Return the node from the values of ``node_arguments``.
+
+    Args:
+        context: Context of the launch, with the values of the arguments.
+        topics: Remappings of the node.
+        kind: Class of the launch action.
+        **parameters: Parameters that override the arguments and the parameter file.
+
+    Raises:
+        FileNotFoundError: params_file does not exist.
+    """
     params_file = Path(LaunchConfiguration('params_file').perform(context))
-    if not params_file.is_file():  # launch_ros would only warn
+    if not params_file.is_file():  # launch_ros only warns
         raise FileNotFoundError(f'params_file {params_file}: no such file')
     given = {name: ParameterValue(LaunchConfiguration(name), value_type=value_type)
              for name, value_type in GIVEN.items() if LaunchConfiguration(name).perform(context)}
