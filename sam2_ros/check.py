@@ -1,7 +1,7 @@
-"""Preflight: is everything there that the node sam2 needs? One line for each thing looked at, with the cure."""
+"""Check whether a machine and its cameras are ready for the node sam2. Print one line per check, with the cure."""
 from __future__ import annotations
 
-if __name__ == '__main__':  # before the imports below, which take seconds
+if __name__ == '__main__':  # handle signals before the imports below, which take seconds
     from sam2_ros.runtime.executables import main_of
 
     main_of('sam2_check')
@@ -40,26 +40,29 @@ MARKS = {Verdict.GOOD: ('ok', 'green'), Verdict.DOUBTFUL: ('warn', 'yellow'), Ve
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
+    """Return the options. Exit with code 2 if they contradict each other."""
     parser = argparse.ArgumentParser(
         prog='sam2_check', description=__doc__,
-        epilog='ROS arguments as for the node: --ros-args --params-file FILE, -r image:=TOPIC, -p use_sim_time:=true. '
-               'Exit code 1 when something has failed.')
+        epilog='Accepts the ROS arguments of the node: --ros-args --params-file FILE, -r image:=TOPIC, '
+               '-p use_sim_time:=true. The exit code is 1 if a check has failed.')
     parser.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
     parser.add_argument('--image-topic', action='append', metavar='TOPIC',
-                        help='of a camera (default: image); again for each further camera')
+                        help='images of a camera (default: image); repeat it for each camera')
     parser.add_argument('--depth-topic', action='append', metavar='TOPIC',
-                        help='of the depth that belongs to it (default: depth); as often as --image-topic')
+                        help='depth of the camera (default: depth); repeat it as often as --image-topic')
     parser.add_argument('--camera-info-topic', action='append', metavar='TOPIC',
-                        help='of its calibration (default: camera_info); as often as --image-topic')
+                        help='calibration of the camera (default: camera_info); repeat it as often as --image-topic')
     parser.add_argument('--cameras', nargs='+', metavar='NAME',
-                        help='names of cameras as in the parameter cameras: NAME/image, NAME/depth, NAME/camera_info')
-    parser.add_argument('--image-transport', choices=('raw', 'compressed'))
-    parser.add_argument('--model', help='variant to look for')
-    parser.add_argument('--checkpoint', help='file with weights')
-    parser.add_argument('--device', help='cpu, cuda or cuda:N')
-    parser.add_argument('--node', default='sam2', help='name of the node, with its namespace (default: sam2)')
-    parser.add_argument('--seconds', type=float, default=3.0, help='how long to listen (default: 3)')
-    parser.add_argument('--json', action='store_true', help='for machines: a list of what, verdict and text')
+                        help='camera names, as in the parameter cameras; check NAME/image, NAME/depth, ...')
+    parser.add_argument('--image-transport', choices=('raw', 'compressed'),
+                        help='transport of the images (default: the parameter of that name)')
+    parser.add_argument('--model', help='model variant (default: the parameter of that name)')
+    parser.add_argument('--checkpoint', help='weights file (default: the parameter of that name)')
+    parser.add_argument('--device', help='cpu, cuda or cuda:N (default: the parameter of that name)')
+    parser.add_argument('--node', default='sam2', help='name of the node with its namespace (default: sam2)')
+    parser.add_argument('--seconds', type=float, default=3.0,
+                        help='duration of the measurement of the topics, in seconds (default: 3)')
+    parser.add_argument('--json', action='store_true', help='print JSON: a list of objects with what, verdict and text')
     options = parser.parse_args(arguments)
     for name in ('depth_topic', 'camera_info_topic'):
         given = getattr(options, name)
@@ -73,7 +76,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def cameras_of(options: argparse.Namespace, parameters: Parameters) -> list[CheckedCamera]:
-    """Those named on the command line, else those of the parameter ``cameras``, else the one."""
+    """Return the cameras named on the command line, else those of the parameter ``cameras``, else the default one."""
     names = options.cameras or (() if options.image_topic else parameters.cameras)
     if names:
         return [CheckedCamera(name, f'{name}/image', f'{name}/depth', f'{name}/camera_info') for name in names]
@@ -85,9 +88,12 @@ def cameras_of(options: argparse.Namespace, parameters: Parameters) -> list[Chec
 
 
 def check(options: argparse.Namespace, arguments: Sequence[str], environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Look at everything; needs ``rclpy.init``.
+    """Run all checks. Requires ``rclpy.init``.
 
-    arguments: of the command line, with those for ROS. environment: of the user's shell.
+    Args:
+        options: The parsed options.
+        arguments: The command line, including ROS arguments.
+        environment: Environment variables of the user's shell.
     """
     namespace, _, name = options.node.rpartition('/')
     try:
@@ -104,19 +110,23 @@ def check(options: argparse.Namespace, arguments: Sequence[str], environment: Ma
 
 
 def _guarded(what: str, findings: Iterator[Finding]) -> Iterator[Finding]:
-    """Yield the findings, and a last one if looking for them failed."""
+    """Yield the findings, and a bad one if the check itself raises an exception."""
     try:
         yield from findings
     except ExternalShutdownException:
         raise
     except Exception as error:
-        yield bad(what, f'the check itself failed ({type(error).__name__}: {error}): report it with the input')
+        yield bad(what, f'the check itself failed ({type(error).__name__}: {error}): report this bug with the input')
 
 
 def check_parameters(sam2: Node, arguments: Sequence[str], name: str, namespace: str) -> Iterator[Finding]:
-    """Say where the parameters of the node come from, and which of those given have no effect.
+    """Report where the parameters of the node come from, and which values have no effect.
 
-    sam2: the node as given. name and namespace: before the arguments rename it.
+    Args:
+        sam2: A node with the given arguments.
+        arguments: The command line, including ROS arguments.
+        name: Name of the node before the arguments rename it.
+        namespace: Namespace of the node before the arguments rename it.
     """
     full_name = sam2.get_fully_qualified_name()
     applied = []
@@ -134,7 +144,7 @@ def check_parameters(sam2: Node, arguments: Sequence[str], name: str, namespace:
 
 
 def _listen(options: argparse.Namespace, sam2: Node, parameters: Parameters) -> Iterator[Finding]:
-    """Listen to the cameras and to the node. sam2: the node as given."""
+    """Check the topics of the cameras, and the node if it is running."""
     overrides = [parameter for name, parameter in sam2._parameter_overrides.items()
                  if name in OF_EVERY_NODE or name.startswith('qos_overrides.')]
     node = Node('sam2_check', namespace=sam2.get_namespace(), use_global_arguments=False, parameter_overrides=overrides)
@@ -148,12 +158,12 @@ def _listen(options: argparse.Namespace, sam2: Node, parameters: Parameters) -> 
 
 
 def main(args: list[str] | None = None) -> int:
-    """Look at everything and print it. Returns the exit code: 1 when something has failed."""
+    """Run all checks and print the findings. Return the exit code: 1 if a check has failed."""
     arguments = sys.argv[1:] if args is None else args
     options = parse(without_ros_arguments(arguments))
     console = Console(highlight=False, soft_wrap=True)
     found = []
-    environment = dict(os.environ)  # as the user has it
+    environment = dict(os.environ)  # before use_image_profile changes it
     use_image_profile()
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     try:

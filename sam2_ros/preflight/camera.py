@@ -1,4 +1,4 @@
-"""What sam2_check makes of one camera's topics: judgements of what has been listened to, without ROS at work."""
+"""Checks of one camera's topics, given the messages that arrived. No ROS node is needed."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -15,41 +15,43 @@ from sam2_ros.messages.conversions import ImageError, to_rgb
 from sam2_ros.preflight.findings import Finding, bad, doubtful, good
 from sam2_ros.runtime.parameters import Parameters
 
-OLD = 1.0  # seconds
-AHEAD = 0.005
-LOSS_TOLERATED, LOSS_BAD = 0.01, 0.1
-REGULAR = 0.9  # share of the gaps between stamps that have to be multiples of the period
-LITTLE_DEPTH = 0.2  # share of valid pixels
+OLD = 1.0  # seconds; maximum age of images at arrival
+AHEAD = 0.005  # seconds; maximum lead of stamps over the clock
+LOSS_TOLERATED, LOSS_BAD = 0.01, 0.1  # shares of lost images above which the rate is doubtful and bad
+REGULAR = 0.9  # minimum share of the gaps between stamps that are multiples of the period
+LITTLE_DEPTH = 0.2  # share of valid pixels below which depth is doubtful
 PROFILE_CURE = 'give the camera driver the image profile, see transport'
 
 
 @dataclass
 class Topic:
-    """A topic and what came on it while sam2_check listened."""
+    """A topic and the messages that arrived on it."""
 
-    name: str  # in full
-    type: str  # as expected, 'sensor_msgs/msg/Image'
+    name: str  # full name
+    type: str  # expected type, for example 'sensor_msgs/msg/Image'
     publishers: Sequence[TopicEndpointInfo] = ()
-    listeners: Sequence[TopicEndpointInfo] = ()  # of the node sam2; of sam2_check while that does not run
-    seconds: float = 0.0  # listened
+    subscriptions: Sequence[TopicEndpointInfo] = ()  # those of the node sam2 or, if it is not running, of sam2_check
+    seconds: float = 0.0  # duration of the measurement
     stamps: list[int] = field(default_factory=list)  # ns, of each message
-    ages: list[float] = field(default_factory=list)  # seconds, at arrival
+    ages: list[float] = field(default_factory=list)  # age of each message at arrival, seconds
     last: Image | CompressedImage | CameraInfo | None = None
-    elsewhere: Sequence[str] = ()  # other topics of this type
+    elsewhere: Sequence[str] = ()  # other topics of the same type
 
 
 def check_image(image: Topic) -> Iterator[Finding]:
+    """Check the images of a camera: connection, rate, encoding, stamps and frame."""
     problem = check_connection(image)
     if problem:
         yield problem
         return
+    assert image.last is not None  # otherwise there is a problem
     yield check_rate(image)
     try:
-        picture = to_rgb(image.last)
+        rgb = to_rgb(image.last)
     except ImageError as error:
         yield bad('image', f'{image.name}: {error}')
     else:
-        height, width = picture.shape[:2]
+        height, width = rgb.shape[:2]
         kind = image.last.format if isinstance(image.last, CompressedImage) else image.last.encoding
         yield good('image', f'{width} x {height} pixels, {kind}')
     yield check_stamps(image)
@@ -60,7 +62,7 @@ def check_image(image: Topic) -> Iterator[Finding]:
 
 
 def check_connection(topic: Topic) -> Finding | None:
-    """Why nothing can come, or came, on a topic; None when something did."""
+    """Return why no message arrived on a topic, or None if one did."""
     if not topic.publishers:
         others = f'; {topic.type} is on {", ".join(topic.elsewhere)}: remap it' if topic.elsewhere else ''
         return bad('publisher', f'nobody publishes {topic.name}: is the camera running, in this ROS_DOMAIN_ID?{others}')
@@ -69,22 +71,22 @@ def check_connection(topic: Topic) -> Finding | None:
         return bad('type', f'{topic.name} is {" and ".join(sorted(types))}, expected {topic.type}: choose another '
                            f'topic, or image_transport raw or compressed')
     for publisher in topic.publishers:
-        results = [(qos_check_compatible(publisher.qos_profile, listener.qos_profile), listener)
-                   for listener in topic.listeners]
+        results = [(qos_check_compatible(publisher.qos_profile, subscription.qos_profile), subscription)
+                   for subscription in topic.subscriptions]
         if results and all(verdict == QoSCompatibility.ERROR for (verdict, _), _ in results):
-            (_, reason), listener = results[0]
-            return bad('QoS', f'{topic.name}: {full_name(publisher)} and {full_name(listener)} do not fit: '
-                              f'{reason.replace("ERROR: ", "").strip(" ;").lower()}; ask for less with the parameters '
-                              f'qos_overrides.{topic.name}.subscription.*')
+            (_, reason), subscription = results[0]
+            return bad('QoS', f'{topic.name}: {full_name(publisher)} and {full_name(subscription)} are incompatible: '
+                              f'{reason.replace("ERROR: ", "").strip(" ;").lower()}; relax the subscription with the '
+                              f'parameters qos_overrides.{topic.name}.subscription.*')
     if topic.last is None:
         names = ', '.join(full_name(publisher) for publisher in topic.publishers)
-        return bad('rate', f'{topic.name}: {names} sends nothing that arrives in {topic.seconds:.0f} s: is it '
-                           f'streaming? If it is, {PROFILE_CURE}')
+        return bad('rate', f'{topic.name}: received nothing from {names} in {topic.seconds:.0f} s: is it streaming? '
+                           f'If so, {PROFILE_CURE}')
     return None
 
 
 def check_rate(topic: Topic) -> Finding:
-    """How many arrive, and how many seem to be lost on the way."""
+    """Check how many images arrive and how many are lost."""
     text = f'{len(topic.stamps) / topic.seconds:.1f} images/s'
     lost = loss(topic.stamps)
     if lost is None:
@@ -97,17 +99,17 @@ def check_rate(topic: Topic) -> Finding:
 
 
 def loss(stamps: Sequence[int]) -> float | None:
-    """Share of the images that are missing between the first and the last; None where stamps are not regular.
+    """Return the share of images missing between the first and the last, or None if stamps are irregular.
 
-    The period is that of the shorter gaps; a gap of n periods misses n - 1 images.
+    The shorter gaps between stamps (ns) give the period; n - 1 images are missing in a gap of n periods.
     """
     gaps = np.diff(np.sort(np.asarray(stamps, np.float64)))
     gaps = gaps[gaps > 0]
     if len(gaps) < 5:
         return None
     periods = gaps / np.percentile(gaps, 10)
-    periods /= np.median(periods[periods < 1.5])  # the jitter of one gap is no measure
-    for longest in (1.5, 2.5, 4.5, 8.5):  # the longer a gap the better it tells the period, once it can be counted
+    periods /= np.median(periods[periods < 1.5])  # a single gap has too much jitter
+    for longest in (1.5, 2.5, 4.5, 8.5):  # longer gaps, once countable, refine the period
         counted = periods[periods < longest]
         periods *= np.round(counted).sum() / counted.sum()
     if np.mean(np.abs(periods - np.round(periods)) < 0.25) < REGULAR:
@@ -117,17 +119,17 @@ def loss(stamps: Sequence[int]) -> float | None:
 
 
 def check_stamps(topic: Topic) -> Finding:
-    """Against the clock that the node would have."""
+    """Check stamps against the clock that the node uses."""
     if not all(topic.stamps):
-        return bad('stamps', f'{topic.name} has messages with stamp 0: have the camera stamp them; late prompts, depth '
-                             f'and TF go by it')
+        return bad('stamps', f'{topic.name} has messages with stamp 0: have the camera driver stamp them; late '
+                             f'prompts, depth and TF need stamps')
     backwards = sum(later < earlier for earlier, later in zip(topic.stamps, topic.stamps[1:], strict=False))
     age = float(np.median(topic.ages))
     if age < -AHEAD:
         return bad('stamps', f'{-age:.3f} s ahead of the clock: synchronise the clocks (chrony, PTP), or set '
-                             f'use_sim_time when a bag is played')
+                             f'use_sim_time if a bag is played')
     if age > OLD:
-        return bad('stamps', f'{age:.1f} s old at arrival: set use_sim_time when a bag is played, synchronise the '
+        return bad('stamps', f'{age:.1f} s old at arrival: set use_sim_time if a bag is played, synchronise the '
                              f'clocks (chrony, PTP), or find what delays the images')
     if backwards:
         return doubtful('stamps', f'{backwards} of {len(topic.stamps)} go back in time: are there two cameras on '
@@ -136,15 +138,23 @@ def check_stamps(topic: Topic) -> Finding:
 
 
 def check_depth(depth: Topic, info: Topic, image: Topic, parameters: Parameters, wanted: bool) -> Iterator[Finding]:
-    """``wanted``: named by the user; otherwise having none is all right."""
+    """Check the depth and the calibration of a camera.
+
+    Args:
+        depth: Topic of the depth.
+        info: Topic of the calibration.
+        image: Topic of the images.
+        parameters: Parameters of the node.
+        wanted: True if the user named the topic. Otherwise it is fine to have no depth.
+    """
     if not depth.publishers and not wanted:
-        yield good('depth', f'none, nobody publishes {depth.name}: results are in pixels, without metres')
+        yield good('depth', f'none (nobody publishes {depth.name}): results are in pixels, not in metres')
         return
     problem = check_connection(depth)
     if problem:
         yield _named('depth', problem)
     else:
-        yield from _check_depth_image(depth, image, parameters)
+        yield from _check_depth_image(depth, depth.last, image, parameters)
     problem = check_connection(info)
     if problem:
         yield _named('camera_info', problem)
@@ -157,22 +167,23 @@ def _named(what: str, finding: Finding) -> Finding:
     return Finding(f'{what} {finding.what}', finding.verdict, finding.text)
 
 
-def _check_depth_image(depth: Topic, image: Topic, parameters: Parameters) -> Iterator[Finding]:
+def _check_depth_image(depth: Topic, last: Image, image: Topic, parameters: Parameters) -> Iterator[Finding]:
+    """Check the last depth image by itself, and the stamps of all of them against those of the images."""
     size = _size(image.last) if image.last is not None else None
-    if size:
+    if image.last is not None and size:
         try:
-            check_registered(depth.last, image.last.header.frame_id, size)
-            yield good('depth size', f'{depth.last.width} x {depth.last.height} pixels, as the image, '
-                                     f'{depth.last.encoding}')
+            check_registered(last, image.last.header.frame_id, size)
+            yield good('depth size', f'{last.width} x {last.height} pixels, as the image, '
+                                     f'{last.encoding}')
         except DepthError as error:
             yield bad('depth size', f'{error}')
     if image.stamps:
         yield check_pairs(image.stamps, depth.stamps, parameters.depth_tolerance)
-    yield check_valid(depth.last, parameters)
+    yield check_valid(last, parameters)
 
 
 def _size(message: Image | CompressedImage) -> tuple[int, int] | None:
-    """(height, width) in pixels; None when it cannot be told."""
+    """Return (height, width) in pixels, or None if the image cannot be decoded."""
     if isinstance(message, Image):
         return message.height, message.width
     try:
@@ -182,16 +193,16 @@ def _size(message: Image | CompressedImage) -> tuple[int, int] | None:
 
 
 def check_pairs(images: Sequence[int], depths: Sequence[int], tolerance: float) -> Finding:
-    """Whether each image has a depth of its time. Stamps: ns; tolerance: seconds."""
+    """Check that each image has depth with a matching stamp. Stamps are in ns, the tolerance in seconds."""
     if not all(images):
         return bad('depth stamps', NO_STAMP)
     first, last = min(depths), max(depths)
-    # those outside had theirs before or after sam2_check listened
+    # the depth of the other images arrived before or after the measurement
     inside = [stamp for stamp in images if first - tolerance * 1e9 <= stamp <= last + tolerance * 1e9]
     if not inside:
         distance = min(abs(image - depth) for image in images for depth in (first, last)) / 1e9 if images else 0.0
-        return bad('depth stamps', f'no image has a depth of its time, the nearest is {distance:.3f} s away: have the '
-                                   f'camera stamp both with the moment of exposure, by one clock')
+        return bad('depth stamps', f'no image has depth with a matching stamp, the nearest is {distance:.3f} s away: '
+                                   f'have the camera stamp both at the moment of exposure, with one clock')
     nearest = [(stamp, min(depths, key=lambda depth: abs(depth - stamp))) for stamp in inside]
     distances = [abs(stamp - depth) / 1e9 for stamp, depth in nearest]
     matched = sum(is_of_one_time(stamp, depth, tolerance) for stamp, depth in nearest) / len(nearest)
@@ -200,11 +211,11 @@ def check_pairs(images: Sequence[int], depths: Sequence[int], tolerance: float) 
         return good('depth stamps', text)
     make = doubtful if matched >= 0.5 else bad
     return make('depth stamps', f'{text} (depth_tolerance), the others are {np.median(distances):.3f} s away (median): '
-                                f'raise it for what does not move, or have the camera synchronise colour and depth')
+                                f'raise it if the scene is static, or have the camera synchronise colour and depth')
 
 
 def check_valid(message: Image, parameters: Parameters) -> Finding:
-    """How much of a depth image says something."""
+    """Check how much of a depth image is valid."""
     try:
         metres, _ = usable_metres(message, parameters)
     except (DepthError, ImageError) as error:
@@ -213,18 +224,25 @@ def check_valid(message: Image, parameters: Parameters) -> Finding:
     share = len(known) / metres.size
     text = f'{share:.0%} of the pixels between {parameters.depth_min:g} and {parameters.depth_max:g} m'
     if share < LITTLE_DEPTH:
-        return doubtful('depth values', f'{text}: is the lens covered, the scene too near, the range (depth_min, '
-                                        f'depth_max) right?')
-    if len(known) > 1 and known.min() == known.max():  # as in a simulation, at most
+        return doubtful('depth values', f'{text}: is the lens covered, the scene too near, or the range '
+                                        f'(depth_min, depth_max) wrong?')
+    if len(known) > 1 and known.min() == known.max():  # possible in a simulation only
         return doubtful('depth values', f'{text}, and all depth is exactly {known[0]:g} m: does the camera measure it?')
     return good('depth values', text)
 
 
 def check_camera_info(info: CameraInfo, image: Topic, rectified: bool = False, depth_frame: str = '') -> Finding:
-    """Judge a calibration as the node would; depth_frame: of the depth image, where the image names none."""
+    """Check a calibration by the rules of the node.
+
+    Args:
+        info: The calibration.
+        image: Topic of the images.
+        rectified: Value of the parameter.
+        depth_frame: Frame of the depth image, which is used if the image has no frame.
+    """
     size = _size(image.last) if image.last is not None else None
     try:
-        if size:
+        if image.last is not None and size:
             info_of_image([info], image.last.header.frame_id or depth_frame, size)
         calibration = calibrate(info, rectified)
     except DepthError as error:
@@ -238,4 +256,5 @@ def check_camera_info(info: CameraInfo, image: Topic, rectified: bool = False, d
 
 
 def full_name(endpoint: TopicEndpointInfo) -> str:
+    """Return the full name of the node of an endpoint."""
     return f'{endpoint.node_namespace.rstrip("/")}/{endpoint.node_name}'

@@ -1,4 +1,4 @@
-"""How sam2_check listens: to the topics of cameras, as the node would, and to the node itself."""
+"""Subscriptions of sam2_check to the topics of cameras, as the node makes them, and to the node itself."""
 from __future__ import annotations
 
 import time
@@ -23,29 +23,36 @@ from sam2_ros.runtime.namesakes import advice, count_nodes
 from sam2_ros.runtime.node_arguments import image_topic
 from sam2_ros.runtime.parameters import Parameters
 
-DISCOVERY = 5.0  # seconds until what is there has been heard of; it takes 0.2 to 3
-ANSWER = 5.0  # seconds for the node to tell its state
-ELSEWHERE = 8  # other topics that are named where one is missing
+DISCOVERY = 5.0  # seconds; maximum wait for the first messages, which take 0.2 to 3 s
+ANSWER = 5.0  # seconds; maximum wait for the node to report its state
+ELSEWHERE = 8  # maximum number of other topics to name if one is missing
 TYPES = {Image: 'sensor_msgs/msg/Image', CompressedImage: 'sensor_msgs/msg/CompressedImage',
          CameraInfo: 'sensor_msgs/msg/CameraInfo'}
 
 
 @dataclass(frozen=True)
 class CheckedCamera:
-    """What one camera is looked for on, names as given by the user. depth and camera_info None: the node's default."""
+    """Topics of one camera to check, as the user named them."""
 
-    name: str  # empty: the only one
+    name: str  # empty: the only camera
     image: str
     depth: str
     camera_info: str
-    depth_wanted: bool = False
+    depth_wanted: bool = False  # True: the user named the depth topic
 
 
 class Listener:
-    """Subscribes to the topics of cameras and keeps what is needed to judge them."""
+    """Subscriber to the topics of cameras that collects what the checks need."""
 
     def __init__(self, node: Node, sam2: Node, parameters: Parameters, cameras: list[CheckedCamera]) -> None:
-        """``node`` listens; ``sam2`` has the name and the remappings of the node that is to use the cameras."""
+        """Subscribe to the topics of all cameras, to /diagnostics and to the state of the node sam2.
+
+        Args:
+            node: The node that subscribes.
+            sam2: A node with the name and the remappings of the node that will use the cameras.
+            parameters: Parameters of that node.
+            cameras: The cameras to check.
+        """
         self._node, self._sam2, self._parameters = node, sam2.get_fully_qualified_name(), parameters
         self._executor = SingleThreadedExecutor(context=node.context)
         self._executor.add_node(node)
@@ -53,16 +60,16 @@ class Listener:
         self._cameras = []
         for camera in cameras:
             image = image_topic(sam2, camera.image, parameters.image_transport)
-            topics = [self._listen(kind, sam2.resolve_topic_name(image))]
+            topics = [self._subscribe(kind, sam2.resolve_topic_name(image))]
             if parameters.use_depth:
-                topics += [self._listen(Image, sam2.resolve_topic_name(camera.depth)),
-                           self._listen(CameraInfo, sam2.resolve_topic_name(camera.camera_info))]
+                topics += [self._subscribe(Image, sam2.resolve_topic_name(camera.depth)),
+                           self._subscribe(CameraInfo, sam2.resolve_topic_name(camera.camera_info))]
             self._cameras.append((camera, topics))
         self._statuses: dict[str, DiagnosticStatus] = {}
         node.create_subscription(DiagnosticArray, '/diagnostics', self._on_diagnostics, QoSProfile(depth=10))
         self._get_state = node.create_client(GetState, f'{self._sam2}/get_state')
 
-    def _listen(self, kind: type, name: str) -> Topic:
+    def _subscribe(self, kind: type, name: str) -> Topic:
         topic = Topic(name, TYPES[kind])
 
         def keep(message: Image | CompressedImage | CameraInfo) -> None:
@@ -72,7 +79,7 @@ class Listener:
             topic.last = message
         self._node.create_subscription(kind, name, keep, qos_profile_sensor_data,
                                        qos_overriding_options=QoSOverridingOptions.with_default_policies())
-        if kind is CameraInfo:  # where it does not change, some publish it once, latched
+        if kind is CameraInfo:  # some drivers publish it once, latched
             self._node.create_subscription(kind, name, keep, LATCHED,
                                            event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False))
         return topic
@@ -83,7 +90,7 @@ class Listener:
                 self._statuses[status.name] = status
 
     def listen(self, seconds: float) -> None:
-        """Listen so long, from when the cameras have been found."""
+        """Collect messages for a number of seconds, once the cameras have been discovered."""
         topics = [topic for _, found in self._cameras for topic in found]
         self._spin(DISCOVERY, lambda: all(topic.last is not None for topic in topics))
         for topic in topics:
@@ -94,11 +101,11 @@ class Listener:
         known = self._node.get_topic_names_and_types()
         for topic in topics:
             if not topic.stamps and topic.type != TYPES[CameraInfo]:
-                topic.last = None  # it has stopped since it was found
+                topic.last = None  # the camera has stopped since it was discovered
             topic.publishers = self._node.get_publishers_info_by_topic(topic.name)
-            listeners = self._node.get_subscriptions_info_by_topic(topic.name)
-            topic.listeners = (self._of(self._sam2, listeners)
-                               or self._of(self._node.get_fully_qualified_name(), listeners))
+            endpoints = self._node.get_subscriptions_info_by_topic(topic.name)
+            topic.subscriptions = (self._of(self._sam2, endpoints)
+                                   or self._of(self._node.get_fully_qualified_name(), endpoints))
             topic.elsewhere = [name for name, types in known if topic.type in types
                                and self._node.count_publishers(name)
                                and not name.startswith(f'{self._sam2}/')][:ELSEWHERE]
@@ -112,11 +119,12 @@ class Listener:
             self._executor.spin_once(timeout_sec=min(left, 0.1))
 
     def findings(self) -> Iterator[Finding]:
-        """About each camera, the clock and the node, after ``listen``."""
-        for camera, (image, *depth) in self._cameras:
+        """Yield the findings about each camera, the clock and the node. Call ``listen`` first."""
+        for camera, (image, *others) in self._cameras:
             found = [*check_image(image)]
-            if depth:
-                found += check_depth(*depth, image, self._parameters, camera.depth_wanted)
+            if others:
+                depth, info = others
+                found += check_depth(depth, info, image, self._parameters, camera.depth_wanted)
             for finding in found:
                 yield replace(finding, what=f'{camera.name} {finding.what}') if camera.name else finding
         yield from self._check_clock()
@@ -126,8 +134,8 @@ class Listener:
         simulated = self._node.get_parameter('use_sim_time').value
         published = self._node.count_publishers('/clock')
         if published and not simulated:
-            yield doubtful('clock', 'somebody publishes /clock, a bag or a simulator: set use_sim_time if the images '
-                                    'come from there (--ros-args -p use_sim_time:=true)')
+            yield doubtful('clock', '/clock is published, by a bag or a simulator: set use_sim_time if the images come '
+                                    'from there (--ros-args -p use_sim_time:=true)')
         elif simulated and not published:
             yield bad('clock', 'use_sim_time is set and nobody publishes /clock: play the bag with --clock, or set '
                                'use_sim_time to false')
@@ -135,15 +143,15 @@ class Listener:
     def _check_node(self, images: list[Topic]) -> Iterator[Finding]:
         count = count_nodes(self._node, self._sam2)
         if count > 1:
-            yield bad('node', f'{advice(self._sam2, count)}: check again then')
+            yield bad('node', f'{advice(self._sam2, count)}. Check again then')
             return
         if not self._get_state.service_is_ready():
-            yield doubtful('node', f'{self._sam2} does not run: ros2 launch sam2_ros sam2.launch.py')
+            yield doubtful('node', f'{self._sam2} is not running: ros2 launch sam2_ros sam2.launch.py')
             return
         future = self._get_state.call_async(GetState.Request())
         self._spin(ANSWER, future.done)
         if not future.done():
-            yield bad('node', f'{self._sam2} does not tell its state within {ANSWER:g} s: see its log, start it again')
+            yield bad('node', f'{self._sam2} does not report its state within {ANSWER:g} s: see its log, restart it')
             return
         state = future.result().current_state.label
         steps = {'unconfigured': 'configure', 'inactive': 'activate'}
@@ -151,11 +159,11 @@ class Listener:
             yield doubtful('node', f'{self._sam2} is {state}' + (
                 f': ros2 lifecycle set {self._sam2} {steps[state]}' if state in steps else ''))
         else:
-            deaf = [image.name for image in images
-                    if not self._of(self._sam2, self._node.get_subscriptions_info_by_topic(image.name))]
-            if deaf:
-                yield bad('node', f'{self._sam2} is active, but does not listen to {", ".join(deaf)}: remap its topic '
-                                  f'image (image_topic:=... of the launch file)')
+            missing = [image.name for image in images
+                       if not self._of(self._sam2, self._node.get_subscriptions_info_by_topic(image.name))]
+            if missing:
+                yield bad('node', f'{self._sam2} is active, but is not subscribed to {", ".join(missing)}: remap its '
+                                  f'topic image (image_topic:=... of the launch file)')
             else:
                 yield good('node', f'{self._sam2} is active')
         verdicts = {DiagnosticStatus.WARN: Verdict.DOUBTFUL, DiagnosticStatus.ERROR: Verdict.BAD}
@@ -164,4 +172,5 @@ class Listener:
                 yield Finding('node says', verdicts[status.level], f'{name.partition(": ")[2]}: {status.message}')
 
     def close(self) -> None:
+        """Stop receiving messages."""
         self._executor.shutdown()

@@ -1,4 +1,4 @@
-"""What sam2_check finds out without listening: Python packages, device, weights, how images travel."""
+"""Checks of the machine: Python packages, device, weights, transport and shared memory."""
 from __future__ import annotations
 
 import importlib
@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from xml.etree import ElementTree
 
 from sam2_ros.messages.vision import VisionMessagesMissing, require_vision_msgs
@@ -14,23 +15,30 @@ from sam2_ros.preflight.findings import Finding, Verdict, bad, doubtful, good
 from sam2_ros.runtime.dds import PROFILE_VARIABLES, SHARED_MEMORY, TRANSPORT_VARIABLE, dead_segments, image_profile
 from sam2_ros.runtime.parameters import Parameters
 
-PACKAGES = {  # module: how to get it
+PACKAGES = {  # module -> how to install it
     'torch': 'pip install torch, built for the CUDA of this machine (docs/install.md)',
     'numpy': 'apt install python3-numpy', 'cv2': 'apt install python3-opencv',
     'safetensors': 'pip install safetensors', 'sam2_core': 'build the package and source its setup file',
     'sam2_ros.msg': 'build the package and source its setup file'}
-OPTIONAL = {'huggingface_hub': 'official weights cannot be fetched', 'vision_msgs': 'no detections in and out'}
-SEGMENT = 64 * 2**20  # bytes of shared memory for each process, as in config/fastdds_images.xml
-LITTLE_GPU_MEMORY = 2 * 2**30
-RECEIVE_BUFFER = 10 * 2**20  # bytes; an image is many UDP packets at once
+OPTIONAL = {  # module -> what does not work without it
+    'huggingface_hub': 'official weights cannot be downloaded', 'vision_msgs': 'no detections in and out'}
+SEGMENT = 64 * 2**20  # bytes of shared memory that each process takes, see config/fastdds_images.xml
+LITTLE_GPU_MEMORY = 2 * 2**30  # bytes
+RECEIVE_BUFFER = 10 * 2**20  # bytes; an image arrives as many UDP packets at once
 
 
 def check_machine(parameters: Parameters, middleware: str, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """``middleware``: the name of the RMW implementation in use; ``environment``: of the user's shell."""
+    """Run all checks of this module.
+
+    Args:
+        parameters: Parameters of the node.
+        middleware: Name of the RMW implementation in use.
+        environment: Environment variables of the user's shell.
+    """
     packages = list(check_packages())
     yield from packages
     if any(finding.verdict is Verdict.BAD for finding in packages):
-        return  # the rest needs them
+        return  # the other checks import them
     if parameters.detections_topic:
         try:
             require_vision_msgs(f"detections_topic '{parameters.detections_topic}'")
@@ -44,7 +52,12 @@ def check_machine(parameters: Parameters, middleware: str, environment: Mapping[
 
 
 def check_packages(required: Mapping[str, str] = PACKAGES, optional: Mapping[str, str] = OPTIONAL) -> Iterator[Finding]:
-    """``required``: modules and how to get them; ``optional``: modules and what is not there without them."""
+    """Check that Python modules can be imported.
+
+    Args:
+        required: Modules, and how to install them.
+        optional: Modules, and what does not work without them.
+    """
     found = [f'Python {platform.python_version()}']
     for name in [*required, *optional]:
         try:
@@ -59,17 +72,18 @@ def check_packages(required: Mapping[str, str] = PACKAGES, optional: Mapping[str
     yield good('packages', ', '.join(found))
 
 
-def _version(name: str, module) -> str:
+def _version(name: str, module: ModuleType) -> str:
+    """Return the version of a module, or '' if it is unknown."""
     if version := getattr(module, '__version__', ''):
         return version
     try:
         return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:  # as from apt
+    except importlib.metadata.PackageNotFoundError:  # installed without metadata, for example by apt
         return ''
 
 
 def check_device(device: str) -> Finding:
-    """``device``: as the parameter."""
+    """Check the device that the parameter ``device`` selects."""
     import torch
 
     from sam2_core.checkpoint import checked_device
@@ -78,18 +92,21 @@ def check_device(device: str) -> Finding:
     except ValueError as error:
         return bad('device', f'{error}')
     if chosen.type != 'cuda':
-        return doubtful('device', f'{chosen} with {os.cpu_count()} cores, no GPU: nano takes about a tenth of a second '
-                                  f'for an image, sam2.1_hiera_tiny seconds; use a machine with a GPU for those')
+        return doubtful('device', f'{chosen} with {os.cpu_count()} cores, no GPU: nano takes about 0.1 s per image, '
+                                  f'sam2.1_hiera_tiny several seconds; use a GPU for the larger models')
     index = chosen.index or 0
     free, total = torch.cuda.mem_get_info(index)
     text = f'{chosen}: {torch.cuda.get_device_name(index)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free'
     if free < LITTLE_GPU_MEMORY:
-        return doubtful('device', f'{text}: end what else runs on it, or take a smaller model')
+        return doubtful('device', f'{text}: stop other programs on the GPU, or use a smaller model')
     return good('device', text)
 
 
 def check_weights(model: str, checkpoint: str, dtype: str = 'float32') -> Finding:
-    """Read the weights as configure will. Arguments are those of the node's parameters. Nothing is fetched."""
+    """Read the weights as the node does on configure. Nothing is downloaded.
+
+    The arguments are the values of the parameters.
+    """
     import torch
 
     from sam2_core.checkpoint import OFFICIAL, find_weights, read_checkpoint, verify
@@ -99,7 +116,7 @@ def check_weights(model: str, checkpoint: str, dtype: str = 'float32') -> Findin
             name, _ = read_checkpoint(Path(checkpoint), dtype=getattr(torch, dtype))
             if model and name != model:
                 return bad('weights', f'{checkpoint} is a {name}, the parameter model is {model!r}: set model:={name}, '
-                                      f"or model:='' to go by the checkpoint")
+                                      f"or model:='' to detect it from the checkpoint")
             return good('weights', f'{name}, from {checkpoint}')
         if model not in VARIANTS:
             return bad('weights', f'model {model!r}: must be one of {", ".join(VARIANTS)}')
@@ -111,37 +128,37 @@ def check_weights(model: str, checkpoint: str, dtype: str = 'float32') -> Findin
         cached = try_to_load_from_cache(official.repository, official.filename)
         if not isinstance(cached, str):
             size = f' ({official.size / 1e6:.0f} MB)' if official.size else ''
-            return doubtful('weights', f'{model} is not here yet, configure fetches it{size} from the Hugging Face '
-                                       f'hub: where there is no connection then, give a file as checkpoint')
+            return doubtful('weights', f'{model} is not cached, configure downloads it{size} from the Hugging Face '
+                                       f'hub: without a connection, set checkpoint to a local file')
         verify(Path(cached), official)
     except (ImportError, OSError, ValueError) as error:
         return bad('weights', f'{error}')
-    return good('weights', f'{model}, cached, sha256 as published')
+    return good('weights', f'{model}, cached, sha256 verified')
 
 
 def check_transport(middleware: str, environment: Mapping[str, str]) -> Finding:
-    """Whether whole images get through, as far as this shell decides it."""
+    """Check whether the settings of this shell let whole images through."""
     domain = f'{middleware}, domain {environment.get("ROS_DOMAIN_ID") or 0}'
     if 'fastrtps' not in middleware:
         try:
             limit = int(Path('/proc/sys/net/core/rmem_max').read_text())
-        except OSError:  # not to be seen in a container
+        except OSError:  # hidden in a container
             return good('transport', f'{domain}, net.core.rmem_max unknown')
         if limit < RECEIVE_BUFFER:
-            return doubtful('transport', f'{domain}: net.core.rmem_max is {limit} bytes, images of more are lost: '
+            return doubtful('transport', f'{domain}: net.core.rmem_max is {limit} bytes, larger images are lost: '
                                          f'sudo sysctl -w net.core.rmem_max={2**31 - 1}')
         return good('transport', domain)
     if environment.get(TRANSPORT_VARIABLE):
-        return doubtful('transport', f'{domain}: {TRANSPORT_VARIABLE} is set, the image profile is not used: unset it '
-                                     f'if images are lost')
+        return doubtful('transport', f'{domain}: {TRANSPORT_VARIABLE} is set, so the image profile is not used: unset '
+                                     f'it if images are lost')
     chosen = {name: environment.get(name, '') for name in PROFILE_VARIABLES}
     exports = ' '.join(f'{name}={image_profile()}' for name in PROFILE_VARIABLES)
     for name, path in chosen.items():
         if path and (problem := _profile_problem(Path(path))):
             return bad('transport', f'{domain}: {name}={path}: {problem}; export {exports}')
     if not any(chosen.values()):
-        return doubtful('transport', f'{domain}: sam2_node takes the image profile by itself, the camera driver does '
-                                     f'not: export {exports} where it is started')
+        return doubtful('transport', f'{domain}: sam2_node uses the image profile by itself, the camera driver does '
+                                     f'not: export {exports} where the driver is started')
     if not all(chosen.values()) or len({*chosen.values()}) > 1:
         return doubtful('transport', f'{domain}: Fast DDS reads one of {" and ".join(PROFILE_VARIABLES)}, depending on '
                                      f'its version, and they differ: export {exports}')
@@ -149,7 +166,7 @@ def check_transport(middleware: str, environment: Mapping[str, str]) -> Finding:
 
 
 def _profile_problem(path: Path) -> str:
-    """Return why Fast DDS cannot read a profile, which it would only log; empty if it can."""
+    """Return why Fast DDS cannot read a profile, or '' if it can. Fast DDS itself only logs the reason."""
     try:
         ElementTree.parse(path)
     except FileNotFoundError:
@@ -160,7 +177,7 @@ def _profile_problem(path: Path) -> str:
 
 
 def check_shared_memory(folder: Path) -> Finding:
-    """Room for the segments of a camera and the node."""
+    """Check that a camera and the node have enough shared memory."""
     try:
         room = os.statvfs(folder)
     except OSError as error:
@@ -168,8 +185,8 @@ def check_shared_memory(folder: Path) -> Finding:
     free = room.f_bavail * room.f_frsize
     text = f'{free / 2**20:.0f} MiB free in {folder}'
     if dead := dead_segments(folder):
-        text += f', {len(dead)} segments of processes that were killed, which sam2_node removes when it starts'
+        text += f', {len(dead)} segments left behind by killed processes, which sam2_node removes at startup'
     if free < 2 * SEGMENT:
-        return bad('shared memory', f'{text}, camera and node need {2 * SEGMENT / 2**20:.0f}: in a container, '
-                                    f'docker run --shm-size=1g, or --ipc=host')
+        return bad('shared memory', f'{text}, camera and node need {2 * SEGMENT / 2**20:.0f} MiB: in a '
+                                    f'container, use docker run --shm-size=1g or --ipc=host')
     return good('shared memory', text)

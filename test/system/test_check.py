@@ -103,7 +103,7 @@ def test_nobody_there_fails_and_names_what_is_there_instead(tmp_path):
     assert verdict == 'bad'
     assert 'nobody publishes /front/image' in text
     assert '/image' in text.partition('; sensor_msgs/msg/Image is on ')[2].removesuffix(': remap it').split(', ')
-    assert found['node'] == ('doubtful', '/sam2 does not run: ros2 launch sam2_ros sam2.launch.py')
+    assert found['node'] == ('doubtful', '/sam2 is not running: ros2 launch sam2_ros sam2.launch.py')
 
 
 def test_a_camera_with_depth_is_checked_against_its_node(tmp_path):
@@ -135,7 +135,7 @@ def test_a_camera_with_everything_wrong_is_told_so(tmp_path):
                                           'that is aligned to it (RealSense: align_depth.enable:=true)')
     assert found['stamps'][0] == 'bad' and 'set use_sim_time' in found['stamps'][1]
     assert found['frame'][0] == 'bad'
-    assert found['node'] == ('bad', '/sam2 is active, but does not listen to /rig/image: remap its topic image '
+    assert found['node'] == ('bad', '/sam2 is active, but is not subscribed to /rig/image: remap its topic image '
                                     '(image_topic:=... of the launch file)')
 
 
@@ -148,8 +148,8 @@ def test_a_node_that_asks_for_more_than_the_camera_gives_is_named(tmp_path):
         rig.stream_while(check)
         code, found = check.findings()
     assert code == 1
-    assert found['QoS'] == ('bad', '/rig/image: /peer and /sam2 do not fit: best effort publisher and reliable '
-                                   'subscription; ask for less with the parameters '
+    assert found['QoS'] == ('bad', '/rig/image: /peer and /sam2 are incompatible: best effort publisher and '
+                                   'reliable subscription; relax the subscription with the parameters '
                                    'qos_overrides./rig/image.subscription.*')
 
 

@@ -1,4 +1,4 @@
-"""What sam2_check says about a machine and about what came on a camera's topics: no process, no DDS."""
+"""Findings of sam2_check about a machine and about messages of a camera, without processes or DDS."""
 import json
 import os
 from pathlib import Path
@@ -57,11 +57,11 @@ def endpoint(node: str, qos: QoSProfile = BEST_EFFORT, kind: str = 'sensor_msgs/
 
 
 def image_topic(message=None, **changes) -> Topic:
-    """A camera of 640 x 480 pixels and 30 images per second that does everything right."""
+    """Return the topic of a camera without faults, with 640 x 480 pixels at 30 images per second."""
     if message is None:
         message = from_pixels(np.zeros((480, 640, 3), np.uint8), 'rgb8', HEADER)
     return Topic(**{'name': '/camera/image', 'type': 'sensor_msgs/msg/Image', 'publishers': [endpoint('driver')],
-                    'listeners': [endpoint('sam2')], 'seconds': 3.0, 'last': message, 'ages': [0.01] * 90,
+                    'subscriptions': [endpoint('sam2')], 'seconds': 3.0, 'last': message, 'ages': [0.01] * 90,
                     'stamps': [START + number * PERIOD for number in range(90)]} | changes)
 
 
@@ -106,12 +106,12 @@ def test_a_good_camera_is_good_in_everything():
     ({'publishers': [], 'elsewhere': ['/usb_cam/image_raw']}, 'publisher', 'is on /usb_cam/image_raw: remap it'),
     ({'publishers': [endpoint('driver', kind='sensor_msgs/msg/PointCloud2')]}, 'type',
      '/camera/image is sensor_msgs/msg/PointCloud2, expected sensor_msgs/msg/Image'),
-    ({'listeners': [endpoint('sam2', RELIABLE)]}, 'QoS',
-     '/driver and /sam2 do not fit: best effort publisher and reliable subscription; ask for less'),
-    ({'listeners': [endpoint('sam2', QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT,
+    ({'subscriptions': [endpoint('sam2', RELIABLE)]}, 'QoS',
+     '/driver and /sam2 are incompatible: best effort publisher and reliable subscription; relax the subscription'),
+    ({'subscriptions': [endpoint('sam2', QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT,
                                                 durability=DurabilityPolicy.TRANSIENT_LOCAL))]}, 'QoS',
      'volatile publisher and transient local subscription'),
-    ({'last': None, 'stamps': []}, 'rate', '/driver sends nothing that arrives in 3 s'),
+    ({'last': None, 'stamps': []}, 'rate', 'received nothing from /driver in 3 s'),
 ])
 def test_what_keeps_images_from_coming_is_named(changes, what, text):
     finding, = check_image(image_topic(**changes))
@@ -119,10 +119,10 @@ def test_what_keeps_images_from_coming_is_named(changes, what, text):
     assert text in finding.text
 
 
-def test_one_of_several_listeners_that_fits_is_enough():
-    """The node asks for camera_info twice, latched and not: one of the two is served."""
+def test_one_of_several_subscriptions_that_fits_is_enough():
+    """The node subscribes to camera_info twice, latched and not; only one of them matches a driver."""
     latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-    assert check_connection(image_topic(listeners=[endpoint('sam2', latched), endpoint('sam2')])) is None
+    assert check_connection(image_topic(subscriptions=[endpoint('sam2', latched), endpoint('sam2')])) is None
 
 
 def test_a_reliable_camera_serves_a_listener_that_asks_for_less():
@@ -146,14 +146,14 @@ def test_an_image_without_frame_is_named():
 @example(lost=0.75, jitter=0.078125, period=1.0, seed=1)
 @given(lost=st.floats(0, 0.75), jitter=st.floats(0, 0.08), period=st.floats(0.005, 1.0), seed=st.integers(0, 1000))
 def test_lost_images_are_counted_by_the_gaps_they_leave(lost, jitter, period, seed):
-    """Within what so few images can tell; that nothing is lost is said exactly."""
+    """The estimate is as accurate as so few images allow; a loss of zero is exact."""
     rng = np.random.default_rng(seed)
     kept = rng.random(400) >= lost
     stamps = (np.arange(400) + rng.uniform(-jitter, jitter, 400)) * period * 1e9 + START
     seen = stamps[kept]
     first, last = np.flatnonzero(kept)[[0, -1]]
     missing = 1 - kept[first:last + 1].mean()
-    assume(missing <= 0.775)  # chance may take more than was asked for
+    assume(missing <= 0.775)  # by chance, more may be missing than intended
     assert loss([int(stamp) for stamp in seen]) == pytest.approx(missing, abs=1e-6)
 
 
@@ -176,7 +176,7 @@ def test_the_more_is_lost_the_worse_it_is(missing, verdict):
 
 @pytest.mark.parametrize(('changes', 'verdict', 'text'), [
     ({'ages': [0.05] * 9}, GOOD, '50 ms old'),
-    ({'stamps': [0] * 9}, BAD, 'have the camera stamp them'),
+    ({'stamps': [0] * 9}, BAD, 'have the camera driver stamp them'),
     ({'ages': [-0.4] * 9}, BAD, '0.400 s ahead of the clock: synchronise the clocks'),
     ({'ages': [86400.0] * 9}, BAD, '86400.0 s old at arrival: set use_sim_time'),
     ({'stamps': [START, START + PERIOD, START - PERIOD]}, DOUBTFUL, 'are there two cameras on /camera/image?'),
@@ -191,7 +191,7 @@ def test_stamps_are_held_against_the_clock(changes, verdict, text):
 def test_no_depth_is_all_right_unless_it_was_asked_for():
     nothing = depth_topic(metre(), publishers=[], last=None, stamps=[])
     finding, = check_depth(nothing, info_topic(), image_topic(), Parameters(), wanted=False)
-    assert finding.verdict is GOOD and 'without metres' in finding.text
+    assert finding.verdict is GOOD and 'not in metres' in finding.text
     found = [*check_depth(nothing, info_topic(), image_topic(), Parameters(), wanted=True)]
     assert (found[0].what, found[0].verdict) == ('depth publisher', BAD)
 
@@ -223,7 +223,8 @@ def test_depth_in_a_strange_encoding_is_named():
 @pytest.mark.parametrize(('offset', 'every', 'verdict', 'text'), [
     (0, 1, GOOD, '100% of the images have depth'), (0.005, 1, GOOD, '100%'),
     (0, 2, DOUBTFUL, 'within 0.01 s (depth_tolerance), the others are 0.'),
-    (0, 10, BAD, 'depth_tolerance'), (5.0, 1, BAD, 'no image has a depth of its time, the nearest is 2.033 s away')])
+    (0, 10, BAD, 'depth_tolerance'),
+    (5.0, 1, BAD, 'no image has depth with a matching stamp, the nearest is 2.033 s away')])
 def test_depth_has_to_be_of_the_time_of_the_image(offset, every, verdict, text):
     images = image_topic().stamps
     depths = [stamp + int(offset * 1e9) for stamp in images[::every]]
@@ -247,7 +248,7 @@ def test_the_share_of_valid_depth_is_told(encoding, share, verdict):
 
 def test_depth_in_another_unit_is_named():
     finding = check_valid(from_pixels(np.full((9, 9), 1500, np.float32), '32FC1', HEADER), Parameters())
-    assert finding.verdict is BAD and 'the largest is 1500 m: are they in another unit?' in finding.text
+    assert finding.verdict is BAD and 'the largest is 1500 m: is the unit wrong?' in finding.text
 
 
 def test_depth_that_is_cut_off_is_named():
@@ -356,7 +357,7 @@ def cached(folder: Path, model: str, content: bytes) -> None:
 def test_weights_that_are_not_here_are_no_failure_and_not_fetched(empty_cache):
     finding = check_weights('sam2.1_hiera_tiny', '')
     assert finding.verdict is DOUBTFUL
-    assert 'configure fetches it (156 MB)' in finding.text
+    assert 'configure downloads it (156 MB)' in finding.text
     assert not [*empty_cache.iterdir()]
 
 
@@ -419,7 +420,7 @@ def test_segments_of_killed_processes_are_counted(tmp_path):
     for name in ('fastrtps_0123456789abcdef_el', 'fastdds_0123456789abcdef_el'):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (0, 0))
-    assert '2 segments of processes that were killed' in check_shared_memory(tmp_path).text
+    assert '2 segments left behind by killed processes' in check_shared_memory(tmp_path).text
 
 
 # --- the command line
