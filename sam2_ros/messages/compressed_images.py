@@ -1,4 +1,4 @@
-"""JPEG and PNG data of CompressedImage messages: checked against format and file header, then decoded. Needs no ROS."""
+"""Decoder of the JPEG and PNG data in CompressedImage messages, with checks of format and header. Needs no ROS."""
 from __future__ import annotations
 
 import re
@@ -9,11 +9,11 @@ import numpy as np
 from sam2_core.image_headers import JPEG_SIGNATURE, PNG_SIGNATURE, DamagedImage, ImageHeader, read_image_header
 from sam2_ros.messages.encodings import CHANNELS, ImageError, check_encoding, is_deep
 
-MAX_PIXELS = 160_000_000  # the largest cameras have 150 million; a small file can claim 4 billion
+MAX_PIXELS = 160_000_000  # the largest cameras have 150 million; the header of a small file can claim 4 billion
 _OTHERS = {b'RIFF': 'WebP', b'II*\0': 'TIFF', b'MM\0*': 'TIFF', b'GIF8': 'GIF', b'BM': 'BMP',
            b'\0\0\0\1': 'H.264 or H.265', b'\0\0\1': 'H.264 or H.265', b'\0\0\0\x0c': 'JPEG 2000 or JPEG XL'}
-_DEEP_NAMES = {1: 'mono16', 3: 'rgb16', 4: 'rgba16'}  # of a file with more than 8 bits, by channels
-# the start of a format that names pixels, as image_transport writes it: "rgb8; jpeg compressed bgr8"
+_DEEP_NAMES = {1: 'mono16', 3: 'rgb16', 4: 'rgba16'}  # encoding of a file with more than 8 bits, by channels
+# start of a format that names an encoding, as image_transport writes it: "rgb8; jpeg compressed bgr8"
 _PIXELS = re.compile(r'(mono|rgba?|bgra?)\d|bayer_|\d+[USF]C\d?|yuv|yuyv|uyvy|nv\d|i420', re.IGNORECASE)
 _STORED = re.compile(r'compressed\s+(\w+)')
 _BY_LOWER_NAME = {name.lower(): name for name in CHANNELS}
@@ -22,10 +22,16 @@ _BY_LOWER_NAME = {name.lower(): name for name in CHANNELS}
 def decompress(data: bytes, declared: str) -> np.ndarray:
     """Return the pixels of JPEG or PNG data as uint8 RGB (H, W, 3), in the orientation in which they are stored.
 
-    declared: the message's format. The EXIF orientation is ignored, since the calibration and the depth of a camera
-    belong to its pixels as they are stored; alpha is dropped, as that of raw images. Data behind the end of the file
-    are ignored: cameras pad. Raises ImageError for encodings that are refused in raw images, for files of more than
-    8 bits or MAX_PIXELS, and for data that are cut off or damaged.
+    The EXIF orientation is ignored, since calibration and depth of a camera belong to its pixels as they are stored.
+    Alpha is dropped, as that of raw images. Data after the end of the file are ignored, since cameras pad.
+
+    Args:
+        data: Content of the file.
+        declared: ``format`` of the message.
+
+    Raises:
+        ImageError: The encoding is refused in raw images too, the file has more than 8 bits per channel or more than
+            MAX_PIXELS, or the data are cut off or damaged.
     """
     try:
         if 'compressedDepth' in declared:
@@ -38,9 +44,9 @@ def decompress(data: bytes, declared: str) -> np.ndarray:
 
 
 def plain_jpeg(data: bytes, declared: str) -> bytes | None:
-    """Return a JPEG whose every reader sees the pixels of ``decompress``: without EXIF data and padding.
+    """Return a JPEG without EXIF data and padding, in which every reader sees the pixels of ``decompress``.
 
-    None where there is none: for a PNG, and for a JPEG that stores its channels in the order of rgb8.
+    Return None for a PNG, and for a JPEG that stores its channels in the order of rgb8.
     """
     head = read_head(data)
     if head.kind != 'JPEG' or _stores_rgb(head, declared):
@@ -53,7 +59,11 @@ def plain_jpeg(data: bytes, declared: str) -> bytes | None:
 
 
 def read_head(data: bytes) -> ImageHeader:
-    """Return the header of JPEG or PNG data that are whole. Raises ImageError without decoding any pixel."""
+    """Return the header of complete JPEG or PNG data. Decode no pixel.
+
+    Raises:
+        ImageError: The data are of another format, incomplete or damaged.
+    """
     try:
         head = read_image_header(data)
     except DamagedImage as error:
@@ -70,19 +80,19 @@ def read_head(data: bytes) -> ImageHeader:
         raise ImageError(f'{head.kind} of {head.width} x {head.height} pixels: both must be at least 1')
     if head.height * head.width > MAX_PIXELS:
         raise ImageError(f'{head.kind} of {head.width} x {head.height} pixels: must have at most {MAX_PIXELS:,} '
-                         f'pixels; publish smaller images, or check the camera, if it has fewer')
-    behind = data[head.end:head.end + 4096].lstrip(b'\0')
-    if behind.startswith((JPEG_SIGNATURE + b'\xff', PNG_SIGNATURE)):
+                         f'pixels; publish smaller images, or check the camera if it has fewer pixels')
+    rest = data[head.end:head.end + 4096].lstrip(b'\0')
+    if rest.startswith((JPEG_SIGNATURE + b'\xff', PNG_SIGNATURE)):
         raise ImageError('several images in one message: publish a message for each')
     return head
 
 
 def _check(head: ImageHeader, declared: str) -> None:
-    """Refuse the encodings that raw images are refused for, whether the format or the file has them."""
+    """Refuse the encodings that are refused in raw images, whether the format or the file names them."""
     name = declared.partition(';')[0].strip()
     stored = _STORED.search(declared)
     if _PIXELS.match(name) and name.lower() not in _BY_LOWER_NAME:
-        # bayer and yuv images can be converted before they are compressed; of deep ones that loses what is dark
+        # bayer and yuv images may be converted before compression; for more than 8 bits that loses dark areas
         converted = stored is not None and stored[1] in ('bgr8', 'rgb8') and head.channels == 3
         if not converted or is_deep(name):
             check_encoding(name)
@@ -97,12 +107,13 @@ def _check(head: ImageHeader, declared: str) -> None:
 
 
 def _stores_rgb(head: ImageHeader, declared: str) -> bool:
-    """Return whether red and blue are exchanged in the file: "compressed rgb8" says so (CompressedImage.msg)."""
+    """Return True if red and blue are exchanged in the file: "compressed rgb8" means that (CompressedImage.msg)."""
     stored = _STORED.search(declared)
     return head.channels >= 3 and stored is not None and stored[1].startswith('rgb')
 
 
 def _decode(data: bytes, head: ImageHeader, swapped: bool) -> np.ndarray:
+    """Return the pixels as RGB. ``swapped``: red and blue are exchanged in the file."""
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8, head.end), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:

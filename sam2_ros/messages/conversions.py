@@ -1,4 +1,4 @@
-"""Messages to arrays and back. Refuses what is malformed, naming the value and the cure."""
+"""Conversion of messages to arrays and back. Malformed messages are refused with the value and the cure."""
 from __future__ import annotations
 
 import functools
@@ -22,10 +22,12 @@ _MAX_INT32 = 2**31 - 1
 
 
 def to_rgb(message: Image | CompressedImage) -> np.ndarray:
-    """The picture in a message as uint8 RGB (H, W, 3).
+    """Return the pixels of an image message as uint8 RGB (H, W, 3).
 
-    An rgb8 image is a view of the message's bytes when the rows have no padding, everything else a new array.
-    Raises ImageError for what is malformed or not supported.
+    An rgb8 image without padded rows is returned as a view of the message's bytes, other images as a new array.
+
+    Raises:
+        ImageError: The message is malformed, or its encoding is not supported.
     """
     if isinstance(message, CompressedImage):
         return decompress(message.data.tobytes(), message.format)
@@ -41,7 +43,11 @@ def to_rgb(message: Image | CompressedImage) -> np.ndarray:
 
 
 def to_mask(message: Image) -> np.ndarray:
-    """Return a mono8 image of 0 and 1, or 0 and 255, as bool (H, W). Raises ImageError."""
+    """Return a mono8 image of 0 and 1, or of 0 and 255, as bool (H, W).
+
+    Raises:
+        ImageError: The message is malformed, or has another encoding or other values.
+    """
     if message.encoding not in ('mono8', '8UC1'):
         raise ImageError(f'mask with encoding {message.encoding!r}: must be mono8, 0 and 1, or 0 and 255')
     pixels = _pixels(message)
@@ -52,10 +58,10 @@ def to_mask(message: Image) -> np.ndarray:
 
 
 def from_pixels(pixels: np.ndarray, encoding: str, header: Header) -> Image:
-    """An Image message of an array (H, W) or (H, W, channels), rows without padding."""
+    """Return the Image message of an array (H, W) or (H, W, channels), without padded rows."""
     pixels = np.ascontiguousarray(pixels)
-    data = array('B')  # the one type that the setter takes as it is: from a numpy array it copies element by element
-    data.frombytes(memoryview(pixels).cast('B') if pixels.size else b'')
+    data = array('B')  # the only type the setter takes as it is; it copies a numpy array element by element
+    data.frombytes(pixels.data.cast('B') if pixels.size else b'')
     height, width = pixels.shape[:2]
     step = pixels.strides[0] if pixels.size else 0
     return Image(header=header, height=height, width=width, encoding=encoding, step=step,
@@ -63,7 +69,7 @@ def from_pixels(pixels: np.ndarray, encoding: str, header: Header) -> Image:
 
 
 def to_roi(box: tuple[int, int, int, int] | None) -> RegionOfInterest:
-    """A pixel box (x0, y0, x1, y1), x1 and y1 exclusive, as a region of interest; None as one of width 0."""
+    """Return the region of interest of a pixel box (x0, y0, x1, y1), x1 and y1 exclusive. None has width 0."""
     if box is None:
         return RegionOfInterest()
     x0, y0, x1, y1 = box
@@ -71,24 +77,28 @@ def to_roi(box: tuple[int, int, int, int] | None) -> RegionOfInterest:
 
 
 def to_nanoseconds(stamp: Time) -> int:
+    """Return a stamp or a duration in nanoseconds."""
     return stamp.sec * 1_000_000_000 + stamp.nanosec
 
 
 def to_duration(nanoseconds: int) -> Duration:
-    """Nanoseconds, possibly negative, as a Duration; what exceeds its 68 years is cut off there."""
+    """Return nanoseconds, possibly negative, as a Duration, limited to its range of 68 years."""
     seconds, rest = divmod(nanoseconds, 1_000_000_000)
     return Duration(sec=max(-_MAX_INT32, min(seconds, _MAX_INT32)), nanosec=rest)
 
 
 @functools.cache
 def _yuv_decoder() -> Callable[[Image, str], np.ndarray]:
-    """cv_bridge's, which ROS 2 brings; with the wheels, or where it was built for another numpy, rosbags-image's."""
+    """Return the decoder of cv_bridge, which comes with ROS 2, or else that of rosbags-image.
+
+    The wheels have no cv_bridge, and one that was built for another numpy fails.
+    """
     try:
         from cv_bridge import CvBridge
         decode = CvBridge().imgmsg_to_cv2
         decode(from_pixels(np.zeros((1, 2, 2), np.uint8), 'yuv422', Header()), 'rgb8')
         return decode
-    except (ImportError, AttributeError):  # AttributeError: how a cv_bridge for numpy 1 fails with numpy 2
+    except (ImportError, AttributeError):  # AttributeError: a cv_bridge built for numpy 1, used with numpy 2
         pass
     try:
         from rosbags.image import image_to_cvimage
@@ -99,7 +109,7 @@ def _yuv_decoder() -> Callable[[Image, str], np.ndarray]:
 
 
 def _pixels(message: Image) -> np.ndarray:
-    """The bytes of a message as uint8 (H, W) or (H, W, channels); a view, or a copy where the rows are padded."""
+    """Return the bytes of a message as uint8 (H, W) or (H, W, channels): a view, or a copy if rows are padded."""
     check_encoding(message.encoding)
     channels = CHANNELS[message.encoding]
     pixels = pixel_bytes(message, channels)
@@ -107,17 +117,24 @@ def _pixels(message: Image) -> np.ndarray:
 
 
 def pixel_bytes(message: Image, size: int) -> np.ndarray:
-    """The bytes of a message with ``size`` bytes to the pixel as uint8 (H, W, size); a view, or a copy where the rows
-    are padded. Raises ImageError when their number is not what the message says."""
+    """Return the bytes of a message as uint8 (H, W, size): a view, or a copy if rows are padded.
+
+    Args:
+        message: The image.
+        size: Bytes per pixel.
+
+    Raises:
+        ImageError: The number of bytes contradicts height, width and step.
+    """
     height, width, step = message.height, message.width, message.step
     if not height or not width:
         raise ImageError(f'image of {width} x {height} pixels: both must be at least 1')
     row = width * size
     if step < row:
         raise ImageError(f'step {step}: a row of {width} pixels {message.encoding} has {row} bytes; set step to {row}, '
-                         f'or more where rows are padded')
+                         f'or more if rows are padded')
     expected = step * height
-    if len(message.data) not in (expected, expected - (step - row)):  # the last row's padding may be left out
+    if len(message.data) not in (expected, expected - (step - row)):  # the padding of the last row is optional
         raise ImageError(f'{len(message.data)} bytes of data: height {height} times step {step} makes {expected}; '
                          f'send the whole image')
     flat = np.frombuffer(message.data, np.uint8)

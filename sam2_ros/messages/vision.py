@@ -1,4 +1,4 @@
-"""vision_msgs, which a robot may not have: everything else works without. The one place that imports it."""
+"""Optional package vision_msgs. Only this module imports it; everything else works without it."""
 from __future__ import annotations
 
 try:
@@ -8,11 +8,11 @@ except ImportError:
 
 
 class VisionMessagesMissing(ValueError):
-    """Something was asked for that needs vision_msgs; the text says what, and how to install it."""
+    """A feature needs vision_msgs; the text names the feature and how to install the package."""
 
 
 def require_vision_msgs(what: str) -> None:
-    """Raise VisionMessagesMissing, naming ``what`` needs it, when vision_msgs is not installed."""
+    """Raise VisionMessagesMissing if vision_msgs is not installed. ``what`` names the feature that needs it."""
     if vision_msgs is None:
         raise VisionMessagesMissing(f'{what} needs the package vision_msgs, which is not installed: '
                                     f'sudo apt install ros-$ROS_DISTRO-vision-msgs')
