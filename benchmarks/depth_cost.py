@@ -17,8 +17,9 @@ from builtin_interfaces.msg import Time
 from std_msgs.msg import Header
 
 from sam2_core.masks import mask_box
+from sam2_ros.depth.lens import PixelRays
 from sam2_ros.depth.matching import to_metres
-from sam2_ros.depth.surface import Camera, DepthFrame, measure
+from sam2_ros.depth.surface import DepthFrame, measure
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import Instance
 from sam2_ros.perception.frame import Frame, TrackedObject
@@ -54,8 +55,8 @@ def main() -> int:
     millimetres = from_pixels((metres * 1000).round().astype(np.uint16), '16UC1', Header())
     floats = from_pixels(metres, '32FC1', Header())
     known, raw = to_metres(millimetres, chosen.depth_min, chosen.depth_max)
-    depth = DepthFrame(known, Camera.pinhole(WIDTH, HEIGHT, scene.focal, scene.focal, (WIDTH - 1) / 2,
-                                             (HEIGHT - 1) / 2), raw)
+    depth = DepthFrame(known, PixelRays.pinhole(WIDTH, HEIGHT, scene.focal, scene.focal, (WIDTH - 1) / 2,
+                                                (HEIGHT - 1) / 2), raw)
     seen = [(key, ids == key) for key in scene.objects if (ids == key).any()]
     first = [measure(depth, mask, mask_box(mask), chosen.edge_erosion) for _, mask in seen]
     objects = [TrackedObject(key, scene.objects[key].label, Instance.TRACKED, 0.9, 0.9, Time(), mask_box(mask), mask,

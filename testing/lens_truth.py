@@ -1,4 +1,4 @@
-"""Calibrations to test with, and lens models by their formulas, written out here."""
+"""Calibrations for tests, and an independent implementation of the lens models by their formulas."""
 import math
 
 import numpy as np
@@ -6,7 +6,7 @@ from builtin_interfaces.msg import Time
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
-from sam2_ros.depth.calibration import to_camera
+from sam2_ros.depth.calibration import to_rays
 
 HEADER = Header(stamp=Time(sec=5), frame_id='camera')
 WIDTH, HEIGHT = 64, 48
@@ -14,6 +14,7 @@ SIZE = HEIGHT, WIDTH
 
 
 def info(width=WIDTH, height=HEIGHT, focal=60.0, d=(), model='plumb_bob', k=None, frame='camera', **fields):
+    """Return a calibration with its principal point in the middle of the image, unless ``k`` is given."""
     k = k or [focal, 0.0, (width - 1) / 2, 0.0, focal, (height - 1) / 2, 0.0, 0.0, 1.0]
     return CameraInfo(header=Header(stamp=Time(sec=5), frame_id=frame), width=width, height=height,
                       distortion_model=model, d=[float(value) for value in d], k=k,
@@ -21,7 +22,7 @@ def info(width=WIDTH, height=HEIGHT, focal=60.0, d=(), model='plumb_bob', k=None
 
 
 def brown(x, y, d):
-    """OpenCV's, as far as 12 coefficients."""
+    """Distort rays by OpenCV's model with up to 12 coefficients."""
     k1, k2, p1, p2, k3, k4, k5, k6, s1, s2, s3, s4 = [*d, *[0.0] * 12][:12]
     r2 = x * x + y * y
     radial = (1 + k1 * r2 + k2 * r2**2 + k3 * r2**3) / (1 + k4 * r2 + k5 * r2**2 + k6 * r2**3)
@@ -30,15 +31,16 @@ def brown(x, y, d):
 
 
 def tilted(x, y, tx, ty):
-    """The sensor turned about x, then y: seen through the point that stays where it is."""
+    """Project image coordinates onto a sensor that is rotated about x, then y, around its principal point."""
     about_x = np.array([[1, 0, 0], [0, math.cos(tx), math.sin(tx)], [0, -math.sin(tx), math.cos(tx)]])
     about_y = np.array([[math.cos(ty), 0, -math.sin(ty)], [0, 1, 0], [math.sin(ty), 0, math.cos(ty)]])
-    turned = about_y @ about_x
-    u, v, w = np.tensordot(turned, np.stack([x, y, np.ones_like(x)]), 1)
-    return (turned[2, 2] * u - turned[0, 2] * w) / w, (turned[2, 2] * v - turned[1, 2] * w) / w
+    rotation = about_y @ about_x
+    u, v, w = np.tensordot(rotation, np.stack([x, y, np.ones_like(x)]), 1)
+    return (rotation[2, 2] * u - rotation[0, 2] * w) / w, (rotation[2, 2] * v - rotation[1, 2] * w) / w
 
 
 def kannala_brandt(x, y, d):
+    """Distort rays by the fisheye model of Kannala and Brandt."""
     r = np.hypot(x, y)
     angle = np.arctan(r)
     image = angle * (1 + d[0] * angle**2 + d[1] * angle**4 + d[2] * angle**6 + d[3] * angle**8)
@@ -47,7 +49,7 @@ def kannala_brandt(x, y, d):
 
 
 def forward(calibration: CameraInfo, x, y):
-    """The pixels of rays (x, y, 1), float64."""
+    """Return the pixels of rays (x, y, 1), float64."""
     d = [*calibration.d]
     if calibration.distortion_model == 'equidistant':
         x, y = kannala_brandt(x, y, d)
@@ -60,14 +62,15 @@ def forward(calibration: CameraInfo, x, y):
 
 
 def miss(calibration: CameraInfo) -> np.ndarray:
-    """By how many pixels each ray misses its pixel (H, W); NaN where there is none."""
-    camera = to_camera(calibration)
-    x, y = forward(calibration, camera.x.astype(float), camera.y.astype(float))
+    """Return by how many pixels each ray misses its pixel, (H, W); NaN for pixels without a ray."""
+    rays = to_rays(calibration)
+    x, y = forward(calibration, rays.x.astype(float), rays.y.astype(float))
     rows, columns = np.mgrid[:calibration.height, :calibration.width]
     return np.hypot(x - columns, y - rows)
 
 
 def published(width, height, fx, fy, cx, cy, d, model='plumb_bob'):
+    """Return a calibration by the numbers with which it was published."""
     return info(width, height, d=d, model=model, k=[fx, 0.0, cx, 0.0, fy, cy, 0.0, 0.0, 1.0])
 
 
@@ -76,7 +79,7 @@ TUM_RGBD = published(640, 480, 517.306408, 516.469215, 318.643040, 255.313989,
                      [0.262383, -0.953104, -0.005358, 0.002628, 1.163314])
 KITTI = published(1392, 512, 984.2439, 980.8141, 690.0, 233.1966,
                   [-0.3728755, 0.2037299, 0.002219027, 0.001383707, -0.07233722])
-KINECT_COLOUR = published(  # Azure Kinect, by fractions of the image (pyk4a#69)
+KINECT_COLOUR = published(  # Azure Kinect, in fractions of the image (pyk4a#69)
     640, 480, 0.47322 * 640, 0.63089 * 480, 0.49965 * 640, 0.50622 * 480,
     [0.44268873, -2.60381746, 0.00099612, -0.00035284, 1.55277371, 0.32462943, -2.43034673, 1.47894704],
     'rational_polynomial')
@@ -93,4 +96,4 @@ BARREL = info(320, 240, focal=140.0, d=[-0.35, 0.13, 0, 0, -0.02])  # folds back
 BARREL_FOLD = math.sqrt(min(s.real for s in np.roots([7 * -0.02, 5 * 0.13, 3 * -0.35, 1])  # derivative of r (1 + ...)
                             if abs(s.imag) < 1e-9 and s.real > 0))
 
-ODD = [0.0, -0.0, 1.0, -1.0, 1e-300, 1e300, -1e300, math.nan, math.inf, -math.inf, 0.5, 1e9]  # numbers
+ODD = [0.0, -0.0, 1.0, -1.0, 1e-300, 1e300, -1e300, math.nan, math.inf, -math.inf, 0.5, 1e9]  # for random messages

@@ -1,6 +1,6 @@
-"""Camera calibration: which CameraInfo belongs to an image, and the rays of its pixels.
+"""Camera calibration: the CameraInfo that belongs to an image, its checks, and the rays of the pixels.
 
-Depth, clicks in metres and sam2_check all go through here, so that they accept and refuse the same.
+Depth, clicks in metres and sam2_check all use this module, so that they accept and refuse the same calibrations.
 """
 from __future__ import annotations
 
@@ -13,32 +13,31 @@ from dataclasses import dataclass
 import numpy as np
 from sensor_msgs.msg import CameraInfo
 
-from sam2_ros.depth.lens import OBLIQUE, Lens
-from sam2_ros.depth.surface import Camera
+from sam2_ros.depth.lens import OBLIQUE, Lens, PixelRays
 
-MAX_PIXELS = 1 << 27  # no camera has more; 1 GiB of rays
-NARROWEST = 1e-5      # width in focal lengths: two seconds of arc across
+MAX_PIXELS = 1 << 27  # more than any camera has; their rays take 1 GiB
+NARROWEST = 1e-5      # minimum width of an image in focal lengths: two arc seconds
 MAX_COEFFICIENT = 1e8
-MAX_COEFFICIENTS = 1000  # of D, zeros included
-LENGTHS = (4, 5, 8, 12, 14)  # of D, as OpenCV has them
+MAX_COEFFICIENTS = 1000  # maximum length of D, zeros included
+LENGTHS = (4, 5, 8, 12, 14)  # lengths of D that OpenCV defines
 MODELS = {'plumb_bob': False, 'rational_polynomial': False, 'thin_prism': False, 'equidistant': True}  # True: fisheye
 SPELLINGS = {'plumbbob': 'plumb_bob', 'radtan': 'plumb_bob', 'brown_conrady': 'plumb_bob',
              'rational': 'rational_polynomial', 'thin_prism_model': 'thin_prism', 'rational_thin_prism': 'thin_prism',
              'fisheye': 'equidistant', 'kannala_brandt': 'equidistant', 'kannala_brandt4': 'equidistant',
              'kannalabrandt': 'equidistant', 'equi': 'equidistant'}
-ROUND_TRIP = 0.5      # pixels that a ray may miss its pixel by
-SAMPLES = 48          # rows and columns looked at for how much of an image the lens model covers
-OFF_MIDDLE = 0.2      # of the width and height: principal points farther from the middle are remarkable
-ALIKE = 0.1           # and so far apart, at most, they are displaced in proportion to the size
+ROUND_TRIP = 0.5      # pixels by which a ray may miss its pixel
+SAMPLES = 48          # rows and columns that are sampled to find how much of an image the lens model covers
+OFF_MIDDLE = 0.2      # share of width and height; principal points farther from the middle are suspicious
+ALIKE = 0.1           # maximum difference of the two shares at which the displacement is proportional to the size
 
 
 class DepthError(ValueError):
-    """There is no depth for an image; the text names the value and the cure."""
+    """There is no usable depth for an image; the text names the value and the cure."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The checked numbers of a CameraInfo, for the pixels of the image it belongs to."""
+    """Checked numbers of a CameraInfo, in pixels of the image to which it belongs."""
 
     width: int
     height: int
@@ -46,61 +45,69 @@ class Calibration:
     fy: float
     cx: float
     cy: float
-    lens: Lens | None = None  # None: a pinhole
+    lens: Lens | None = None  # None: no distortion
 
     @property
     def focal(self) -> float:
-        """Focal length in pixels."""
+        """Mean focal length in pixels."""
         return (self.fx * self.fy) ** 0.5
 
-    def rays(self) -> Camera:
-        """Return where the pixels look."""
+    def rays(self) -> PixelRays:
+        """Return the rays of all pixels."""
         if self.lens is None:
-            return Camera.pinhole(self.width, self.height, self.fx, self.fy, self.cx, self.cy)
+            return PixelRays.pinhole(self.width, self.height, self.fx, self.fy, self.cx, self.cy)
         columns, rows = np.arange(self.width, dtype=float), np.arange(self.height, dtype=float)
         x, y = self.lens.undistort_grid(*self.to_focal_lengths(columns, rows), ROUND_TRIP / self.focal)
         blind = np.isnan(x)
-        return Camera(x, y, self.focal, blind if blind.any() else None)
+        return PixelRays(x, y, self.focal, blind if blind.any() else None)
 
     def pixel(self, x: float, y: float) -> tuple[float, float] | None:
-        """Return the pixel that sees the ray (x, y, 1); None where the lens model does not reach."""
+        """Return the pixel of the ray (x, y, 1), or None if the lens model does not cover the ray."""
         if self.lens is not None:
             if not math.hypot(x, y) <= self.lens.limit:
                 return None
-            x, y = (float(value) for value in self.lens.distort(np.float64(x), np.float64(y)))
+            x, y = (float(value) for value in self.lens.distort(np.asarray(x), np.asarray(y)))
         column, row = self.fx * x + self.cx, self.fy * y + self.cy
         return (column, row) if math.isfinite(column) and math.isfinite(row) else None
 
     def coverage(self) -> float:
-        """Return the share of the image that has rays, 0 to 1, from a grid of pixels."""
-        return 1.0 if self.lens is None else _coverage(self)
+        """Return the share of the image that has rays, 0 to 1, estimated from a grid of pixels."""
+        return 1.0 if self.lens is None else _coverage(self, self.lens)
 
     def to_focal_lengths(self, columns: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return image coordinates as the lens has them."""
+        """Return pixel coordinates in focal lengths from the principal point."""
         return (columns - self.cx) / self.fx, (rows - self.cy) / self.fy
 
 
 @functools.lru_cache(maxsize=16)
-def _coverage(calibration: Calibration) -> float:
+def _coverage(calibration: Calibration, lens: Lens) -> float:
     columns = np.linspace(0, calibration.width - 1, min(calibration.width, SAMPLES))
     rows = np.linspace(0, calibration.height - 1, min(calibration.height, SAMPLES))
-    x, _ = calibration.lens.undistort(*np.meshgrid(*calibration.to_focal_lengths(columns, rows)),
-                                      ROUND_TRIP / calibration.focal)
+    x_image, y_image = np.meshgrid(*calibration.to_focal_lengths(columns, rows))
+    x, _ = lens.undistort(x_image, y_image, ROUND_TRIP / calibration.focal)
     return float(np.isfinite(x).mean())
 
 
-# --- which CameraInfo belongs to an image
+# --- the CameraInfo that belongs to an image
 
 def same_frame(one: str, other: str) -> bool:
-    """Compare frames; an empty one agrees with all."""
+    """Return True if two frame ids agree. An empty one agrees with all."""
     one, other = one.lstrip('/'), other.lstrip('/')
     return one == other or not one or not other
 
 
 def info_of_image(infos: Iterable[CameraInfo], frame_id: str, size: tuple[int, int]) -> CameraInfo:
-    """Return the first that can be the calibration of an image in this frame, of this size (height, width).
+    """Return the first CameraInfo that fits an image.
 
-    Of an image of its size in its frame; one that names the frame comes before one that names none. Raises DepthError.
+    One that names the frame is preferred to one without a frame.
+
+    Args:
+        infos: The candidates.
+        frame_id: Frame of the image.
+        size: (height, width) of the image in pixels.
+
+    Raises:
+        DepthError: None fits.
     """
     infos, fitting, reasons = list(infos), [], []
     for info in infos:
@@ -114,22 +121,26 @@ def info_of_image(infos: Iterable[CameraInfo], frame_id: str, size: tuple[int, i
                            f'{_why_another_size(info, size)}')
         elif not same_frame(info.header.frame_id, frame_id):
             reasons.append(f"camera_info in frame '{info.header.frame_id}': must be '{frame_id}', as the image; use "
-                           f'that of the image')
+                           f'the camera_info of the image')
         else:
             fitting.append(info)
     if not fitting:
         raise DepthError(reasons[0] if reasons else
-                         'no camera_info: publish it beside the depth, or remap camera_info')
+                         'no camera_info: publish it with the depth, or remap camera_info')
     named = [info for info in fitting if info.header.frame_id.lstrip('/')]
     frames = sorted({info.header.frame_id.lstrip('/') for info in named})
-    if len(frames) > 1:  # the image has no frame, or they could not all agree with it
+    if len(frames) > 1:  # the image has no frame; otherwise they could not all agree with it
         raise DepthError(f"camera_infos in the frames '{frames[0]}' and '{frames[1]}', and the image names none: have "
                          f'the camera driver set frame_id')
     return (named or fitting)[0]
 
 
 def image_size(info: CameraInfo) -> tuple[int, int]:
-    """Return width and height of the images that a CameraInfo belongs to. Raises DepthError."""
+    """Return width and height, in pixels, of the images to which a CameraInfo belongs.
+
+    Raises:
+        DepthError: Its size, region of interest and binning contradict each other.
+    """
     if not info.width or not info.height:
         raise DepthError(f'camera_info of {info.width} x {info.height} pixels: must be the size of the calibrated '
                          f'image; calibrate the camera, or let its driver publish its calibration')
@@ -162,16 +173,23 @@ def _why_another_size(info: CameraInfo, size: tuple[int, int]) -> str:
     if (info.height, info.width) == size and (across, down) != (1, 1):
         return (f'with binning {across} x {down} its width and height must be those of the full image, and they seem '
                 f'to be binned already: set binning to 1, or correct the driver')
-    return 'use that of the image'
+    return 'use the camera_info of the image'
 
 
-# --- its numbers
+# --- the numbers of a CameraInfo
 
 def calibrate(info: CameraInfo, rectified: bool = False) -> Calibration:
-    """Return the checked calibration of the image that a CameraInfo belongs to. Raises DepthError, and nothing else.
+    """Return the checked calibration of the image to which a CameraInfo belongs.
 
-    K and D describe the image as the camera made it; P describes the ``rectified`` one: image_proc passes the
-    camera_info of both on unchanged. The offset of roi applies to both; do_rectify concerns image_proc alone.
+    K and D describe the raw image, P the rectified one; image_proc publishes the same camera_info for both. The offset
+    of roi applies to both; do_rectify concerns image_proc only.
+
+    Args:
+        info: The message, with any content.
+        rectified: True for the rectified image.
+
+    Raises:
+        DepthError: The calibration cannot be used. No other error is raised.
     """
     width, height = image_size(info)
     matrix = _matrix(info, rectified)
@@ -188,13 +206,13 @@ def calibrate(info: CameraInfo, rectified: bool = False) -> Calibration:
     return calibration
 
 
-def to_camera(info: CameraInfo, rectified: bool = False) -> Camera:
-    """Return where the pixels of the image look. Raises DepthError. See ``calibrate``."""
+def to_rays(info: CameraInfo, rectified: bool = False) -> PixelRays:
+    """Return the rays of all pixels. Raise DepthError as ``calibrate`` does."""
     return calibrate(info, rectified).rays()
 
 
 def _matrix(info: CameraInfo, rectified: bool) -> np.ndarray:
-    """Return the camera matrix (3, 3) that holds for the image."""
+    """Return the camera matrix (3, 3) that applies to the image."""
     name, rows = ('P', np.reshape(info.p, (3, 4))) if rectified else ('K', np.reshape(info.k, (3, 3)))
     matrix = rows[:, :3]
     fx, fy = matrix[0, 0], matrix[1, 1]
@@ -210,10 +228,10 @@ def _matrix(info: CameraInfo, rectified: bool) -> np.ndarray:
 
 
 def _check_binning(info: CameraInfo, matrix: np.ndarray, width: int, height: int) -> None:
-    """Refuse a matrix that is of the binned image already, as some drivers publish it: all lengths would be wrong.
+    """Refuse a matrix of the binned image, which some drivers publish: all lengths would be wrong.
 
-    A principal point is near the middle of its image. That of the full image is, here, farther from it than the same
-    numbers are from the middle of the binned image.
+    A principal point is near the middle of its image. A matrix is refused if its principal point is nearer to the
+    middle of the binned image than to that of the full image.
     """
     binning = _binning(info)
     binned = [axis for axis in (0, 1) if binning[axis] > 1]
@@ -226,27 +244,27 @@ def _check_binning(info: CameraInfo, matrix: np.ndarray, width: int, height: int
 
 
 def _check_view(calibration: Calibration, name: str) -> None:
-    """Refuse focal lengths and principal points that no camera has."""
+    """Refuse focal lengths and principal points that no real camera has."""
     for axis, size, focal, middle in (('x', calibration.width, calibration.fx, calibration.cx),
                                       ('y', calibration.height, calibration.fy, calibration.cy)):
         if not NARROWEST * focal <= size or not max(abs(middle), abs(size - 1 - middle)) <= OBLIQUE * focal:
             raise DepthError(f'camera_info with f{axis} {focal:g} and c{axis} {middle:g} for {size} pixels: no camera '
-                             f'sees so; {name} must be in pixels of the image; calibrate the camera')
+                             f'has this view; {name} must be in pixels of the image; calibrate the camera')
     if calibration.lens is not None and not calibration.coverage():
-        raise DepthError(f'camera_info with D = {[*calibration.lens.coefficients]}: the lens model has a ray for no '
-                         f'pixel; calibrate the camera')
+        raise DepthError(f'camera_info with D = {[*calibration.lens.coefficients]}: the lens model covers no pixel; '
+                         f'calibrate the camera')
 
 
 @functools.lru_cache(maxsize=16)
 def _lens(name: str, given: tuple[float, ...]) -> Lens | None:
-    """Return the lens of a distortion model and its coefficients; None without distortion."""
+    """Return the lens of a distortion model and its coefficients, or None if there is no distortion."""
     d = [*given]
     model = _model(name)
     if not any(d) and (model != 'equidistant'):
         return None
     if model is None:
-        raise DepthError(f'camera_info with distortion_model {name!r}: must be {", ".join(MODELS)}; or set the '
-                         f'parameter rectified, if the image is')
+        raise DepthError(f'camera_info with distortion_model {name!r}: must be one of {", ".join(MODELS)}; set '
+                         f'the parameter rectified if the image is rectified')
     if not all(abs(value) <= MAX_COEFFICIENT for value in d):
         raise DepthError(f'camera_info with D = {d}: must be finite, and at most {MAX_COEFFICIENT:g}; calibrate the '
                          f'camera')
@@ -258,7 +276,7 @@ def _lens(name: str, given: tuple[float, ...]) -> Lens | None:
             raise DepthError(f'camera_info with {len(d)} coefficients in D: {name!r} must have 4; correct the '
                              f'calibration')
         return Lens(True, tuple((d + 4 * [0.0])[:4]))
-    # k1 k2 may stand alone; a third is p1 in a list of a known length only
+    # k1 k2 may stand alone; a third coefficient is p1 only in a list of a known length
     complete = used <= 2 or any(used <= length <= len(d) for length in LENGTHS)
     if not complete or (model == 'thin_prism' and len(d) < 12):
         raise DepthError(f'camera_info with {len(d)} coefficients in D: {name!r} must have '
@@ -268,27 +286,27 @@ def _lens(name: str, given: tuple[float, ...]) -> Lens | None:
 
 
 def _model(name: str) -> str | None:
-    """Return the model of that name, however it is spelled."""
+    """Return the canonical name of a distortion model, or None if it is unknown."""
     plain = name.strip().lower().replace('-', '_').replace(' ', '_')
     plain = SPELLINGS.get(plain, plain)
     return plain if plain in MODELS else None
 
 
-# --- what may be wrong and cannot be known
+# --- calibrations that may be wrong
 
 def doubt(info: CameraInfo, rectified: bool, image_topic: str = '') -> str:
-    """Return why lengths may be wrong by a calibration that can be used; empty if there is no reason to think so."""
+    """Return why lengths may be wrong with a usable calibration, or '' if there is no sign of that."""
     straight = re.search(r'(^|[/_])(rect|rectified)([/_]|$)', image_topic)
     if any(info.d) and straight and not rectified:
-        return (f'{image_topic} seems to be rectified, and camera_info has distortion: set the parameter rectified if '
-                f'the image is')
+        return (f'{image_topic} seems to be rectified, but camera_info has distortion: set the parameter rectified '
+                f'if the image is rectified')
     if rectified and any(info.d) and re.search(r'[/_]raw([/_]|$)', image_topic) and not straight:
-        return (f'{image_topic} seems not to be rectified, and the parameter rectified is set: subscribe to the '
+        return (f'{image_topic} seems not to be rectified, but the parameter rectified is set: subscribe to the '
                 f'rectified image, or set it to false')
     matrix = _matrix(info, rectified)
     shares = matrix[0, 2] / info.width, matrix[1, 2] / info.height
     if min(abs(share - 0.5) for share in shares) > OFF_MIDDLE and abs(shares[0] - shares[1]) < ALIKE:
         return (f'camera_info has its principal point at ({matrix[0, 2]:g}, {matrix[1, 2]:g}) of {info.width} x '
-                f'{info.height} pixels, far from the middle: if the matrix is of another resolution all lengths are '
-                f'wrong; compare it with the calibration')
+                f'{info.height} pixels, far from the middle: if the matrix belongs to another resolution, all '
+                f'lengths are wrong; compare it with the calibration')
     return ''

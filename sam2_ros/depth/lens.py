@@ -1,7 +1,7 @@
-"""Lens models: distort rays into image coordinates, undistort image coordinates into rays. No ROS in here.
+"""Rays of pixels, and lens models that distort rays into image coordinates and undistort them. Needs no ROS.
 
 A ray is (x / z, y / z) in the camera's optical frame; image coordinates are in focal lengths from the principal point.
-The formulas are those of OpenCV, on which sensor_msgs/CameraInfo relies.
+The formulas are those of OpenCV, to which sensor_msgs/CameraInfo refers.
 """
 from __future__ import annotations
 
@@ -12,29 +12,50 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-OBLIQUE = 20.0     # longest ray: 87 degrees off the optical axis; depth along the axis says nothing beyond
-GROWTH = 0.1       # image distance per radian off the axis; a model that grows more slowly is about to fold back
+OBLIQUE = 20.0     # maximum length of a ray: 87 degrees off the optical axis; depth along the axis is useless beyond
+GROWTH = 0.1       # minimum image distance per radian off the axis; a slower model is about to fold back
 ANGLES = 4097      # samples from the axis to OBLIQUE
-DIRECTIONS, RINGS = 24, 128  # polar grid on which a lens that is not symmetric is searched for folds
-CELL = 8           # pixels between the points at which asymmetric distortion is solved; it is interpolated between them
+DIRECTIONS, RINGS = 24, 128  # polar grid that is searched for folds of an asymmetric lens
+CELL = 8           # pixels between the points at which asymmetric distortion is solved; interpolated between them
 ITERATIONS = 30
-SETTLED = 1e-7      # of a focal length
-BLOCK = 1 << 14    # pixels worked on at a time: small enough for the cache and for memory that is used again
+SETTLED = 1e-7     # focal lengths; smaller steps end the iteration
+BLOCK = 1 << 14    # pixels processed at a time, so that they stay in the cache
+
+
+@dataclass(frozen=True, eq=False)
+class PixelRays:
+    """Rays of all pixels of an image."""
+
+    x: np.ndarray  # float32 (H, W): x / z of each pixel's ray
+    y: np.ndarray  # float32 (H, W): y / z
+    focal: float  # focal length in pixels; neighbouring rays are about 1 / focal apart
+    blind: np.ndarray | None = None  # bool (H, W): pixels without a ray, NaN in x and y. None: every pixel has one
+
+    @classmethod
+    def pinhole(cls, width: int, height: int, fx: float, fy: float, cx: float, cy: float) -> PixelRays:
+        """Return the rays of a camera without distortion.
+
+        All values are in pixels; (0, 0) is the centre of the top-left pixel.
+        """
+        x = ((np.arange(width) - cx) / fx).astype(np.float32)
+        y = ((np.arange(height) - cy) / fy).astype(np.float32)
+        return cls(np.broadcast_to(x, (height, width)), np.broadcast_to(y[:, None], (height, width)), (fx * fy) ** 0.5)
 
 
 class _Table(NamedTuple):
-    """Inverse of the symmetric part of a lens, as far as it can be inverted."""
+    """Inverse of the symmetric part of a lens, in the range in which it can be inverted."""
 
-    radii: np.ndarray   # distance from the principal point in the image, increasing from 0
-    ratios: np.ndarray  # length of the ray divided by that distance
+    radii: np.ndarray   # (N,) distances from the principal point in the image, increasing from 0
+    ratios: np.ndarray  # (N,) lengths of the rays divided by these distances
     limit: float        # length of the longest ray
 
 
 @dataclass(frozen=True)
 class Lens:
-    """A distortion model and its coefficients.
+    """Distortion model with its coefficients.
 
-    fisheye: k1 k2 k3 k4 of the angle off the axis; else k1 k2 p1 p2 k3 k4 k5 k6 s1 s2 s3 s4 tx ty in OpenCV's order.
+    A fisheye has k1 k2 k3 k4 of the angle off the axis, other lenses k1 k2 p1 p2 k3 k4 k5 k6 s1 s2 s3 s4 tx ty, in
+    OpenCV's order.
     """
 
     fisheye: bool
@@ -42,11 +63,11 @@ class Lens:
 
     @property
     def limit(self) -> float:
-        """Length of the longest ray that the model covers; 0 if it covers none."""
+        """Length of the longest ray that the model covers, or 0 if it covers none."""
         return self._table.limit
 
     def distort(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return where rays meet the image. Meaningless for rays longer than ``limit``."""
+        """Return the image coordinates of rays. They are meaningless for rays longer than ``limit``."""
         with np.errstate(all='ignore'):
             radius = np.hypot(x, y)
             scale = np.where(radius > 0, self._image_radius(radius) / np.where(radius > 0, radius, 1), 1.0)
@@ -60,14 +81,20 @@ class Lens:
 
     def undistort(self, x_image: np.ndarray, y_image: np.ndarray,
                   tolerance: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rays that meet the image there; NaN where the model has none that comes back within tolerance."""
+        """Return the rays of image coordinates, or NaN where no ray distorts back to them within the tolerance."""
         with np.errstate(all='ignore'):
             shift = self._solve(*self._level(x_image, y_image)) if self._asymmetric else None
             return self._invert(x_image, y_image, shift, tolerance)
 
     def undistort_grid(self, x_image: np.ndarray, y_image: np.ndarray,
                        tolerance: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rays (H, W), float32, of pixels at evenly spaced coordinates (W,) and (H,); as ``undistort``."""
+        """Return the rays of a grid, float32 (H, W), as ``undistort`` does.
+
+        Args:
+            x_image: Evenly spaced image coordinates of the columns, (W,).
+            y_image: Evenly spaced image coordinates of the rows, (H,).
+            tolerance: Maximum distance, in focal lengths, at which a ray may distort back.
+        """
         width, height = len(x_image), len(y_image)
         x, y = np.empty((height, width), np.float32), np.empty((height, width), np.float32)
         rows = max(1, BLOCK // width)
@@ -82,7 +109,7 @@ class Lens:
     # --- the symmetric part
 
     def _image_radius(self, radius: np.ndarray) -> np.ndarray:
-        """Return the distance from the principal point in the image for rays of this length, without asymmetry."""
+        """Return the distance from the principal point in the image for rays of a length, without asymmetry."""
         c = self.coefficients
         if self.fisheye:
             angle = np.arctan(radius)
@@ -97,12 +124,12 @@ class Lens:
 
     @cached_property
     def _table(self) -> _Table:
-        """The longest stretch from the axis on in which the image distance grows with the angle."""
+        """Inverse over the longest range from the axis on in which the image distance grows with the angle."""
         angles = np.linspace(0, np.arctan(OBLIQUE), ANGLES)
         rays = np.tan(angles)
         with np.errstate(all='ignore'):
             radii = self._image_radius(rays)
-            grows = np.diff(radii) >= GROWTH * np.diff(angles)  # false for NaN
+            grows = np.diff(radii) >= GROWTH * np.diff(angles)  # False for NaN
         grows &= np.isfinite(radii[1:])
         last = len(grows) if grows.all() else int(np.argmin(grows))
         if last and self._asymmetric:
@@ -113,7 +140,7 @@ class Lens:
 
     def _invert(self, x_image: np.ndarray, y_image: np.ndarray, shift: tuple[np.ndarray, np.ndarray] | None,
                 tolerance: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rays, where the asymmetric part is known to shift them in the image by so much."""
+        """Return the rays, given by how much the asymmetric part shifts them in the image (None: it does not)."""
         across, down = self._level(x_image, y_image)
         if shift is not None:
             across, down = across - shift[0], down - shift[1]
@@ -122,7 +149,7 @@ class Lens:
         x, y = across * ratio, down * ratio
         if shift is None:
             return x, y
-        if self._tilt is None:  # the rest is inverted exactly
+        if self._tilt is None:  # the symmetric part is inverted exactly
             found = self._shift(x, y)
             missed = np.abs(found[0] - shift[0]) + np.abs(found[1] - shift[1])
         else:
@@ -140,22 +167,22 @@ class Lens:
 
     @cached_property
     def _tilt(self) -> np.ndarray | None:
-        """Homography of a tilted sensor; None if it is not tilted."""
+        """Homography of a tilted sensor, or None if the sensor is not tilted."""
         if self.fisheye or not any(self.coefficients[12:]):
             return None
         (sin_x, sin_y), (cos_x, cos_y) = np.sin(self.coefficients[12:]), np.cos(self.coefficients[12:])
         about_x = np.array([[1, 0, 0], [0, cos_x, sin_x], [0, -sin_x, cos_x]])
         about_y = np.array([[cos_y, 0, -sin_y], [0, 1, 0], [sin_y, 0, cos_y]])
-        turned = about_y @ about_x
-        (a, b), c = turned[:2, 2], turned[2, 2]
-        return np.array([[c, 0, -a], [0, c, -b], [0, 0, 1]]) @ turned
+        rotation = about_y @ about_x
+        (a, b), c = rotation[:2, 2], rotation[2, 2]
+        return np.array([[c, 0, -a], [0, c, -b], [0, 0, 1]]) @ rotation
 
     def _level(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return where a sensor that is not tilted would have been met."""
+        """Return the image coordinates on a sensor that is not tilted."""
         return (x, y) if self._tilt is None else _transform(np.linalg.inv(self._tilt), x, y)
 
     def _shift(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return what tangential and thin prism distortion add."""
+        """Return the shift by tangential and thin prism distortion."""
         p1, p2 = self.coefficients[2:4]
         s1, s2, s3, s4 = self.coefficients[8:12]
         xx, yy, xy = x * x, y * y, 2 * x * y
@@ -166,8 +193,10 @@ class Lens:
         return shift_x, shift_y
 
     def _unfolded(self, rays: np.ndarray, last: int) -> int:
-        """Return how many of the rays' lengths are covered in every direction: the image of a polar grid must not
-        turn over."""
+        """Return how many of the rays' lengths are covered in every direction.
+
+        The image of a polar grid must not fold over within them.
+        """
         rings = np.unique(np.linspace(0, last, RINGS).round().astype(int))
         around = np.linspace(0, 2 * np.pi, DIRECTIONS + 1)
         x, y = self.distort(np.outer(rays[rings], np.cos(around)), np.outer(rays[rings], np.sin(around)))
@@ -178,7 +207,7 @@ class Lens:
         return int(rings[-1] if whole.all() else rings[np.argmin(whole)])
 
     def _solve(self, x_image: np.ndarray, y_image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return by how much the asymmetric part shifts the rays that meet the image there; a guess where none does."""
+        """Return the shift by the asymmetric part at image coordinates, or a guess where no ray meets them."""
         table = self._table
         end = table.radii[-1]
         x, y = self._clipped(x_image, y_image, end)
@@ -191,7 +220,7 @@ class Lens:
         return self._shift(x, y)
 
     def _clipped(self, x_image: np.ndarray, y_image: np.ndarray, end: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rays by the symmetric part alone, those beyond it as long as the longest."""
+        """Return the rays by the symmetric part alone; those beyond its range get the length of the longest."""
         radius = np.hypot(x_image, y_image)
         within = np.minimum(radius, end)
         ratio = np.interp(within, self._table.radii, self._table.ratios) * (within / np.where(radius > 0, radius, 1))
@@ -199,7 +228,7 @@ class Lens:
         return x_image * ratio, y_image * ratio
 
     def _shift_grid(self, x_image: np.ndarray, y_image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Solve on a coarse grid and interpolate: (H, W) each."""
+        """Solve the shift on a coarse grid and interpolate it. Both results are (H, W)."""
         x, y = self._level(*np.meshgrid(_coarse(x_image), _coarse(y_image)))
         size = CELL * x.shape[1], CELL * x.shape[0]
         inside = np.s_[CELL:CELL + len(y_image), CELL:CELL + len(x_image)]
@@ -209,14 +238,14 @@ class Lens:
 
 
 def _coarse(values: np.ndarray) -> np.ndarray:
-    """Return the centres of cells of evenly spaced values, with one more cell at either end."""
+    """Return the centres of cells of evenly spaced values, with an additional cell at either end."""
     spacing = (values[-1] - values[0]) / max(1, len(values) - 1)
     cells = -(-len(values) // CELL)
     return values[0] + ((np.arange(-1, cells + 1) + 0.5) * CELL - 0.5) * spacing
 
 
 def _transform(homography: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return transformed points; NaN beyond the horizon."""
+    """Return points transformed by a homography, NaN for those beyond its horizon."""
     (a, b, c), (d, e, f), (g, h, i) = homography
     scale = g * x + h * y + i
     scale = np.where(scale > 0, scale, np.nan)

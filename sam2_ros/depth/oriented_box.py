@@ -1,4 +1,4 @@
-"""The oriented box around points."""
+"""Oriented box around points."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -7,33 +7,33 @@ from itertools import permutations, product
 import numpy as np
 
 MIN_POINTS = 30
-SEARCHED = 160       # points that orientations are compared with
-VOTES = 80           # normals that are asked for the faces
-FACE = 15.0          # degrees between normals of one face
-BEYOND = 4           # points that may lie beyond each face, of 400 or more: noise must not decide how large a thing is
-THINNEST = 0.05      # of the largest side: what is thinner counts as this thin when orientations are compared
-CLOSENESS = 2.0      # weight of the distance to the nearest face, beside the volume
-GRID = (-36, -18, 0, 18, 36)  # degrees about each axis: with the symmetry of a box, every orientation is near one
-REFINED = 4          # of the orientations that suit best
-FINE = (9.0, 9.0, 4.5, 4.5, 2.2, 2.2, 1.1, 0.5)  # degrees
-FOLLOWED = (4.0, 2.0, 1.0)  # degrees from image to image
-BETTER = 0.1         # of the cost: by so much another orientation must fit better than the principal or previous one
-STEADY = 0.015       # and by so much a small turn
+SEARCHED = 160       # points with which orientations are compared
+VOTES = 80           # normals that vote for the faces
+FACE = 15.0          # degrees; normals of one face differ by less
+BEYOND = 4           # points that may be beyond each face, of 400 or more, so that noise does not set the size
+THINNEST = 0.05      # share of the largest side; thinner sides count as this thin when orientations are compared
+CLOSENESS = 2.0      # weight of the distance to the nearest face, relative to the volume
+GRID = (-36, -18, 0, 18, 36)  # degrees about each axis: given the symmetry of a box, every orientation is near one
+REFINED = 4          # number of the best orientations that are refined
+FINE = (9.0, 9.0, 4.5, 4.5, 2.2, 2.2, 1.1, 0.5)  # degrees; steps of the refinement
+FOLLOWED = (4.0, 2.0, 1.0)  # degrees; steps from image to image
+BETTER = 0.1         # cost by which another orientation must be better than the principal or the previous one
+STEADY = 0.015       # cost by which a small rotation must be better
 
 
 @dataclass(frozen=True, eq=False)
 class OrientedBox:
-    """A box in the camera's optical frame, metres."""
+    """Box in the camera's optical frame, in metres."""
 
     centre: np.ndarray  # float64 (3,)
     axes: np.ndarray  # float64 (3, 3): unit vectors as columns, right-handed
-    size: np.ndarray  # float64 (3,): along the axes
+    size: np.ndarray  # float64 (3,): side lengths along the axes
 
     @property
     def quaternion(self) -> tuple[float, float, float, float]:
-        """(x, y, z, w), w >= 0: turns the camera's axes into those of the box."""
+        """Rotation from the camera's axes to those of the box: (x, y, z, w) with w >= 0."""
         m = self.axes
-        # each row is the quaternion times four times one of its parts: the largest is the most exact
+        # each row is the quaternion times four times one of its components; the largest row is the most exact
         candidates = np.array([
             [1 + m[0, 0] - m[1, 1] - m[2, 2], m[1, 0] + m[0, 1], m[2, 0] + m[0, 2], m[2, 1] - m[1, 2]],
             [m[1, 0] + m[0, 1], 1 - m[0, 0] + m[1, 1] - m[2, 2], m[2, 1] + m[1, 2], m[0, 2] - m[2, 0]],
@@ -46,16 +46,18 @@ class OrientedBox:
 
 def oriented_box(points: np.ndarray, previous: OrientedBox | None = None,
                  normals: np.ndarray | None = None) -> OrientedBox | None:
-    """The oriented box of points (N, 3); None when there are fewer than MIN_POINTS.
+    """Return the oriented box of points, or None if there are fewer than MIN_POINTS.
 
-    normals: unit (M, 3), of the surface somewhere, where they are known: flat faces are found sooner.
+    The search starts from the principal axes and looks for the orientation that makes the box small and puts the points
+    on its faces: the principal axes of the visible part of a box are not those of the box. A few points may be beyond
+    each face.
 
-    Principal component analysis, then the orientation nearby that makes the box small and leaves the points on its
-    faces: the principal axes of what is seen of a box are not those of the box. A few points may lie
-    beyond each face.
-
-    Without ``previous`` x is the longest axis and points right, z the shortest and towards the camera. With it the axes
-    are those that turn least from the previous ones, and the orientation stays unless another fits clearly better.
+    Args:
+        points: (N, 3).
+        previous: Box of the object in the previous image. If given, the axes are those that rotate least from the
+            previous ones, and the orientation stays unless another one fits clearly better. Otherwise x is the longest
+            axis and points right, and z is the shortest and points towards the camera.
+        normals: Unit normals (M, 3) of some points of the surface, by which flat faces are found sooner.
     """
     if len(points) < MIN_POINTS:
         return None
@@ -77,14 +79,14 @@ def oriented_box(points: np.ndarray, previous: OrientedBox | None = None,
 
 
 class _Cost:
-    """How badly the axes of a box suit some points."""
+    """Cost of the axes of a box around given points."""
 
     def __init__(self, points: np.ndarray) -> None:
         self._points = np.ascontiguousarray(points.T, np.float32)
         self._scale = float(np.median(np.linalg.norm(points, axis=1))) + 1e-9
 
     def __call__(self, axes: np.ndarray) -> np.ndarray:
-        """axes (K, 3, 3) as columns -> (K,)"""
+        """Return the costs (K,) of axes (K, 3, 3), which are columns."""
         along = axes.transpose(0, 2, 1).astype(np.float32) @ self._points
         low, high = along.min(-1), along.max(-1)
         size = high - low
@@ -95,7 +97,7 @@ class _Cost:
 
 
 def _starts(centred: np.ndarray, normals: np.ndarray | None) -> np.ndarray:
-    """Orientations to begin with (K, 3, 3): the principal one and, where normals tell, that of the flat faces."""
+    """Return the initial orientations (K, 3, 3): the principal one and, if normals are given, that of flat faces."""
     _, principal = np.linalg.eigh(centred.T @ centred)
     principal = principal * [1, 1, np.sign(np.linalg.det(principal))]
     if normals is None or not len(normals):
@@ -106,7 +108,7 @@ def _starts(centred: np.ndarray, normals: np.ndarray | None) -> np.ndarray:
     most = np.argmax(votes)
     upright = cosines[most] < np.sin(np.radians(FACE))
     first = normals[most]
-    # where only one face is seen the points say how it is turned
+    # if only one face is visible, the points determine its rotation
     second = normals[np.argmax(votes * upright)] if upright.any() else principal[:, np.abs(first @ principal).argmin()]
     second = second - first * (first @ second)
     second /= (second @ second) ** 0.5
@@ -115,6 +117,7 @@ def _starts(centred: np.ndarray, normals: np.ndarray | None) -> np.ndarray:
 
 
 def _search(cost: _Cost, starts: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return the best axes (3, 3) among all orientations, and their cost."""
     everywhere = np.concatenate([starts, starts[0] @ _GRID])
     best = np.argpartition(cost(everywhere), REFINED)[:REFINED]
     found, values = _descend(cost, everywhere[best], FINE, 0.0)
@@ -122,45 +125,49 @@ def _search(cost: _Cost, starts: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _descend(cost: _Cost, axes: np.ndarray, degrees: tuple, least: float) -> tuple[np.ndarray, np.ndarray]:
-    """Turn orientations (K, 3, 3) about one of their axes at a time where that lowers the cost by more than ``least``;
-    they and their costs (K,)."""
+    """Rotate orientations (K, 3, 3) about one axis at a time where that lowers the cost by more than ``least``.
+
+    Return them and their costs (K,).
+    """
     values = cost(axes)
     for step in degrees:
-        turned = axes[:, None] @ _TURNS[step]
-        costs = cost(turned.reshape(-1, 3, 3)).reshape(len(axes), -1)
+        rotated = axes[:, None] @ _ROTATIONS[step]
+        costs = cost(rotated.reshape(-1, 3, 3)).reshape(len(axes), -1)
         best = costs.argmin(1)
         lower = costs.min(1)
         better = lower < values - least
-        axes = np.where(better[:, None, None], turned[np.arange(len(axes)), best], axes)
+        axes = np.where(better[:, None, None], rotated[np.arange(len(axes)), best], axes)
         values = np.where(better, lower, values)
     return axes, values
 
 
-def _turn(axis: int, degrees: float) -> np.ndarray:
+def _rotation(axis: int, degrees: float) -> np.ndarray:
+    """Return the rotation (3, 3) about a coordinate axis."""
     c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     i, j = (axis + 1) % 3, (axis + 2) % 3
-    turn = np.eye(3)
-    turn[i, i], turn[i, j], turn[j, i], turn[j, j] = c, -s, s, c
-    return turn
+    matrix = np.eye(3)
+    matrix[i, i], matrix[i, j], matrix[j, i], matrix[j, j] = c, -s, s, c
+    return matrix
 
 
-_TURNS = {step: np.stack([_turn(axis, sign * step) for axis in range(3) for sign in (-1, 1)])
-          for step in {*FINE, *FOLLOWED}}
-_GRID = np.stack([_turn(0, x) @ _turn(1, y) @ _turn(2, z) for x, y, z in product(GRID, repeat=3)])
-# the 24 ways to name the axes of a box that leave them right-handed
+_ROTATIONS = {step: np.stack([_rotation(axis, sign * step) for axis in range(3) for sign in (-1, 1)])
+              for step in {*FINE, *FOLLOWED}}
+_GRID = np.stack([_rotation(0, x) @ _rotation(1, y) @ _rotation(2, z) for x, y, z in product(GRID, repeat=3)])
+# the 24 right-handed orders of the axes of a box
 _NAMINGS = np.array([matrix for order in permutations(range(3)) for signs in product((-1, 1), repeat=3)
                      if np.linalg.det(matrix := np.eye(3)[:, order] * signs) > 0])
 
 
 def _extent(along: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest of (..., N) but for a few (BEYOND) on either side."""
+    """Return the minimum and maximum along the last axis, ignoring up to BEYOND values on either side."""
     beyond = min(BEYOND, along.shape[-1] // 100)
     ranked = np.partition(along, (beyond, along.shape[-1] - 1 - beyond), axis=-1)
     return ranked[..., beyond], ranked[..., -1 - beyond]
 
 
-def _arrange(axes, size, offset, middle, previous):
-    """Name the axes."""
+def _arrange(axes: np.ndarray, size: np.ndarray, offset: np.ndarray, middle: np.ndarray,
+             previous: OrientedBox | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return axes, size and offset with the axes in the order that ``oriented_box`` describes."""
     if previous is not None:
         named = axes @ _NAMINGS
         naming = _NAMINGS[np.argmax(np.einsum('kij,ij->k', named, previous.axes))]

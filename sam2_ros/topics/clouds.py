@@ -59,12 +59,12 @@ def background_points_message(frame: Frame, parameters: Parameters) -> PointClou
     if frame.depth is None:
         return None
     grid = np.s_[::parameters.cloud_stride, ::parameters.cloud_stride]
-    metres, camera = frame.depth.metres[grid].ravel(), frame.depth.camera
+    metres, rays = frame.depth.metres[grid].ravel(), frame.depth.rays
     believed = np.flatnonzero(np.isfinite(metres) & ~_taken_out(frame, parameters.edge_erosion)[grid].ravel())
     points = np.empty(len(believed), XYZ_RGB)
     points['z'] = z = metres[believed]
-    points['x'] = camera.x[grid].ravel()[believed] * z
-    points['y'] = camera.y[grid].ravel()[believed] * z
+    points['x'] = rays.x[grid].ravel()[believed] * z
+    points['y'] = rays.y[grid].ravel()[believed] * z
     points['rgb'] = _packed(frame.image[grid].reshape(-1, 3)[believed])
     return _cloud(points, frame.header)
 

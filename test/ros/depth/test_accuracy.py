@@ -1,4 +1,4 @@
-"""How exactly things are located, beside the geometry of the synthetic tabletop, at 0.5 to 1.5 m.
+"""Accuracy of the oriented boxes against the geometry of the synthetic tabletop, at 0.5 to 1.5 m.
 
 benchmarks/depth_accuracy.py prints the figures for more scenes than there is time for here.
 """
@@ -15,7 +15,7 @@ from testing.depth_truth import displaced, error, sights, truth
 
 DISTANCES = (0.5, 1.0, 1.5)
 FRAMES = (5, 60, 100)
-CENTRE, SIZE = 0.005, 0.10  # what a box must hold: metres, relative
+CENTRE, SIZE = 0.005, 0.10  # largest errors of a box: metres, relative
 BALL, TEA = 1, 3
 
 
@@ -26,7 +26,7 @@ def seen(width, height, noisy=False):
 
 
 def kept(errors):
-    """Share of the boxes whose centre and size are as exact as they must be."""
+    """Return the share of the boxes whose centre and size are exact enough."""
     return np.mean([item.centre < CENTRE and np.abs(item.size).max() < SIZE for item in errors])
 
 
@@ -81,7 +81,7 @@ def test_the_axes_of_a_box_are_those_of_the_thing():
 
 
 def test_of_a_ball_the_cap_that_is_seen_is_measured():
-    """So that nobody takes it for the ball: its centre lies before the ball's, its depth is less than half of it."""
+    """The cap is not the ball: its centre is in front of the ball's centre and its depth is less than half of it."""
     for sight in seen(1280, 720):
         if sight.object_id == BALL:
             box = measure(sight.depth, sight.mask, mask_box(sight.mask), 2)

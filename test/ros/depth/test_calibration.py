@@ -1,4 +1,4 @@
-"""CameraInfo: which one belongs to an image, what its numbers mean, and which are refused."""
+"""CameraInfo: which one belongs to an image, what its numbers mean, and which numbers are refused."""
 import math
 import threading
 
@@ -10,7 +10,7 @@ from sensor_msgs.msg import CameraInfo, RegionOfInterest
 from std_msgs.msg import Header
 
 from sam2_core.prompts import PromptError
-from sam2_ros.depth.calibration import Calibration, DepthError, calibrate, doubt, info_of_image, to_camera
+from sam2_ros.depth.calibration import Calibration, DepthError, calibrate, doubt, info_of_image, to_rays
 from sam2_ros.depth.matching import DepthMailbox
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import Prompt
@@ -31,7 +31,7 @@ K1, K2, P1, P2, K3 = -0.2, 0.05, 0.002, -0.001, 0.01
     ([K1, K2, P1, P2], [K1, K2, P1, P2]), ([K1, K2, P1, P2, K3, 0], [K1, K2, P1, P2, K3]),
     ([K1, K2, P1, P2, K3] + [0] * 11, [K1, K2, P1, P2, K3]), ([K1, K2, P1, 0], [K1, K2, P1, 0])])
 def test_a_list_of_another_length_whose_meaning_is_certain_is_taken(given, meant):
-    found = to_camera(info(d=given))
+    found = to_rays(info(d=given))
     x, y = forward(info(d=meant), found.x.astype(float), found.y.astype(float))
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     assert np.hypot(x - columns, y - rows).max() < 0.1
@@ -46,12 +46,12 @@ def test_a_fisheye_may_be_spelled_as_it_is_elsewhere(name):
 @pytest.mark.parametrize('do_rectify', [False, True])
 def test_the_offset_of_a_roi_holds_for_the_rectified_image_too(do_rectify):
     roi = RegionOfInterest(x_offset=10, y_offset=4, width=32, height=24, do_rectify=do_rectify)
-    found, whole = (to_camera(info(**more), rectified=True) for more in ({'roi': roi}, {}))
+    found, whole = (to_rays(info(**more), rectified=True) for more in ({'roi': roi}, {}))
     np.testing.assert_allclose(found.x, whole.x[4:28, 10:42], atol=1e-6)
 
 
 def matrix(*changes):
-    """K with some of its numbers replaced."""
+    """Return K with some of its numbers replaced."""
     k = [*info().k]
     for index, value in changes:
         k[index] = float(value)
@@ -70,7 +70,7 @@ REFUSED = [
     (info(d=[0.1] * 8, model='thin_prism'), "8 coefficients in D: 'thin_prism' must have 12 or 14"),
     (info(d=[0.1] * 5, model='equidistant'), "5 coefficients in D: 'equidistant' must have 4"),
     (info(d=[], model='equidistant'), "0 coefficients in D: 'equidistant' must have 4"),
-    (info(d=[0.1] * 5, model=''), "distortion_model '': must be plumb_bob, rational_polynomial"),
+    (info(d=[0.1] * 5, model=''), "distortion_model '': must be one of plumb_bob, rational_polynomial"),
     (info(d=[0.1, math.nan, 0, 0, 0]), 'D = [0.1, nan, 0.0, 0.0, 0.0]: must be finite'),
     (info(d=[0.1, 0, 0, 0, 1e300]), 'must be finite, and at most 1e+08'),
     (info(k=matrix((0, -60))), 'fx -60 and fy 60 must be positive'),
@@ -78,10 +78,11 @@ REFUSED = [
     (info(k=matrix((1, 3.0))), 'a skew of 3 in K: must be 0; calibrate without skew'),
     (info(k=matrix((8, 0))), 'must be fx 0 cx, 0 fy cy, 0 0 1, row by row'),
     (info(k=[60.0, 0, 0, 0, 60, 0, 32, 24, 1]), 'must be fx 0 cx, 0 fy cy, 0 0 1, row by row'),  # column by column
-    (info(k=matrix((0, 0.9), (2, 0.5), (4, 1.2), (5, 0.5))), 'fx 0.9 and cx 0.5 for 64 pixels: no camera sees so'),
-    (info(k=matrix((4, 1e300))), 'fy 1e+300 and cy 23.5 for 48 pixels: no camera sees so'),
-    (info(k=matrix((5, 1e300))), 'no camera sees so'),
-    (info(k=matrix((2, -1e6))), 'cx -1e+06 for 64 pixels: no camera sees so'),
+    (info(k=matrix((0, 0.9), (2, 0.5), (4, 1.2), (5, 0.5))),
+     'fx 0.9 and cx 0.5 for 64 pixels: no camera has this view'),
+    (info(k=matrix((4, 1e300))), 'fy 1e+300 and cy 23.5 for 48 pixels: no camera has this view'),
+    (info(k=matrix((5, 1e300))), 'no camera has this view'),
+    (info(k=matrix((2, -1e6))), 'cx -1e+06 for 64 pixels: no camera has this view'),
     (info(0, 0, k=matrix()), 'camera_info of 0 x 0 pixels: must be the size of the calibrated image'),
     (info(100_000, 100_000), 'camera_info of 100000 x 100000 pixels: must be at most'),
     (info(binning_x=65, binning_y=1), 'binning 65 x 1: must not exceed the image of 64 x 48 pixels'),
@@ -94,7 +95,7 @@ REFUSED = [
 @pytest.mark.parametrize(('calibration', 'reason'), REFUSED, ids=[reason[:30] for _, reason in REFUSED])
 def test_what_is_no_calibration_is_refused_with_value_rule_and_cure(calibration, reason):
     with pytest.raises(DepthError) as refusal:
-        to_camera(calibration)
+        to_rays(calibration)
     assert reason in str(refusal.value)
     assert str(refusal.value).startswith('camera_info ') and '; ' in str(refusal.value)
     with pytest.raises(PromptError) as same:
@@ -111,7 +112,7 @@ def test_a_rectified_image_needs_a_whole_p():
             calibrate(calibration, rectified=True)
 
 
-# --- drivers that bin
+# --- drivers that bin images
 
 def binned(width, height, focal, cx, cy, binning, **more):
     return info(width, height, k=[focal, 0.0, cx, 0.0, focal, cy, 0.0, 0.0, 1.0], binning_x=binning,
@@ -142,11 +143,11 @@ def test_a_roi_far_from_the_middle_of_a_binned_image_is_no_fault():
 
 @pytest.mark.parametrize(('k', 'suspect'), [
     (matrix(), False), (matrix((2, 16), (5, 12)), True), (matrix((2, 63), (5, 47)), True),
-    (matrix((2, 31), (5, 5)), False)])  # cut above, as KITTI's are
+    (matrix((2, 31), (5, 5)), False)])  # cropped at the top, as KITTI's images are
 def test_a_matrix_that_seems_to_be_of_another_resolution_is_doubted(k, suspect):
     calibration = info(k=k)
     calibrate(calibration)
-    assert ('if the matrix is of another resolution' in doubt(calibration, False)) == suspect
+    assert ('if the matrix belongs to another resolution' in doubt(calibration, False)) == suspect
 
 
 @pytest.mark.parametrize(('topic', 'rectified', 'text'), [
@@ -159,7 +160,7 @@ def test_the_name_of_a_topic_and_the_parameter_rectified_have_to_agree(topic, re
     assert not doubt(info(), rectified, topic), 'without distortion there is no difference'
 
 
-# --- one rule for depth, click and sam2_check
+# --- the same rules for depth, clicks and sam2_check
 
 def by_depth(calibration, image_frame='camera'):
     mailbox = DepthMailbox(threading.Condition(), '/depth')
@@ -214,13 +215,13 @@ def test_an_image_without_frame_between_two_cameras_is_refused():
     assert info_of_image([info(frame='left'), info(frame='right')], 'right', SIZE).header.frame_id == 'right'
 
 
-# --- whatever arrives
+# --- arbitrary content
 
 NAMES = ['plumb_bob', 'rational_polynomial', 'equidistant', 'fisheye', 'thin_prism', '', 'Kannala Brandt', 'scaramuzza']
 
 
 def odd_info(random: np.random.Generator) -> CameraInfo:
-    """A good calibration in which some things have been replaced."""
+    """Return a valid calibration in which some fields have been replaced."""
     def some(values):
         return values[random.integers(len(values))]
     width, height = WIDTH, HEIGHT
@@ -246,7 +247,7 @@ def odd_info(random: np.random.Generator) -> CameraInfo:
 
 @pytest.mark.fuzz
 def test_whatever_camera_info_arrives_depth_and_clicks_are_right_or_refused(rounds):
-    """Each ray that is given out meets its pixel by the formula of the model."""
+    """Every ray meets its pixel by the formula of the model."""
     random, used, clicked = np.random.default_rng(12), 0, 0
     mailbox, points = DepthMailbox(threading.Condition(), '/depth'), PointPrompts(None)
     metres = np.ones(SIZE, np.float32) + np.arange(WIDTH, dtype=np.float32) / 1000
@@ -282,7 +283,7 @@ def test_whatever_camera_info_arrives_depth_and_clicks_are_right_or_refused(roun
 
 @pytest.mark.fuzz
 def test_whatever_is_clicked_beside_whatever_camera_info_the_node_answers_each_click(rounds):
-    """Through the callbacks of the real node, whose guards have nothing to catch."""
+    """The callbacks of the real node run without an exception that its guards would have to catch."""
     random, clicks = np.random.default_rng(7), 0
     with in_process(threaded=False) as robot:
         for number in range(rounds(150, 10_000)):

@@ -1,4 +1,4 @@
-"""The rays of published cameras and of lenses whose model ends inside the image; clicks, which go the other way."""
+"""Rays of published cameras and of lenses whose model ends inside the image; clicks, which need the inverse."""
 import math
 import threading
 import time
@@ -10,7 +10,7 @@ from sensor_msgs.msg import RegionOfInterest
 from sam2_core import StreamTracker
 from sam2_core.masks import mask_box
 from sam2_core.prompts import PromptError
-from sam2_ros.depth.calibration import Calibration, calibrate, to_camera
+from sam2_ros.depth.calibration import Calibration, calibrate, to_rays
 from sam2_ros.depth.lens import Lens
 from sam2_ros.depth.matching import DepthMailbox
 from sam2_ros.depth.surface import DepthFrame, measure, object_points
@@ -62,14 +62,14 @@ def test_a_fisheye_of_195_degrees_has_rays_forwards_only():
 
 
 def test_a_fisheye_whose_coefficients_are_all_zero_is_no_pinhole():
-    camera = to_camera(info(focal=40.0, d=[0.0] * 4, model='equidistant'))
+    camera = to_rays(info(focal=40.0, d=[0.0] * 4, model='equidistant'))
     angle = (WIDTH - 1) / 2 / 40
     assert camera.x[HEIGHT // 2, -1] == pytest.approx(math.tan(angle), rel=1e-3)
 
 
 def test_where_a_lens_model_folds_back_a_pixel_has_no_ray():
-    """Each pixel with a ray meets it before the fold; each ray well before it has a pixel."""
-    camera = to_camera(BARREL)
+    """Every pixel with a ray meets it before the fold, and every ray well before the fold has a pixel."""
+    camera = to_rays(BARREL)
     length = np.hypot(camera.x, camera.y)
     assert np.nanmax(miss(BARREL)) < 0.1
     assert np.nanmax(length) <= BARREL_FOLD
@@ -88,7 +88,7 @@ def disc(x, y, radius=24):
 
 
 def test_points_and_boxes_leave_out_what_the_lens_model_does_not_cover():
-    camera = to_camera(BARREL)
+    camera = to_rays(BARREL)
     depth = DepthFrame(np.ones((240, 320), np.float32), camera)
     corner, middle = disc(12, 12), disc(160, 120)
     assert not len(object_points(depth, corner, mask_box(corner), 0))
@@ -122,17 +122,17 @@ def test_an_object_beyond_the_lens_model_has_no_depth_and_diagnostics_say_why(mo
 # --- clicks without rays
 
 def test_a_click_computes_no_rays_of_other_pixels(monkeypatch):
-    """They take seconds for large images."""
+    """The rays of all pixels take seconds for large images."""
     monkeypatch.setattr(Calibration, 'rays', None)
     monkeypatch.setattr(Lens, 'undistort_grid', None)
     wide = info(12_000, 9_000, focal=12_000.0, d=[-0.1, 0.03, 0.001, 0, 0])
-    assert project(np.array([0.0, 0.0, 1.0]), wide) == (6000.0, 4500.0)  # 5999.5, 4499.5 to whole pixels, even
+    assert project(np.array([0.0, 0.0, 1.0]), wide) == (6000.0, 4500.0)  # 5999.5, 4499.5, rounded to even
 
 
 @pytest.mark.parametrize('calibration', [EUROC, KINECT_COLOUR, TILTED, TUM_VI, BARREL],
                          ids=['EuRoC', 'Kinect', 'tilted', 'TUM VI', 'barrel'])
 def test_a_click_finds_the_pixel_whose_ray_it_lies_on(calibration):
-    camera, random = to_camera(calibration), np.random.default_rng(0)
+    camera, random = to_rays(calibration), np.random.default_rng(0)
     for row, column in zip(random.integers(0, calibration.height, 200), random.integers(0, calibration.width, 200),
                            strict=True):
         x, y = float(camera.x[row, column]), float(camera.y[row, column])

@@ -1,4 +1,4 @@
-"""Depth messages: decoded, paired with calibration and image by stamp, waited for, refused with a reason."""
+"""Depth messages are decoded, matched to calibration and image by stamp, waited for, or refused with a reason."""
 import sys
 import threading
 import time
@@ -14,7 +14,8 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CameraInfo, Image, RegionOfInterest
 from std_msgs.msg import Header
 
-from sam2_ros.depth.matching import DepthError, DepthMailbox, to_camera, to_metres
+from sam2_ros.depth.calibration import DepthError, to_rays
+from sam2_ros.depth.matching import DepthMailbox, to_metres
 from sam2_ros.messages.conversions import ImageError, from_pixels
 from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.topics.depth_topics import PAIRINGS, DepthTopics
@@ -105,7 +106,7 @@ def test_malformed_depth_is_refused_by_name(change, reason):
 # --- calibration
 
 def test_a_pinhole_looks_where_k_says():
-    camera = to_camera(info(focal=200.0))
+    camera = to_rays(info(focal=200.0))
     assert camera.x.shape == camera.y.shape == (HEIGHT, WIDTH)
     np.testing.assert_allclose(camera.x[2], (np.arange(WIDTH) - 3.5) / 200, rtol=1e-6)
     np.testing.assert_allclose(camera.y[:, 3], (np.arange(HEIGHT) - 2.5) / 200, rtol=1e-6)
@@ -117,37 +118,37 @@ def test_a_pinhole_looks_where_k_says():
     ('equidistant', [0.05, -0.01, 0.002, 0.0])])
 def test_distortion_is_undone(model, d):
     calibration = info(height=48, width=64, focal=60.0, d=d, distortion_model=model)
-    camera = to_camera(calibration)
+    camera = to_rays(calibration)
     rays = np.stack([camera.x, camera.y, np.ones_like(camera.x)], -1).reshape(-1, 1, 3).astype(float)
     project = cv2.fisheye.projectPoints if model == 'equidistant' else cv2.projectPoints
     pixels = project(rays, np.zeros(3), np.zeros(3), calibration.k.reshape(3, 3), np.array(d))[0].reshape(48, 64, 2)
     rows, columns = np.mgrid[:48, :64]
     np.testing.assert_allclose(pixels, np.stack([columns, rows], -1), atol=0.05)
-    straight = to_camera(info(height=48, width=64, focal=60.0))
+    straight = to_rays(info(height=48, width=64, focal=60.0))
     assert np.abs(camera.x - straight.x).max() > 0.005, 'the distortion can be seen'
 
 
 def test_of_a_rectified_image_p_holds_and_not_the_lens():
     calibration = info(height=48, width=64, focal=60.0, d=[0.4, 0.1, 0.0, 0.0, 0.0], distortion_model='plumb_bob')
     calibration.p = np.array([50.0, 0, 30.5, -3.0, 0, 52.0, 20.5, 0, 0, 0, 1, 0])
-    rectified = to_camera(calibration, rectified=True)
+    rectified = to_rays(calibration, rectified=True)
     assert rectified.x[0, 0] == pytest.approx(-30.5 / 50) and rectified.y[0, 0] == pytest.approx(-20.5 / 52)
     assert rectified.x[0, 63] == pytest.approx((63 - 30.5) / 50), 'straight, whatever D says'
     with pytest.raises(DepthError, match='not calibrated'):
-        to_camera(info(), rectified=True)  # P is all zero
+        to_rays(info(), rectified=True)  # P is all zero
 
 
 def test_a_distortion_of_zeros_needs_no_model():
-    np.testing.assert_array_equal(to_camera(info(d=[0.0] * 5, distortion_model='whatever')).x, to_camera(info()).x)
+    np.testing.assert_array_equal(to_rays(info(d=[0.0] * 5, distortion_model='whatever')).x, to_rays(info()).x)
 
 
 def test_binning_and_region_of_interest_are_those_of_the_image():
-    full = to_camera(info(height=480, width=640, focal=500.0))
-    cut = to_camera(info(height=480, width=640, focal=500.0,
-                         roi=RegionOfInterest(x_offset=100, y_offset=50, width=200, height=120)))
+    full = to_rays(info(height=480, width=640, focal=500.0))
+    cut = to_rays(info(height=480, width=640, focal=500.0,
+                       roi=RegionOfInterest(x_offset=100, y_offset=50, width=200, height=120)))
     np.testing.assert_allclose(cut.x, full.x[50:170, 100:300], atol=1e-6)
     np.testing.assert_allclose(cut.y, full.y[50:170, 100:300], atol=1e-6)
-    binned = to_camera(info(height=480, width=640, focal=500.0, binning_x=2, binning_y=4))
+    binned = to_rays(info(height=480, width=640, focal=500.0, binning_x=2, binning_y=4))
     assert binned.x.shape == (120, 320)
     assert np.ptp(binned.x[0]) == pytest.approx(319 * 2 / 500, rel=1e-5)
     assert np.ptp(binned.y[:, 0]) == pytest.approx(119 * 4 / 500, rel=1e-5)
@@ -156,10 +157,10 @@ def test_binning_and_region_of_interest_are_those_of_the_image():
 @pytest.mark.parametrize(('calibration', 'reason'), [
     (info(focal=0.0), 'camera_info not calibrated: fx 0 and fy 0 must be positive'),
     (info(focal=float('nan')), 'camera_info not calibrated'),
-    (info(d=[0.1] * 5, distortion_model='cylinder'), "distortion_model 'cylinder': must be plumb_bob")])
+    (info(d=[0.1] * 5, distortion_model='cylinder'), "distortion_model 'cylinder': must be one of plumb_bob")])
 def test_a_calibration_that_cannot_be_used_is_refused_by_name(calibration, reason):
     with pytest.raises(DepthError, match=reason):
-        to_camera(calibration)
+        to_rays(calibration)
 
 
 # --- pairing with the image
@@ -273,7 +274,7 @@ RAMP = np.linspace(0.9, 1.1, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)
 
 
 @pytest.mark.parametrize(('message', 'reason'), [
-    (values(RAMP * 1500), 'no pixel between 0.1 and 10 m: the largest is 1650 m: are they in another unit?'),
+    (values(RAMP * 1500), 'no pixel between 0.1 and 10 m: the largest is 1650 m: is the unit wrong?'),
     (values(RAMP * 0.05), 'no pixel between 0.1 and 10 m: the largest is 0.055 m; is the scene too near?'),
     (values(RAMP * 50, '16UC1'), 'the largest is 0.055 m; is the scene too near?'),
     (values(RAMP * 0, '16UC1'), 'all are 0 or not finite; is the lens covered'),
@@ -290,7 +291,7 @@ def test_millimetres_in_32fc1_are_no_metres_however_large_depth_max_is(mailbox):
     mailbox.put_info(info())
     mailbox.put_depth(values((RAMP * 800).round()))
     assert ask(mailbox, 1000, replace(PARAMETERS, depth_max=1000.0)) is None
-    assert 'whole numbers, 800 in the median: must be metres and seems to be millimetres' in mailbox.report.reason
+    assert 'whole numbers, median 800: must be in metres and seems to be in millimetres' in mailbox.report.reason
     mailbox.put_depth(values(RAMP * 800, milliseconds=2000))
     assert ask(mailbox, 2000, replace(PARAMETERS, depth_max=1000.0)) is not None, 'a far mountain'
 
@@ -302,14 +303,14 @@ def test_a_calibration_of_another_resolution_is_used_and_doubted(mailbox):
         mailbox.put_info(calibration)
         mailbox.put_depth(depth(1000))
         assert ask(mailbox, 1000) is not None
-        assert ('if the matrix is of another resolution' in mailbox.report.doubt) == doubtful
+        assert ('if the matrix belongs to another resolution' in mailbox.report.doubt) == doubtful
 
 
 def test_a_calibration_that_changes_holds_from_its_depth_on(mailbox):
     for number, focal in enumerate((100.0, 200.0, 100.0)):
         mailbox.put_info(info(focal=focal))
         mailbox.put_depth(depth(1000 + 100 * number))
-        assert ask(mailbox, 1000 + 100 * number).camera.focal == pytest.approx(focal)
+        assert ask(mailbox, 1000 + 100 * number).rays.focal == pytest.approx(focal)
 
 
 def test_a_frame_that_is_not_named_is_no_contradiction(mailbox):
@@ -321,7 +322,7 @@ def test_a_frame_that_is_not_named_is_no_contradiction(mailbox):
 # --- topics
 
 class Robot:
-    """A driver's publishers and our subscriptions, in one process."""
+    """Publishers of a driver and subscriptions of the node, in one process."""
 
     def __init__(self, domain, pairing):
         self.context = rclpy.Context()
@@ -362,13 +363,13 @@ def robot(request, ros_domain):
 
 
 def focal_of(robot, milliseconds):
-    """Of the calibration an image of this stamp gets; None while it gets none."""
+    """Return the focal length in the depth of an image with this stamp, or None if it has no depth."""
     frame = ask(robot.mailbox, milliseconds)
-    return None if frame is None else frame.camera.focal
+    return None if frame is None else frame.rays.focal
 
 
 def test_each_depth_has_the_calibration_of_its_stamp(robot):
-    """As with a camera that zooms, whichever of the two messages comes first."""
+    """The camera zooms, and either message may arrive first."""
     infos = robot.driver.create_publisher(CameraInfo, 'camera_info', 10)
     robot.listen()
     robot.wait_for(lambda: infos.get_subscription_count() >= 1)
@@ -393,7 +394,7 @@ def test_a_calibration_latched_once_before_we_came_serves_all_depth(robot):
 
 
 def test_a_driver_that_does_not_latch_is_not_asked_to(robot):
-    """It would warn of an incompatible subscription in its log."""
+    """The driver would log a warning of an incompatible subscription."""
     infos = robot.driver.create_publisher(CameraInfo, 'camera_info', 10)
     robot.listen()
     robot.wait_for(lambda: infos.get_subscription_count())

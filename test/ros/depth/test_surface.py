@@ -1,4 +1,4 @@
-"""Boxes around what a camera sees: exact shapes, wrong masks, wrong depth, and the same axes from image to image."""
+"""Oriented boxes: exact shapes, wrong masks, wrong depth, and the same axes from image to image."""
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -6,16 +6,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from sam2_core.masks import mask_box
+from sam2_ros.depth.lens import PixelRays
 from sam2_ros.depth.oriented_box import OrientedBox, oriented_box
-from sam2_ros.depth.surface import Camera, DepthFrame, measure, object_pixels, object_points
+from sam2_ros.depth.surface import DepthFrame, measure, object_pixels, object_points
 
 WIDTH, HEIGHT, FOCAL = 320, 240, 300.0
-CAMERA = Camera.pinhole(WIDTH, HEIGHT, FOCAL, FOCAL, (WIDTH - 1) / 2, (HEIGHT - 1) / 2)
-BOX = (120, 80, 200, 160)  # of the plate below, pixels
+CAMERA = PixelRays.pinhole(WIDTH, HEIGHT, FOCAL, FOCAL, (WIDTH - 1) / 2, (HEIGHT - 1) / 2)
+BOX = (120, 80, 200, 160)  # of the plate below, in pixels
 
 
 def plate(z=1.0, background=2.0):
-    """A square plate before a wall: depth and its mask."""
+    """Return the depth of a square plate in front of a wall, and the mask of the plate."""
     metres = np.full((HEIGHT, WIDTH), background, np.float32)
     mask = np.zeros((HEIGHT, WIDTH), bool)
     x0, y0, x1, y1 = BOX
@@ -30,14 +31,14 @@ def rotation(random):
 
 
 def corner(random, axes, size, count=2000):
-    """Points on the three faces of a block that meet in one corner."""
+    """Return points on the three faces of a block that meet in one corner."""
     points = random.uniform(-0.5, 0.5, (count, 3))
     points[np.arange(count), random.integers(0, 3, count)] = -0.5
     return points * size @ axes.T + [0.1, -0.05, 1.0]
 
 
 def same_axes(one, other):
-    """The angle in degrees between two orientations, axis by axis."""
+    """Return the angles in degrees between two orientations, axis by axis."""
     return np.degrees(np.arccos(np.clip((np.trace(one.T @ other) - 1) / 2, -1, 1)))
 
 
@@ -79,7 +80,7 @@ def test_a_stride_takes_the_same_pixels_whatever_the_box():
 
 def test_the_background_that_shows_through_is_left_out():
     metres, mask = plate()
-    metres[110:130, 150:170] = 2.0  # a hole, as in the handle of a mug
+    metres[110:130, 150:170] = 2.0  # a hole, like the handle of a mug
     rows, columns = object_pixels(DepthFrame(metres, CAMERA), mask, BOX, 2)
     assert metres[rows, columns].max() == 1.0
     assert len(rows) >= 0.85 * 76 * 76
@@ -126,7 +127,7 @@ def test_whatever_mask_and_depth_are_there_is_a_proper_box_or_none(mask, speckle
         mask[4:20, 3:30] = True
     if not mask.any():
         return
-    depth = DepthFrame(levels, Camera.pinhole(32, 24, 30, 30, 16, 12))
+    depth = DepthFrame(levels, PixelRays.pinhole(32, 24, 30, 30, 16, 12))
     box = mask_box(mask)
     rows, columns = object_pixels(depth, mask, box, erosion, stride)
     assert mask[rows, columns].all() and np.isfinite(levels[rows, columns]).all()
@@ -162,9 +163,9 @@ def test_where_depth_jumps_near_the_edge_of_the_mask_the_box_ends_at_the_jump(pi
 
 @pytest.mark.parametrize('behind', [1.0, np.nan])
 def test_where_it_does_not_the_box_ends_at_the_edge_of_the_mask(behind):
-    """Where the object touches something, or where depth is not known around it."""
+    """The object touches something, or the depth around it is unknown."""
     metres, mask = plate(background=behind)
-    metres[BOX[1]:BOX[1] + 3] = metres[:, BOX[0]:BOX[0] + 3] = behind  # also inside, along two edges
+    metres[BOX[1]:BOX[1] + 3] = metres[:, BOX[0]:BOX[0] + 3] = behind  # two edges of the plate as well
     found = measure(DepthFrame(metres, CAMERA), mask, BOX, 2)
     np.testing.assert_allclose(found.size[:2], 80 / FOCAL, rtol=0.01)
     np.testing.assert_allclose(found.centre, [0, 0, 1], atol=0.001)
@@ -239,7 +240,7 @@ def test_the_axes_follow_a_thing_that_turns():
         if box is not None:
             assert same_axes(box.axes, now.axes) < 6
         box, angle = now, angle + np.radians(3)
-    # after half a turn the axes are those of the start, turned with the thing
+    # after half a rotation the axes are those of the start, rotated with the object
     half = np.array([[-1, 0, 0], [0, 1, 0], [0, 0, -1]])
     assert same_axes(half @ first.axes, box.axes) < 12
 

@@ -7,7 +7,8 @@ from std_msgs.msg import Header
 from visualization_msgs.msg import Marker
 
 from sam2_core.masks import mask_box
-from sam2_ros.depth.surface import Camera, DepthFrame, measure
+from sam2_ros.depth.lens import PixelRays
+from sam2_ros.depth.surface import DepthFrame, measure
 from sam2_ros.drawing.overlay import colour
 from sam2_ros.msg import Instance
 from sam2_ros.perception.frame import Frame, TrackedObject
@@ -22,7 +23,7 @@ from sam2_ros.topics.clouds import (
 )
 
 HEIGHT, WIDTH, FOCAL = 120, 160, 150.0
-CAMERA = Camera.pinhole(WIDTH, HEIGHT, FOCAL, FOCAL, (WIDTH - 1) / 2, (HEIGHT - 1) / 2)
+CAMERA = PixelRays.pinhole(WIDTH, HEIGHT, FOCAL, FOCAL, (WIDTH - 1) / 2, (HEIGHT - 1) / 2)
 HEADER = Header(stamp=Time(sec=5, nanosec=6), frame_id='camera_optical')
 PARAMETERS = Parameters(cloud_stride=1, edge_erosion=2)
 NUMPY = {PointField.FLOAT32: '<f4', PointField.UINT32: '<u4'}

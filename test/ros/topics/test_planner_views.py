@@ -16,8 +16,9 @@ from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Header, String
 
 from sam2_core.masks import mask_box
+from sam2_ros.depth.lens import PixelRays
 from sam2_ros.depth.oriented_box import OrientedBox
-from sam2_ros.depth.surface import Camera, DepthFrame
+from sam2_ros.depth.surface import DepthFrame
 from sam2_ros.drawing.label_images import (
     BACKGROUND,
     UNLABELED,
@@ -63,7 +64,7 @@ def frame(*objects: TrackedObject, depth: DepthFrame | None = None, header: Head
 
 def wall(metres: float) -> DepthFrame:
     """What a camera sees that looks straight at a wall."""
-    return DepthFrame(np.full((60, 80), metres, np.float32), Camera.pinhole(80, 60, 100, 100, 40, 30))
+    return DepthFrame(np.full((60, 80), metres, np.float32), PixelRays.pinhole(80, 60, 100, 100, 40, 30))
 
 
 def table(*class_names: str, labels=()) -> ClassTable:

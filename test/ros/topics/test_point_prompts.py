@@ -88,7 +88,7 @@ def test_a_camera_that_is_not_calibrated_is_refused():
 
 
 def test_a_lens_model_that_is_not_known_is_refused():
-    with pytest.raises(PromptError, match="distortion_model 'scaramuzza': must be plumb_bob"):
+    with pytest.raises(PromptError, match="distortion_model 'scaramuzza': must be one of plumb_bob"):
         prompt(clicked(0.0, 0.0, 1.0), info([0.1], 'scaramuzza'))
 
 
