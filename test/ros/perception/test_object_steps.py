@@ -28,7 +28,7 @@ BOXES = {1: (10, 10, 40, 40), 2: (70, 10, 100, 40), 3: (30, 20, 80, 55)}
 
 @pytest.fixture(scope='module')
 def small() -> Sam2Model:
-    return load_model('nano', device='cpu', image_size=64)
+    return load_model('nano', device='cpu', image_size=128)
 
 
 def picture(number: int = 0) -> np.ndarray:
@@ -237,7 +237,7 @@ def test_late_prompts_for_one_image_fail_one_by_one(make, small, monkeypatch):
 @pytest.fixture
 def poisoned(small):
     """The model with weights of NaN in its decoder, as a training that diverged leaves them."""
-    model = load_model('nano', device='cpu', image_size=64)
+    model = load_model('nano', device='cpu', image_size=128)
     for parameter in model.sam_mask_decoder.parameters():
         parameter.data.fill_(math.nan)
     return model
