@@ -105,17 +105,25 @@ def test_id_zero_is_answered_with_the_id_that_was_picked(peer):
     assert ids(peer.instances_at(status.header.stamp)) == [1, status.id]
 
 
-def test_a_correction_takes_a_wrong_part_away_and_lasts(peer):
-    """With masks: the small model takes little notice of corrections by click."""
+@pytest.mark.parametrize('kind', ['click', 'mask'])
+def test_a_correction_takes_a_wrong_part_away_and_lasts(peer, kind):
+    """The first prompt stays in memory: where it was as wrong as here, nano needs three corrections to give it up."""
     both = SCENE.mask(0, 1) | SCENE.mask(0, 2)
     status = peer.prompt(Prompt(id=1, mask=mask_message(both, peer), label='x'), SCENE.image(0))
     column, row = (round(value) for value in SCENE.centre(0, 2))
     for array in (peer.instances_at(status.header.stamp), peer.process_image(SCENE.image(0))):
         assert whole_mask(array, 1)[row, column]
-    correction = Prompt(id=1, action=Prompt.REFINE, mask=mask_message(SCENE.mask(0, 1), peer))
-    status = peer.prompt(correction, SCENE.image(0))
-    assert status.accepted, status.reason
-    for array in (peer.instances_at(status.header.stamp), peer.process_image(SCENE.image(0))):
+    correction = Prompt(id=1, action=Prompt.REFINE)
+    if kind == 'click':
+        correction.points = [point(column, row, label=0)]
+    else:
+        correction.mask = mask_message(SCENE.mask(0, 1), peer)
+    arrays = []
+    for _ in range(3):
+        status = peer.prompt(correction, SCENE.image(0))
+        assert status.accepted, status.reason
+        arrays.append(peer.instances_at(status.header.stamp))
+    for array in (*arrays, peer.process_image(SCENE.image(0)), peer.process_image(SCENE.image(0))):
         assert not whole_mask(array, 1)[row, column]
         assert good(array, 0, 1)
         assert (instance_of(array, 1).id, instance_of(array, 1).label) == (1, 'x')
