@@ -363,7 +363,7 @@ def test_nothing_is_lost_by_a_kill(command, tmp_path):
 def test_two_processes_train_as_one(command, tmp_path):
     options = ['--steps', '3', '--lr', '1e-3']
     run = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--rdzv-backend', 'c10d',
-           '--rdzv-endpoint', 'localhost:0', str(ROOT / 'test' / 'core' / 'rank_weights.py')]
+           '--rdzv-endpoint', 'localhost:0', str(Path(__file__).with_name('rank_weights.py'))]
     done = subprocess.run([*run, *command(*options, output='two')], env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     train(command(*options, '--accumulate', '2', output='one'))
