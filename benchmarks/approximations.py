@@ -28,13 +28,12 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.growth import picture
+from benchmarks.lib.nano import FRAMES, clip_figures, held_out_clip
 from benchmarks.lib.parts import facts, full_tracker
-from benchmarks.nano_quality import FRAMES, SEED, clip_figures, clutter
 from sam2_core import StreamTracker, load_model
 from sam2_core.config import VARIANTS
 from sam2_core.training.initialise import new_model
 from sam2_core.training.run_state import save_weights
-from sam2_core.training.synthetic.scenes import make_clip
 
 
 @dataclass(frozen=True)
@@ -113,8 +112,8 @@ def _nano(row: int):
 def quality_of(task: tuple[int, int, int]) -> tuple[int, dict[str, list[float]]]:
     """The figures of one row on one clip of so many frames."""
     row, number, frames = task
-    clip = make_clip((SEED, number), clutter(), frames)
-    figures = clip_figures(_nano(row), clip, corrections=False, recent_frames=CHANGES[row].recent_frames)
+    figures = clip_figures(_nano(row), held_out_clip(number, frames), corrections=False,
+                           recent_frames=CHANGES[row].recent_frames)
     return row, {name: [float(value) for value in figures.get(name, ())] for name in ('J', 'F', 'box')}
 
 

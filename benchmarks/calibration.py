@@ -25,13 +25,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.nano_quality import FRAMES, OBJECTS, SEED, TEXTURES
+from benchmarks.lib.nano import OBJECTS, SEED, held_out_clip
 from sam2_core import Prompt, StreamTracker, load_model
 from sam2_core.masks import mask_box
 from sam2_core.metrics import iou
-from sam2_core.training.synthetic.scenes import make_clip
-from sam2_core.training.synthetic.sprites import ClutterBank
-from sam2_core.training.synthetic.textures import TextureBank
 from sam2_ros.perception.object_states import Platt, probability, score_correction, unit
 from sam2_ros.runtime.parameters import Parameters
 
@@ -53,10 +50,9 @@ class Samples(NamedTuple):
 def measure(model, seed: int, clips: int, console: Console) -> Samples:
     """Track ``clips`` clips of a seed."""
     rows: list[tuple] = []
-    clutter = ClutterBank(TextureBank(seed, TEXTURES), 60)
     with Progress(console=console) as progress:
         for number in progress.track(range(clips), description=f'clips of seed {seed}'):
-            clip = make_clip((seed, number), clutter, FRAMES)
+            clip = held_out_clip(number, seed=seed)
             count = min(OBJECTS, clip.masks.shape[1])
             tracker = StreamTracker(model)
             prompts = [Prompt(k + 1, box=mask_box(clip.masks[0, k])) for k in range(count)]

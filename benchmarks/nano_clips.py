@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.nano_quality import PACKAGED, nano, short
+from benchmarks.lib.nano import PACKAGED, nano, short
 from sam2_core import Prompt, StreamTracker
 from sam2_core.model import Sam2Model
 from sam2_ros.demo.pictures import MARGIN, OPACITY

@@ -1,4 +1,4 @@
-"""The benchmark of nano: what its figures count, and that they do not depend on how it is run."""
+"""Tests of nano's benchmark: its figures, the comparison of weights, and runs in parts and processes."""
 import json
 import subprocess
 import sys
@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import save_file
 
 from benchmarks import nano_quality
+from benchmarks.lib import nano
 from sam2_core import load_model
 from sam2_core.checkpoint import find_weights, read_weights
 from sam2_core.training.clips import Clip
@@ -20,7 +21,7 @@ SIZE, FRAMES = 32, 12
 
 
 def scene(kinds):
-    """Three squares in a row that stay where they are."""
+    """Return a clip of three squares in a row that do not move."""
     masks = np.zeros((FRAMES, 3, SIZE, SIZE), bool)
     for k in range(3):
         masks[:, k, 8:16, 2 + 10 * k:10 + 10 * k] = True
@@ -29,12 +30,12 @@ def scene(kinds):
 
 def judged(clip, masks):
     figures = defaultdict(list)
-    nano_quality.judge(clip, masks, clip.visible, figures)
+    nano.judge(clip, masks, clip.visible, figures)
     return figures
 
 
 def moved(clip, start, stop, onto):
-    """Masks that lie on object ``onto`` instead of object 0 for some frames."""
+    """Return masks that lie on object ``onto`` instead of object 0 for some frames."""
     masks = clip.masks.copy()
     masks[start:stop, 0] = clip.masks[start:stop, onto]
     return masks
@@ -48,9 +49,9 @@ def test_a_mask_that_moves_to_a_twin_is_a_swap():
 
 
 def test_a_mask_that_comes_back_soon_is_no_swap():
-    figures = judged(scene((0, 0, 2)), moved(scene((0, 0, 2)), 4, 4 + nano_quality.SWAP_FRAMES - 1, onto=1))
+    figures = judged(scene((0, 0, 2)), moved(scene((0, 0, 2)), 4, 4 + nano.SWAP_FRAMES - 1, onto=1))
     assert figures['twin_swapped'] == [False, False]
-    assert sum(figures['on_twin']) == nano_quality.SWAP_FRAMES - 1
+    assert sum(figures['on_twin']) == nano.SWAP_FRAMES - 1
 
 
 def test_a_mask_on_another_thing_is_no_swap():
@@ -59,40 +60,73 @@ def test_a_mask_on_another_thing_is_no_swap():
     assert sum(figures['on_another_object']) == 8
 
 
-def test_an_object_begun_in_mid_clip_is_judged_from_there_on(monkeypatch):
-    monkeypatch.setattr(nano_quality, 'CORRECTION_FRAME', 6)
+def test_an_object_started_in_mid_clip_is_judged_from_there_on(monkeypatch):
+    monkeypatch.setattr(nano, 'CORRECTION_FRAME', 6)
     clip = scene((0, 1, 2))
-    clip.visible[6, 2] = False  # cannot be begun there
+    clip.visible[6, 2] = False  # cannot be started there
     clip.masks[6, 2] = False
     late = np.zeros_like(clip.masks[6:])
     late[:, 0] = clip.masks[6:, 0]
     figures = defaultdict(list)
-    nano_quality.judge_middle(clip, nano_quality.Tracked(clip.masks, clip.visible, clip.masks[6:], late), figures)
+    nano.judge_middle(clip, nano.Tracked(clip.masks, clip.visible, clip.masks[6:], late), figures)
     assert figures['late_first_frame'] == [1.0, 0.0]
     assert figures['J_late'] == [1.0] * 5 + [0.0] * 5
     assert figures['J_after_correction'] == [1.0] * 15
 
 
 def test_measuring_the_middle_changes_no_other_figure(monkeypatch, scene_clip):
-    monkeypatch.setattr(nano_quality, 'CORRECTION_FRAME', 3)
+    monkeypatch.setattr(nano, 'CORRECTION_FRAME', 3)
     model = load_model('nano', device='cpu')
-    plain, more = (nano_quality.clip_figures(model, scene_clip, corrections) for corrections in (False, True))
+    plain, more = (nano.clip_figures(model, scene_clip, corrections) for corrections in (False, True))
     assert set(more) - set(plain) == {'late_first_frame', 'J_late', 'J_after_uncorrected', 'J_after_correction'}
     assert all(more[name] == plain[name] for name in plain)
 
 
 @pytest.fixture
 def scene_clip():
-    """Six frames of a clip of the set, cut short."""
-    whole = nano_quality.make_clip((nano_quality.SEED, 1), nano_quality.clutter(), 12)
+    """Return six frames of a held-out clip."""
+    whole = nano.held_out_clip(1, frames=12)
     return Clip(whole.frames[::2], whole.masks[::2], whole.visible[::2], whole.kinds)
 
 
+def clips_of(clips=40, **means):
+    """Return the figures of clips whose values scatter around these means; others are 0.5 throughout."""
+    random = np.random.default_rng(2)
+    names = ('J', 'F', 'J_first_10', 'J_last_10', 'box')
+    return [{name: (means.get(name, 0.5) + 0.05 * (name in means) * random.standard_normal(5)).tolist()
+             for name in names} for _ in range(clips)]
+
+
 def test_the_difference_knows_what_is_better():
-    compared = nano_quality.comparison({'old': {'J': 0.4, 'drift': 0.2, 'box': 0.5, 'returns': 3},
-                                        'new': {'J': 0.5, 'drift': 0.3, 'box': 0.5, 'returns': 3}})
-    assert {name: found['verdict'] for name, found in compared.items()} == {
-        'J': 'better', 'drift': 'worse', 'box': 'same'}
+    old = clips_of(J=0.4, J_first_10=0.6)
+    new = [{**clip, 'J': [value + 0.1 for value in clip['J']], 'J_first_10': [value + 0.1 for value in clip['J']]}
+           for clip in old]
+    compared = nano_quality.comparison({'old': old, 'between': clips_of(), 'new': new})
+    assert {name: compared[name].verdict for name in ('J', 'F', 'J&F', 'drift', 'box')} == {
+        'J': 'better', 'F': 'same', 'J&F': 'better', 'drift': 'better', 'box': 'same'}
+    assert compared['J'].change == pytest.approx(0.1, abs=1e-4) and compared['drift'].change < 0
+    assert (compared['J'].low, compared['J'].high) == pytest.approx((0.1, 0.1))  # every clip gains as much
+
+
+def test_a_change_within_the_scatter_of_the_clips_may_be_chance():
+    old, new = clips_of(), clips_of()
+    for number, clip in enumerate(new):
+        clip['F'] = [0.79 if number % 2 else 0.19] * 5
+    change = nano_quality.comparison({'old': old, 'new': new})['F']
+    assert change.verdict == 'worse' and change.low < change.change < change.high and not change.sure
+
+
+@pytest.mark.parametrize(('change', 'reasons'), [
+    ({'J&F': (0.1, 0.05, 0.15), 'box': (0.1, 0.05, 0.15), 'drift': (0.02, -0.01, 0.05)}, []),
+    ({'J&F': (0.1, -0.05, 0.25), 'box': (0.0, 0.0, 0.0), 'drift': (-0.1, -0.2, -0.05)}, ['box is not better']),
+    ({'J&F': (-0.1, -0.2, 0.1), 'box': (0.1, 0.05, 0.15), 'drift': (0.02, 0.01, 0.05)},
+     ['J&F is not better', 'drift is worse by more than chance explains'])])
+def test_later_weights_have_to_meet_the_rule(change, reasons):
+    def verdict(name, value):
+        gain = -value if name in nano_quality.LOWER_IS_BETTER else value
+        return 'better' if gain > 0 else 'worse' if gain < 0 else 'same'
+    compared = {name: nano_quality.Change(*values, verdict(name, values[0])) for name, values in change.items()}
+    assert nano_quality.violations(compared) == reasons
 
 
 @pytest.fixture
@@ -119,10 +153,12 @@ def test_two_processes_find_what_one_finds(tmp_path, blind):
     both = run('--clips', '2', '--jobs', '2', '--weights', 'packaged', str(blind))
     parts = [run('--clips', '1', '--from', str(number), '--threads', '1') for number in (0, 1)]
     joined = run('--merge', *map(str, parts))
-    content, alone = (json.loads(path.read_text())['weights'] for path in (both, joined))
+    result = json.loads(both.read_text())
+    content, alone = result['weights'], json.loads(joined.read_text())['weights']
     assert content['packaged'] == alone['packaged']
     assert content[str(blind)]['summary']['J'] < alone['packaged']['summary']['J']
     assert content[str(blind)]['summary']['hidden_called_absent'] == 1
+    assert result['comparison']['J']['verdict'] == 'worse' and 'J&F is not better' in result['rule_violations']
     twice = subprocess.run([sys.executable, 'benchmarks/nano_quality.py', '--merge', str(joined), str(parts[0])],
                            cwd=ROOT, env=environment, capture_output=True, text=True)
     assert twice.returncode == 2 and 'clips [0] are in another part too' in twice.stderr
