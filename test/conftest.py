@@ -8,6 +8,8 @@ import sam2_ros.runtime.threads  # noqa: F401  before torch
 from sam2_ros.runtime.dds import remove_dead_segments
 from testing.domains import own_domain
 
+# one thread in each process: sums do not depend on the number of cores, and test processes share these
+os.environ['OMP_NUM_THREADS'] = '1'
 SYSTEM = Path(__file__).parent / 'system'
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 # what the shell of a user may say about discovery, logs and the width of the terminal

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Build other ROS packages against the ROS 2 wheels of this virtual environment: INTO SOURCE...
 
-For what is not on PyPI: vision_msgs, tf2 (docs/development.md). SOURCE is the folder of a package (CMake or Python),
+For what is not on PyPI: vision_msgs, tf2 (CONTRIBUTING.md). SOURCE is the folder of a package (CMake or Python),
 INTO where it is to be installed; each may use those before it. Run with the venv's python.
 """
 import os

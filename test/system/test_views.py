@@ -20,7 +20,7 @@ FOCAL = 500.0  # pixels
 DISC_DEPTH, WALL_DEPTH = 0.8, 1.2  # metres
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 DETECTIONS = '/detector/detections'
-needs_vision_msgs = pytest.mark.skipif(vision_msgs is None, reason='needs vision_msgs (docs/development.md)')
+needs_vision_msgs = pytest.mark.skipif(vision_msgs is None, reason='needs vision_msgs (CONTRIBUTING.md)')
 
 
 class Robot:
@@ -174,7 +174,7 @@ def test_a_point_that_the_camera_does_not_see_is_refused_with_the_reason(robot, 
 
 
 def test_a_point_clicked_in_another_frame_is_found_by_tf(robot):
-    pytest.importorskip('tf2_ros', reason='needs tf2_ros (docs/development.md)')
+    pytest.importorskip('tf2_ros', reason='needs tf2_ros (CONTRIBUTING.md)')
     from tf2_msgs.msg import TFMessage
     tf = robot.peer.node.create_publisher(TFMessage, '/tf_static', LATCHED)
     tf.publish(TFMessage(transforms=[TransformStamped(  # the camera looks down on the table, 1 m above it

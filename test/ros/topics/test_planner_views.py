@@ -44,7 +44,7 @@ from sam2_ros.topics.publishers import CameraPublishers
 
 HEADER = Header(stamp=Time(sec=5, nanosec=6), frame_id='camera')
 PARAMETERS = Parameters()
-needs_vision_msgs = pytest.mark.skipif(vision_msgs is None, reason='needs vision_msgs (docs/development.md)')
+needs_vision_msgs = pytest.mark.skipif(vision_msgs is None, reason='needs vision_msgs (CONTRIBUTING.md)')
 
 
 def tracked(object_id: int, box, score: float = 0.9, label: str = 'cup') -> TrackedObject:

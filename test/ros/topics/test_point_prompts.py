@@ -147,7 +147,7 @@ class StandIn:
 def tf(request, monkeypatch):
     """Has /tf say where the map is, as seen from a camera that moves towards it, from one time to another, seconds."""
     if request.param == 'tf2_ros':
-        module = pytest.importorskip('tf2_ros', reason='needs tf2_ros (docs/development.md)')
+        module = pytest.importorskip('tf2_ros', reason='needs tf2_ros (CONTRIBUTING.md)')
     else:
         module = StandIn
         monkeypatch.setitem(sys.modules, 'tf2_ros', module)
