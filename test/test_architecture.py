@@ -27,7 +27,7 @@ KNOWN_UPWARDS = {
     ('sam2_ros.perception.worker', 'sam2_ros.topics.camera_topics'),
 }
 KNOWN_CIRCLES: set[frozenset[str]] = set()
-KNOWN_TWINS = {'Recording', 'Difference'}
+KNOWN_TWINS = {'Difference'}
 
 
 def module_name(path: Path) -> str:

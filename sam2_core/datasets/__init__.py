@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sam2_core.datasets import coco, davis, sav
-from sam2_core.datasets.recordings import BrokenSample, Labelled, Recording, SkippedFiles
+from sam2_core.datasets.recordings import BrokenSample, Labelled, LabelledRecording, SkippedFiles
 
-__all__ = ['FORMATS', 'BrokenSample', 'Format', 'Labelled', 'Recording', 'SkippedFiles', 'open_recordings']
+__all__ = ['FORMATS', 'BrokenSample', 'Format', 'Labelled', 'LabelledRecording', 'SkippedFiles', 'open_recordings']
 
 
 class Format(NamedTuple):
     """A data layout."""
 
     matches: Callable[[Path], bool]
-    find: Callable[[Path, SkippedFiles], Sequence[Recording]]
+    find: Callable[[Path, SkippedFiles], Sequence[LabelledRecording]]
     layout: str  # in a few words
 
 
@@ -27,7 +27,7 @@ FORMATS: Mapping[str, Format] = {
 
 
 def open_recordings(folder: Path, skipped: SkippedFiles, name: str = 'auto',
-                    formats: Mapping[str, Format] = FORMATS) -> list[Recording]:
+                    formats: Mapping[str, Format] = FORMATS) -> list[LabelledRecording]:
     """Return what there is to train on in ``folder``, whose layout is ``name`` of ``formats``, or found out.
 
     ``folder`` may also be one JSON file of the layout coco. FileNotFoundError when there is no such folder; ValueError

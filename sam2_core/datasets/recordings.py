@@ -27,7 +27,7 @@ class Labelled(NamedTuple):
     masks: list[np.ndarray]  # T times bool (K, H, W); all False where an object is not visible
 
 
-class Recording(Protocol):
+class LabelledRecording(Protocol):
     """A labelled video, or a labelled image (``len`` 1)."""
 
     name: str  # its file or folder, as the user knows it

@@ -17,7 +17,7 @@ _LUMINANCE = np.array([0.299, 0.587, 0.114])
 
 
 @dataclass(frozen=True)
-class View:
+class ClipView:
     """Frames of a recording, in order, as the model is shown them."""
 
     maps: np.ndarray  # float64 (T, 2, 3): pixel of the image -> pixel of the square
@@ -42,14 +42,14 @@ class View:
         return frame if np.array_equal(self.colours, np.eye(3, 4)) else cv2.transform(frame, self.colours)
 
 
-def plain_view(labelled: Labelled, size: int) -> View:
+def plain_view(labelled: Labelled, size: int) -> ClipView:
     """The whole image, stretched to the square as the tracker does."""
     height, width = labelled.images[0].shape[:2]
     maps = np.repeat(_crop((0, 0, width, height), size)[None, :2], len(labelled.images), axis=0)
-    return View(maps, np.eye(3, 4), np.arange(len(labelled.masks[0])))
+    return ClipView(maps, np.eye(3, 4), np.arange(len(labelled.masks[0])))
 
 
-def random_view(labelled: Labelled, size: int, rng: np.random.Generator, still: bool) -> View:
+def random_view(labelled: Labelled, size: int, rng: np.random.Generator, still: bool) -> ClipView:
     """A crop around one of the first frame's objects, mirrored or not, in another light. ``still``: the frames are
     one image, over which the view moves."""
     height, width = labelled.images[0].shape[:2]
@@ -57,7 +57,7 @@ def random_view(labelled: Labelled, size: int, rng: np.random.Generator, still: 
     if rng.random() < 0.5:
         square = np.array([[-1, 0, size], [0, 1, 0], [0, 0, 1]]) @ square
     moves = _motion(len(labelled.images), size, rng) if still else [np.eye(3)] * len(labelled.images)
-    return View(np.stack([(move @ square)[:2] for move in moves]), _colours(rng),
+    return ClipView(np.stack([(move @ square)[:2] for move in moves]), _colours(rng),
                 rng.permutation(len(labelled.masks[0])))
 
 

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from sam2_core import __version__
 from sam2_core.checkpoint import load_model
 from sam2_core.config import VARIANTS
-from sam2_core.datasets import FORMATS, Format, Recording, SkippedFiles, open_recordings
+from sam2_core.datasets import FORMATS, Format, LabelledRecording, SkippedFiles, open_recordings
 from sam2_core.files import replacing
 from sam2_core.model import Sam2Model
 from sam2_core.training import run_state
@@ -116,7 +116,7 @@ def check_parts(model: Sam2Model, frozen: Sequence[str], rates: Sequence[str]) -
 
 
 def _recordings(options: argparse.Namespace, skipped: SkippedFiles,
-                bags: BagFormat | None) -> tuple[list[Recording], list[Recording]]:
+                bags: BagFormat | None) -> tuple[list[LabelledRecording], list[LabelledRecording]]:
     formats = dict(FORMATS)
     if bags is not None:
         formats['bag'] = bags(options.image_topic, options.label_topic)
@@ -155,7 +155,7 @@ def _write_settings(path: Path, settings: dict[str, str]) -> None:
         part.write_text(json.dumps(settings, indent=1))
 
 
-def _validation_clips(options: argparse.Namespace, held_out: list[Recording], size: int,
+def _validation_clips(options: argparse.Namespace, held_out: list[LabelledRecording], size: int,
                       skipped: SkippedFiles) -> list[Clip]:
     """What is measured on. ValueError when nothing can be read of a folder that was named for it.
 

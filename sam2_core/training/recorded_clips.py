@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sam2_core.datasets.recordings import BrokenSample, Labelled, Recording, SkippedFiles
+from sam2_core.datasets.recordings import BrokenSample, Labelled, LabelledRecording, SkippedFiles
 from sam2_core.training.augmentation import plain_view, random_view
 from sam2_core.training.clips import Clip, NoUsableData
 
@@ -21,8 +21,8 @@ class RecordedClips:
     Broken recordings are noted in ``skipped`` and the next one takes their place; NoUsableData when none can be read.
     """
 
-    def __init__(self, recordings: Sequence[Recording], frames: int, size: int, skipped: SkippedFiles, seed: int = 0,
-                 chunk: int = 1, augment: bool = True) -> None:
+    def __init__(self, recordings: Sequence[LabelledRecording], frames: int, size: int, skipped: SkippedFiles,
+                 seed: int = 0, chunk: int = 1, augment: bool = True) -> None:
         if not recordings:
             raise ValueError('no recordings to cut clips from')
         self.recordings, self.frames, self.size, self.skipped = recordings, frames, size, skipped
@@ -49,7 +49,7 @@ class RecordedClips:
             self._epoch = epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.recordings))
         return self._epoch[1]
 
-    def _cut(self, recording: Recording, rng: np.random.Generator) -> Clip:
+    def _cut(self, recording: LabelledRecording, rng: np.random.Generator) -> Clip:
         """A clip whose first frame shows an object."""
         for _ in range(_WINDOWS):
             frames = self._frames(len(recording), rng)
@@ -81,7 +81,8 @@ class RecordedClips:
         return frames[::-1] if self.augment and rng.random() < 0.5 else frames
 
 
-def split_recordings(recordings: Sequence[Recording], share: float) -> tuple[list[Recording], list[Recording]]:
+def split_recordings(recordings: Sequence[LabelledRecording],
+                     share: float) -> tuple[list[LabelledRecording], list[LabelledRecording]]:
     """Training and validation. Who goes where depends on its name alone, so that added data moves nothing over.
 
     ``share``: of the recordings for validation, 0 to below 1; with more than one recording at least one, if not 0.

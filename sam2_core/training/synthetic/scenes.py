@@ -126,7 +126,7 @@ def _shuffle(rng: Generator, paths: list[_Path], frames: int, size: int) -> None
         path.log_size[:] = np.log(extent)
 
 
-class Scene:
+class SyntheticScene:
     """One scene: what is in it and how it moves. ``render`` draws it."""
 
     def __init__(self, rng: Generator, clutter: ClutterBank, frames: int, size: int) -> None:
@@ -314,7 +314,7 @@ def render(seed: int | tuple[int, ...], clutter: ClutterBank, frames: int,
     (K,): identical twins are of one kind.
     """
     rng = np.random.default_rng(seed)
-    scene = Scene(rng, clutter, frames, size)
+    scene = SyntheticScene(rng, clutter, frames, size)
     drawn = [scene.draw(t) for t in range(frames)]
     labels = np.stack([labels for _, labels in drawn])
     counts = np.stack([np.bincount(part.reshape(-1), minlength=len(scene.things) + 1) for part in labels])

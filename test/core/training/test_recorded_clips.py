@@ -5,7 +5,7 @@ import pytest
 
 from sam2_core.datasets import Labelled, SkippedFiles, open_recordings
 from sam2_core.datasets.recordings import VISIBLE_PIXELS
-from sam2_core.training.augmentation import View, plain_view, random_view
+from sam2_core.training.augmentation import ClipView, plain_view, random_view
 from sam2_core.training.data import batches
 from sam2_core.training.recorded_clips import RecordedClips
 from testing.dataset_files import HEIGHT, WIDTH, coco_folder, davis_clip, indexed_png, sav_video, scene
@@ -37,7 +37,7 @@ def two_boxes(height=150, width=200):
 def test_masks_move_with_the_picture(seed, still):
     labelled = two_boxes()
     view = random_view(labelled, 96, np.random.default_rng(seed), still)
-    clip = View(view.maps, np.eye(3, 4), np.arange(2)).clip(labelled, 96)
+    clip = ClipView(view.maps, np.eye(3, 4), np.arange(2)).clip(labelled, 96)
     checked = 0
     for k in range(clip.masks.shape[1]):
         first = clip.frames[0][clip.masks[0, k]]
