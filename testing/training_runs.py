@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from sam2_core.config import VARIANTS
-from sam2_core.training import trainer as training
+from sam2_core.training import learner
 from sam2_core.training.clips import PackedClips
 from sam2_core.training.divergence import Diverged
 from sam2_core.training.settings import Schedule, TrainConfig
@@ -63,13 +63,13 @@ def ended(*calls):
 def one_of_two(rank, folder):
     dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2)
     run = trainer(folder / 'run')
-    losses = training.step_losses
+    losses = learner.step_losses
 
     def spoilt(*arguments):
         loss, figures = losses(*arguments)
         return (loss * math.nan, {**figures, 'loss': loss * math.nan}) if rank and run.step == 2 else (loss, figures)
 
-    training.step_losses = spoilt
+    learner.step_losses = spoilt
     try:
         run.run()
     except Diverged as error:
@@ -79,14 +79,14 @@ def one_of_two(rank, folder):
 
 def interrupted_twice(folder):
     run = trainer(folder / 'run')
-    update = run.optimizer.step
+    update = run.learner.optimizer.step
 
     def interrupted():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         update()
 
-    run.optimizer.step = interrupted
+    run.learner.optimizer.step = interrupted
     return 10 + run.run()
 
 

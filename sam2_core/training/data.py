@@ -1,12 +1,12 @@
-"""The clips of a run, made or read by worker processes while the device computes.
+"""Clips of a run, made or read by worker processes while the device computes.
 
-The seam for other data: anything with ``__getitem__(number)`` that gives a list of ``Clip`` (a chunk of clips, equally
-long and of the model's size), where equal numbers give equal clips, whatever process asks.
+A source of other data needs ``__getitem__(number)`` alone: it returns a chunk, which is a list of ``Clip`` of equal
+length and of the model's size. Equal numbers must give equal clips in every process.
 """
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Protocol
 
 import cv2
@@ -21,19 +21,21 @@ from sam2_core.training.synthetic.sprites import ClutterBank
 from sam2_core.training.synthetic.textures import TextureBank
 
 TEXTURES = 600
-LARGEST_TRAINING_SEED = 999  # those above are for validation and benchmarks
+LARGEST_TRAINING_SEED = 999  # larger ones are for validation and benchmarks
 
 
 class ClipSource(Protocol):
     """Numbered chunks of clips, packed or not."""
 
-    def __getitem__(self, number: int) -> list[Clip] | PackedClips: ...
+    def __getitem__(self, number: int) -> list[Clip] | PackedClips:
+        """Return chunk ``number``. Raises NoUsableData if there is nothing to give."""
 
 
 class SyntheticClips:
-    """Scenes from a seed. Seeds up to LARGEST_TRAINING_SEED are for training."""
+    """Synthetic clips of a seed. Seeds up to LARGEST_TRAINING_SEED are for training."""
 
     def __init__(self, seed: int, frames: int, size: int, chunk: int = 4, textures: int = TEXTURES) -> None:
+        """frames: per clip; size: of their sides, pixels; chunk: clips in a chunk; textures: number of textures."""
         self.seed, self.frames, self.size, self.chunk = seed, frames, size, chunk
         self.clutter = ClutterBank(TextureBank(seed, textures))
 
@@ -52,12 +54,12 @@ class _Packed(Dataset):
         try:
             chunk = self.source[number]
         except NoUsableData as error:
-            return error  # raised by a reader, the traceback of its process would be part of the text
+            return error  # if a reader raised it, the traceback of its process would be part of the text
         return chunk if isinstance(chunk, PackedClips) else pack(chunk)
 
 
 class _Numbers:
-    """The chunk numbers one rank reads, in order, from one on."""
+    """Numbers of the chunks that one process reads, in order, from one on."""
 
     def __init__(self, first: int, rank: int, world: int) -> None:
         self.first, self.rank, self.world = first, rank, world
@@ -81,16 +83,16 @@ def _usable(chunk: PackedClips | NoUsableData) -> PackedClips:
 
 
 def batches(source: ClipSource, chunks: int, first_step: int, workers: int, rank: int = 0, world: int = 1,
-            echo: int = 1, pin: bool = False) -> Iterator[list[PackedClips]]:
-    """For every step from ``first_step`` on its ``chunks`` chunks, of which ``chunks / echo`` are new.
+            echo: int = 1, pin: bool = False) -> Generator[list[PackedClips], None, None]:
+    """Yield the chunks of every step from ``first_step`` on, of which ``chunks / echo`` are new.
 
-    The same numbers give the same data. ValueError when ``chunks`` is not a multiple of ``echo``, NoUsableData when the
-    source has no clip to give.
+    The same numbers give the same data. Raises ValueError unless ``chunks`` is a multiple of ``echo``, and
+    NoUsableData when the source has no clip to give.
     """
     if chunks % echo:
         raise ValueError(f'chunks {chunks}: must be a multiple of echo {echo}')
     fresh = chunks // echo
-    if workers:  # before they are forked: OpenCV's threads would be missing there, and waited for
+    if workers:  # before the fork: OpenCV's threads do not exist in the child, which would wait for them
         cv2.setNumThreads(1)
     loader = DataLoader(_Packed(source), batch_size=None, sampler=_Numbers(first_step * fresh, rank, world),
                         num_workers=workers, pin_memory=pin, prefetch_factor=4 if workers else None,
@@ -102,10 +104,21 @@ def batches(source: ClipSource, chunks: int, first_step: int, workers: int, rank
         yield list(held)
 
 
+def as_batch(chunks: list[PackedClips], parts: int, device: torch.device) -> PackedClips:
+    """Return the chunks of a step as one batch on the device.
+
+    It splits evenly into ``parts``, each of which holds the chunks that one of so many processes would read.
+    """
+    ordered = [chunk for part in range(parts) for chunk in chunks[part::parts]]
+    return PackedClips(*(torch.cat([tensor.to(device, non_blocking=True) for tensor in tensors])
+                         for tensors in zip(*ordered, strict=True)))
+
+
 class Augmentation:
-    """What can be changed on the device for nothing: order and pace of frames, mirroring, colour channels."""
+    """Random changes that cost nothing on the device: order and pace of frames, mirroring, colour channels."""
 
     def __init__(self, rng: np.random.Generator, length: int, frames: int) -> None:
+        """length: frames of the clips that are given; frames: of the clips they are split into afterwards."""
         paces = [pace for pace in (1, 2, 4) if frames * pace <= length and frames > 1] or [1]
         pace = int(rng.choice(paces))
         order = np.arange(length).reshape(-1, frames, pace).transpose(0, 2, 1).reshape(-1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def join_processes(device: str) -> str:
-    """Meet the other processes that ``torchrun`` started, if it did; the device of this one."""
+    """Join the other processes, if ``torchrun`` started some, and return the device of this one."""
     on_gpu = device.startswith('cuda')
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     if 'LOCAL_RANK' not in os.environ:
@@ -23,7 +23,7 @@ def join_processes(device: str) -> str:
 
 
 def highest(mine: int, device: torch.device) -> int:
-    """Return the highest number that any process gives; all must ask."""
+    """Return the highest number that any process gives; all processes must call it."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return mine
     shared = torch.tensor(float(mine), device=device)

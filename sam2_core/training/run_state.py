@@ -1,4 +1,4 @@
-"""What a training run leaves on disk: a folder it can go on from, and weights that ``load_model`` takes.
+"""Files of a training run: a folder to continue from, and weights that ``load_model`` loads.
 
 Tensors are safetensors files, the rest is JSON; nothing is pickled. No file holds more than one copy of the model.
 """
@@ -6,16 +6,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sam2_core.checkpoint import CONFIG_KEY, CheckpointError, check_finite
+from sam2_core.checkpoint import CONFIG_KEY, check_finite
+from sam2_core.checkpoint_files import CheckpointError
 from sam2_core.config import Sam2Config
 from sam2_core.files import replacing
 from sam2_core.model import Sam2Model
@@ -23,18 +26,19 @@ from sam2_core.training.adapters import merged_state
 
 
 def config_to_json(config: Sam2Config) -> str:
-    """The shape of a model as text, for the header of its weights."""
+    """Return the configuration of a model as text, for the header of its weights."""
     return json.dumps(asdict(config))
 
 
 def config_from_json(text: str) -> Sam2Config:
-    """The shape of a model from ``config_to_json``."""
-    return Sam2Config(**{key: tuple(value) if isinstance(value, list) else value
-                         for key, value in json.loads(text).items()})
+    """Return the configuration that ``config_to_json`` wrote."""
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
+                              for key, value in json.loads(text).items()}
+    return Sam2Config(**fields)
 
 
 def save_weights(path: Path, model: Sam2Model, dtype: torch.dtype = torch.float16) -> None:
-    """Write a model's weights, its shape in the header; the file changes all at once."""
+    """Write a model's weights, with its configuration in the header; the file changes all at once."""
     weights = {key: value.detach().to('cpu', dtype).contiguous() for key, value in merged_state(model).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
@@ -42,7 +46,11 @@ def save_weights(path: Path, model: Sam2Model, dtype: torch.dtype = torch.float1
 
 
 def load_weights(path: Path, default: Sam2Config) -> Sam2Model:
-    """A model of the shape in the file's header (``default`` where there is none), ready for inference, on the CPU."""
+    """Return a model with the weights of a file, ready for inference, on the CPU.
+
+    Its configuration is that of the file's header, or ``default``. Raises CheckpointError for weights that do not fit
+    it or are not finite.
+    """
     with safe_open(path, 'pt') as file:
         header = file.metadata() or {}
     config = config_from_json(header[CONFIG_KEY]) if CONFIG_KEY in header else default
@@ -52,13 +60,14 @@ def load_weights(path: Path, default: Sam2Config) -> Sam2Model:
     try:
         model.load_state_dict({key: value.float() for key, value in weights.items()})
     except RuntimeError as error:
-        raise CheckpointError(f'{path}: does not fit its shape: {str(error).splitlines()[1].strip()}') from error
+        reason = str(error).splitlines()[1].strip()
+        raise CheckpointError(f'{path}: does not fit its configuration: {reason}') from error
     return model.eval().requires_grad_(False)
 
 
-def save_state(folder: Path, modules: dict[str, nn.Module], optimizer: Optimizer, names: dict[nn.Parameter, str],
-               state: dict) -> None:
-    """Write everything a run needs to go on; the folder changes all at once, whenever the process is killed."""
+def save_state(folder: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer, names: Mapping[Tensor, str],
+               state: Mapping[str, Any]) -> None:
+    """Write everything a run needs to continue; the folder changes all at once, whenever the process is killed."""
     new, old = folder.with_name(folder.name + '.new'), folder.with_name(folder.name + '.old')
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
@@ -69,7 +78,7 @@ def save_state(folder: Path, modules: dict[str, nn.Module], optimizer: Optimizer
         moments = {names[p]: s[field].cpu().contiguous() for p, s in optimizer.state.items() if field in s}
         save_file(moments, new / f'{field}.safetensors')
     steps = {names[p]: int(s['step']) for p, s in optimizer.state.items()}
-    (new / 'state.json').write_text(json.dumps(state | {'optimizer_steps': steps}))
+    (new / 'state.json').write_text(json.dumps({**state, 'optimizer_steps': steps}))
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
@@ -77,9 +86,9 @@ def save_state(folder: Path, modules: dict[str, nn.Module], optimizer: Optimizer
     shutil.rmtree(old, ignore_errors=True)
 
 
-def load_state(folder: Path, modules: dict[str, nn.Module], optimizer: Optimizer,
-               names: dict[nn.Parameter, str]) -> dict | None:
-    """Read back what ``save_state`` wrote; None when there is nothing."""
+def load_state(folder: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer,
+               names: Mapping[Tensor, str]) -> dict[str, Any] | None:
+    """Load into modules and optimizer what ``save_state`` wrote, and return its ``state``; None if there is nothing."""
     if not folder.exists():
         folder = folder.with_name(folder.name + '.old')  # killed between the two renames
     if not folder.exists():
@@ -100,16 +109,14 @@ def load_state(folder: Path, modules: dict[str, nn.Module], optimizer: Optimizer
 
 
 def saved_step(folder: Path) -> int | None:
-    """Return the step whose state lies in the folder, None if nothing was saved."""
+    """Return the step whose state the folder holds, or None if nothing was saved."""
     try:
         return json.loads((folder / 'state.json').read_text())['step']
     except OSError:
         return None
 
 
-def parameter_names(modules: dict[str, nn.Module]) -> dict[nn.Parameter, str]:
-    """Every trained parameter and what it is called in the files."""
+def parameter_names(modules: Mapping[str, nn.Module]) -> dict[Tensor, str]:
+    """Return the parameters of all modules with their names in the files."""
     return {parameter: f'{prefix}.{key}' for prefix, module in modules.items()
             for key, parameter in module.named_parameters()}
-
-

@@ -104,7 +104,7 @@ def test_parts_have_rates_of_their_own(command, start, tmp_path):
 @pytest.mark.parametrize(('options', 'reason'), [
     (['--freeze', 'image_encoder', 'memory'], 'memory: no part of nano; parts are .*memory_attention'),
     (['--lr', 'decoder=1e-4'], 'decoder: no part of nano'),
-    (['--lr', 'image_encoder.neck=1e-4'], 'image_encoder.neck: it is frozen'),
+    (['--lr', 'image_encoder.neck=1e-4'], 'image_encoder.neck: the part is frozen'),
     (['--image-size', '100'], 'image_size 100'),
     (['--format', 'bag'], 'format bag: .*rosbags'),
     (['--format', 'sav'], 'nothing to train on in the layout sav'),
@@ -259,7 +259,7 @@ def test_broken_files_are_named_and_counted(command, start, tmp_path, capsys):
     (folder / 'Annotations' / 'clip3' / '00000.png').write_bytes(b'broken')
     assert main(command('--data', str(folder), '--epochs', '2')) == 0
     text = capsys.readouterr().err
-    assert '2 files were left out:' in text
+    assert '2 files were skipped:' in text
     assert f'{folder}/JPEGImages/clip1/00001.jpg: not an image' in text
     assert f'{folder}/Annotations/clip3/00000.png: not a PNG' in text
 
@@ -272,11 +272,11 @@ def test_nothing_usable_ends_before_the_first_step_and_mended_files_are_forgotte
         path.write_bytes(b'broken')
     assert main(command('--data', str(folder), '--steps', '1', '--workers', '1')) == 2
     text = capsys.readouterr().err
-    assert 'sam2_train: none of the 1 recordings can be used' in text and 'left out:\n  ' in text
+    assert 'sam2_train: none of the 1 recordings can be used' in text and 'skipped:\n  ' in text
     for path, content in labels.items():
         path.write_bytes(content)
     assert main(command('--data', str(folder), '--steps', '1', '--workers', '1')) == 0
-    assert 'left out' not in capsys.readouterr().err
+    assert 'skipped' not in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_own_exit_code(command, tmp_path, capsys):
@@ -301,8 +301,8 @@ def test_a_run_goes_on_when_all_that_was_held_out_is_broken(command, tmp_path, c
         image.write_bytes(b'broken')
     assert main(command('--data', str(folder), '--steps', '1', '--validation', '0.2')) == 0
     text = capsys.readouterr().err
-    assert 'nothing is measured: of those held out, none of the 1 recordings can be used' in text
-    assert '1 file was left out:' in text
+    assert 'no validation: of the recordings held out, none of the 1 recordings can be used' in text
+    assert '1 file was skipped:' in text
     assert (tmp_path / 'run' / 'weights.safetensors').exists()
 
 

@@ -45,7 +45,7 @@ def command(tmp_path, monkeypatch):
 @pytest.mark.parametrize(('options', 'reason'), [
     (['--weights', 'gone.safetensors'], 'weights gone.safetensors: no such file'),
     (['--weights', __file__], 'weights .*test_pretrain.py: '),
-    (['--seed', '9000'], 'seed 9000: 0 to 999; those above make the clips that models are measured on'),
+    (['--seed', '9000'], 'seed 9000: must be 0 to 999; larger seeds make the clips that models are validated on'),
     (['--echo', '2', '--chunks', '3'], 'chunks 3: must be a multiple of echo 2')])
 def test_what_cannot_work_is_refused_before_it_starts(command, tmp_path, capsys, options, reason):
     assert main(command('--steps', '1', *options)) == 2
@@ -57,11 +57,11 @@ def test_a_run_goes_on_from_a_copy_of_what_it_left(command, tmp_path, capsys):
     """As one does whose machine is lent for ten minutes at a time: each file is copied, the same command goes on."""
     assert main(command('--steps', '4', '--echo', '2', output='whole')) == 0
     assert main(command('--steps', '4', '--echo', '2', '--stop-after', '0', output='here')) == 3
-    assert 'left at step 1: run the same command again to go on' in capsys.readouterr().err
+    assert 'stopped at step 1: run the same command again to continue' in capsys.readouterr().err
     shutil.copytree(tmp_path / 'here', tmp_path / 'there')
     shutil.rmtree(tmp_path / 'here')
     assert main(command('--steps', '4', '--echo', '2', output='there')) == 0
-    assert 'going on from step 1' in capsys.readouterr().err
+    assert 'continuing from step 1' in capsys.readouterr().err
     whole, resumed = (load_file(tmp_path / run / 'weights.safetensors') for run in ('whole', 'there'))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     lines = [json.loads(line) for line in (tmp_path / 'there' / 'log.jsonl').read_text().splitlines()]

@@ -11,8 +11,8 @@ from torch import nn
 
 from sam2_core.checkpoint import CheckpointError
 from sam2_core.config import VARIANTS
+from sam2_core.training import learner
 from sam2_core.training import pretrain as pretraining
-from sam2_core.training import trainer as training
 from sam2_core.training.clips import NoUsableData
 from sam2_core.training.data import SyntheticClips, batches
 from sam2_core.training.divergence import Diverged, UpdateGuard, divergence
@@ -24,7 +24,7 @@ from testing.training_runs import TINY, Boxes, ended, group_signal, interrupted_
 
 def spoil(run, monkeypatch, step, how):
     """Make the loss or a gradient of a step not finite."""
-    losses = training.step_losses
+    losses = learner.step_losses
 
     def spoilt(model, *arguments):
         loss, figures = losses(model, *arguments)
@@ -38,12 +38,12 @@ def spoil(run, monkeypatch, step, how):
             figures['loss'] = loss.detach() if how != 'infinite gradient' else figures['loss']
         return loss, figures
 
-    monkeypatch.setattr(training, 'step_losses', spoilt)
+    monkeypatch.setattr(learner, 'step_losses', spoilt)
 
 
 def states(run):
     """The saved tensors of a run, now."""
-    return {f'{prefix}.{key}': value.clone() for prefix, module in run.saved.items()
+    return {f'{prefix}.{key}': value.clone() for prefix, module in run.learner.saved.items()
             for key, value in module.state_dict().items()}
 
 
@@ -82,7 +82,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_ends_the_run(tmp_path, mo
 def test_the_loss_of_one_part_of_a_step_is_not_averaged_away(tmp_path, monkeypatch):
     """Figures of several parts are averaged without those that were not seen; a loss is always seen."""
     run = trainer(tmp_path, chunks=2, accumulate=2)
-    losses, calls = training.step_losses, []
+    losses, calls = learner.step_losses, []
 
     def spoilt(*arguments):
         loss, figures = losses(*arguments)
@@ -90,7 +90,7 @@ def test_the_loss_of_one_part_of_a_step_is_not_averaged_away(tmp_path, monkeypat
         factor = math.nan if len(calls) == 2 else 1.0
         return loss * factor, {**figures, 'loss': figures['loss'] * factor}
 
-    monkeypatch.setattr(training, 'step_losses', spoilt)
+    monkeypatch.setattr(learner, 'step_losses', spoilt)
     with pytest.raises(Diverged, match='step 1: the loss is NaN'):
         run.run()
 
@@ -111,7 +111,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, part):
 
     def spoil_weights():
         if run.step == 2:
-            module = run.average if part == 'average' else run.model
+            module = run.learner.average if part == 'average' else run.learner.model
             next(module.obj_ptr_proj.parameters()).data[0, 0] = math.nan
 
     with pytest.raises(Diverged, match=f'the {part}.obj_ptr_proj.*is NaN|the loss is NaN'):
@@ -162,14 +162,14 @@ def test_all_processes_stop_together_when_one_is_not_finite(tmp_path):
 def test_ctrl_c_inside_an_update_waits_for_its_end(tmp_path):
     """The saved state is a whole step's, and going on gives the weights of a run that was never interrupted."""
     run, whole = trainer(tmp_path / 'cut', steps=4), trainer(tmp_path / 'whole', steps=4)
-    update = run.optimizer.step
+    update = run.learner.optimizer.step
 
     def interrupted():
         if run.step == 1:
             signal.raise_signal(signal.SIGINT)
         update()
 
-    run.optimizer.step = interrupted
+    run.learner.optimizer.step = interrupted
     before = signal.getsignal(signal.SIGINT)
     assert not run.run() and run.step == 2
     assert signal.getsignal(signal.SIGINT) is before
