@@ -1,13 +1,14 @@
-"""The loop learns, and goes on after a kill as if nothing had happened."""
+"""A training run learns, and continues after a kill as if nothing had happened."""
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -17,25 +18,35 @@ from sam2_core.training.run_state import load_weights
 from sam2_core.training.settings import Schedule, TrainConfig
 from sam2_core.training.trainer import Trainer
 
+ROOT = Path(__file__).resolve().parents[3]
 TINY = replace(VARIANTS['nano'], embed_dim=16, stages=(1, 1, 1, 1), global_attention_blocks=(2,), d_model=32,
                memory_dim=32, memory_attention_layers=1, image_size=64)
 
 
 def trainer(output, steps, stages=((0.4, 1), (1.0, 4)), save_every=0.0, textures=8):
-    """A run small enough for a test; also started by the child process below."""
+    """Return a run small enough for a test; the child process below starts it, too."""
     config = TrainConfig(output, TINY, steps=steps, chunks=2, echo=2, log_every=1, validate_every=0, clip_frames=8,
                          schedule=Schedule(stages=stages), save_every=save_every)
     return Trainer(config, SyntheticClips(0, 8, 64, 1, textures=textures))
 
 
-def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
+@pytest.fixture
+def one_thread():
+    """Compute with one thread, as the child process does: sums over several threads have other last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path, one_thread):
     steps = 6
     assert trainer(tmp_path / 'whole', steps).run()
     cut = tmp_path / 'cut'
-    child = subprocess.Popen(
-        [sys.executable, '-c', 'import sys, pathlib, torch; torch.set_num_threads(1); sys.path.insert(0, sys.argv[1]);'
-                               f'import test_trainer as t; t.trainer(pathlib.Path(sys.argv[2]), {steps}).run()',
-         os.path.dirname(__file__), str(cut)], stderr=subprocess.DEVNULL)
+    code = ('import sys, pathlib, torch; torch.set_num_threads(1); sys.path.insert(0, sys.argv[1]); '
+            f'import test_trainer as t; t.trainer(pathlib.Path(sys.argv[2]), {steps}).run()')
+    child = subprocess.Popen([sys.executable, '-c', code, str(Path(__file__).parent), str(cut)], cwd=ROOT,
+                             stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 600
     while not (cut / 'log.jsonl').exists() or len((cut / 'log.jsonl').read_text().splitlines()) < 3:
         assert time.monotonic() < deadline and child.poll() is None
