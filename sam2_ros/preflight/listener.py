@@ -143,7 +143,7 @@ class Listener:
     def _check_node(self, images: list[Topic]) -> Iterator[Finding]:
         count = count_nodes(self._node, self._sam2)
         if count > 1:
-            yield bad('node', f'{advice(self._sam2, count)}. Check again then')
+            yield bad('node', f'{advice(self._sam2, count)}; check again then')
             return
         if not self._get_state.service_is_ready():
             yield doubtful('node', f'{self._sam2} is not running: ros2 launch sam2_ros sam2.launch.py')

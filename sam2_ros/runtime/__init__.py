@@ -1,0 +1,1 @@
+"""Runtime of the executables: parameters, command lines, signals, failures, Fast DDS. Imports no other package."""

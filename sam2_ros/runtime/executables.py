@@ -13,12 +13,12 @@ from sam2_ros.runtime.stopping import STOPPING
 MODULES = {'sam2_node': 'sam2_ros.node', 'sam2_demo_camera': 'sam2_ros.demo.camera', 'sam2_check': 'sam2_ros.check',
            'sam2_evaluate': 'sam2_ros.evaluate', 'sam2_compare': 'sam2_ros.compare', 'sam2_train': 'sam2_ros.train',
            'sam2_export': 'sam2_core.export.cli'}
-UNTIL_STOPPED = ('sam2_node', 'sam2_demo_camera')  # a signal is their normal end
-GRACE, GRACE_OF_TOOLS = 2.0, 4.0  # seconds from a signal to the end; some tools have a process of their own to end
+UNTIL_STOPPED = ('sam2_node', 'sam2_demo_camera')  # a signal is their regular end
+GRACE, GRACE_OF_TOOLS = 2.0, 4.0  # seconds from a signal to the end; some tools must end a child process first
 
 
 def install(name: str) -> None:
-    """Let a signal end this process at any moment: a node with exit code 0, a tool with 128 and its number."""
+    """Let a signal end this process at any moment: a node with exit code 0, a tool with 128 plus its number."""
     if name in UNTIL_STOPPED:
         STOPPING.install(name, lambda number: 0, GRACE)
     else:
@@ -37,7 +37,7 @@ def run(name: str) -> int:
         main = import_module(MODULES[name]).main
         if name in UNTIL_STOPPED:
             return main()
-        if name == 'sam2_train':  # a checkpoint is saved at a signal: training handles it
+        if name == 'sam2_train':  # training saves a checkpoint at a signal, so it handles signals itself
             STOPPING.release()
             return main()
         with STOPPING.interrupting():
@@ -46,11 +46,11 @@ def run(name: str) -> int:
         return 128 + (STOPPING.received or 2)
     finally:
         STOPPING.finish()
-        gc.freeze()  # going through PyTorch's modules takes a second at the end
+        gc.freeze()  # collecting PyTorch's modules at exit would take a second
 
 
 def main_of(name: str) -> NoReturn:
-    """Run an executable for ``python -m``, under the name of its module rather than __main__, and exit."""
+    """Run an executable for ``python -m`` and exit. Its module gets its own name instead of __main__."""
     sys.exit(run(name))
 
 

@@ -1,9 +1,10 @@
-"""Lifecycle node and executor that survive whatever a callback raises."""
+"""Lifecycle node and executor that survive exceptions raised by callbacks."""
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.context import Context
@@ -11,6 +12,9 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode
 from rclpy.logging import get_logger
+from rclpy.service import Service
+from rclpy.subscription import Subscription
+from rclpy.timer import Timer
 
 from sam2_ros.runtime.failures import Failures
 
@@ -21,73 +25,84 @@ _TAKES = ('_take_timer', '_take_subscription', '_take_client', '_take_service', 
 class GuardedNode(LifecycleNode):
     """Lifecycle node whose callbacks cannot end the process.
 
-    Guarded are subscriptions, services, timers and parameter callbacks, also those that rclpy, message_filters and
-    tf2_ros create on the node. An exception is logged and counted in ``failures``; a service call is answered with it.
+    Callbacks of subscriptions, services, timers and parameters are guarded, including those that rclpy, message_filters
+    and tf2_ros create on the node. An exception is logged and counted in ``failures``, and a service call is answered
+    with it.
     """
 
-    def __init__(self, name: str, **options) -> None:
-        self.failures = Failures(get_logger(name))  # rclpy's constructor calls parameter callbacks already
+    def __init__(self, name: str, **options: Any) -> None:
+        """Create a node. ``options`` are those of rclpy's LifecycleNode."""
+        self.failures = Failures(get_logger(name))  # the constructor of rclpy calls parameter callbacks already
         super().__init__(name, **options)
         self.failures = Failures(self.get_logger(), usable=self.context.ok)
         self._guard_lifecycle_services()
 
-    def create_subscription(self, msg_type, topic, callback, *arguments, failed: Callable | None = None, **options):
-        """As rclpy's; ``failed`` is called with the message and the reason when ``callback`` raises."""
+    def create_subscription(self, msg_type: Any, topic: str, callback: Callable, *arguments: Any,
+                            failed: Callable | None = None, **options: Any) -> Subscription:
+        """Create a subscription as rclpy does.
+
+        ``failed`` is called with the message and the reason if ``callback`` raises an exception.
+        """
         return super().create_subscription(msg_type, topic, self._guarded(f'callback of {topic}', callback, failed),
                                            *arguments, **options)
 
-    def create_service(self, srv_type, srv_name, callback, **options):
-        """As rclpy's; when ``callback`` raises, the call is answered with the reason."""
+    def create_service(self, srv_type: Any, srv_name: str, callback: Callable, **options: Any) -> Service:
+        """Create a service as rclpy does. If ``callback`` raises an exception, the call is answered with the reason."""
         return super().create_service(srv_type, srv_name, self._guarded_service(srv_type, srv_name, callback),
                                       **options)
 
-    def create_timer(self, timer_period_sec, callback, *arguments, **options):
-        """As rclpy's."""
+    def create_timer(self, timer_period_sec: float, callback: Callable, *arguments: Any, **options: Any) -> Timer:
+        """Create a timer as rclpy does."""
         name = getattr(callback, '__qualname__', 'timer')
         return super().create_timer(timer_period_sec, self._guarded(name, callback), *arguments, **options)
 
-    def add_on_set_parameters_callback(self, callback) -> None:
-        """As rclpy's; the change is refused when ``callback`` raises."""
+    def add_on_set_parameters_callback(self, callback: Callable) -> None:
+        """Add a callback as rclpy does. If it raises an exception, the change is refused."""
         super().add_on_set_parameters_callback(self._guarded(
             'check of parameters', callback,
             lambda changes, reason: SetParametersResult(successful=False, reason=_told(reason))))
 
-    def add_post_set_parameters_callback(self, callback) -> None:
-        """As rclpy's."""
+    def add_post_set_parameters_callback(self, callback: Callable) -> None:
+        """Add a callback as rclpy does."""
         super().add_post_set_parameters_callback(self._guarded('change of parameters', callback))
 
     def _guarded(self, name: str, callback: Callable, failed: Callable | None = None) -> Callable:
-        """Wrap a callback; ``failed`` gets its arguments and the reason, and what it returns is returned."""
-        def report(error: Exception, arguments: tuple):
+        """Return a callback that reports exceptions instead of raising them.
+
+        It returns the result of ``failed`` then, which is called with the arguments and the reason.
+        """
+        def report(error: Exception, arguments: tuple) -> Any:
             reason = self.failures.report(name, error)
             return None if failed is None else self.failures.run(name, failed, *arguments, reason)
 
         if inspect.iscoroutinefunction(callback):
             @functools.wraps(callback)
-            async def guarded(*arguments):
+            async def awaited(*arguments: Any) -> Any:
                 try:
                     return await callback(*arguments)
                 except Exception as error:
                     return report(error, arguments)
-        else:
-            @functools.wraps(callback)
-            def guarded(*arguments):
-                try:
-                    return callback(*arguments)
-                except Exception as error:
-                    return report(error, arguments)
-        return guarded
+            return awaited
 
-    def _guarded_service(self, srv_type, name: str, callback: Callable) -> Callable:
+        @functools.wraps(callback)
+        def called(*arguments: Any) -> Any:
+            try:
+                return callback(*arguments)
+            except Exception as error:
+                return report(error, arguments)
+        return called
+
+    def _guarded_service(self, srv_type: Any, name: str, callback: Callable) -> Callable:
+        """Return a service callback that answers with the reason if ``callback`` raises an exception."""
         return self._guarded(f'service {name}', callback,
                              lambda request, response, reason: refusal(srv_type, request, _told(reason)))
 
     def _guard_lifecycle_services(self) -> None:
-        """Guard the services that rclpy does not create with ``create_service``."""
+        """Guard the lifecycle services, which rclpy does not create with ``create_service``."""
         change_state = self._service_change_state.callback
 
-        def change(request, response):
-            # rclpy of Jazzy raises when a transition is not possible now (rclpy issue 1209, mended in Kilted)
+        def change(request: Any, response: Any) -> Any:
+            # rclpy of Jazzy raises an exception if a transition is not possible (rclpy issue 1209, fixed in Kilted)
             try:
                 return change_state(request, response)
             except rclpy_implementation.RCLError as error:
@@ -101,17 +116,19 @@ class GuardedNode(LifecycleNode):
 
 
 class GuardedExecutor(SingleThreadedExecutor):
-    """Executor that goes on when a message cannot be taken or a handler of rclpy raises."""
+    """Executor that continues if a message cannot be taken or a handler of rclpy raises an exception."""
 
     def __init__(self, failures: Failures, *, context: Context | None = None) -> None:
+        """Create an executor. ``failures`` records the exceptions."""
         super().__init__(context=context)
         self._failures = failures
         for name in _TAKES:
             if hasattr(self, name):
                 setattr(self, name, functools.partial(self._take, getattr(self, name)))
 
-    def _take(self, take: Callable, entity) -> Callable | None:
-        # an exception in here would leave the entity, and its group of callbacks, blocked for good
+    def _take(self, take: Callable, entity: Any) -> Callable | None:
+        """Take a message, and return a handler for it that reports exceptions."""
+        # an exception here would block the entity and its callback group for good
         name = getattr(entity, 'topic', '') or getattr(entity, 'srv_name', '') or type(entity).__name__
         execute = self._failures.run(f'arrival at {name}', take, entity)
         if execute is None:
@@ -125,8 +142,8 @@ class GuardedExecutor(SingleThreadedExecutor):
         return guarded
 
 
-def refusal(srv_type, request, reason: str):
-    """Return a response that says that the call failed, and why where the type has a field for it."""
+def refusal(srv_type: Any, request: Any, reason: str) -> Any:
+    """Return a response that reports a failure, with the reason if the type has a field for it."""
     response = srv_type.Response()
     fields = response.get_fields_and_field_types()
     for name in ('reason', 'message'):
@@ -141,4 +158,5 @@ def refusal(srv_type, request, reason: str):
 
 
 def _told(reason: str) -> str:
+    """Return the reason of a failure as an answer to a caller."""
     return f'the node failed to handle it, see the log: {reason}'

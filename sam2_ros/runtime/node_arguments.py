@@ -1,4 +1,4 @@
-"""Read what ROS arguments give to a node of some name: rcl itself reads them, for a node that takes part in nothing."""
+"""ROS arguments and parameter files of a node. rcl parses them for a node that no other process can see."""
 from __future__ import annotations
 
 import contextlib
@@ -14,35 +14,44 @@ from unittest import mock
 import rclpy
 import yaml
 from rclpy.exceptions import NameValidationException, ParameterException
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.logging import LoggingSeverity, set_logger_level
 from rclpy.node import Node
 
 from sam2_ros.runtime.parameters import ParameterError, Parameters, doubts, given_values, unknown
 
-# what rclpy raises for arguments, names and parameters given at start that it cannot use
-ARGUMENT_ERRORS = (rclpy._rclpy_pybind11.RCLError, rclpy._rclpy_pybind11.UnknownROSArgsError,
-                   rclpy._rclpy_pybind11.RCLInvalidROSArgsError, ParameterException, NameValidationException,
+# errors that rclpy raises at startup for arguments, names and parameters that cannot be used
+ARGUMENT_ERRORS = (rclpy_implementation.RCLError, rclpy_implementation.UnknownROSArgsError,
+                   rclpy_implementation.RCLInvalidROSArgsError, ParameterException, NameValidationException,
                    ParameterError)
 SECTION = 'ros__parameters'
 
 
 @dataclass(frozen=True)
 class Sections:
-    """The sections of a parameter file."""
+    """Sections of a parameter file."""
 
     file: str
-    applied: tuple[str, ...]  # those for the node, in the order of the file
-    others: tuple[str, ...]
+    applied: tuple[str, ...]  # sections for the node, in the order of the file
+    others: tuple[str, ...]  # sections for other nodes
 
 
 @contextlib.contextmanager
 def node_as_given(arguments: Sequence[str], name: str = 'sam2', namespace: str = '') -> Iterator[Node]:
-    """Yield a node that has the name, parameters and remappings that these arguments give to ``name``.
+    """Yield a node with the name, parameters and remappings that ROS arguments give to it.
 
-    arguments: as of a command line, with --ros-args. No other process sees the node. Raise one of ARGUMENT_ERRORS.
+    No other process can see the node.
+
+    Args:
+        arguments: A command line, with --ros-args.
+        name: Name of the node before the arguments rename it.
+        namespace: Namespace of the node before the arguments rename it.
+
+    Raises:
+        Exception: One of ARGUMENT_ERRORS, if the arguments cannot be used.
     """
     context = rclpy.Context()
-    set_logger_level('rcl', LoggingSeverity.FATAL)  # the exception says what it would log
+    set_logger_level('rcl', LoggingSeverity.FATAL)  # rcl would log what the exception says
     alone = {variable: value for variable, value in os.environ.items()
              if variable not in ('ROS_LOCALHOST_ONLY', 'ROS_STATIC_PEERS', 'ROS_DISCOVERY_SERVER')}
     try:
@@ -60,15 +69,15 @@ def node_as_given(arguments: Sequence[str], name: str = 'sam2', namespace: str =
 
 
 def why(error: Exception) -> str:
-    """Return one of ARGUMENT_ERRORS as a sentence, without rcl's places in its own source."""
+    """Return the text of one of ARGUMENT_ERRORS as a sentence, without line numbers of rcl's source."""
     text = ' '.join(str(error).split()).removeprefix('failed to initialize rcl: ')
-    if isinstance(error, rclpy._rclpy_pybind11.UnknownROSArgsError):
+    if isinstance(error, rclpy_implementation.UnknownROSArgsError):
         text = f'unknown ROS arguments: {text}'
     return re.sub(r', at /[^,]*:\d+', '', text)
 
 
 def without_ros_arguments(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments that are not for ROS; rclpy's function fails where one of the others cannot be used."""
+    """Return the arguments other than ROS arguments. Unlike rclpy's function, accept unusable ROS arguments."""
     found, ros = [], False
     for argument in arguments:
         if argument == '--ros-args':
@@ -81,15 +90,23 @@ def without_ros_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def parameter_files(arguments: Sequence[str]) -> list[str]:
-    """Return the files that are given with --params-file."""
+    """Return the files given with --params-file."""
     return [value for option, value in zip(arguments, arguments[1:], strict=False) if option == '--params-file']
 
 
 def sections(file: str | Path, name: str = 'sam2', namespace: str = '', arguments: Sequence[str] = ()) -> Sections:
-    """Return which sections of a parameter file are for a node of this name.
+    """Return which sections of a parameter file apply to a node.
 
-    rcl does the matching: it reads the same sections, each with a parameter of its own. arguments: others of the
-    command line, which may rename the node.
+    rcl does the matching: it reads a copy of the sections in which each sets a different parameter.
+
+    Args:
+        file: The parameter file.
+        name: Name of the node before the arguments rename it.
+        namespace: Namespace of the node before the arguments rename it.
+        arguments: The command line, which may rename the node.
+
+    Raises:
+        ParameterError: The file cannot be read.
     """
     try:
         documents = read_yaml(Path(file))
@@ -112,9 +129,10 @@ def sections(file: str | Path, name: str = 'sam2', namespace: str = '', argument
 
 
 def read_yaml(file: Path) -> list[Any]:
-    """Return the documents in a YAML file as rcl sees their structure: every value is text, whatever its tag.
+    """Return the documents of a YAML file with every value as text, which shows the structure that rcl sees.
 
-    Raise ParameterError, with the line, if it cannot be read.
+    Raises:
+        ParameterError: The file cannot be read; the text names the line.
     """
     try:
         return [*yaml.load_all(file.read_bytes(), yaml.BaseLoader)]
@@ -125,18 +143,18 @@ def read_yaml(file: Path) -> list[Any]:
 
 
 def yaml_reason(error: yaml.YAMLError) -> str:
-    """Return what is wrong with a YAML file, in one line."""
+    """Return an error in a YAML file as one line."""
     mark, problem = getattr(error, 'problem_mark', None), getattr(error, 'problem', None)
     if isinstance(error, yaml.reader.ReaderError):
         return f'byte {error.position} cannot be read ({error.reason}): save the file as UTF-8 text'
     if mark is None or not problem:
-        return f'is no YAML ({" ".join(str(error).split())})'
+        return f'is not YAML ({" ".join(str(error).split())})'
     tabs = '; indent with spaces' if "'\\t'" in problem else ''
     return f'line {mark.line + 1}, column {mark.column + 1}: {problem}{tabs}'
 
 
 def _marked(content: dict[Any, Any], path: str, found: list[str]) -> dict[Any, Any]:
-    """Return a copy with one parameter in each section, the section's number, and append the names to ``found``."""
+    """Return a copy in which each section has one parameter with the section's number. Append names to ``found``."""
     copy = {}
     for key, value in content.items():
         if key == SECTION:
@@ -148,16 +166,20 @@ def _marked(content: dict[Any, Any], path: str, found: list[str]) -> dict[Any, A
 
 
 def image_topic(node: Node, name: str, transport: str) -> str:
-    """Return the topic of a camera's images, to be subscribed to; ``node.resolve_topic_name`` gives it in full.
+    """Return the topic of a camera's images to subscribe to, before ``node.resolve_topic_name``.
 
-    As image_transport has it, the compressed topic follows a remapping of the raw one; it can be remapped itself too.
-    name: of the raw topic, relative.
+    As with image_transport, the compressed topic follows a remapping of the raw topic. It can also be remapped itself.
+
+    Args:
+        node: The node that subscribes.
+        name: Relative name of the raw topic.
+        transport: Value of the parameter ``image_transport``.
     """
     return f'{node.resolve_topic_name(name)}/compressed' if transport == 'compressed' else name
 
 
 def problems(node: Node, chosen: Parameters) -> list[str]:
-    """Return a sentence for each value given to a node that has no effect, or hardly the one that is meant."""
+    """Return a warning for each value given to a node that has no effect or probably not the intended one."""
     topics = []
     for prefix in [f'{name}/' for name in chosen.cameras] or ['']:
         topics += [image_topic(node, f'{prefix}image', transport) for transport in ('raw', 'compressed')]

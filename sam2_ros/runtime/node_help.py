@@ -40,7 +40,7 @@ def parse(arguments: Sequence[str]) -> None:
 
 
 def _parameters() -> str:
-    """Return a paragraph for each parameter."""
+    """Return the help text of all parameters, a paragraph for each."""
     found = ['parameters (-p NAME:=VALUE, or --params-file FILE):']
     for item in fields(Parameters):
         default = [*item.default] if isinstance(item.default, tuple) else item.default

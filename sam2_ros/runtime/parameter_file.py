@@ -1,4 +1,4 @@
-"""The node's parameters from a file, read as a node of some name reads it."""
+"""Parameters of the node from a YAML file, read and checked as the node does."""
 from __future__ import annotations
 
 from dataclasses import fields
@@ -23,10 +23,16 @@ NODE = '/sam2'
 
 
 def read_parameters(path: Path, node: str = NODE) -> tuple[Parameters, list[str]]:
-    """Return the parameters that a node of this full name takes from a file, and what is given without effect.
+    """Return the parameters that a node reads from a file, and warnings about values without effect.
 
-    A file without sections for nodes has the form NAME: VALUE. What a file does not say has its default. Raise
-    ParameterError.
+    A file without sections for nodes has the form NAME: VALUE. Parameters that are not in the file have their defaults.
+
+    Args:
+        path: The file.
+        node: Full name of the node.
+
+    Raises:
+        ParameterError: The file or a value in it cannot be used, or no section applies to the node.
     """
     try:
         if not any(map(_has_sections, read_yaml(path))):
@@ -46,18 +52,19 @@ def read_parameters(path: Path, node: str = NODE) -> tuple[Parameters, list[str]
 
 
 def _has_sections(content: Any) -> bool:
+    """Return True if a YAML document has sections for nodes."""
     return isinstance(content, dict) and any(
         key == SECTION or _has_sections(value) for key, value in content.items())
 
 
 def _plain(path: Path) -> Parameters:
-    """Return parameters from a file of the form NAME: VALUE, where YAML's 1 stands for 1.0 as well."""
+    """Return the parameters of a file of the form NAME: VALUE, in which 1 may stand for 1.0."""
     try:
         content = yaml.safe_load(path.read_bytes()) or {}
     except yaml.YAMLError as error:
         raise ParameterError(yaml_reason(error)) from None
     if not isinstance(content, dict):
-        raise ParameterError('must have the form NAME: VALUE, as config/sam2.yaml')
+        raise ParameterError('must have the form NAME: VALUE, as in config/sam2.yaml')
     for name, value in content.items():
         if isinstance(value, dict) or str(name).startswith('/'):
             raise ParameterError(f"section '{name}' has no {SECTION}: put the parameters under {SECTION}")

@@ -18,8 +18,8 @@ from rclpy.parameter import Parameter as RosParameter
 from rclpy.validate_topic_name import validate_topic_name
 
 MODEL, LIVE, START = 'on configure', 'immediately', 'at startup'  # when a new value takes effect
-KINDS = {bool: 'true or false', int: 'a whole number', float: 'a number with a decimal point, as 2.0',
-         str: "text, in quotes where YAML takes it for something else ('0')", tuple: 'a list of names'}
+KINDS = {bool: 'true or false', int: 'a whole number', float: 'a number with a decimal point, such as 2.0',
+         str: "text; quote it where YAML would read another type ('0')", tuple: 'a list of names'}
 MOST_CLASSES, RESERVED_CLASSES = 254, ('background', 'unlabeled')  # the class image has 8 bits
 OF_EVERY_NODE = ('use_sim_time', 'start_type_description_service')
 POLICIES = {'history': ('keep_last', 'keep_all', 'system_default'), 'depth': None,
@@ -255,7 +255,7 @@ def unknown(names: Iterable[str], topics: Iterable[str] = ()) -> list[str]:
     """
     known = {item.name for item in fields(Parameters)} | {*OF_EVERY_NODE}
     known |= {f'qos_overrides.{topic}.subscription.{policy}' for topic in topics for policy in POLICIES}
-    return [f'{_unknown(name, known)}; it is ignored' for name in names if name not in known]
+    return [_unknown(name, known, ' is ignored') for name in names if name not in known]
 
 
 def check_overrides(values: Mapping[str, Any]) -> None:
@@ -281,8 +281,8 @@ def doubts(chosen: Parameters) -> list[str]:
     if chosen.detections_classes and not chosen.detections_topic:
         found.append(f'detections_classes {_shown(chosen.detections_classes)} has no effect without detections_topic')
     if chosen.use_depth and 0 < chosen.latency_target <= chosen.depth_wait:
-        found.append(f'depth_wait {chosen.depth_wait:g} is not below latency_target {chosen.latency_target:g}: a '
-                     f'result that waits for its depth is late; lower depth_wait')
+        found.append(f'depth_wait {chosen.depth_wait:g} is not below latency_target {chosen.latency_target:g}: results '
+                     f'that wait for their depth are late; lower depth_wait')
     return found
 
 
@@ -323,7 +323,7 @@ def _names(name: str, value: Any) -> tuple[str, ...]:
         raise ParameterError(f"{name} '{twice}': named twice; remove one of them")
     for part in names if name == 'cameras' else ():
         if not re.fullmatch(r'[A-Za-z][A-Za-z0-9_]*', part):
-            raise ParameterError(f"cameras '{part}': a name is made of letters, digits and _, and begins with a letter")
+            raise ParameterError(f"cameras '{part}': a name consists of letters, digits and _ and begins with a letter")
     if name == 'class_names':
         if reserved := next((part for part in names if part in RESERVED_CLASSES), None):
             raise ParameterError(f"class_names '{reserved}': reserved; leave it out")
@@ -341,11 +341,11 @@ def _conflict(chosen: Parameters) -> str:
                 f'never; set both at once')
     if chosen.int8_encoder and (chosen.dtype != 'float32' or chosen.device.startswith('cuda')):
         return (f"int8_encoder with dtype '{chosen.dtype}' and device '{chosen.device}': must be float32 on the cpu; "
-                f'leave int8_encoder out')
+                f'set int8_encoder to false')
     if chosen.detections_topic:
         if chosen.cameras and chosen.detections_topic.startswith('/'):
             return (f"detections_topic '{chosen.detections_topic}': with several cameras it is relative to each; "
-                    f'leave out the first /, and remap {chosen.cameras[0]}{chosen.detections_topic}')
+                    f'remove the first /, and remap {chosen.cameras[0]}{chosen.detections_topic}')
         for prefix in [f'{name}/' for name in chosen.cameras] or ['']:
             try:
                 validate_topic_name(f'{prefix}{chosen.detections_topic}')
@@ -354,9 +354,11 @@ def _conflict(chosen: Parameters) -> str:
     return ''
 
 
-def _unknown(name: str, known: Iterable[str] = ()) -> str:
+def _unknown(name: str, known: Iterable[str] = (), effect: str = '') -> str:
+    """Return a message about an unknown parameter, with the closest known name."""
     near = difflib.get_close_matches(str(name), [*known] or [item.name for item in fields(Parameters)], 1)
-    return f"there is no '{name}'; {f'did you mean {near[0]}?' if near else 'see docs/reference/parameters.md'}"
+    cure = f'did you mean {near[0]}?' if near else 'see docs/reference/parameters.md'
+    return f"unknown parameter '{name}'{effect}: {cure}"
 
 
 def allowed(item: Field) -> str:

@@ -1,4 +1,4 @@
-"""End this process on SIGINT and SIGTERM, whatever it is doing. Imports little, since it is imported first."""
+"""Handling of SIGINT and SIGTERM that ends the process whatever it is doing. Imported first, so it imports little."""
 from __future__ import annotations
 
 import contextlib
@@ -13,26 +13,28 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopping:
-    """The SIGINT and SIGTERM of this process.
+    """Handler of SIGINT and SIGTERM in this process.
 
-    Python runs a signal handler in the main thread only, between two steps of the interpreter, and an exception raised
-    there is lost where the interpreter cannot pass it on. So a thread of its own learns of each signal at once, and
-    ends the process when the main thread has not done so in time.
+    Python runs a signal handler only in the main thread, between two instructions of the interpreter, and loses an
+    exception that it raises where the interpreter cannot propagate it. Therefore a separate thread is notified of each
+    signal at once and ends the process if the main thread does not do so in time.
     """
 
     def __init__(self) -> None:
-        self.received = 0  # the first signal's number
-        self._name = ''  # empty: not installed
+        self.received = 0  # number of the first signal
+        self._name = ''  # name of the executable; empty: not installed
         self._exit_code: Callable[[int], int] = lambda number: 128 + number
         self._grace = 0.0
         self._act: Callable[[], object] | None = None
         self._interrupting = self._interrupted = False
 
     def install(self, name: str, exit_code: Callable[[int], int], grace: float) -> None:
-        """Let a signal end the process at once, from now until ``act_on_signal`` or ``interrupting``; once is enough.
+        """Let a signal end the process at once, until ``act_on_signal`` or ``interrupting``. Further calls do nothing.
 
-        name: of the executable. exit_code: of a process that a signal (its number) ended. grace: seconds that the
-        main thread has from the signal to the end, later on.
+        Args:
+            name: Name of the executable.
+            exit_code: Returns the exit code of a process that a signal, given by its number, has ended.
+            grace: Seconds between a signal and the end of the process that the main thread has later on.
         """
         if self._name:
             return
@@ -45,12 +47,12 @@ class Stopping:
         threading.Thread(target=self._watch, args=(reading,), name='signals', daemon=True).start()
 
     def act_on_signal(self, act: Callable[[], object]) -> None:
-        """Run ``act`` in a thread of its own at the first signal; it is to make the main thread end. Thread-safe."""
+        """Call ``act`` in a separate thread at the first signal. It must make the main thread end. Thread-safe."""
         self._act = act
 
     @contextlib.contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Raise KeyboardInterrupt in the main thread at the first signal, within this context, or before it."""
+        """Raise KeyboardInterrupt in the main thread at the first signal, within this context or before it."""
         if self.received:
             raise KeyboardInterrupt
         self._interrupting = True
@@ -60,28 +62,30 @@ class Stopping:
             self._interrupting = False
 
     def finish(self) -> None:
-        """Ignore signals: the interpreter is about to end by itself, and would let the last ones kill the process."""
+        """Ignore signals from now on: one that arrives while the interpreter shuts down would kill the process."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
     def release(self) -> None:
-        """Leave signals to the rest of the program, as Python has them."""
+        """Restore Python's own handling of signals."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def _in_main_thread(self, number: int, frame: object) -> None:
+        """Handle a signal in the main thread."""
         self.received = self.received or number
         if self._interrupting:
-            if not self._interrupted:  # a second signal must not disturb the end that the first one brings about
+            if not self._interrupted:  # a second signal must not interrupt the shutdown that the first one has begun
                 self._interrupted = True
                 raise KeyboardInterrupt
         elif self._act is None and not self._interrupted:
             os._exit(self._exit_code(number))
 
     def _watch(self, reading: int) -> None:
+        """Wait for the first signal, then end the process unless the main thread does so in time."""
         number = 0
-        while number not in SIGNALS:  # Python reports every signal that has a handler
+        while number not in SIGNALS:  # Python reports all signals with handlers
             number = os.read(reading, 1)[0]
         self.received = self.received or number
         if self._act is None and not self._interrupting and not self._interrupted:

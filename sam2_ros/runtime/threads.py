@@ -1,6 +1,6 @@
-"""A robot's cores belong to all of its nodes. To be imported before torch."""
+"""Set OMP_WAIT_POLICY so that idle OpenMP threads do not spin. Import this module before torch."""
 import os
 
-# The threads of PyTorch's CPU kernels otherwise spin while they wait for each other, and burn the time of every other
-# process: on two busy cores a frame of nano cost four times as much processor time. Read when torch is loaded.
+# Waiting threads of PyTorch's CPU kernels spin by default and take processor time from all other processes: on two busy
+# cores, a frame of nano took four times as much. The variable is read when torch is loaded.
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive')

@@ -107,7 +107,7 @@ def test_one_that_falls_silent_or_sends_rubbish_is_not_the_others_trouble(front_
 
 
 @pytest.mark.parametrize(('names', 'reason'), [
-    ('[front,front]', "cameras 'front': named twice"), ('["2nd"]', "cameras '2nd': a name is made of letters")])
+    ('[front,front]', "cameras 'front': named twice"), ('["2nd"]', "cameras '2nd': a name consists of letters")])
 def test_names_that_cannot_be_topics_end_the_process_with_the_reason(tmp_path, names, reason):
     with running_node(tmp_path, {'cameras': names}, active=False) as peer:
         assert peer.process.wait() == 1

@@ -1,4 +1,4 @@
-"""Images in every encoding, padded or not, against references of their own; what is malformed is refused by name."""
+"""Images in every encoding, padded or not, against independent references; malformed images are refused by name."""
 import struct
 import sys
 import types
@@ -23,7 +23,7 @@ SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
 
 
 def message(pixels: np.ndarray, encoding: str, padding: int = 0) -> Image:
-    """Built byte by byte, not with our own writer; rows are padded with 0xAA."""
+    """Return a message built byte by byte, independently of from_pixels, with rows padded with 0xAA."""
     height, width = pixels.shape[:2]
     rows = pixels.reshape(height, -1).view(np.uint8)
     padded = np.pad(rows, ((0, 0), (0, padding)), constant_values=0xAA)
@@ -74,7 +74,7 @@ def test_yuv_follows_the_formula_of_bt601(encoding, luma, blue, red, data, paddi
     scaled = 1.164 * (y - 16)
     expected = np.stack([scaled + 1.596 * v, scaled - 0.392 * u - 0.813 * v, scaled + 2.017 * u], -1).clip(0, 255)
     rgb = to_rgb(message(pixels, encoding, padding)).astype(float)
-    # black and darker may be cut off before or after the colour is added
+    # values below black may be clipped before or after the colour is added
     bright = y >= 16
     assert np.abs(rgb - expected)[bright].max(initial=0) <= 3
 
@@ -216,19 +216,19 @@ NOT_SUPPORTED = 'not supported; publish one of rgb8, bgr8'
 
 @pytest.mark.parametrize(('extension', 'pixels', 'declared', 'encoding'), [
     ('.png', DEEP, 'mono16; png compressed ', 'mono16'),
-    ('.png', DEEP, 'png', 'mono16'),  # the file alone says so
-    ('.png', DEEP, 'mono8; png compressed ', 'mono16'),  # the message says otherwise
+    ('.png', DEEP, 'png', 'mono16'),  # only the file shows it
+    ('.png', DEEP, 'mono8; png compressed ', 'mono16'),  # the message contradicts the file
     ('.png', DEEP, '16UC1; png compressed ', '16UC1'),
     ('.png', PHOTO.astype(np.uint16) * 16, 'rgb16; png compressed bgr16', 'rgb16'),
     ('.png', np.dstack([PHOTO, GREY]).astype(np.uint16), 'png', 'rgba16'),
-    ('.jpg', GREY, 'mono16; jpeg compressed ', 'mono16'),  # cut to 8 bits before it was compressed
+    ('.jpg', GREY, 'mono16; jpeg compressed ', 'mono16'),  # reduced to 8 bits before compression
     ('.jpg', PHOTO, 'rgb16; jpeg compressed bgr8', 'rgb16'),
     ('.jpg', GREY, '32FC1; jpeg compressed ', '32FC1'),
     ('.jpg', GREY, 'bayer_rggb8; jpeg compressed ', 'bayer_rggb8'),
     ('.png', GREY, 'bayer_gbrg8; png compressed ', 'bayer_gbrg8'),
     ('.png', DEEP, 'bayer_rggb16; png compressed ', 'bayer_rggb16'),
     ('.png', GREY, 'bayer_rggb8', 'bayer_rggb8'),
-    ('.jpg', GREY, 'bayer_rggb8; jpeg compressed bgr8', 'bayer_rggb8')])  # said to be colour, and is not
+    ('.jpg', GREY, 'bayer_rggb8; jpeg compressed bgr8', 'bayer_rggb8')])  # declared as colour, but grey
 def test_encodings_that_are_refused_raw_are_refused_compressed_with_the_same_sentence(extension, pixels, declared,
                                                                                       encoding):
     image = compressed(extension, pixels)
@@ -254,7 +254,7 @@ def test_colours_are_right_however_the_format_is_spelt(declared):
 @pytest.mark.parametrize(('pixels', 'declared'), [
     (PHOTO, 'rgb8; png compressed rgb8'), (np.dstack([PHOTO, GREY]), 'rgba8; png compressed rgba8')])
 def test_channels_stored_in_the_order_of_rgb_are_not_exchanged(pixels, declared):
-    """CompressedImage.msg: COMPRESSED_PIXFMT is the format that was given to the codec, which calls it BGR."""
+    """By CompressedImage.msg, COMPRESSED_PIXFMT is the format given to the codec, which takes the channels for BGR."""
     image = compressed('.png', pixels)
     image.format = declared
     np.testing.assert_array_equal(to_rgb(image), PHOTO)
@@ -272,7 +272,7 @@ def png_chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def png(width: int, bits: int, colour: int, line: bytes, *chunks: tuple[bytes, bytes]) -> CompressedImage:
-    """One line of pixels, written by the PNG specification."""
+    """Return a PNG with one line of pixels, written by the specification."""
     data = b'\x89PNG\r\n\x1a\n' + png_chunk(b'IHDR', struct.pack('>IIBBBBB', width, 1, bits, colour, 0, 0, 0))
     for chunk in (*chunks, (b'IDAT', zlib.compress(b'\0' + line)), (b'IEND', b'')):
         data += png_chunk(*chunk)
@@ -295,7 +295,7 @@ def exif(orientation: int) -> bytes:
 
 @pytest.mark.parametrize('orientation', range(1, 9))
 def test_exif_never_turns_the_image_of_a_camera(orientation):
-    """Its calibration, depth and ground truth belong to the pixels as they are stored."""
+    """Calibration, depth and ground truth of a camera belong to the pixels as they are stored."""
     plain = compressed('.jpg', PHOTO)
     data = plain.data.tobytes()
     segment = b'Exif\0\0' + exif(orientation)
@@ -358,7 +358,7 @@ def test_a_small_file_that_claims_to_be_huge_is_refused_before_memory_is_taken(m
         to_rgb(CompressedImage(format='png', data=data))
 
 
-# --- damaged at random
+# --- random damage
 
 def damaged_file(rng: np.random.Generator, files: list[tuple[str, bytes]]) -> CompressedImage:
     declared, whole = files[rng.integers(len(files))]
@@ -376,7 +376,7 @@ def damaged_file(rng: np.random.Generator, files: list[tuple[str, bytes]]) -> Co
             del data[start:start + rng.integers(1, 40)]
         case 5:
             data = data[:rng.integers(2, len(data))] + data[-rng.integers(1, 20):]
-    if whole.startswith(b'\x89PNG') and rng.random() < 0.7:  # with right checksums the decoder has to find the damage
+    if whole.startswith(b'\x89PNG') and rng.random() < 0.7:  # with valid checksums, the decoder must find the damage
         at = 8
         while at + 12 <= len(data):
             stop = at + 12 + int.from_bytes(data[at:at + 4], 'big')
@@ -405,7 +405,7 @@ def damaged_image(rng: np.random.Generator) -> Image:
 
 
 def outcomes(convert, inputs) -> tuple[int, int]:
-    """Number of inputs that become pixels, and of those that are refused by the project's own error."""
+    """Return the number of inputs that are converted, and of those that are refused with an ImageError."""
     done = refused = 0
     for item in inputs:
         try:

@@ -1,4 +1,4 @@
-"""Odd messages through the real callbacks of a real node: it lives, and every prompt is answered once."""
+"""Odd messages to the callbacks of a real node: it keeps running and answers every prompt once."""
 import contextlib
 import math
 import random
@@ -33,7 +33,7 @@ MODELS = ('plumb_bob', 'rational_polynomial', 'equidistant', 'fisheye', '', 'thi
 
 
 class Odd:
-    """Messages that are mostly right and somewhere wrong."""
+    """Random messages that are mostly valid."""
 
     def __init__(self, robot, seed: int) -> None:
         self.robot, self.random = robot, random.Random(seed)
@@ -42,7 +42,7 @@ class Odd:
         return self.random.choice(values)
 
     def header(self) -> Header:
-        """At the camera's time, mostly."""
+        """Return a header that mostly has the stamp of the camera."""
         sec, nanosec = divmod(self.robot.now + self.one_of(0, 0, 0, 0, -10**8, -5 * 10**8, 10**8, SECOND), SECOND)
         if self.random.random() < 0.15:
             sec, nanosec = self.one_of((0, 0), (-5, 0), (-2**31, 0), (2**31 - 1, 2**32 - 1), (0, 2**32 - 1),
@@ -110,7 +110,7 @@ class Odd:
         return message
 
     def detections(self) -> SimpleNamespace:
-        """What vision_msgs/Detection2DArray has, which need not be installed."""
+        """Return an object with the fields of vision_msgs/Detection2DArray, which need not be installed."""
         def one() -> SimpleNamespace:
             centre = SimpleNamespace(position=SimpleNamespace(x=self.number(), y=self.number()), theta=self.number())
             hypothesis = SimpleNamespace(class_id=self.one_of('', 'cup', 'dog'), score=self.one_of(0.9, self.number()))
@@ -178,7 +178,7 @@ def test_the_process_lives_and_answers_every_prompt(monkeypatch, rounds, rectifi
         assert all(task.exception() is None and task.result() is not None for task in tasks)
         assert submitted.keys() <= answered.keys() and set(answered.values()) <= {1}
         assert sent['click'] > 0 and refused_clicks[0] <= sent['click']
-        # odd input is refused by name: no step fails at it, and of the callbacks only rclpy's own for parameters
+        # odd input is refused by name; no step fails, and no callback but that of rclpy for parameters
         assert robot.pipeline.failures.totals() == []
         assert all('/set_parameters failed' in text for text in robot.node.failures.totals())
     print(dict(sent), 'prompts', len(submitted))

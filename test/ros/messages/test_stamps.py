@@ -1,4 +1,4 @@
-"""Stamps of images: one that is out of line is skipped and told, two in a row are a jump."""
+"""Stamps of images: a single outlier is skipped and reported, two in a row are a time jump."""
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +19,7 @@ START = 1_700_000_000.0
 
 
 def used(stamps, arrivals=None) -> list[bool]:
-    """Which images are used; they arrive at their stamps unless it is said when."""
+    """Return which images are used. They arrive at their stamps unless ``arrivals`` is given."""
     watch = StampWatch()
     return [not watch.judge(round(stamp * SECOND), arrived)
             for stamp, arrived in zip(stamps, stamps if arrivals is None else arrivals, strict=True)]
@@ -36,7 +36,7 @@ def test_a_single_odd_stamp_is_skipped_and_nothing_else(period, wrong):
     stamps = list(arrivals)
     stamps[10] += wrong if wrong != -START else -stamps[10]  # a stamp of 0
     if stamps[10] > stamps[9] - 1 and wrong < 0:
-        pytest.skip('a slow camera: not even before the image before it')
+        pytest.skip('a slow camera: the stamp is not earlier than the previous one')
     assert [number for number, good in enumerate(used(stamps, arrivals)) if not good] == [10]
 
 
@@ -69,7 +69,7 @@ def test_images_held_up_on_the_way_cost_none():
     stamps = steady(60)
     arrivals = [stamp + (3 - (number - 20) / 10 if 20 <= number < 50 else 0) for number, stamp in enumerate(stamps)]
     assert all(used(stamps, arrivals))
-    lost = [*range(20), 20, *range(50, 60)]  # one came late, those after it never
+    lost = [*range(20), 20, *range(50, 60)]  # one arrived late, those after it never
     assert all(used([stamps[i] for i in lost], [arrivals[i] for i in lost]))
 
 
@@ -121,7 +121,7 @@ def robot():
 
 
 def show(robot, off: int = 0) -> None:
-    """The next image, at its time, with a stamp that may be off by so many seconds."""
+    """Send the next image on time, with a stamp that is off by a number of seconds."""
     robot.now += off * SECOND
     robot.show()
     robot.now -= off * SECOND
@@ -143,7 +143,7 @@ def test_one_odd_stamp_costs_neither_objects_nor_history_nor_depth(robot, policy
     assert robot.pipeline.history.extent() == history and len(robot.pipeline.depth._recent) == depth
     skipped = robot.pipeline.meter.snapshot(robot.pipeline.meter._last_received).skipped
     assert 'skipped as a single outlier' in skipped, 'on /diagnostics, as what cannot be used'
-    robot.send('/prompt', set_box(robot.now - 2 * 10**8, id=2))  # on an image before it
+    robot.send('/prompt', set_box(robot.now - 2 * 10**8, id=2))  # on an image before the outlier
     for _ in range(4):
         show(robot)
     assert robot.statuses[-1].accepted
@@ -185,7 +185,7 @@ def test_a_clock_that_is_set_ahead_forgets_no_hidden_object(robot):
 
 
 def hide(step):
-    """A step of a tracker that sees no object."""
+    """Return a step of a tracker that sees no object."""
     def stepped(*arguments):
         found = step(*arguments)
         for item in found.objects.values():
@@ -197,7 +197,7 @@ def hide(step):
 # --- in a recording
 
 class Odd(Discs):
-    """The discs, with stamps that are off at some images and with a pause before one."""
+    """The discs, with wrong stamps at some images and with a pause before one."""
 
     def __init__(self, off: dict[int, int], pause: int | None = None) -> None:
         super().__init__(8)

@@ -1,4 +1,4 @@
-"""The image profile: who gets it, where it is found, that Fast DDS does as it says, and what killed processes leave."""
+"""The image profile: who uses it, where it is found, and its effect; shared memory left behind by killed processes."""
 import json
 import os
 import subprocess
@@ -18,7 +18,7 @@ from sam2_ros.runtime.dds import (
     remove_dead_segments,
 )
 
-SEGMENT_SIZE = 64 * 2**20  # as in config/fastdds_images.xml
+SEGMENT_SIZE = 64 * 2**20  # bytes, as in config/fastdds_images.xml
 OPEN_SEGMENTS = '''
 import json, os, sys
 from sam2_ros.runtime.dds import use_image_profile
@@ -35,7 +35,7 @@ if sys.argv[2:] == ["stay"]:
 node.destroy_node()
 rclpy.shutdown()
 '''
-# a node for which argv[1] is the folder of shared memory
+# a node whose folder of shared memory is argv[1]
 NODE = '''
 import pathlib, runpy, sys
 from sam2_ros.runtime import dds
@@ -54,7 +54,7 @@ LONG_AGO = (0, 0)
 
 @pytest.fixture(autouse=True)
 def untouched(monkeypatch):
-    """An environment in which the user has chosen nothing."""
+    """An environment in which the user has set no profile and no transports."""
     for name in (*PROFILE_VARIABLES, TRANSPORT_VARIABLE):
         monkeypatch.delenv(name, raising=False)
 
@@ -109,7 +109,7 @@ def test_fast_dds_opens_a_segment_that_holds_images(ros_domain):
 
 
 def leave(folder, name, size=1000):
-    """A segment and its lock as a process leaves them that was killed long ago."""
+    """Create a segment and its lock as a process leaves them that was killed long ago."""
     segment, lock = folder / name, folder / f'{name}_el'
     segment.write_bytes(bytes(size))
     lock.touch()
@@ -124,7 +124,7 @@ def naming(request):
 
 @pytest.fixture
 def held(tmp_path, naming):
-    """The segment of a process that lives."""
+    """Return the segment of a running process."""
     segment = leave(tmp_path, f'{naming}_00000000000000aa')
     with subprocess.Popen([sys.executable, '-c', HOLD_LOCK, f'{segment}_el'], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE) as process:
@@ -135,7 +135,7 @@ def held(tmp_path, naming):
 
 def test_segments_of_killed_processes_are_removed_and_no_others(tmp_path, held, naming):
     dead = leave(tmp_path, f'{naming}_0123456789abcdef', size=2**20)
-    port = leave(tmp_path, f'{naming}_port7000')  # Fast DDS looks after these itself
+    port = leave(tmp_path, f'{naming}_port7000')  # Fast DDS manages these itself
     (tmp_path / f'sem.{naming}_port7000_mutex').touch()
     leave(tmp_path, f'{naming}_port7001').with_name(f'{naming}_port7001_el').rename(tmp_path / f'{naming}_port7001_sl')
     leave(tmp_path, 'fastother_0123456789abcdef')
@@ -158,7 +158,7 @@ def test_a_lock_whose_segment_is_gone_is_removed_too(tmp_path, naming):
 
 @pytest.fixture
 def shared_folder():
-    """A folder within the shared memory, where segments can be hard links."""
+    """A folder in the shared memory, where segments can be hard links."""
     with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as folder:
         yield Path(folder)
 
@@ -173,7 +173,7 @@ def test_node_removes_what_a_killed_process_left(ros_domain, shared_folder):
                           stdout=subprocess.PIPE, text=True) as process:
         shared = Path(json.loads(process.stdout.readline())[0])
         os.utime(f'{shared}_el', LONG_AGO)
-        assert shared not in dead_segments()  # it lives
+        assert shared not in dead_segments()  # its process is running
         # every node that starts on this machine may remove the segment: this test has its own name for it
         segment, lock = shared_folder / shared.name, shared_folder / f'{shared.name}_el'
         segment.hardlink_to(shared)
@@ -184,7 +184,7 @@ def test_node_removes_what_a_killed_process_left(ros_domain, shared_folder):
     assert dead_segments(shared_folder) == [segment]
     node = subprocess.run([sys.executable, '-c', NODE, shared_folder, '--ros-args', '-p', 'max_objects:=-1'],
                           capture_output=True, text=True)
-    assert node.returncode == 1  # it ends at once, of its parameter
+    assert node.returncode == 1  # it ends at once because of its parameter
     assert 'MiB of shared memory freed' in node.stdout + node.stderr
     assert not segment.exists()
     assert not lock.exists()

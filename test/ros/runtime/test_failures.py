@@ -1,4 +1,4 @@
-"""Whatever raises in a step of a camera's work costs that step: frames, answers and other outputs go on."""
+"""An exception in a step of a camera's work loses the result of that step only; frames, answers and outputs go on."""
 import time
 from dataclasses import replace
 
@@ -35,7 +35,7 @@ from sam2_ros.topics.planner_views import LabelLists, ObjectTopics
 from sam2_ros.topics.publishers import CameraPublishers
 from testing.in_process import in_process, set_box
 
-STEPS = [  # in make test; the others under make fuzz
+STEPS = [  # tested by make test; make fuzz tests the others
     (sam2_ros.perception.camera_pipeline, 'to_rgb'), (CameraPipeline, '_process'), (PromptRouter, '_read'),
     (LatePrompts, 'begin'), (TrackedObjects, 'advance'), (DepthMailbox, 'depth_for'),
     (SegmentImageQuery, 'advance'), (DetectionGate, 'see')]
@@ -69,7 +69,7 @@ def robot():
 
 
 def restart(robot) -> None:
-    """One object, four images ago."""
+    """Return a prompt for an object on the image four images ago."""
     robot.send('/prompt', Prompt(action=Prompt.CLEAR))
     robot.serve()
     for number in range(4):
@@ -113,7 +113,7 @@ def check_that_nothing_is_lost(robot, monkeypatch, owner, name):
         image = robot.show()
         robot.serve()
         robot.spin()
-    for _ in range(3):  # until late prompts have joined
+    for _ in range(3):  # until late prompts have caught up
         last = robot.show()
         robot.serve()
         robot.spin()
@@ -137,7 +137,7 @@ def check_that_nothing_is_lost(robot, monkeypatch, owner, name):
 
 
 def said(robot) -> str:
-    """The message of the camera on /diagnostics."""
+    """Return the message of the camera on /diagnostics."""
     status = camera_status('sam2', '', 'active', robot.camera.watched(), robot.pipeline.parameters, time.monotonic())
     assert status.level == ERROR
     return status.message
@@ -146,7 +146,7 @@ def said(robot) -> str:
 def test_an_output_that_raises_costs_no_other_output(robot, monkeypatch):
     restart(robot)
     for name in OUTPUTS:
-        # a class that has not been seen has the labels published again
+        # a new class makes the node publish the labels again
         robot.send('/prompt', set_box(id=1, label=f'cup for {name}'))
         robot.published.clear()
         with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""A callback that raises ends neither the process nor the others: real nodes, real callbacks, a real executor."""
+"""A callback that raises an exception ends neither the process nor other callbacks; real nodes and executors."""
 import time
 
 import pytest
@@ -41,7 +41,7 @@ def spin(node: GuardedNode, executor: GuardedExecutor, condition) -> None:
 
 
 def test_subscriptions_timers_services_and_what_cannot_be_taken_are_survived(node):
-    """Over DDS, with rclpy's own executor underneath."""
+    """Callbacks over DDS, with an executor of rclpy."""
     executor = GuardedExecutor(node.failures, context=node.context)
     executor.add_node(node)
     seen = []
@@ -61,7 +61,7 @@ def test_subscriptions_timers_services_and_what_cannot_be_taken_are_survived(nod
     spin(node, executor, answer.done)
     assert not answer.result().success
     assert answer.result().message == 'the node failed to handle it, see the log: ZeroDivisionError: injected'
-    # a message that cannot be converted raises before the callback: rclpy would leave its group blocked for good
+    # a message that cannot be converted raises before the callback; rclpy would leave its callback group blocked
     broken = next(one for one in node.subscriptions if one.topic == 'bad')
     broken.msg_type = int
     publishers['bad'].publish(String(data='second'))
@@ -93,7 +93,7 @@ def test_parameter_services_that_fail_say_so(node, monkeypatch, kind, name, read
 
 
 def test_rclpys_own_callbacks_are_guarded_too(node):
-    """A clock before 1970 raises in rclpy's time source, a state machine that is gone in its lifecycle services."""
+    """A clock before 1970 raises in the time source of rclpy, a destroyed state machine in its lifecycle services."""
     node.set_parameters([rclpy.parameter.Parameter('use_sim_time', value=True)])
     clock = next(one for one in node.subscriptions if one.topic == '/clock')
     message = Clock()

@@ -1,5 +1,4 @@
-"""Parameter files as users write them: an evaluation and sam2_check read them as the node itself does, or refuse what
-it refuses."""
+"""Parameter files as users write them: sam2_evaluate and sam2_check accept and refuse the same as the node."""
 import os
 import time
 
@@ -79,7 +78,7 @@ def arguments_of(*files, name='/sam2') -> list[str]:
 
 
 def wait_for(condition):
-    """Return what discovery makes true."""
+    """Return the result of a call once discovery has made it true."""
     deadline = time.monotonic() + 30
     while not (value := condition()):
         assert time.monotonic() < deadline
@@ -88,7 +87,7 @@ def wait_for(condition):
 
 
 def of_a_node(domain: int, arguments: list[str]) -> tuple[Parameters, list[str]] | str:
-    """Return the parameters of a real node that is started with these arguments, or why it is not."""
+    """Return the parameters of a real node started with these arguments, or why it cannot be started."""
     context = rclpy.Context()
     try:
         rclpy.init(args=arguments, context=context, domain_id=domain)
@@ -131,7 +130,7 @@ def test_a_file_gives_an_evaluation_and_a_check_what_it_gives_the_node(ros_domai
 
 
 def test_the_files_reach_the_nodes_that_they_name(ros_domain, tmp_path):
-    """What ROS 2 documents about keys, so that the comparison above is one of values that do differ."""
+    """The keys work as ROS 2 documents, so the comparison above is between values that differ."""
     taken = {}
     for key in ('name', 'any namespace', 'one namespace', 'nested', 'all of a namespace', 'another node'):
         (tmp_path / 'f.yaml').write_text(FILES[key])
@@ -167,7 +166,7 @@ def test_the_check_says_which_sections_apply_and_which_names_do_not_exist(tmp_pa
         nobody, typo, good = check_parameters(given, arguments, 'sam2', '')
     assert (nobody.verdict, typo.verdict, good.verdict) == (Verdict.DOUBTFUL, Verdict.DOUBTFUL, Verdict.GOOD)
     assert nobody.text.startswith(f'{other} has parameters for /foo, /ns/bar, none for /sam2: rename the section')
-    assert typo.text == "there is no 'lost_aftr'; did you mean lost_after?; it is ignored"
+    assert typo.text == "unknown parameter 'lost_aftr' is ignored: did you mean lost_after?"
     assert good.text == f'/sam2: 2 given, /** of {file}, /sam2 of {file}'
 
 
@@ -199,7 +198,7 @@ def test_nobody_sees_the_node_that_only_reads_and_the_environment_stays(ros_doma
     watcher = rclpy.create_node('watcher', context=context)
     with node_as_given(['--ros-args', '-r', '__node:=reader']) as given:
         assert given.get_fully_qualified_name() == '/reader'
-        later = rclpy.Context()  # a node that is made later has been found: time enough
+        later = rclpy.Context()  # a node created later has been discovered, so enough time has passed
         rclpy.init(args=[], context=later, domain_id=ros_domain)
         beacon = rclpy.create_node('beacon', context=later)
         wait_for(lambda: 'beacon' in watcher.get_node_names())
@@ -211,7 +210,7 @@ def test_nobody_sees_the_node_that_only_reads_and_the_environment_stays(ros_doma
     rclpy.shutdown(context=context)
 
 
-REMAPPED = {  # remappings: the raw topic, the compressed one
+REMAPPED = {  # remappings -> the raw topic and the compressed one
     (): ('/image', '/image/compressed'),
     ('image:=/cam/image',): ('/cam/image', '/cam/image/compressed'),
     ('image/compressed:=/cam/jpeg',): ('/image', '/cam/jpeg'),
@@ -239,7 +238,7 @@ def test_the_log_and_the_diagnostics_name_the_topic_that_is_subscribed(ros_domai
         assert subscribed == topics[transport == 'compressed']
         assert f'active: images from {subscribed}, prompts' in capfd.readouterr().err
         assert node._cameras[0].watched().topic == subscribed
-        with node_as_given(['--ros-args', *arguments]) as given:  # as sam2_check looks for it
+        with node_as_given(['--ros-args', *arguments]) as given:  # as in sam2_check
             assert given.resolve_topic_name(image_topic(given, 'image', transport)) == subscribed
         node.close()
         node.destroy_node()
@@ -251,7 +250,7 @@ def test_a_second_node_of_the_same_name_is_told_by_node_and_check_and_taken_back
     for context in contexts:
         rclpy.init(args=[], context=context, domain_id=ros_domain)
     node = rclpy.create_node('sam2', namespace='twins', context=contexts[0])
-    near = rclpy.create_node('sam2', context=contexts[1])  # of another full name
+    near = rclpy.create_node('sam2', context=contexts[1])  # has another full name
     namesakes = Namesakes(node)
     assert namesakes.look() == ''
     second = rclpy.create_node('sam2', namespace='twins', context=contexts[1])
@@ -262,7 +261,7 @@ def test_a_second_node_of_the_same_name_is_told_by_node_and_check_and_taken_back
         listener = Listener(node, given, Parameters(), [])
         finding, = listener._check_node([])
         listener.close()
-    assert finding.verdict is Verdict.BAD and finding.text == f'{text}: check again then'
+    assert finding.verdict is Verdict.BAD and finding.text == f'{text}; check again then'
     second.destroy_node()
     wait_for(lambda: not namesakes.look())
     log = capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""Parameters of the node from a file, as an evaluation takes them."""
+"""Parameters of the node from a file, as sam2_evaluate reads them."""
 from pathlib import Path
 
 import pytest
@@ -28,7 +28,7 @@ def test_an_empty_file_changes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(('values', 'reason'), [
-    ({'lost_afer': 1.0}, "there is no 'lost_afer'; did you mean lost_after?"),
+    ({'lost_afer': 1.0}, "unknown parameter 'lost_afer': did you mean lost_after?"),
     ({'max_objects': 2.5}, 'max_objects 2.5: must be a whole number'),
     ({'depth_min': 5.0, 'depth_max': 1.0}, 'depth_min 5: must be below depth_max 1'),
     ({'reappear_visibility': 0.2}, 'reappear_visibility 0.2: must lie between 0.5 and 1')])
@@ -45,14 +45,14 @@ def test_the_sections_of_a_node_are_chosen_by_its_name(tmp_path, capsys):
     options = ['no.mcap', '--output', 'nowhere', '--parameters', str(file)]
     assert parameters_of(parse([*options, '--node', '/robot1/front', '--model', 'sam2_hiera_tiny'])) == Parameters(
         max_objects=7, model='sam2_hiera_tiny')
-    assert capsys.readouterr().err == (f"sam2_evaluate: parameters {file}: there is no 'max_object'; did you mean "
-                                       'max_objects?; it is ignored\n')
+    assert capsys.readouterr().err == (f"sam2_evaluate: parameters {file}: unknown parameter 'max_object' is "
+                                       'ignored: did you mean max_objects?\n')
     with pytest.raises(ParameterError, match='no section for /sam2 .it has /robot1/front, /camera.: name the node'):
         parameters_of(parse(options))
 
 
 @pytest.mark.parametrize(('text', 'reason'), [
-    ('- 1', 'must have the form NAME: VALUE'), ('a: [', 'parameters '), ('x: 1', "there is no 'x'"),
+    ('- 1', 'must have the form NAME: VALUE'), ('a: [', 'parameters '), ('x: 1', "unknown parameter 'x'"),
     ('sam2:\n\tlost_after: 1.0', "bad.yaml: line 2, column 1: found character '.t' .*; indent with spaces$"),
     ('x: [1', r'bad.yaml: line \d, column \d: .*$'), ('lost_after:', "'lost_after' has no value; give one"),
     ('x: !count 7', 'bad.yaml: line 1, column 4: could not determine'),

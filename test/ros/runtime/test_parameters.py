@@ -73,12 +73,12 @@ def test_values_given_at_start_are_taken(make):
     ('detections_iou', 1.5, 'detections_iou 1.5: must lie between 0 and 1'),
     ('latency_target', float('nan'), 'latency_target nan: must lie between 0 and 60'),
     ('lost_after', float('inf'), 'lost_after inf: must lie between 0'),
-    ('lost_after', 'soon', "lost_after 'soon': must be a number with a decimal point, as 2.0"),
-    ('lost_after', 2, 'lost_after 2: must be a number with a decimal point, as 2.0'),
+    ('lost_after', 'soon', "lost_after 'soon': must be a number with a decimal point, such as 2.0"),
+    ('lost_after', 2, 'lost_after 2: must be a number with a decimal point, such as 2.0'),
     ('lost_after', Parameter('lost_after', Parameter.Type.NOT_SET), None),
     ('max_objects', 8.0, 'max_objects 8.0: must be a whole number'),
     ('max_objects', True, 'max_objects true: must be a whole number'),
-    ('device', 0, "device 0: must be text, in quotes where YAML takes it for something else ('0')"),
+    ('device', 0, "device 0: must be text; quote it where YAML would read another type ('0')"),
     ('checkpoint', 'a\0b', 'must not contain a null character'),
     ('use_depth', 'yes', "use_depth 'yes': must be true or false"),
     ('class_names', 'cup', "class_names 'cup': must be a list of names"),
@@ -107,9 +107,9 @@ def test_a_value_that_cannot_work_is_refused_by_name_at_once_and_at_start(make, 
 @pytest.mark.parametrize(('values', 'reason'), [
     ({'int8_encoder': True, 'dtype': 'bfloat16'}, "int8_encoder with dtype 'bfloat16' and device '': must be float32"),
     ({'int8_encoder': True, 'device': 'cuda:0'}, "and device 'cuda:0': must be float32 on the cpu"),
-    ({'cameras': ['a'], 'detections_topic': '/boxes'}, 'leave out the first /, and remap a/boxes'),
+    ({'cameras': ['a'], 'detections_topic': '/boxes'}, 'remove the first /, and remap a/boxes'),
     ({'cameras': ['a', 'a']}, "cameras 'a': named twice"),
-    ({'cameras': ['1']}, "cameras '1': a name is made of letters"),
+    ({'cameras': ['1']}, "cameras '1': a name consists of letters"),
     ({'qos_overrides./image.subscription.reliability': 'reliably'},
      "qos_overrides./image.subscription.reliability 'reliably': must be one of reliable, best_effort"),
     ({'qos_overrides./image.subscription.depth': -1}, 'subscription.depth -1: must be a whole number, 0 or more'),
@@ -141,7 +141,7 @@ def test_an_empty_list_of_names_is_taken_in_every_form(make, kind, value):
     names = ('cameras', 'class_names', 'detections_classes')
     node = make(**{name: Parameter(name, kind, value) for name in names})
     assert Parameters.read(node) == Parameters()
-    if kind != Parameter.Type.NOT_SET:  # that deletes
+    if kind != Parameter.Type.NOT_SET:  # NOT_SET deletes a parameter
         assert set_parameter(node, 'class_names', ['cup']).successful
         assert set_parameter(node, 'class_names', Parameter('class_names', kind, value)).successful
         assert node.get_parameter('class_names').type_ == Parameter.Type.STRING_ARRAY
@@ -163,19 +163,19 @@ def test_the_clock_is_refused_by_name_too(make):
 
 def test_a_name_that_does_not_exist_is_refused_with_the_closest(make):
     result = set_parameter(make(), 'lost_aftr', 3.0)
-    assert not result.successful and result.reason == "there is no 'lost_aftr'; did you mean lost_after?"
+    assert not result.successful and result.reason == "unknown parameter 'lost_aftr': did you mean lost_after?"
 
 
 def test_names_and_combinations_without_effect_are_told_at_start(make, capfd):
     node = make(lost_aftr=3.0, fps=30, **{'qos_overrides./imag.subscription.reliability': 'reliable',
                                           'qos_overrides./image.subscription.reliability': 'reliable'},
                 use_sim_time=False, detections_classes=['cup'], latency_target=0.04)
-    told = ["there is no 'lost_aftr'; did you mean lost_after?; it is ignored",
-            "there is no 'fps'; see docs/reference/parameters.md; it is ignored",
-            "there is no 'qos_overrides./imag.subscription.reliability'; did you mean "
-            'qos_overrides./image.subscription.reliability?; it is ignored',
+    told = ["unknown parameter 'lost_aftr' is ignored: did you mean lost_after?",
+            "unknown parameter 'fps' is ignored: see docs/reference/parameters.md",
+            "unknown parameter 'qos_overrides./imag.subscription.reliability' is ignored: did you mean "
+            'qos_overrides./image.subscription.reliability?',
             "detections_classes ['cup'] has no effect without detections_topic",
-            'depth_wait 0.05 is not below latency_target 0.04: a result that waits for its depth is late; lower '
+            'depth_wait 0.05 is not below latency_target 0.04: results that wait for their depth are late; lower '
             'depth_wait']
     assert problems(node, Parameters.read(node)) == told
     logged = capfd.readouterr().err
@@ -200,7 +200,7 @@ def test_no_value_of_any_type_ends_the_node_or_leaves_it_with_values_that_do_not
         changes = []
         for name in rng.choice(names, rng.integers(1, 4)):
             value = makers[rng.integers(len(makers))]()
-            if rng.random() < 0.5 and name in known:  # of the type that it should have
+            if rng.random() < 0.5 and name in known:  # of the right type
                 value = next(made for _ in range(100) if type(made := makers[rng.integers(len(makers))]())
                              is (list if isinstance(known[name].default, tuple) else type(known[name].default)))
             changes.append(Parameter(str(name), value=value))
@@ -239,7 +239,7 @@ def test_what_takes_effect_at_start_is_read_only(make):
 @pytest.mark.parametrize('path', sorted(ROOT.glob('config/*.yaml')), ids=lambda path: path.name)
 def test_the_configuration_files_name_parameters_that_exist(make, path):
     for section in yaml.safe_load(path.read_text()).values():
-        make(**section['ros__parameters'])  # would raise for a bad value
+        make(**section['ros__parameters'])  # raises for a bad value
         assert set(section['ros__parameters']) <= {item.name for item in fields(Parameters)}
 
 

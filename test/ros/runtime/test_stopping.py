@@ -1,5 +1,4 @@
-"""Signals at chosen moments of a process: the executables as they are run, a signal raised when a module is imported
-or a function is called."""
+"""Signals at chosen moments: executables get a signal when a module is imported or a function is called."""
 import json
 import os
 import signal
@@ -11,7 +10,7 @@ import pytest
 from testing.domains import own_domain
 
 SIGINT, SIGTERM = signal.SIGINT, signal.SIGTERM
-# an executable (argv[1:]) in whose process a signal is raised when argv[0] is imported
+# an executable (argv[1:]) that gets a signal when the module argv[0] is imported
 AT_IMPORT = '''
 import os, signal, sys
 module, number = sys.argv[1].split("/")
@@ -25,7 +24,7 @@ sys.argv = sys.argv[2:]
 from sam2_ros.runtime import executables
 sys.exit(executables.run(sys.argv[0]))
 '''
-# Everything large is imported once; then a child for each moment (argv[1], as JSON) runs the executable.
+# Large modules are imported once; then a child process for each moment (argv[1], as JSON) runs the executable.
 AT_CALL = '''
 import gc, json, os, signal, sys
 import rclpy, torch
@@ -34,13 +33,13 @@ from sam2_ros.runtime import executables
 from sam2_ros.runtime.stopping import STOPPING
 
 def raising(owner, name, number, moment):
-    """Replace a function by one that raises a signal before, after or instead of its work."""
+    """Replace a function by one that raises a signal before, after or instead of its call."""
     function = getattr(owner, name)
     def replacement(*arguments, **options):
         if moment == "after":
             result = function(*arguments, **options)
         try:
-            for _ in range(2):  # twice: a user presses Ctrl-C again
+            for _ in range(2):  # twice, as when a user presses Ctrl-C again
                 os.kill(os.getpid(), number)
         except KeyboardInterrupt:
             if moment != "swallowed":
@@ -52,7 +51,7 @@ def raising(owner, name, number, moment):
         return result
     setattr(owner, name, replacement)
 
-gc.freeze()  # children share it
+gc.freeze()  # child processes share the memory
 for name, owner, function, number, moment, arguments in json.loads(sys.argv[1]):
     reading, writing = os.pipe()
     child = os.fork()
@@ -99,7 +98,7 @@ MOMENTS = [
 
 @pytest.fixture(scope='module')
 def ends():
-    """Exit code and output for each of MOMENTS."""
+    """Return exit code and output for each of MOMENTS."""
     pytest.importorskip('rclpy', reason='needs ROS 2 or its wheels (make setup)')
     with own_domain() as domain:
         process = subprocess.run([sys.executable, '-c', AT_CALL, json.dumps(MOMENTS)], capture_output=True, text=True,
