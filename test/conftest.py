@@ -3,6 +3,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import sam2_ros.runtime.threads  # noqa: F401  before torch
 from sam2_ros.runtime.dds import remove_dead_segments
@@ -17,6 +18,9 @@ for name in ('ROS_DISCOVERY_SERVER', 'ROS_LOCALHOST_ONLY', 'ROS_STATIC_PEERS', '
              'RCUTILS_CONSOLE_OUTPUT_FORMAT', 'RCUTILS_LOGGING_BUFFERED_STREAM', 'RCUTILS_LOGGING_USE_STDOUT',
              'COLUMNS', 'LINES', 'FORCE_COLOR', 'NO_COLOR'):
     os.environ.pop(name, None)
+# a busy machine may take long to draw an input and to run a test on it
+settings.register_profile('any machine', deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile('any machine')
 
 
 def pytest_addoption(parser):
