@@ -46,8 +46,8 @@ def run_node(records: Path, arguments: list[str]) -> int:
     from sam2_core import ImageSegmenter, StreamTracker
     from sam2_ros import node
     from sam2_ros.depth import matching
-    from sam2_ros.perception import camera_pipeline, tracked_objects
-    from sam2_ros.topics import camera_topics, publishers
+    from sam2_ros.perception import image_intake, tracked_objects, worker
+    from sam2_ros.topics import publishers
 
     measured: dict[str, list[tuple[float, float, float]]] = {}
 
@@ -65,14 +65,14 @@ def run_node(records: Path, arguments: list[str]) -> int:
         setattr(owner, attribute, run)
 
     timed(SingleThreadedExecutor, '_take_subscription', 'take', lambda _, subscription: subscription.msg_type is Image)
-    timed(camera_pipeline, 'to_rgb', 'convert')
+    timed(image_intake, 'to_rgb', 'convert')
     timed(ImageSegmenter, 'encode', 'encode')
     timed(StreamTracker, 'step', 'step')
     timed(matching.DepthMailbox, 'depth_for', 'metres')
-    timed(tracked_objects.TrackedObjects, 'measure', 'boxes')
+    timed(tracked_objects.TrackedObjects, 'locate', 'boxes')
     timed(matching.DepthMailbox, '_wait_for', 'wait')
     timed(publishers.CameraPublishers, 'publish', 'publish', lambda _, frame, *__: frame is not None)
-    timed(camera_topics.CameraTopics, 'work', 'work')
+    timed(worker, 'step', 'work')
     try:
         return node.main(arguments)
     finally:

@@ -37,8 +37,8 @@ from sam2_ros.runtime.node_arguments import ARGUMENT_ERRORS, problems, why
 from sam2_ros.runtime.node_help import parse
 from sam2_ros.runtime.parameters import ParameterError, Parameters
 from sam2_ros.runtime.stopping import STOPPING
-from sam2_ros.topics.camera_topics import CameraTopics
 from sam2_ros.topics.diagnostics import Diagnostics
+from sam2_ros.topics.node_camera import NodeCamera
 
 SUCCESS, FAILURE, ERROR = (TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE,
                            TransitionCallbackReturn.ERROR)
@@ -71,7 +71,7 @@ class Sam2Node(GuardedNode):
             raise
         self.add_post_set_parameters_callback(self._on_parameters_set)
         chosen = Parameters.read(self)
-        self._cameras = [CameraTopics(self, name) for name in chosen.cameras or ('',)]
+        self._cameras = [NodeCamera(self, name) for name in chosen.cameras or ('',)]
         for problem in problems(self, chosen):
             self.get_logger().warning(problem)
         self._diagnostics = Diagnostics(self, self.failures)
@@ -116,7 +116,7 @@ class Sam2Node(GuardedNode):
         self._changed = threading.Condition()
         for camera in self._cameras:
             camera.configure(model, chosen, self._changed)
-        self._diagnostics.loaded(model, chosen.dtype, [camera.watched() for camera in self._cameras])
+        self._diagnostics.loaded(model, chosen.dtype, [camera.topics.watched() for camera in self._cameras])
         self.get_logger().info(f'{model.name} ({model.image_size} pixels, {chosen.dtype}) on {model.device}: '
                                f'ready after {time.monotonic() - started:.1f} s')
         return super().on_configure(state)
@@ -125,7 +125,8 @@ class Sam2Node(GuardedNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start to listen and to publish."""
         result = super().on_activate(state)
-        self._worker = Worker(self._model, self._cameras, self._changed, self.context.ok, self.get_logger())
+        self._worker = Worker(self._model, [camera.topics for camera in self._cameras], self._changed, self.context.ok,
+                              self.get_logger())
         self._worker.start()
         self._diagnostics.worker_alive = lambda worker=self._worker: worker.alive
         for camera in self._cameras:

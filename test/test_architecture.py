@@ -23,9 +23,7 @@ MAY_IMPORT = {
     'demo': 'drawing perception tabletop depth messages runtime',
 }
 
-KNOWN_UPWARDS = {
-    ('sam2_ros.perception.worker', 'sam2_ros.topics.camera_topics'),
-}
+KNOWN_UPWARDS: set[tuple[str, str]] = set()
 KNOWN_CIRCLES: set[frozenset[str]] = set()
 KNOWN_TWINS = {'Difference'}
 

@@ -70,9 +70,11 @@ class InProcess:
     def restart(self) -> None:
         """Have the camera as it is after configure: without objects, images, depth or anything that waits."""
         self.camera.stop_listening()
+        self.camera.cleanup()
         chosen = replace(self.pipeline.parameters, detections_topic='')
         self.camera.configure(self.node._model, chosen, self.node._changed)
         self.camera.activate()
+        self.node._worker._cameras = [self.camera.topics]
         self.pipeline = self.camera.pipeline
         self.published.clear()
 

@@ -16,7 +16,7 @@ from sam2_ros.depth.calibration import Calibration, DepthError, calibrate, doubt
 from sam2_ros.depth.lens import PixelRays
 from sam2_ros.depth.surface import DepthFrame
 from sam2_ros.messages.conversions import ImageError, pixel_bytes, to_nanoseconds
-from sam2_ros.messages.stamps import TIME_JUMP, StampWatch
+from sam2_ros.messages.stamps import StampWatch, jumped_back
 from sam2_ros.runtime.parameters import Parameters
 
 KEPT_IMAGES = 30           # maximum number of depth images that are stored
@@ -92,7 +92,7 @@ class DepthMailbox:
             now = self._last_arrival = time.monotonic()
             if self._stamps.judge(stamp, now if arrived is None else arrived):
                 return
-            if self._recent and stamp < self._recent[-1].stamp - TIME_JUMP:
+            if self._recent and jumped_back(stamp, self._recent[-1].stamp):
                 self._recent.clear()
             self._recent.append(_Arrived(stamp, message))
             while len(self._recent) > KEPT_IMAGES or stamp - self._recent[0].stamp > KEPT_TIME:

@@ -1,6 +1,7 @@
 """A recording put through what the node does with one camera, in this process and without topics."""
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import math
@@ -28,10 +29,11 @@ from sam2_ros.evaluation.stopwatch import PeakMemory, Stopwatch
 from sam2_ros.messages.conversions import to_nanoseconds
 from sam2_ros.msg import Prompt
 from sam2_ros.perception.camera_pipeline import CameraPipeline
+from sam2_ros.perception.frame import Frame
 from sam2_ros.perception.inbox import Inbox
 from sam2_ros.perception.instance_messages import instance_array
-from sam2_ros.perception.load_shedding import LoadShedder
 from sam2_ros.perception.prompt_plan import PromptAnswer, PromptRequest, refuse
+from sam2_ros.perception.worker import step, step_aside
 from sam2_ros.recordings.recording import RecordedPrompt, Recording, RecordingError
 from sam2_ros.runtime.parameters import Parameters
 
@@ -74,7 +76,10 @@ def run(recording: Recording, model: Sam2Model, parameters: Parameters, mode: st
 
 
 class _Replay:
-    """The stream of the recording, what goes in and what comes out."""
+    """A camera whose images and prompts come from a recording, and whose results go into a ``Run``.
+
+    It is served by the worker's own functions (``ServedCamera``), on a clock that is the recording's.
+    """
 
     def __init__(self, recording: Recording, model: Sam2Model, parameters: Parameters, mode: str, rate: float,
                  timer: Callable[[], float], progress: Callable[[int], None]) -> None:
@@ -82,57 +87,61 @@ class _Replay:
         self.watch = Stopwatch(model, timer)
         self.result = Run(recording.name, mode, rate, len(recording.stamps), 0, 0, dict(recording.labels),
                           parameters=asdict(parameters), versions=versions(model))
+        self.closed = False
         self._recording = recording
-        self._parameters = parameters
         self._progress = progress
         self._depth = DepthMailbox(changed) if parameters.use_depth else None
         # the depth of an image is there before the image: there is nothing to wait for
-        self._pipeline = CameraPipeline(StreamTracker(model), replace(parameters, depth_wait=0.0), changed,
-                                        recording.name, _Silence(), self._depth)
-        self._shedder = LoadShedder()
+        chosen = replace(parameters, depth_wait=0.0)
+        if mode == 'lock-step':
+            chosen = replace(chosen, latency_target=0.0)  # there is no latency, and no load to shed
+        self.pipeline = CameraPipeline(StreamTracker(model), chosen, changed, recording.name, _Silence(), self._depth)
         self._asked: dict[PromptRequest, RecordedPrompt] = {}
         self._with_depth: set[int] = set()  # images whose depth the recording has
         self._unused_depth: Counter[str] = Counter()  # reason -> images
         self._arrivals = arrivals(recording)
         self._offered: int | None = None  # index of the image that is to be processed next
+        self._working = contextlib.ExitStack()  # the stage of the stopwatch that lasts until ``publish``
+        self._clock: Callable[[float], int] = round  # from the seconds that the work took to the recording's time, ns
+        self._done = 0  # ns of the recording, when the last work was done
 
     # --- modes
 
     def lock_step(self) -> None:
+        """Process every image in order, each prompt with the image it was drawn on."""
         prompts = deliveries(self._recording)
-        arrival = 0
         for index, arrival in enumerate(self._recording.arrivals):
+            self._clock = lambda seconds, arrival=arrival: arrival
             self._ask(prompts.pop(index, ()))
             self._offer(index)
-            self._serve(lambda seconds, arrival=arrival: arrival)
-            while self._pipeline.has_work_aside():
-                self._work_aside(lambda seconds, arrival=arrival: arrival)
+            self._serve()
+            while self.pipeline.has_work_aside():
+                self._work_aside()
         self._ask([prompt for rest in prompts.values() for prompt in rest])
-        self._end(arrival)
+        self._end()
 
     def real_time(self) -> None:
+        """Process images and prompts as they were recorded, on a clock that advances by the time the work takes."""
         events = [(arrival, self._offer, index) for index, arrival in enumerate(self._recording.arrivals)]
         events += [(prompt.arrival, self._ask, [prompt]) for prompt in self._recording.prompts]
         coming = deque(sorted(events, key=lambda event: event[0]))
-        now = coming[0][0] if coming else 0
-
-        def later(seconds: float) -> int:
-            """The clock of the recording is faster than that of the machine by the rate."""
-            return now + round(seconds * 1e9 * self.result.rate)
+        self._done = coming[0][0] if coming else 0
+        # the clock of the recording is faster than that of the machine by the rate
+        self._clock = lambda seconds: self._done + round(seconds * 1e9 * self.result.rate)
         while True:
-            while coming and coming[0][0] <= now:
+            while coming and coming[0][0] <= self._done:
                 _, deliver, what = coming.popleft()
                 deliver(what)
-            if self._pipeline.waiting_since() is not None:
-                now = self._serve(later)
-            elif not self._pipeline.has_work_aside():
+            if self.pipeline.inbox.waiting_since() is not None:
+                self._serve()
+            elif not self.pipeline.has_work_aside():
                 if not coming:
                     break
-                now = coming[0][0]
+                self._done = coming[0][0]
                 continue
-            if self._pipeline.has_work_aside():
-                now = self._work_aside(later)
-        self._end(now)
+            if self.pipeline.has_work_aside():
+                self._work_aside()
+        self._end()
 
     # --- in
 
@@ -141,7 +150,7 @@ class _Replay:
             # nobody waits on the wall clock: a prompt never expires
             request = PromptRequest(prompt.message, math.inf)
             self._asked[request] = prompt
-            if not self._pipeline.inbox.put_prompt(request):
+            if not self.pipeline.inbox.put_prompt(request):
                 self._answer([refuse(request, f'{Inbox.PROMPT_LIMIT} prompts are waiting already')], prompt.arrival)
 
     def _offer(self, index: int) -> None:
@@ -153,14 +162,14 @@ class _Replay:
             return
         arrived = self._arrivals[index] / 1e9
         depth = self._depth_of(index)
-        if depth is not None:
+        if self._depth is not None and depth is not None:
             self._with_depth.add(index)
             self._depth.put_info(depth[1])
             self._depth.put_depth(depth[0], arrived)
-        if self._pipeline.put_image(message, arrived):
+        if self.pipeline.put_image(message, arrived):
             self._offered = index
         else:
-            self.result.unusable[index] = self._pipeline.skipped.reason
+            self.result.unusable[index] = self.pipeline.skipped.reason
         self._progress(index)
 
     def _depth_of(self, index: int) -> tuple[Image, CameraInfo] | None:
@@ -171,52 +180,57 @@ class _Replay:
             self.result.problems.append(f'depth of image {index} left out: {error}')
             return None
 
-    # --- the worker's part
+    # --- work
 
-    def _serve(self, clock: Callable[[float], int]) -> int:
-        """Process what has come; when that was done, ``clock`` of the seconds it took."""
-        pipeline, (index, self._offered) = self._pipeline, (self._offered, None)
-        with self.watch.stage(TOTAL):
+    def _serve(self) -> None:
+        """Process what has arrived."""
+        with self._working:
+            self._working.enter_context(self.watch.stage(TOTAL))
             with self.watch.stage('decode'):
-                pipeline.take()
-            frame, answers = pipeline.work()
-            if frame is not None:
-                with self.watch.stage('publish'):
-                    serialize_message(instance_array(frame, failures=pipeline.failures))
-        stages = self.watch.take()
-        done = clock(stages[TOTAL])
+                self.pipeline.take()
+            step(self)
+
+    def _work_aside(self) -> None:
+        with self._working:
+            self._working.enter_context(self.watch.stage(ASIDE))
+            step_aside(self)
+
+    def propose_prompts(self) -> None:
+        """Do nothing: the prompts are recorded."""
+
+    def publish(self, frame: Frame | None, answers: list[PromptAnswer]) -> float:
+        """Build the message that the node would publish, and record what came of the image and the prompts."""
         if frame is not None:
-            if not self.result.frames:
-                self.result.height, self.result.width = frame.image.shape[:2]
-            self.result.frames.append(FrameOutput(
-                index, to_nanoseconds(frame.header.stamp), done,
-                {item.id: ObjectOutput.of(item) for item in frame.objects}, stages, frame.dropped,
-                frame.image.shape[:2]))
-            if index in self._with_depth and frame.depth is None:
-                self._unused_depth[self._depth.report.reason] += 1
-            self.result.labels.update({item.id: item.label for item in frame.objects if item.label})
-            self._shed(done - to_nanoseconds(frame.header.stamp), done)
-        elif index is not None and pipeline.skipped.reason:
-            self.result.unusable[index] = pipeline.skipped.reason
-        self._answer(answers, done)
-        return done
+            with self.watch.stage('publish'):
+                serialize_message(instance_array(frame, failures=self.pipeline.failures))
+        self._working.close()  # what follows is not the node's work
+        stages = self.watch.take()
+        aside = ASIDE in stages
+        self._done = self._clock(stages[ASIDE if aside else TOTAL])
+        if not aside:
+            index, self._offered = self._offered, None
+            if frame is not None:
+                self._record(index, frame, stages)
+            elif index is not None and self.pipeline.skipped.reason:
+                self.result.unusable[index] = self.pipeline.skipped.reason
+        self._answer(answers, self._done)
+        return 0.0 if frame is None else (self._done - to_nanoseconds(frame.header.stamp)) / 1e9 / self.result.rate
 
-    def _work_aside(self, clock: Callable[[float], int]) -> int:
-        with self.watch.stage(ASIDE):
-            answers = self._pipeline.work_aside()
-        done = clock(self.watch.take()[ASIDE])
-        self._answer(answers, done)
-        return done
-
-    def _shed(self, latency: int, now: int) -> None:
-        """Do less when the target is missed, as the node does. Lock-step has no latency."""
-        if self.result.mode == 'lock-step':
-            return
-        level = self._shedder.update(latency / 1e9 / self.result.rate, now / 1e9 / self.result.rate,
-                                     self._parameters.latency_target, self._parameters.shed_load)
-        self._pipeline.leave_out(level)
+    def now(self) -> float:
+        """Return the time of the recording in seconds of this machine."""
+        return self._done / 1e9 / self.result.rate
 
     # --- out
+
+    def _record(self, index: int, frame: Frame, stages: dict[str, float]) -> None:
+        if not self.result.frames:
+            self.result.height, self.result.width = frame.image.shape[:2]
+        self.result.frames.append(FrameOutput(
+            index, to_nanoseconds(frame.header.stamp), self._done,
+            {item.id: ObjectOutput.of(item) for item in frame.objects}, stages, frame.dropped, frame.image.shape[:2]))
+        if self._depth is not None and index in self._with_depth and frame.depth is None:
+            self._unused_depth[self._depth.report.reason] += 1
+        self.result.labels.update({item.id: item.label for item in frame.objects if item.label})
 
     def _answer(self, answers: Sequence[PromptAnswer], now: int) -> None:
         for answer in answers:
@@ -227,9 +241,9 @@ class _Replay:
                 answer.id, message.label, answer.accepted, answer.reason,
                 to_nanoseconds(answer.header.stamp) if answer.accepted else None, now))
 
-    def _end(self, now: int) -> None:
-        self._answer(self._pipeline.drain(ENDED), now)
-        self.result.failures = self._pipeline.failures.totals()
+    def _end(self) -> None:
+        self._answer(self.pipeline.drain(ENDED), self._done)
+        self.result.failures = self.pipeline.failures.totals()
         self.result.problems += [f'depth not used in {count} of {len(self._with_depth)} images: {reason}'
                                  for reason, count in self._unused_depth.most_common(REASONS)]
 

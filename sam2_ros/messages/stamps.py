@@ -9,6 +9,11 @@ RECENT = 16  # number of images whose stamps are compared with a new stamp
 MOST_SKIPPED = 5  # images in a row that may be skipped; then the stamps of the camera are used as they are
 
 
+def jumped_back(stamp: int, before: int) -> bool:
+    """Return whether the clock has jumped back from ``before`` to ``stamp``, ns."""
+    return stamp < before - TIME_JUMP
+
+
 class StampWatch:
     """Filter that judges stamps in the order of their arrival.
 
@@ -38,7 +43,7 @@ class StampWatch:
             return self._use(stamp, now)
         ahead = stamp - now - max(self._offsets)
         allowed = TIME_JUMP + 2 * round(statistics.median(self._leads or (0,)))
-        if stamp >= self._last - TIME_JUMP and ahead <= allowed:
+        if not jumped_back(stamp, self._last) and ahead <= allowed:
             self._leads.append(max(0, ahead))
             return self._use(stamp, now)
         if self._continues(self._last, stamp, now, allowed) or self._skipped >= MOST_SKIPPED:

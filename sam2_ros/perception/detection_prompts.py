@@ -14,7 +14,7 @@ from std_msgs.msg import Header
 
 from sam2_ros.depth.calibration import same_frame
 from sam2_ros.messages.conversions import to_nanoseconds, to_roi
-from sam2_ros.messages.stamps import TIME_JUMP
+from sam2_ros.messages.stamps import jumped_back
 from sam2_ros.msg import Prompt
 from sam2_ros.perception.frame import Frame
 from sam2_ros.perception.prompt_plan import PromptAnswer
@@ -142,7 +142,8 @@ class RecentBoxes:
         self._newest = [Known(item.id, item.label, item.box is not None, item.box) for item in frame.objects]
         if stamp:
             oldest = stamp - seconds * 1e9
-            self._boxes = {when: boxes for when, boxes in self._boxes.items() if oldest <= when <= stamp + TIME_JUMP}
+            self._boxes = {when: boxes for when, boxes in self._boxes.items()
+                           if oldest <= when and not jumped_back(stamp, when)}
             self._put(stamp, {item.id: item.box for item in frame.objects})
 
     def add(self, stamp: int, object_id: int, box: Box | None) -> None:

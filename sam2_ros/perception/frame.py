@@ -29,6 +29,11 @@ class TrackedObject:
     mask: np.ndarray | None = None  # bool (H, W); None: not visible
     shape: OrientedBox | None = None  # where it is, metres; None: not visible or no depth
 
+    @property
+    def region(self) -> tuple[tuple[int, int, int, int], np.ndarray] | None:
+        """Box and mask; None if the object is not visible."""
+        return None if self.box is None or self.mask is None else (self.box, self.mask)
+
 
 def sighting(object_id: int, label: str, mask: np.ndarray, score: float, visibility: float,
              stamp: Time) -> TrackedObject:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sensor_msgs.msg import CompressedImage, Image
 
 from sam2_ros.messages.conversions import to_nanoseconds
-from sam2_ros.messages.stamps import TIME_JUMP
+from sam2_ros.messages.stamps import jumped_back
 
 MAX_IMAGES = 4096  # stamps may hardly advance, and images may be small: neither time nor bytes bound their number then
 NEAREST = 100_000_000  # ns between the stamp of a prompt and that of the image that stands in for one that was lost
@@ -58,7 +58,7 @@ class ImageHistory:
         stamp = to_nanoseconds(message.header.stamp)
         with self._lock:
             self._max_bytes = max_bytes
-            if self._images and stamp < self._images[-1].stamp - TIME_JUMP:
+            if self._images and jumped_back(stamp, self._images[-1].stamp):
                 self._clear()
             self._why_empty = 'history_seconds, history_bytes'
             if not stamp:

@@ -1,8 +1,9 @@
-"""Where the receiving thread leaves images, prompts and questions for the worker."""
+"""Images, prompts and queries that the receiving thread leaves for the worker."""
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Collection
 
 from sensor_msgs.msg import CompressedImage, Image
 
@@ -11,7 +12,11 @@ from sam2_ros.perception.single_image import MAX_QUERIES, Query
 
 
 class Inbox:
-    """The newest image, and what waits in order. A newer image replaces an older, which is counted as dropped."""
+    """Newest image of one camera, and its prompts and queries in order. Any thread may use it.
+
+    A newer image replaces an older one, which is counted as dropped. Prompts stay until the worker removes them: one
+    that has to wait for an image keeps its place.
+    """
 
     PROMPT_LIMIT = 100
 
@@ -19,20 +24,21 @@ class Inbox:
         """``changed`` is notified of each arrival, and guards the content."""
         self._changed = changed
         self._image: Image | CompressedImage | None = None
-        self._since: float | None = None  # seconds, time.monotonic(): from when on something has been waiting
+        self._since: float | None = None  # seconds, time.monotonic(): first arrival that the worker has not seen
         self._dropped = 0
         self._prompts: list[PromptRequest] = []
         self._queries: list[Query] = []
-        self._news = False
+        self._news = False  # something other than an image has arrived since the worker looked
 
     def put_image(self, message: Image | CompressedImage) -> None:
+        """Store an image in the place of the one before."""
         with self._changed:
             self._dropped += self._image is not None
             self._image = message
             self._arrived()
 
     def put_prompt(self, request: PromptRequest) -> bool:
-        """False when too many are waiting already."""
+        """Append a prompt; return False if too many are waiting already."""
         with self._changed:
             if len(self._prompts) >= self.PROMPT_LIMIT:
                 return False
@@ -42,7 +48,7 @@ class Inbox:
             return True
 
     def put_query(self, query: Query) -> bool:
-        """False when too many are waiting already."""
+        """Append a query; return False if too many are waiting already."""
         with self._changed:
             if len(self._queries) >= MAX_QUERIES:
                 return False
@@ -52,7 +58,7 @@ class Inbox:
             return True
 
     def notify(self) -> None:
-        """Have the worker look: something has come that is kept elsewhere."""
+        """Wake the worker for something that has arrived elsewhere."""
         with self._changed:
             self._news = True
             self._arrived()
@@ -64,45 +70,47 @@ class Inbox:
 
     @property
     def prompts(self) -> list[PromptRequest]:
-        """The prompts that wait."""
+        """The prompts in the inbox."""
         with self._changed:
             return list(self._prompts)
 
     def waiting_since(self) -> float | None:
-        """When the first thing arrived that the worker has not looked at, seconds, time.monotonic(); None: nothing."""
+        """Return the time of the first arrival that the worker has not seen, seconds of time.monotonic(), or None."""
         with self._changed:
             return self._since if self._image is not None or self._news else None
 
     def oldest_prompt(self) -> float | None:
-        """When the first waiting prompt was received, seconds, time.monotonic()."""
+        """Return the time at which the first of the prompts was received, seconds of time.monotonic(), or None."""
         with self._changed:
             return min((request.received for request in self._prompts), default=None)
 
     def take_image(self) -> Image | CompressedImage | None:
+        """Take the image out; None if there is none."""
         with self._changed:
             message, self._image = self._image, None
             self._since = time.monotonic() if self._news else None
             return message
 
-    def take_requests(self) -> tuple[list[PromptRequest], list[Query]]:
-        """The prompts and the questions that wait."""
+    def look(self) -> tuple[list[PromptRequest], list[Query]]:
+        """Return the prompts, which stay in the inbox, and take the queries out."""
         with self._changed:
-            taken = self._prompts, self._queries
-            self._prompts, self._queries, self._news = [], [], False
+            queries, self._queries, self._news = self._queries, [], False
             if self._image is None:
                 self._since = None
-            return taken
+            return list(self._prompts), queries
 
-    def return_prompts(self, requests: list[PromptRequest]) -> None:
-        """Put back what has to wait for an image, before what arrived meanwhile."""
+    def remove(self, requests: Collection[PromptRequest]) -> None:
+        """Take these prompts out."""
         with self._changed:
-            self._prompts = requests + self._prompts
+            self._prompts = [request for request in self._prompts if request not in requests]
 
     def count_dropped(self) -> None:
+        """Count one more dropped image."""
         with self._changed:
             self._dropped += 1
 
     def take_dropped(self) -> int:
+        """Return the number of images dropped since the last call."""
         with self._changed:
             dropped, self._dropped = self._dropped, 0
             return dropped

@@ -1,139 +1,161 @@
-"""Objects prompted on an image that is old by now, on their way through the images since to the newest one."""
+"""Late prompts of one camera, worked off in slices between its live images."""
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 
-from sam2_core import StreamTracker
-from sam2_ros.messages.conversions import to_rgb
+from sam2_core import ObjectResult, PromptError
+from sam2_ros.messages.conversions import ImageError
+from sam2_ros.perception.catch_up import CatchUp
+from sam2_ros.perception.frame import sighting
 from sam2_ros.perception.image_history import ImageHistory, StoredImage
-from sam2_ros.perception.object_steps import TrackingStep, take_step
-from sam2_ros.perception.prompt_plan import Batch, PromptRequest
+from sam2_ros.perception.object_states import probability, unit
+from sam2_ros.perception.prompt_plan import PromptAnswer, PromptRequest, refuse
+from sam2_ros.perception.skipped_images import SkippedImages
+from sam2_ros.perception.tracked_objects import TrackedObjects
+from sam2_ros.runtime.failures import Failures, describe
 
 MAX_UNDER_WAY = 8  # past images with prompts
 
 
-@dataclass(eq=False)
-class CatchUp:
-    """The prompts drawn on one past image, and the tracker of their own in which their objects come to now."""
-
-    past: StoredImage
-    image: np.ndarray  # uint8 RGB (H, W, 3)
-    batch: Batch = field(default_factory=Batch)
-    waiting: dict[int, list[PromptRequest]] = field(default_factory=dict)  # by object; until the prompts are applied
-    corrected: set[int] = field(default_factory=set)  # those of the objects that the live tracker has
-    tracker: StreamTracker | None = None  # None: not begun
-    stamp: int = 0  # ns, of the last image gone through
-    images_left: int = 0
-    seen: list[int] = field(default_factory=list)  # stamps of the images that the tracker has processed, ns
-
-    def next_image(self, history: ImageHistory, live_stamp: int) -> StoredImage | None:
-        """The image to go on with; None when the next live one can follow.
-
-        As many of those up to ``live_stamp`` as are allowed, spread evenly; chosen anew each time, because the stream
-        goes on meanwhile.
-        """
-        rest = history.between(self.stamp, live_stamp) if self.images_left else []
-        return rest[math.ceil(len(rest) / self.images_left) - 1] if rest else None
-
-
 class LatePrompts:
-    """What one camera has under way. One image of it at a time, so that live objects wait for no more than that."""
+    """The catch-ups of one camera. A slice of work is one image, so that live objects wait for no more than that."""
 
-    def __init__(self) -> None:
-        self._under_way: list[CatchUp] = []  # who is next comes first
+    def __init__(self, history: ImageHistory, objects: TrackedObjects, failures: Failures,
+                 skipped: SkippedImages) -> None:
+        """``objects`` are the live ones, which the others join in the end."""
+        self._history = history
+        self._objects = objects
+        self._failures = failures
+        self._skipped = skipped
+        self._under_way: list[CatchUp] = []  # the next one to work on comes first
 
     @property
     def requests(self) -> list[PromptRequest]:
-        """The requests that have not been answered."""
-        return [request for late in self._under_way for requests in late.waiting.values() for request in requests]
+        """Requests that have not been answered."""
+        return [request for one in self._under_way for requests in one.waiting.values() for request in requests]
 
     @property
     def object_ids(self) -> set[int]:
-        return {object_id for late in self._under_way for object_id in late.batch.prompts}
+        """Objects on their way to the live images."""
+        return {object_id for one in self._under_way for object_id in one.batch.prompts}
 
-    def place(self, past: StoredImage, decode: Callable[[], np.ndarray]) -> CatchUp | None:
-        """Where a prompt drawn on this image belongs; None when there is no room for one more image."""
-        for late in self._under_way:
-            if late.past.stamp == past.stamp and late.tracker is None:
-                return late
-        return CatchUp(past, decode()) if len(self._under_way) < MAX_UNDER_WAY else None
+    # --- prompts
 
-    def awaits(self, past: StoredImage, object_id: int) -> bool:
-        """Whether the object is prompted on this image, and its prompts have not been applied yet."""
-        return any(late.past.stamp == past.stamp and late.tracker is None and object_id in late.batch.prompts
-                   for late in self._under_way)
+    def place(self, stored: StoredImage, decode: Callable[[], np.ndarray]) -> CatchUp | None:
+        """Return the catch-up for a prompt drawn on this image, or None if too many are under way for a new one."""
+        for one in self._under_way:
+            if one.past.stamp == stored.stamp and one.tracker is None:
+                return one
+        return CatchUp(stored, decode()) if len(self._under_way) < MAX_UNDER_WAY else None
 
-    def add(self, late: CatchUp, object_id: int, request: PromptRequest, corrected: bool) -> None:
-        """A prompt has been put into the batch of ``late``. ``corrected``: the live tracker has the object."""
-        late.waiting.setdefault(object_id, []).append(request)
+    def awaits(self, stored: StoredImage, object_id: int) -> bool:
+        """Return whether prompts for this object on this image are still to be applied."""
+        return any(one.past.stamp == stored.stamp and one.tracker is None and object_id in one.batch.prompts
+                   for one in self._under_way)
+
+    def add(self, one: CatchUp, object_id: int, request: PromptRequest, corrected: bool) -> None:
+        """Register a prompt that has been put into the batch of a catch-up.
+
+        corrected: The live tracker has the object, which the prompt corrects.
+        """
+        one.waiting.setdefault(object_id, []).append(request)
         if corrected:
-            late.corrected.add(object_id)
-        if late not in self._under_way:
-            self._under_way.append(late)
+            one.corrected.add(object_id)
+        if one not in self._under_way:
+            self._under_way.append(one)
 
     def cancel(self, object_id: int) -> list[PromptRequest]:
-        """Stop an object; the requests that have not been answered."""
-        unanswered = []
-        for late in self._under_way:
-            if object_id in late.batch.prompts:
-                late.batch.drop(object_id)
-                late.corrected.discard(object_id)
-                unanswered += late.waiting.pop(object_id, [])
-                if late.tracker is not None and object_id in late.tracker.object_ids:
-                    late.tracker.remove(object_id)
-        self._under_way = [late for late in self._under_way if late.batch.prompts]
+        """Stop an object; return its requests that have not been answered."""
+        unanswered = [request for one in self._under_way for request in one.cancel(object_id)]
+        self._under_way = [one for one in self._under_way if one.batch.prompts]
         return unanswered
 
-    def next(self, history: ImageHistory, live_stamp: int) -> tuple[CatchUp, StoredImage] | None:
-        """Whose turn it is, and with which image."""
-        for late in self._under_way:
-            past = late.past if late.tracker is None else late.next_image(history, live_stamp)
-            if past is not None:
-                return late, past
+    def cancel_all(self) -> list[PromptRequest]:
+        """Stop all objects; return the requests that have not been answered."""
+        return [request for object_id in self.object_ids for request in self.cancel(object_id)]
+
+    # --- slices
+
+    def next(self, live_stamp: int) -> tuple[CatchUp, StoredImage] | None:
+        """Return the next slice: a catch-up and the image to process. None if nothing is left to do."""
+        for one in self._under_way:
+            stored = one.past if one.tracker is None else one.next_image(self._history, live_stamp)
+            if stored is not None:
+                return one, stored
         return None
 
-    def begin(self, late: CatchUp, live: StreamTracker, frames_back: int, images: int) -> TrackingStep:
-        """Apply the prompts of this one; then it is the turn of the others.
+    def advance(self, one: CatchUp, stored: StoredImage, images: int) -> list[PromptAnswer]:
+        """Process a slice and put its catch-up at the end of the queue; return the answers to its prompts.
 
-        frames_back: steps of the live tracker from that image on. images: how many to go through until now. What
-        fails for all objects is raised.
+        images: Number of images that a catch-up may replay.
         """
-        self._to_the_end(late)
-        late.tracker = live.fork(late.corrected, frames_back)
-        late.stamp, late.images_left = late.past.stamp, images
-        step = take_step(late.tracker, late.image, late.batch.prompts)
-        late.seen.append(late.past.stamp)
-        return step
+        self._under_way.remove(one)
+        self._under_way.append(one)
+        if one.tracker is None:
+            return self._begin(one, images)
+        try:
+            step = one.go_on(stored)
+        except ImageError as error:
+            self._skipped.skip(str(error))
+        except Exception as error:
+            self._skipped.fail(error)  # the objects were accepted: they go on without this image
+        else:
+            for object_id, missed in step.missed.items():
+                self._failures.report('late prompt', missed, f'object {object_id}')
+        return []
 
-    def go_on(self, late: CatchUp, past: StoredImage) -> TrackingStep:
-        """Take this one through an image; then it is the turn of the others.
+    def _begin(self, one: CatchUp, images: int) -> list[PromptAnswer]:
+        requests = [(object_id, request) for object_id, requests in one.waiting.items() for request in requests]
+        try:
+            step = one.begin(self._objects.fork(one.corrected, one.past.stamp), images)
+            answers = self._answers(one, requests, step.results, {
+                object_id: self._reason(object_id, error) for object_id, error in step.refused.items()})
+        except Exception as error:
+            if one in self._under_way:
+                self._under_way.remove(one)
+            reason = self._skipped.fail(error)
+            return [refuse(request, reason) for _, request in requests]
+        one.waiting.clear()
+        for object_id in step.refused:
+            self.cancel(object_id)
+        return answers
 
-        What fails for all objects is raised (ImageError for an image that cannot be used), and the image is passed
-        over.
+    def _answers(self, one: CatchUp, requests: list[tuple[int, PromptRequest]], results: dict[int, ObjectResult],
+                 refused: dict[int, str]) -> list[PromptAnswer]:
+        header, answers = one.past.message.header, []
+        for object_id, request in requests:
+            if object_id in refused:
+                answers.append(refuse(request, refused[object_id]))
+                continue
+            found = results[object_id]
+            label = one.batch.labels.get(object_id)
+            item = sighting(object_id, self._objects.states.label(object_id) if label is None else label, found.mask,
+                            unit(found.iou), probability(found.object_score), header.stamp)
+            answers.append(PromptAnswer(request, object_id, header, item=item))
+        return answers
+
+    def _reason(self, object_id: int, error: Exception) -> str:
+        if isinstance(error, PromptError):
+            return str(error)
+        self._failures.report('late prompt', error, f'object {object_id}')
+        return f'the model failed for this object: {describe(error)}'
+
+    # --- the end of the way
+
+    def join(self, live_stamp: int | None) -> set[int]:
+        """Let objects that have reached the live images join them; return their ids.
+
+        live_stamp: Stamp of the last live image, ns. None lets all join that have begun, wherever they are.
         """
-        self._to_the_end(late)
-        late.images_left -= 1
-        late.stamp = past.stamp
-        step = take_step(late.tracker, to_rgb(past.message), {})
-        late.seen.append(past.stamp)
-        return step
+        run = self._failures.run
+        arrived = run('late prompts', self.take_arrived, live_stamp, default=[])
+        return {object_id for one in arrived for object_id in run('late prompts', self._objects.join, one, default=())}
 
-    def _to_the_end(self, late: CatchUp) -> None:
-        self._under_way.remove(late)
-        self._under_way.append(late)
-
-    def drop(self, late: CatchUp) -> None:
-        """Give up this one, if it is under way."""
-        if late in self._under_way:
-            self._under_way.remove(late)
-
-    def take_arrived(self, history: ImageHistory, live_stamp: int | None) -> list[CatchUp]:
-        """Those that can join before the next live image; None: all that have begun, wherever they are."""
-        arrived = [late for late in self._under_way if late.tracker is not None
-                   and (live_stamp is None or late.next_image(history, live_stamp) is None)]
-        self._under_way = [late for late in self._under_way if late not in arrived]
+    def take_arrived(self, live_stamp: int | None) -> list[CatchUp]:
+        """Take out the catch-ups that ``join`` is about."""
+        arrived = [one for one in self._under_way if one.tracker is not None
+                   and (live_stamp is None or one.next_image(self._history, live_stamp) is None)]
+        self._under_way = [one for one in self._under_way if one not in arrived]
         return arrived

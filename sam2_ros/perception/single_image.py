@@ -1,4 +1,4 @@
-"""Questions about a single image. They are worked off in slices, between the images of the stream."""
+"""Queries: ``segment_image`` and ``segment_all``, worked off in slices between the live images."""
 from __future__ import annotations
 
 import time
@@ -10,7 +10,7 @@ import numpy as np
 from sensor_msgs.msg import CompressedImage, Image
 
 from sam2_core import ImageSegmenter, PromptError
-from sam2_core.automatic_masks import Filters
+from sam2_core.automatic_masks import Filters, Search
 from sam2_core.finite import not_finite_error
 from sam2_ros.depth.surface import DepthFrame, measure
 from sam2_ros.messages.conversions import to_nanoseconds, to_rgb
@@ -25,31 +25,34 @@ from sam2_ros.srv import SegmentAll, SegmentImage
 
 PROMPTS_PER_SLICE = 4
 CLICKS_PER_SLICE = 16
-MAX_QUERIES = 10  # that wait, or are being worked on
-TOO_MANY = f'{MAX_QUERIES} questions are waiting already: ask more slowly'
-MAX_PROMPTS = 256  # of a question: each mask is kept in full until all are done
+MAX_QUERIES = 10  # waiting or being worked on
+TOO_MANY = f'{MAX_QUERIES} queries are waiting already: send them more slowly'
+MAX_PROMPTS = 256  # of one query: each mask is stored in full until all are done
 POINTS_PER_SIDE = 32
 MAX_POINTS_PER_SIDE = 128
 
 
 @dataclass(frozen=True, eq=False)
 class QueryResult:
-    """The objects of one picture."""
+    """Objects found in one image."""
 
-    picture: CameraImage
+    image: CameraImage
     objects: list[TrackedObject]
-    complete: bool = True
+    complete: bool = True  # False: the time limit was reached first
 
 
 class Unanswerable(ValueError):
-    """A question that cannot be answered; the text names the value and the cure."""
+    """A query that cannot be answered. The text names the value and the cure."""
+
+
+Reply = Callable[[QueryResult | str], None]
 
 
 class SegmentImageQuery:
-    """~/segment_image: what a few prompts mean in one image."""
+    """Call of ``~/segment_image``: prompts for one image, without tracking."""
 
-    def __init__(self, request: SegmentImage.Request, reply: Callable[[QueryResult | str], None]) -> None:
-        """``reply`` is given what was found, or the reason why nothing could be."""
+    def __init__(self, request: SegmentImage.Request, reply: Reply) -> None:
+        """``reply`` is called once, with the result or with the reason why there is none."""
         self.received = time.monotonic()
         self.reply = _once(reply)
         self._request = request
@@ -61,8 +64,8 @@ class SegmentImageQuery:
         """Whether the call has an image of its own."""
         return has_image(self._request.image)
 
-    def find_picture(self, newest: CameraImage | None, history: ImageHistory) -> CameraImage | None:
-        """The image that is meant; None: it may still come. Unanswerable when it cannot be used."""
+    def find_image(self, newest: CameraImage | None, history: ImageHistory) -> CameraImage | None:
+        """Return the image of the query, or None if it may still arrive. Raises Unanswerable if it cannot be used."""
         prompts = self._request.prompts
         if not prompts:
             raise Unanswerable('no prompts: give at least one')
@@ -70,7 +73,7 @@ class SegmentImageQuery:
             raise Unanswerable(f'{len(prompts)} prompts: ask at most {MAX_PROMPTS} at a time')
         stamp = to_nanoseconds(prompts[0].header.stamp)
         if self.brings_image:
-            return _given(self._request.image)
+            return _decoded(self._request.image)
         for number, prompt in enumerate(prompts[1:], 2):
             other = to_nanoseconds(prompt.header.stamp)
             if other not in (0, stamp):
@@ -79,19 +82,19 @@ class SegmentImageQuery:
         if not stamp or newest is None or to_nanoseconds(newest.header.stamp) == stamp:
             return newest
         try:
-            return _given(history.at(stamp).message)
+            return _decoded(history.at(stamp).message)
         except NotStored as error:
             raise Unanswerable(f'prompt 1: {error}') from None
 
-    def advance(self, picture: CameraImage, segmenter: ImageSegmenter) -> QueryResult | None:
-        """A slice of the work; what was found once all is done. Unanswerable for a prompt that cannot be used."""
-        encoded = picture.encode(segmenter)
+    def advance(self, image: CameraImage, segmenter: ImageSegmenter) -> QueryResult | None:
+        """Work on a slice; return the result once all is done. Raises Unanswerable if a prompt cannot be used."""
+        encoded = image.encode(segmenter)
         for message in self._request.prompts[self._done:self._done + PROMPTS_PER_SLICE]:
             self._done += 1
             object_id = message.id or self._done
             try:
                 if not self.brings_image:
-                    check_frame(message, picture.header)
+                    check_frame(message, image.header)
                 found = segmenter.segment(encoded, to_prompt(message, object_id), self._request.multimask)
             except PromptError as error:
                 raise Unanswerable(f'prompt {self._done}: {error}') from None
@@ -100,29 +103,32 @@ class SegmentImageQuery:
                 raise not_finite_error(*scores)
             for index in np.argsort(-found.scores, kind='stable'):
                 self._objects.append(sighting(object_id, message.label, found.masks[index], unit(found.scores[index]),
-                                           probability(found.object_score), picture.header.stamp))
-        return QueryResult(picture, self._objects) if self._done >= len(self._request.prompts) else None
+                                              probability(found.object_score), image.header.stamp))
+        return QueryResult(image, self._objects) if self._done >= len(self._request.prompts) else None
 
 
 class SegmentAllQuery:
-    """~/segment_all: everything in one image."""
+    """Call of ``~/segment_all``: every mask in one image."""
 
-    def __init__(self, request: SegmentAll.Request, reply: Callable[[QueryResult | str], None],
-                 time_limit: float) -> None:
-        """``time_limit``: seconds, when the request does not say. ``reply``: as for SegmentImageQuery."""
+    def __init__(self, request: SegmentAll.Request, reply: Reply, time_limit: float) -> None:
+        """``reply`` is called once; ``time_limit`` in seconds holds unless the request has its own."""
         self.received = time.monotonic()
         self.reply = _once(reply)
         self._request = request
         self._time_limit = request.time_limit or time_limit
-        self._search = None
+        self._search: Search | None = None  # None: not begun
+        self._deadline = 0.0  # seconds, time.monotonic()
 
     @property
     def brings_image(self) -> bool:
         """Whether the call has an image of its own."""
         return has_image(self._request.image)
 
-    def find_picture(self, newest: CameraImage | None, history: ImageHistory) -> CameraImage | None:
-        """The image that is meant; None: it may still come. Unanswerable when it, or the request, cannot be used."""
+    def find_image(self, newest: CameraImage | None, history: ImageHistory) -> CameraImage | None:
+        """Return the image of the query, or None if it may still arrive.
+
+        Raises Unanswerable if the image or the request cannot be used.
+        """
         request = self._request
         if request.points_per_side > MAX_POINTS_PER_SIDE:
             raise Unanswerable(f'points_per_side {request.points_per_side}: must be at most {MAX_POINTS_PER_SIDE}')
@@ -131,132 +137,143 @@ class SegmentAllQuery:
                 raise Unanswerable(f'{name} {getattr(request, name):g}: must lie between 0 and 1')
         if not 0 < self._time_limit < float('inf'):
             raise Unanswerable(f'time_limit {request.time_limit:g}: must be positive')
-        return _given(request.image) if self.brings_image else newest
+        return _decoded(request.image) if self.brings_image else newest
 
-    def advance(self, picture: CameraImage, segmenter: ImageSegmenter) -> QueryResult | None:
-        """A slice of the work; what was found once all is done or the time is over."""
+    def advance(self, image: CameraImage, segmenter: ImageSegmenter) -> QueryResult | None:
+        """Work on a slice; return the result once all is done or the time is over."""
         request = self._request
         if self._search is None:
             self._deadline = time.monotonic() + self._time_limit
             filters = Filters(min_area=request.min_area)
             filters = replace(filters, min_iou=request.min_score or filters.min_iou,
                               min_stability=request.min_stability or filters.min_stability)
-            self._search = segmenter.search(picture.encode(segmenter), request.points_per_side or POINTS_PER_SIDE,
+            self._search = segmenter.search(image.encode(segmenter), request.points_per_side or POINTS_PER_SIDE,
                                             filters, CLICKS_PER_SLICE)
         self._search.advance()
         if not self._search.complete and time.monotonic() < self._deadline:
             return None
         masks = self._search.masks()[:request.max_masks or None]
-        return QueryResult(picture, [
-            sighting(number, '', found.mask, unit(found.iou), 1.0, picture.header.stamp)
+        return QueryResult(image, [
+            sighting(number, '', found.mask, unit(found.iou), 1.0, image.header.stamp)
             for number, found in enumerate(masks, 1)], self._search.complete)
 
 
 Query = SegmentImageQuery | SegmentAllQuery
 
 
-def _once(reply: Callable[[QueryResult | str], None]) -> Callable[[QueryResult | str], None]:
-    """Return ``reply``, but for the first call only: a question has one answer."""
+def _once(reply: Reply) -> Reply:
+    """Return a function that passes on its first call only: a query has one answer."""
     waiting = [reply]
 
-    def answer(found: QueryResult | str) -> None:
+    def answer(result: QueryResult | str) -> None:
         if waiting:
-            waiting.pop()(found)
+            waiting.pop()(result)
     return answer
 
 
-def _given(message: Image | CompressedImage) -> CameraImage:
+def _decoded(message: Image | CompressedImage) -> CameraImage:
     try:
         return CameraImage(message.header, to_rgb(message))
-    except Exception as error:  # also what a decoder may raise that is not ours: whoever asks has to be told
+    except Exception as error:  # also from a decoder that is not ours: the query has to be answered
         raise Unanswerable(f'image: {error}') from None
 
 
 class Queries:
-    """The questions to one camera that are being worked on, one slice of one of them at a time."""
+    """Queries to one camera that the worker has taken. A slice of work belongs to one of them; they take turns."""
 
     def __init__(self, segmenter: ImageSegmenter, history: ImageHistory, failures: Failures, skipped: SkippedImages,
                  find_depth: Callable[[CameraImage], DepthFrame | None]) -> None:
-        """``find_depth`` returns the depth of a past image of the camera, if it is still there."""
+        """``find_depth`` returns the depth of an image of the history, or None if it is no longer stored."""
         self._find_depth = find_depth
         self._segmenter = segmenter
         self._failures = failures
         self._skipped = skipped
         self._history = history
         self._waiting: list[Query] = []  # for an image
-        self._open: deque[tuple[Query, CameraImage]] = deque()  # who is next comes first
+        self._open: deque[tuple[Query, CameraImage]] = deque()  # the next one to work on comes first
 
-    def add(self, calls: Iterable[Query], newest: CameraImage | None, timeout: float) -> None:
-        """Take new questions, and look whether there is an image for those that wait for one.
-
-        newest: the last image of the camera. timeout: seconds until a question without an image is given up.
-        """
-        calls, self._waiting = [*self._waiting, *calls], []
-        for call in calls:
-            if len(self._open) + len(self._waiting) >= MAX_QUERIES:
-                call.reply(TOO_MANY)
-                continue
-            try:
-                picture = call.find_picture(newest, self._history)
-            except Unanswerable as error:
-                call.reply(str(error))
-                continue
-            except Exception as error:
-                call.reply(f'the question cannot be answered: {self._failures.report("question", error)}')
-                continue
-            if picture is not None:
-                if picture.depth is None and not call.brings_image:
-                    picture.depth = self._failures.run('depth', self._find_depth, picture)
-                self._open.append((call, picture))
-            elif call.received + timeout > time.monotonic():
-                self._waiting.append(call)
-            else:
-                call.reply(self._skipped.why_no_image(timeout))
+    def __bool__(self) -> bool:
+        """Return whether a query can be worked on."""
+        return bool(self._open)
 
     @property
     def oldest_waiting(self) -> float | None:
-        """When the first question was received that waits for an image, seconds, time.monotonic()."""
-        return min((call.received for call in self._waiting), default=None)
+        """Time at which the first query that waits for an image was received, seconds of time.monotonic(), or None."""
+        return min((query.received for query in self._waiting), default=None)
 
-    def __bool__(self) -> bool:
-        """Whether there is something to work on."""
-        return bool(self._open)
+    def submit(self, queries: list[Query], newest: CameraImage | None, timeout: float) -> None:
+        """Add queries; if that fails, answer those that have been lost."""
+        try:
+            self.add(queries, newest, timeout)
+        except Exception as error:
+            reason = f'the query cannot be answered: {self._failures.report("query", error)}'
+            held = {*self._waiting, *(query for query, _ in self._open)}
+            for query in queries:
+                if query not in held:
+                    query.reply(reason)
+
+    def add(self, queries: Iterable[Query], newest: CameraImage | None, timeout: float) -> None:
+        """Find the image of new queries, and of those that still wait for theirs.
+
+        Args:
+            queries: New queries.
+            newest: Last processed image of the camera.
+            timeout: Seconds until a query without an image is refused.
+        """
+        queries, self._waiting = [*self._waiting, *queries], []
+        for query in queries:
+            if len(self._open) + len(self._waiting) >= MAX_QUERIES:
+                query.reply(TOO_MANY)
+                continue
+            try:
+                image = query.find_image(newest, self._history)
+            except Unanswerable as error:
+                query.reply(str(error))
+                continue
+            except Exception as error:
+                query.reply(f'the query cannot be answered: {self._failures.report("query", error)}')
+                continue
+            if image is not None:
+                if image.depth is None and not query.brings_image:
+                    image.depth = self._failures.run('depth', self._find_depth, image)
+                self._open.append((query, image))
+            elif query.received + timeout > time.monotonic():
+                self._waiting.append(query)
+            else:
+                query.reply(self._skipped.why_no_image(timeout))
 
     def advance(self, edge_erosion: int) -> None:
-        """Work on the question whose turn it is."""
-        call, picture = self._open.popleft()
+        """Work on a slice of the next query."""
+        query, image = self._open.popleft()
         try:
-            found = call.advance(picture, self._segmenter)
+            result = query.advance(image, self._segmenter)
         except Unanswerable as error:
-            call.reply(str(error))
+            query.reply(str(error))
         except Exception as error:
-            call.reply(f'the model failed on this image: {self._failures.report("question", error)}')
+            query.reply(f'the model failed on this image: {self._failures.report("query", error)}')
         else:
-            if found is None:
-                self._open.append((call, picture))
+            if result is None:
+                self._open.append((query, image))
             else:
-                call.reply(self._failures.run('position', _placed, found, edge_erosion, default=found))
-
-    def lose(self, calls: Iterable[Query], reason: str) -> None:
-        """Answer those of these that are neither waiting nor being worked on."""
-        held = {*self._waiting, *(call for call, _ in self._open)}
-        for call in calls:
-            if call not in held:
-                call.reply(reason)
+                query.reply(self._failures.run('position', _located, result, edge_erosion, default=result))
 
     def refuse(self, reason: str) -> None:
-        """Give up all of them."""
-        for call in (*self._waiting, *(call for call, _ in self._open)):
-            call.reply(reason)
+        """Refuse all queries."""
+        for query in (*self._waiting, *(query for query, _ in self._open)):
+            query.reply(reason)
         self._waiting.clear()
         self._open.clear()
 
 
-def _placed(found: QueryResult, edge_erosion: int) -> QueryResult:
-    """With where the objects are, when the depth of the picture is known."""
-    depth = found.picture.depth
+def _located(result: QueryResult, edge_erosion: int) -> QueryResult:
+    """Return a result with the oriented boxes of its objects, if its image has depth."""
+    depth = result.image.depth
     if depth is None:
-        return found
-    return replace(found, objects=[
-        item if item.box is None else replace(item, shape=measure(depth, item.mask, item.box, edge_erosion, None))
-        for item in found.objects])
+        return result
+    objects = []
+    for item in result.objects:
+        if item.region is not None:
+            box, mask = item.region
+            item = replace(item, shape=measure(depth, mask, box, edge_erosion, None))
+        objects.append(item)
+    return replace(result, objects=objects)

@@ -19,5 +19,5 @@ def make(model):
     """A pipeline without topics, for images of the topic /camera/image_raw."""
     def pipeline(tracker: StreamTracker | None = None, **parameters) -> CameraPipeline:
         return CameraPipeline(tracker or StreamTracker(model), Parameters(**parameters), threading.Condition(),
-                      '/camera/image_raw', rclpy.logging.get_logger('test'))
+                              '/camera/image_raw', rclpy.logging.get_logger('test'))
     return pipeline

@@ -17,7 +17,6 @@ from sam2_ros.depth.surface import DepthFrame, measure, object_points
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import Prompt
 from sam2_ros.perception.camera_pipeline import CameraPipeline
-from sam2_ros.perception.meter import Meter
 from sam2_ros.perception.prompt_plan import PromptRequest
 from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.topics.point_prompts import project
@@ -105,7 +104,6 @@ def test_an_object_beyond_the_lens_model_has_no_depth_and_diagnostics_say_why(mo
     depths = DepthMailbox(threading.Condition())
     pipeline = CameraPipeline(StreamTracker(model), Parameters(depth_wait=0.0), threading.Condition(), '/image', None,
                               depths)
-    pipeline.meter = Meter()
     picture = np.full((240, 320, 3), 80, np.uint8)
     picture[disc(20, 20)] = (230, 60, 40)
     depths.put_info(BARREL)

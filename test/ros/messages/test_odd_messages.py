@@ -141,8 +141,8 @@ class Odd:
 @pytest.mark.parametrize('rectified', [False, True])
 def test_the_process_lives_and_answers_every_prompt(monkeypatch, rounds, rectified):
     submitted, answered, tasks, refused_clicks = Counter(), Counter(), [], [0]
-    submit, answer = CameraTopics._submit, CameraPublishers.answer
-    monkeypatch.setattr(CameraTopics, '_submit', lambda camera, request: submitted.update([request]) or submit(
+    submit, answer = CameraTopics.submit, CameraPublishers.answer
+    monkeypatch.setattr(CameraTopics, 'submit', lambda camera, request: submitted.update([request]) or submit(
         camera, request))
     monkeypatch.setattr(CameraPublishers, 'answer', lambda outputs, one: answered.update([one.request]) or answer(
         outputs, one))
@@ -162,7 +162,7 @@ def test_the_process_lives_and_answers_every_prompt(monkeypatch, rounds, rectifi
                 robot.send(topic, message)
                 refused_clicks[0] += kind == 'click' and len(robot.statuses) > before
             elif kind == 'detections':
-                robot.camera._on_detections(odd.detections())
+                robot.camera.topics._on_detections(odd.detections())
             elif kind == 'change':
                 tasks.append(robot.ask('/set_parameters', odd.change()))
             else:

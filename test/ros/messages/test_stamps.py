@@ -173,7 +173,7 @@ def test_a_clock_that_is_set_ahead_forgets_no_hidden_object(robot):
         robot.serve()
         (item,) = robot.frames[-1].instances
         return item.state
-    robot.pipeline.tracker.step = hide(robot.pipeline.tracker.step)
+    robot.pipeline.objects.tracker.step = hide(robot.pipeline.objects.tracker.step)
     try:
         assert hidden() == Instance.OCCLUDED
         assert [hidden(3600), hidden(), hidden()] == [Instance.OCCLUDED] * 3, 'it is hidden since 0.4 s, not an hour'
@@ -181,7 +181,7 @@ def test_a_clock_that_is_set_ahead_forgets_no_hidden_object(robot):
             state = hidden()
         assert state == Instance.LOST
     finally:
-        del robot.pipeline.tracker.step
+        del robot.pipeline.objects.tracker.step
 
 
 def hide(step):

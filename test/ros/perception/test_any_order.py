@@ -54,7 +54,7 @@ class Run:
     def do(self, kind: str, *what) -> None:
         getattr(self, kind)(*what)
         assert len(self.pipeline._late._under_way) <= MAX_UNDER_WAY
-        assert set(self.pipeline._states._records) == set(self.pipeline.tracker.object_ids)
+        assert set(self.pipeline.objects.states._records) == set(self.pipeline.objects.tracker.object_ids)
 
     def header(self, tenths: int) -> Header:
         tenths = max(0, tenths)
@@ -110,7 +110,7 @@ class Run:
 
     def shed(self) -> None:
         self.left_out = Level.NOTHING if self.left_out else Level.IMAGES
-        self.pipeline.leave_out(self.left_out)
+        self.pipeline.apply_level(self.left_out)
 
     def drain(self) -> None:
         self.take(None, self.pipeline.drain('stopped'))

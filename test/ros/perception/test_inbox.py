@@ -41,29 +41,29 @@ def test_every_image_is_either_taken_or_counted_whatever_the_timing():
             assert changed.wait_for(lambda: inbox.waiting_since() is not None, timeout=20)
         if (image := inbox.take_image()) is not None:
             taken.append(image.height)
-        elif inbox.take_requests()[0]:
+        elif inbox.look()[0]:
             break
     sender.join()
     assert taken == sorted(taken) and taken[-1] == sent - 1
     assert len(taken) + inbox.take_dropped() == sent
 
 
-def test_prompts_keep_their_order_and_those_put_back_come_first():
+def test_prompts_keep_their_order_and_those_that_stay_come_first():
     inbox = Inbox(threading.Condition())
     first, second, third = (request() for _ in range(3))
     inbox.put_prompt(first)
     inbox.put_prompt(second)
     assert inbox.waiting_since() is not None
-    assert inbox.take_requests()[0] == [first, second]
+    assert inbox.look()[0] == [first, second]
     inbox.put_prompt(third)
-    inbox.return_prompts([second])
-    assert inbox.take_requests()[0] == [second, third]
+    inbox.remove([first])
+    assert inbox.look()[0] == [second, third]
 
 
-def test_a_prompt_put_back_is_no_news():
+def test_a_prompt_that_stays_is_no_news():
     inbox = Inbox(threading.Condition())
     inbox.put_prompt(request())
-    inbox.return_prompts(inbox.take_requests()[0])
+    inbox.look()
     assert not inbox.waiting_since() is not None
 
 
@@ -71,7 +71,7 @@ def test_the_queue_of_prompts_is_bounded():
     inbox = Inbox(threading.Condition())
     assert all(inbox.put_prompt(request()) for _ in range(Inbox.PROMPT_LIMIT))
     assert not inbox.put_prompt(request())
-    assert len(inbox.take_requests()[0]) == Inbox.PROMPT_LIMIT
+    assert len(inbox.look()[0]) == Inbox.PROMPT_LIMIT
 
 
 def test_what_waits_counts_from_the_first_arrival():
@@ -85,7 +85,7 @@ def test_what_waits_counts_from_the_first_arrival():
     inbox.put_prompt(request())
     assert inbox.waiting_since() == since, 'a newer image does not push a camera back in the queue'
     inbox.take_image()
-    inbox.take_requests()
+    inbox.look()
     assert inbox.waiting_since() is None
 
 
@@ -102,14 +102,14 @@ def test_the_queue_of_questions_is_bounded():
     assert all(map(inbox.put_query, questions))
     assert not inbox.put_query(object())
     assert inbox.waiting_since() is not None
-    assert inbox.take_requests() == ([], questions)
+    assert inbox.look() == ([], questions)
 
 
 def test_an_image_is_no_older_than_itself_after_prompts_that_have_been_looked_at():
     inbox = Inbox(threading.Condition())
     inbox.put_prompt(request())
     inbox.take_image()
-    inbox.take_requests()
+    inbox.look()
     before = time.monotonic()
     inbox.put_image(Image())
     assert inbox.waiting_since() >= before

@@ -143,7 +143,7 @@ def test_a_late_correction_is_remembered_with_the_images_that_it_went_through(ma
     work(pipeline)
     assert work_aside(pipeline)[0].accepted
     show(pipeline, 17)
-    assert pipeline.tracker._banks[1].steps == (0, 1, 2, 2, 4, 6, 8, 9), '0, 2, 4; 5, 9, 13, 16; 17'
+    assert pipeline.objects.tracker._banks[1].steps == (0, 1, 2, 2, 4, 6, 8, 9), '0, 2, 4; 5, 9, 13, 16; 17'
 
 
 def test_with_no_image_allowed_it_joins_right_away(make):

@@ -128,13 +128,13 @@ def test_detections_never_overfill_the_queue_of_prompts(robot):
     chosen = robot.pipeline.parameters
     try:
         robot.pipeline.change(replace(chosen, detections_topic='detections'))
-        robot.camera._on_detections(SimpleNamespace(header=header(0), detections=[one(n) for n in range(count)]))
+        robot.camera.topics._on_detections(SimpleNamespace(header=header(0), detections=[one(n) for n in range(count)]))
         answers = reasons(robot)
         assert len(answers) == Inbox.PROMPT_LIMIT
         assert not [reason for reason in answers if 'are waiting already' in reason]
     finally:
         robot.pipeline.change(chosen)
-        robot.camera._gate.__init__()
+        robot.camera.topics._gate.__init__()
 
 
 def test_a_mask_of_the_image_still_starts_an_object(robot):

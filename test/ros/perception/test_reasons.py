@@ -109,7 +109,7 @@ def test_full_queues_name_the_images_too(robot):
 
 
 def test_a_model_that_fails_is_the_reason_for_those_who_wait(robot, clock, monkeypatch):
-    monkeypatch.setattr('sam2_ros.perception.camera_pipeline.to_rgb', lambda message: 1 / 0)
+    monkeypatch.setattr('sam2_ros.perception.image_intake.to_rgb', lambda message: 1 / 0)
     robot.show(depth=False)
     for reason in ask_everything(robot, clock):
         assert 'ZeroDivisionError' in reason
@@ -133,7 +133,7 @@ def test_the_reason_stays_while_the_next_image_is_in_work(robot, monkeypatch):
     robot.send('/image', image(robot.now, encoding='bayer_rggb8'))
     robot.serve()
     seen = []
-    monkeypatch.setattr('sam2_ros.perception.camera_pipeline.to_rgb',
+    monkeypatch.setattr('sam2_ros.perception.image_intake.to_rgb',
                         lambda message: seen.append(robot.pipeline.skipped.reason) or 1 / 0)
     robot.show(depth=False)
     robot.serve()

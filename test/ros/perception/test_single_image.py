@@ -73,7 +73,7 @@ def test_prompts_on_the_newest_image_are_answered_as_the_segmenter_does(make, mo
     show(pipeline, 10)
     found = ask(pipeline, SegmentImageQuery, question(Prompt(box=BOX, label='disc'), Prompt(
         id=7, points=[ImagePoint(x=220.0, y=140.0)])))
-    assert found.picture.header == header(10)
+    assert found.image.header == header(10)
     assert [(item.id, item.label, item.state) for item in found.objects] == [
         (1, 'disc', Instance.TRACKED), (7, '', Instance.TRACKED)]
     segmenter = ImageSegmenter(model)
@@ -121,16 +121,16 @@ def test_an_image_of_the_past_is_found_by_the_stamp_of_the_first_prompt(make):
     show(pipeline, 10, picture(30))
     show(pipeline, 11)
     found = ask(pipeline, SegmentImageQuery, question(Prompt(header=header(10), box=BOX)))
-    assert found.picture.header == header(10)
-    np.testing.assert_array_equal(found.picture.image, picture(30))
+    assert found.image.header == header(10)
+    np.testing.assert_array_equal(found.image.image, picture(30))
 
 
 def test_an_image_may_come_with_the_question_even_when_there_is_no_camera(make):
     given = from_pixels(picture(30), 'rgb8', header(3))
     found = ask(make(), SegmentImageQuery, question(Prompt(box=BOX), image=given))
-    assert found.picture.header == header(3) and len(found.objects) == 1
+    assert found.image.header == header(3) and len(found.objects) == 1
     found = ask(make(), SegmentAllQuery, SegmentAll.Request(image=given, points_per_side=2), 5.0)
-    assert found.picture.header == header(3)
+    assert found.image.header == header(3)
 
 
 def test_without_an_image_a_question_waits_and_is_then_answered(make):
@@ -244,7 +244,7 @@ def test_questions_that_are_worked_on_count_among_those_that_wait(make):
     for _ in range(MAX_QUERIES + 2):
         assert pipeline.inbox.put_query(SegmentImageQuery(question(Prompt(box=BOX)), replies.append))
         pipeline.work()
-    assert replies == ['10 questions are waiting already: ask more slowly'] * 2
+    assert replies == ['10 queries are waiting already: send them more slowly'] * 2
     work_aside(pipeline)
     assert len(replies) == MAX_QUERIES + 2
     assert ask(pipeline, SegmentImageQuery, question(Prompt(box=BOX))).objects, 'there is room again'

@@ -29,16 +29,21 @@ class BareCamera:
         self.name = name
         self.pipeline = CameraPipeline(StreamTracker(model), Parameters(), changed, f'/{name}',
                                        rclpy.logging.get_logger('test'))
+        self.closed = False
         self._log = log
+        work_aside = self.pipeline.work_aside
+        self.pipeline.work_aside = lambda: log.append((name, None)) or work_aside()
 
-    def work(self, encoded) -> None:
-        frame, _ = self.pipeline.work(encoded)
+    def propose_prompts(self) -> None:
+        pass
+
+    def publish(self, frame, answers) -> float:
         if frame is not None:
-            self._log.append((self.name, frame, encoded is not None))
+            self._log.append((self.name, frame))
+        return 0.0
 
-    def work_aside(self) -> None:
-        self.pipeline.work_aside()
-        self._log.append((self.name, None, False))
+    def now(self) -> float:
+        return time.monotonic()
 
     def show(self, seconds: int, brightness: int = 80, width: int = 160) -> None:
         image = np.full((120, width, 3), brightness, np.uint8)
@@ -72,7 +77,7 @@ def wait_for(condition) -> None:
 
 
 def names(log: list) -> list[str]:
-    return [name for name, frame, _ in log if frame is not None]
+    return [name for name, frame in log if frame is not None]
 
 
 def test_the_camera_that_has_waited_longest_comes_first(run):
@@ -105,7 +110,7 @@ def test_a_fast_camera_does_not_starve_a_slow_one(run):
         before = len(names(log))
         slow.show(seconds)
         wait_for(lambda seconds=seconds: any(
-            name == 'camera1' and frame.header.stamp.sec == seconds for name, frame, _ in log if frame is not None))
+            name == 'camera1' and frame.header.stamp.sec == seconds for name, frame in log if frame is not None))
         served = names(log)[before:]
         assert served[:served.index('camera1')].count('camera0') <= 2, 'the image in work, and at most one more'
     stop.set()
@@ -130,7 +135,7 @@ def test_images_that_wait_together_are_encoded_together_with_the_same_results(ru
         wait_for(lambda seconds=seconds: len(names(log)) == 2 * seconds)
     assert batches == [1, 1, 2, 2], 'while nothing is tracked yet each is on its own'
     for name, tracker in zip(('camera0', 'camera1'), alone, strict=True):
-        for number, frame in enumerate([frame for other, frame, _ in log if other == name]):
+        for number, frame in enumerate([frame for other, frame in log if other == name]):
             prompts = [CorePrompt(1, box=(50, 30, 110, 90))] if number == 0 else []
             expected = tracker.step(frame.image, prompts).objects[1]
             (item,) = frame.objects
@@ -156,7 +161,7 @@ def test_when_a_batch_does_not_fit_the_images_are_encoded_one_by_one(run, monkey
         for camera in cameras:
             camera.show(2)
     wait_for(lambda: len(names(log)) == 4)
-    assert all(frame.objects and frame.header.stamp.sec == 2 for _, frame, _ in log[2:])
+    assert all(frame.objects and frame.header.stamp.sec == 2 for _, frame in log[2:])
 
 
 def test_questions_to_two_cameras_are_worked_on_in_turn_and_images_come_between(run):
@@ -171,8 +176,8 @@ def test_questions_to_two_cameras_are_worked_on_in_turn_and_images_come_between(
         cameras[0].show(seconds)
         seconds += 1
         wait_for(lambda seconds=seconds: len(replies) == 2 or any(
-            frame is not None and frame.header.stamp.sec == seconds - 1 for _, frame, _ in list(log)))
-    slices = [name for name, frame, _ in log if frame is None]
+            frame is not None and frame.header.stamp.sec == seconds - 1 for _, frame in list(log)))
+    slices = [name for name, frame in log if frame is None]
     assert slices.count('camera0') == slices.count('camera1') == 16
     assert slices[:6] == ['camera0', 'camera1'] * 3 or slices[:6] == ['camera1', 'camera0'] * 3
     assert names(log).count('camera0') > 5
@@ -180,7 +185,7 @@ def test_questions_to_two_cameras_are_worked_on_in_turn_and_images_come_between(
 
 def test_what_goes_wrong_in_one_camera_does_not_end_the_worker(run):
     worker, cameras, log = run(2)
-    cameras[0].work = lambda encoded: cameras[0].pipeline.work(encoded) and 1 / 0
+    cameras[0].publish = lambda frame, answers: 1 / 0
     for camera in cameras:
         camera.show(1)
     worker.start()
@@ -197,7 +202,7 @@ def test_a_shorter_timeout_holds_for_those_that_wait_already(run):
     camera.pipeline.parameters = Parameters(prompt_timeout=600.0)
     worker.start()
     camera.prompt()
-    wait_for(lambda: camera.pipeline.waiting_since() is None)
+    wait_for(lambda: camera.pipeline.inbox.waiting_since() is None)
     camera.pipeline.change(Parameters(prompt_timeout=0.1))
     wait_for(lambda: camera.pipeline.seconds_to_deadline() is None)
 
@@ -215,9 +220,9 @@ class Log:
 def test_the_end_is_waited_for_with_a_limit_and_what_it_waits_for_is_named(model, monkeypatch):
     changed, log, hanging, begun = threading.Condition(), Log(), threading.Event(), threading.Event()
     camera = BareCamera(model, changed, [], 'stuck')
-    camera.work = lambda encoded: begun.set() or hanging.wait(PATIENCE)
+    camera.propose_prompts = lambda: begun.set() or hanging.wait(PATIENCE)
     worker = Worker(model, [camera], changed, lambda: True, log)
-    monkeypatch.setattr('sam2_ros.perception.worker.TELL_EVERY', 0.01)
+    monkeypatch.setattr('sam2_ros.perception.worker.WARN_EVERY', 0.01)
     worker.start()
     camera.show(1)
     assert begun.wait(PATIENCE)

@@ -7,7 +7,7 @@ from rclpy.lifecycle import LifecyclePublisher
 from rclpy.publisher import Publisher
 from std_srvs.srv import Trigger
 
-import sam2_ros.perception.camera_pipeline
+import sam2_ros.perception.image_intake
 import sam2_ros.perception.instance_messages
 import sam2_ros.perception.tracked_objects
 import sam2_ros.topics.publishers
@@ -17,13 +17,16 @@ from sam2_ros.drawing.label_images import ClassTable
 from sam2_ros.messages.stamps import StampWatch
 from sam2_ros.msg import ImagePoint, Prompt
 from sam2_ros.perception.camera_pipeline import CameraPipeline
+from sam2_ros.perception.catch_up import CatchUp
 from sam2_ros.perception.detection_prompts import DetectionGate
+from sam2_ros.perception.image_depth import ImageDepth
 from sam2_ros.perception.image_history import ImageHistory
 from sam2_ros.perception.inbox import Inbox
 from sam2_ros.perception.late_prompts import LatePrompts
 from sam2_ros.perception.load_shedding import LoadShedder
 from sam2_ros.perception.meter import Meter
 from sam2_ros.perception.object_states import ObjectStates
+from sam2_ros.perception.open_requests import OpenRequests
 from sam2_ros.perception.prompt_plan import Ids, Plan
 from sam2_ros.perception.prompt_routing import PromptRouter
 from sam2_ros.perception.single_image import Queries, SegmentImageQuery
@@ -36,22 +39,23 @@ from sam2_ros.topics.publishers import CameraPublishers
 from testing.in_process import in_process, set_box
 
 STEPS = [  # tested by make test; make fuzz tests the others
-    (sam2_ros.perception.camera_pipeline, 'to_rgb'), (CameraPipeline, '_process'), (PromptRouter, '_read'),
-    (LatePrompts, 'begin'), (TrackedObjects, 'advance'), (DepthMailbox, 'depth_for'),
+    (sam2_ros.perception.image_intake, 'to_rgb'), (CameraPipeline, '_process'), (PromptRouter, '_route'),
+    (CatchUp, 'begin'), (TrackedObjects, 'step'), (DepthMailbox, 'depth_for'),
     (SegmentImageQuery, 'advance'), (DetectionGate, 'see')]
 OTHERS = [
     (ObjectStates, 'observe'), (Meter, 'processed'), (StampWatch, 'judge'), (StreamTracker, 'step'),
     (sam2_ros.perception.tracked_objects, 'measure'), (sam2_ros.perception.instance_messages, 'instance_message'),
-    (ImageHistory, 'put'), (Meter, 'received'), (DepthMailbox, 'expect'), (CameraPipeline, '_read'),
-    (CameraPipeline, '_notice_time_jump'), (CameraPipeline, '_find_depth'), (PromptRouter, 'read'),
+    (ImageHistory, 'put'), (Meter, 'received'), (DepthMailbox, 'expect'), (CameraPipeline, '_route'),
+    (CameraPipeline, '_follow_clock'), (ImageDepth, 'find'), (PromptRouter, 'route'),
     (PromptRouter, '_target'), (PromptRouter, '_expire'), (Plan, 'add'), (Ids, 'next'), (Ids, 'use'),
     (ImageHistory, 'at'), (ImageHistory, 'between'), (LatePrompts, 'take_arrived'), (LatePrompts, 'place'),
-    (LatePrompts, 'add'), (LatePrompts, 'go_on'), (LatePrompts, 'next'), (Inbox, 'take_dropped'),
-    (Inbox, 'return_prompts'), (TrackedObjects, 'observe'), (TrackedObjects, 'measure'), (TrackedObjects, 'join'),
+    (LatePrompts, 'add'), (CatchUp, 'go_on'), (LatePrompts, 'next'), (Inbox, 'take_dropped'),
+    (Inbox, 'look'), (Inbox, 'remove'), (OpenRequests, 'begin'),
+    (TrackedObjects, 'observe'), (TrackedObjects, 'locate'), (TrackedObjects, 'join'),
     (StreamTracker, 'fork'), (StreamTracker, 'adopt'), (ImageSegmenter, 'encode'), (Sam2Model, 'encode_image'),
     (Sam2Model, 'decode_masks'), (Sam2Model, 'attend_memory'), (Sam2Model, 'encode_memory'), (ObjectStates, 'name'),
     (ObjectStates, 'expire'), (ObjectStates, 'take_events'), (ObjectStates, 'remove'), (Meter, 'depth'),
-    (Queries, 'add'), (Queries, 'advance'), (SegmentImageQuery, 'find_picture'), (CameraPublishers, '_age'),
+    (Queries, 'add'), (Queries, 'advance'), (SegmentImageQuery, 'find_image'), (CameraPublishers, '_age'),
     (CameraPublishers, '_publish_instances'), (CameraPublishers, '_publish_event'),
     (CameraPublishers, '_publish_labels'), (sam2_ros.topics.publishers, 'draw_overlay'), (Markers, 'message'),
     (ClassTable, 'update'), (LabelLists, 'publish'), (ObjectTopics, 'publish'), (ObjectTopics, '_publish_mask'),
@@ -126,7 +130,7 @@ def check_that_nothing_is_lost(robot, monkeypatch, owner, name):
     assert last in stamps and (image in stamps or sum(frame.dropped for frame in robot.frames) > 0
                                or name == '_publish_instances')
     assert 1 in [item.id for item in stamps[last].instances]
-    assert not robot.pipeline._open and not robot.pipeline.inbox.prompts
+    assert not robot.pipeline._requests and not robot.pipeline.inbox.prompts
     if reached:
         assert 'injected' in said(robot)
     answer = robot.ask('/reset', Trigger.Request())
@@ -138,7 +142,8 @@ def check_that_nothing_is_lost(robot, monkeypatch, owner, name):
 
 def said(robot) -> str:
     """Return the message of the camera on /diagnostics."""
-    status = camera_status('sam2', '', 'active', robot.camera.watched(), robot.pipeline.parameters, time.monotonic())
+    status = camera_status('sam2', '', 'active', robot.camera.topics.watched(), robot.pipeline.parameters,
+                           time.monotonic())
     assert status.level == ERROR
     return status.message
 

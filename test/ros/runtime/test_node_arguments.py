@@ -237,7 +237,7 @@ def test_the_log_and_the_diagnostics_name_the_topic_that_is_subscribed(ros_domai
                        and 'depth' not in item.topic_name)
         assert subscribed == topics[transport == 'compressed']
         assert f'active: images from {subscribed}, prompts' in capfd.readouterr().err
-        assert node._cameras[0].watched().topic == subscribed
+        assert node._cameras[0].topics.watched().topic == subscribed
         with node_as_given(['--ros-args', *arguments]) as given:  # as in sam2_check
             assert given.resolve_topic_name(image_topic(given, 'image', transport)) == subscribed
         node.close()

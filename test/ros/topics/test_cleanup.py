@@ -83,7 +83,7 @@ def test_nothing_of_a_model_outlives_cleanup(context, names):
     user = User(node, context)
     for _ in range(2):
         assert node.trigger_configure() == node.trigger_activate() == SUCCESS
-        held = [weakref.ref(node._model), *(weakref.ref(camera.pipeline.tracker) for camera in node._cameras)]
+        held = [weakref.ref(node._model), *(weakref.ref(camera.pipeline.objects.tracker) for camera in node._cameras)]
         if not names:
             user.track_something()
         assert node.trigger_deactivate() == node.trigger_cleanup() == SUCCESS
