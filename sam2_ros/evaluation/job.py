@@ -22,8 +22,9 @@ from sam2_ros.evaluation.report.training_export import MIN_SCORE, export
 from sam2_ros.evaluation.results import Run
 from sam2_ros.evaluation.scoring.scores import score, write_metrics
 from sam2_ros.recordings.bag_recording import BagRecording
-from sam2_ros.recordings.dataset_clips import DavisFolder, SavFolder
+from sam2_ros.recordings.davis_folder import DavisFolder
 from sam2_ros.recordings.recording import Recording, RecordingError
+from sam2_ros.recordings.sav_folder import SavFolder
 from sam2_ros.runtime.parameters import Parameters
 
 BAG, DAVIS, SAV = 'bag', 'davis', 'sav'

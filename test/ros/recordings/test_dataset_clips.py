@@ -5,8 +5,10 @@ import pytest
 
 from sam2_ros.evaluation.prompts import first_truth_prompts
 from sam2_ros.messages.conversions import to_nanoseconds, to_rgb
-from sam2_ros.recordings.dataset_clips import RATE, DavisFolder, SavFolder
+from sam2_ros.recordings.dataset_clips import RATE
+from sam2_ros.recordings.davis_folder import DavisFolder
 from sam2_ros.recordings.recording import RecordingError, truth_masks
+from sam2_ros.recordings.sav_folder import SavFolder
 from testing.dataset_files import HEIGHT, WIDTH, davis_clip, indexed_png, jpeg, sav_video, scene
 
 
@@ -172,7 +174,7 @@ def test_what_is_doubtful_in_a_clip_is_a_problem(davis):
     (davis / 'Annotations/480p/dog/00003.png').rename(davis / 'Annotations/480p/dog/3.png')
     (davis / 'JPEGImages/480p/dog/00005.jpg').rename(davis / 'JPEGImages/480p/dog/last.jpg')
     one, other = DavisFolder(davis).clip('dog').problems
-    assert '2 annotations have the name of no image, as 3; there is 00003: names must be equal' in one
+    assert '2 annotations have the name of no image, such as 3; there is 00003: names must be equal' in one
     assert '00004 and last are not numbered alike' in other
 
 
