@@ -22,7 +22,7 @@ from sam2_ros.node import Sam2Node
 from sam2_ros.perception.worker import Worker
 from sam2_ros.runtime.guarded_node import GuardedExecutor
 from testing.domains import own_domain
-from testing.waiting import PATIENCE
+from testing.waiting import PATIENCE, PROMPT_TIMEOUT
 
 HEIGHT, WIDTH = 48, 64
 BOX = RegionOfInterest(x_offset=8, y_offset=8, width=24, height=24)
@@ -49,7 +49,8 @@ class InProcess:
 
     def __init__(self, context: rclpy.Context, threaded: bool, **parameters) -> None:
         """``threaded``: the worker runs; else ``serve`` is its thread."""
-        given = {'image_size': 64, 'autostart': False, 'device': 'cpu', 'depth_wait': 0.0, **parameters}
+        given = {'image_size': 64, 'autostart': False, 'device': 'cpu', 'depth_wait': 0.0,
+                 'prompt_timeout': PROMPT_TIMEOUT, **parameters}
         self.published: list[tuple[str, object]] = []
         self._patch = pytest.MonkeyPatch()
         for kind in (Publisher, LifecyclePublisher):

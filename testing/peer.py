@@ -36,7 +36,7 @@ from std_srvs.srv import Trigger  # noqa: E402
 from sam2_ros.msg import ImagePoint, Instance, InstanceArray, Prompt, PromptStatus  # noqa: E402
 from sam2_ros.srv import SetPrompt  # noqa: E402
 from testing.domains import own_domain  # noqa: E402
-from testing.waiting import PATIENCE  # noqa: E402
+from testing.waiting import PATIENCE, PROMPT_TIMEOUT  # noqa: E402
 
 PERIOD = 1 / 15  # seconds from image to image of a camera that streams
 FRAME_ID = 'camera_optical_frame'
@@ -316,6 +316,8 @@ def running_node(folder: Path, parameters: dict | None = None, arguments: tuple[
                  active: bool = True, command: tuple[str, ...] = NODE, environment: dict[str, str] | None = None,
                  **peer) -> Iterator[Peer]:
     """A node process in a domain of its own and the peer to talk to it; ends both."""
+    if command == NODE:
+        parameters = {'prompt_timeout': PROMPT_TIMEOUT, **(parameters or {})}
     with own_domain() as domain:
         process = NodeProcess(domain, folder / 'node.log', parameters, arguments, command, environment)
         try:

@@ -7,6 +7,7 @@ import rclpy
 from sam2_core import Sam2Model, StreamTracker, load_model
 from sam2_ros.perception.camera_pipeline import CameraPipeline
 from sam2_ros.runtime.parameters import Parameters
+from testing.waiting import PROMPT_TIMEOUT
 
 
 @pytest.fixture(scope='session')
@@ -18,6 +19,7 @@ def model() -> Sam2Model:
 def make(model):
     """A pipeline without topics, for images of the topic /camera/image_raw."""
     def pipeline(tracker: StreamTracker | None = None, **parameters) -> CameraPipeline:
+        parameters = {'prompt_timeout': PROMPT_TIMEOUT, **parameters}
         return CameraPipeline(tracker or StreamTracker(model), Parameters(**parameters), threading.Condition(),
                               '/camera/image_raw', rclpy.logging.get_logger('test'))
     return pipeline

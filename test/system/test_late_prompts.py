@@ -6,6 +6,7 @@ from std_msgs.msg import Header
 from sam2_core.metrics import iou
 from sam2_ros.msg import Instance, InstanceEvent, Prompt
 from testing.peer import PATIENCE, Scene, ids, instance_of, roi, running_node, whole_mask
+from testing.waiting import PROMPT_TIMEOUT
 
 SCENE = Scene()
 STEP = 1.5  # of the scene's time from image to image: 9 pixels
@@ -101,10 +102,9 @@ def test_a_late_correction_reaches_the_live_object_under_its_id(peer):
 
 def test_a_prompt_that_overtakes_its_image_waits_for_it(peer):
     stream(peer, 1)
-    header = peer.header()
-    header.stamp.sec += 1
+    before, header = peer.header(), peer.header()  # its stamp is later by microseconds
     peer.send_prompt(drawn_on(header, 2, 1, id=1))
-    assert not peer.process_image(SCENE.image(STEP)).instances
+    assert not peer.process_image(peer.message(SCENE.image(STEP), before)).instances
     assert not peer.statuses
     array = peer.process_image(peer.message(SCENE.image(STEP * 2), header))
     assert iou(whole_mask(array, 1), SCENE.mask(STEP * 2, 1)) > 0.6
@@ -146,4 +146,4 @@ def test_a_prompt_for_a_stamp_that_never_comes_is_refused_in_time(peer):
         assert not peer.statuses[0].accepted
         assert 'or a later one on /image' in peer.statuses[0].reason
     finally:
-        assert peer.set_parameter('prompt_timeout', 5.0)[0]
+        assert peer.set_parameter('prompt_timeout', PROMPT_TIMEOUT)[0]

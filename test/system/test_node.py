@@ -22,6 +22,7 @@ from testing.peer import (
     running_node,
     whole_mask,
 )
+from testing.waiting import PROMPT_TIMEOUT
 
 GOOD = 0.6  # IoU; nano reaches about 0.9 on this scene
 SCENE = Scene()
@@ -290,7 +291,7 @@ def test_a_camera_that_stops_and_comes_back(peer):
         peer.wait_for(answer.done, 'the service to give up')
         assert not answer.result().accepted and 'no image on /image' in answer.result().reason
     finally:
-        assert peer.set_parameter('prompt_timeout', 5.0)[0]
+        assert peer.set_parameter('prompt_timeout', PROMPT_TIMEOUT)[0]
     peer.restart_camera(SCENE.image(0))
     for time in range(1, 4):
         array = peer.process_image(SCENE.image(time))
