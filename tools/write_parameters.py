@@ -70,7 +70,7 @@ def _row(item: Field, folder: str) -> str:
     rules = item.metadata
     default = yaml_value(item.default).replace('""', "''")
     description = CODE.sub(r'`\g<0>`', rules['description'])
-    see = f' ([more]({posixpath.relpath(rules["see"], folder)}))' if rules['see'] else ''
+    see = f' ([details]({posixpath.relpath(rules["see"], folder)}))' if rules['see'] else ''
     return (f'| `{item.name}` | {TYPES[type(item.default)]} | `{default}` | {allowed(item)} | {rules["when"]} | '
             f'{description}{see} |').replace('|  |', '| |')
 

@@ -260,5 +260,5 @@ def test_what_is_generated_names_units_ranges_and_links_from_the_page_it_is_in()
     text, depth = write_parameters.parameters_file(), 'depth in metres; nearer readings are ignored.'
     assert f'    # Minimum valid {depth} Range: 0 to 1000.\n    depth_min: 0.1\n' in text
     top, nested = (write_parameters.table(ROOT / 'docs' / page) for page in ('node.md', 'reference/node.md'))
-    assert '([more](how-to/tune.md#load-shedding))' in top
-    assert '([more](../how-to/tune.md#load-shedding))' in nested
+    assert '([details](how-to/tune.md#load-shedding))' in top
+    assert '([details](../how-to/tune.md#load-shedding))' in nested
