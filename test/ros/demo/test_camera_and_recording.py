@@ -1,4 +1,4 @@
-"""The demo's camera over real topics, and what its recorder makes of messages."""
+"""Demo camera over real topics, and the recording that is made of received messages."""
 import time
 
 import cv2
@@ -26,7 +26,7 @@ from testing.waiting import PATIENCE
 
 @pytest.fixture
 def clip(tmp_path):
-    """Twelve frames of 64 x 48 pixels at 20 per second, each brighter than the one before."""
+    """Return a video of twelve images of 64 x 48 pixels at 20 per second, each brighter than the one before."""
     path = tmp_path / 'clip.mp4'
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), 20, (64, 48))
     for number in range(12):
@@ -38,7 +38,7 @@ def clip(tmp_path):
 # --- camera
 
 class Listener:
-    """A camera and one who listens to it, both in this process."""
+    """A camera and a node that subscribes to it, both in this process."""
 
     def __init__(self, domain, kind=Image, topic='image', **parameters):
         self.context = rclpy.Context()
@@ -222,7 +222,7 @@ HEIGHT, WIDTH = 40, 60
 
 
 def instance(object_id, box=None, state=Instance.TRACKED):
-    """Fills its box (x0, y0, x1, y1), but for one row at the top."""
+    """Return an instance that fills its box (x0, y0, x1, y1) except for the top row."""
     item = Instance(id=object_id, label=f'thing {object_id}', state=state)
     if box:
         x0, y0, x1, y1 = box
@@ -291,7 +291,7 @@ def test_without_anything_tracked_the_recording_says_so():
 
 @pytest.fixture
 def frames():
-    """Twenty processed images; object 1 is out of sight from the 8th to the 11th."""
+    """Return twenty frames; object 1 is not visible in frames 8 to 11."""
     recording = DemoRecording()
     for number in range(20):
         stamp = number * 10**8

@@ -1,4 +1,4 @@
-"""The demo's prompter: where it clicks, and that it waits for the node."""
+"""Prompter of the demo: the place of its click, and waiting for the node."""
 import subprocess
 import sys
 import time
@@ -37,14 +37,14 @@ def test_the_correcting_click_lies_inside_the_largest_error():
 
 
 def test_only_the_node_loads_pytorch():
-    """Four processes start at once, and PyTorch takes each a second or two."""
+    """Four processes start at once, and PyTorch would delay each by a second or two."""
     subprocess.run([sys.executable, '-c', 'import sam2_ros.demo.camera, sam2_ros.demo.__main__, sys, '
                     'sam2_ros.demo.prompter, sam2_ros.demo.recorder; assert "torch" not in sys.modules'], check=True)
 
 
 @pytest.mark.system
 def test_nothing_is_drawn_on_images_that_the_node_does_not_see_yet(ros_domain):
-    """Its image may come through later than the truth: discovery is not the same for all."""
+    """The node may discover the image topic later than the prompter discovers the truth."""
     rclpy.init()
     try:
         prompter, beside = Prompter(), rclpy.create_node('beside')
@@ -60,7 +60,7 @@ def test_nothing_is_drawn_on_images_that_the_node_does_not_see_yet(ros_domain):
         images = beside.create_publisher(Image, 'image', qos_profile_sensor_data)
 
         def show_until(there, more=0):
-            """The truth, again and again until something is so, and some times more."""
+            """Publish the truth until a condition holds, and ``more`` times after that."""
             deadline = time.monotonic() + PATIENCE
             while not there() or more > 0:
                 more -= bool(there())

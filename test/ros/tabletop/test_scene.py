@@ -1,4 +1,4 @@
-"""The synthetic tabletop: its ground truth against the geometry it claims, worked out here in another way."""
+"""Synthetic tabletop: its ground truth against its geometry, computed in another way."""
 import cv2
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def test_the_cup_comes_late_and_stays_in_view(scenes, seed):
 
 
 def outline(solid, pose):
-    """Points in table coordinates whose convex hull is the solid."""
+    """Return points in table coordinates whose convex hull is the solid."""
     angle = np.linspace(0, 2 * np.pi, 721)
     if isinstance(solid, Frustum):
         return np.concatenate([np.stack([radius * np.cos(angle), radius * np.sin(angle), np.full_like(angle, z)], 1)
@@ -62,7 +62,7 @@ def outline(solid, pose):
 
 
 def silhouette(scene, object_id, number):
-    """Bool mask of where the object would be seen if nothing stood before it, from pose, size and camera."""
+    """Return the mask of an unoccluded object, bool, computed from pose, size and camera."""
     rotation, centre = scene.camera_pose(number)
     solid, pose = scene.objects[object_id].solid, scene.pose(object_id, number)
     if isinstance(solid, Ball):  # a ray meets a sphere when the angle to its middle is small enough
