@@ -1,50 +1,53 @@
-"""Many recordings: one after another or spread over a Ray cluster; what is finished is not done again."""
+"""Evaluation of many recordings, one after another or on a Ray cluster. Finished recordings are skipped."""
 from __future__ import annotations
 
-import json
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from html import escape
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
+from sam2_core import Sam2Model
 from sam2_ros.evaluation.job import METRICS, REPORT, Job, do, job_key
+from sam2_ros.evaluation.metrics import Accuracy, Metrics, MetricsError, mean_to_json, read, write_json
 from sam2_ros.evaluation.report.style import STYLE
-from sam2_ros.evaluation.scoring.scores import write_metrics
+from sam2_ros.evaluation.scoring.scores import mean_of
 from sam2_ros.perception.model_loading import LOAD_ERRORS, load
 from sam2_ros.recordings.recording import RecordingError
 from sam2_ros.runtime.parameters import Parameters
 
 SUMMARY, PAGE = 'summary.json', 'summary.html'
-TRIES = 3  # of a recording whose worker dies or that fails in a way that is not its own
-FIGURES = ('J', 'F', 'J&F')
+TRIES = 3  # for a recording whose worker dies, or that fails for an unknown reason
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What became of one recording."""
+    """Result of one job."""
 
     job: Job
-    metrics: dict[str, Any] | None  # content of metrics.json; None: it failed
-    problem: str = ''  # why
-    done_before: bool = False  # by an earlier call
+    metrics: Metrics | None  # None: it failed
+    problem: str = ''  # why it failed
+    done_before: bool = False  # whether the metrics are those of an earlier call
 
 
-def finished(job: Job) -> dict[str, Any] | None:
-    """The metrics.json of an earlier call for the same recording with the same options; None: there is none."""
+def finished(job: Job) -> Metrics | None:
+    """Return the metrics of an earlier call with the same recording and options, None if there are none."""
     try:
-        metrics = json.loads((job.output / METRICS).read_text())
-    except (OSError, ValueError):
+        metrics = read(job.output / METRICS)
+    except MetricsError:
         return None
-    return metrics if isinstance(metrics, dict) and metrics.get('job') == job_key(job) else None
+    return metrics if metrics.job == job_key(job) else None
 
 
-def evaluate_many(jobs: Sequence[Job], work: Callable[[Job], dict], redo: bool = False) -> Iterator[Outcome]:
-    """One after another; ``work`` evaluates one. What fails costs itself alone."""
+def evaluate_many(jobs: Sequence[Job], work: Callable[[Job], Metrics], redo: bool = False) -> Iterator[Outcome]:
+    """Do jobs one after another and yield their outcomes; a job that fails does not stop the others.
+
+    Args:
+        jobs: To do.
+        work: Does one job.
+        redo: Whether to do finished jobs again.
+    """
     for job in jobs:
         metrics = None if redo else finished(job)
         if metrics is not None:
@@ -53,7 +56,7 @@ def evaluate_many(jobs: Sequence[Job], work: Callable[[Job], dict], redo: bool =
         for left in reversed(range(TRIES)):
             try:
                 outcome = Outcome(job, work(job))
-            except (RecordingError, OSError) as error:  # the same each time
+            except (RecordingError, OSError) as error:  # another try would fail in the same way
                 outcome = Outcome(job, None, str(error))
             except Exception:
                 outcome = Outcome(job, None, traceback.format_exc())
@@ -64,12 +67,20 @@ def evaluate_many(jobs: Sequence[Job], work: Callable[[Job], dict], redo: bool =
 
 
 def evaluate_with_ray(jobs: Sequence[Job], address: str | None = None, redo: bool = False) -> Iterator[Outcome]:
-    """As many at a time as the cluster has cores, or GPUs where the model runs on them; in the order they are done.
+    """Do as many jobs at a time as a cluster has cores, or GPUs if the model runs on them; yield outcomes as they come.
 
-    Every machine must find recordings and output at the same paths. The recording of a worker that dies is given to
-    another one. address: of a running cluster; None: this machine. ImportError: Ray is not installed.
+    All machines must find recordings and output at the same paths. If a worker dies, another one does its job.
+
+    Args:
+        jobs: To do.
+        address: Of a running cluster; None starts one on this machine.
+        redo: Whether to do finished jobs again.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ConnectionError: No cluster runs at the address.
     """
-    import ray  # a large package that hardly anybody else needs
+    import ray  # a large package that few users need
 
     waiting = []
     for job in jobs:
@@ -89,10 +100,10 @@ def evaluate_with_ray(jobs: Sequence[Job], address: str | None = None, redo: boo
             (task,), _ = ray.wait(list(under_way))
             job, left = under_way.pop(task)
             try:
-                metrics, problem, hopeless = ray.get(task)
+                metrics, problem, final = ray.get(task)
             except ray.exceptions.RayError as error:
-                metrics, problem, hopeless = None, f'the worker died: {_described(error)}', False
-            if metrics is None and not hopeless and left:
+                metrics, problem, final = None, f'the worker died: {_described(error)}', False
+            if metrics is None and not final and left:
                 under_way[evaluate.remote(job)] = job, left - 1
             else:
                 yield Outcome(job, metrics, problem)
@@ -100,8 +111,12 @@ def evaluate_with_ray(jobs: Sequence[Job], address: str | None = None, redo: boo
         ray.shutdown()
 
 
-def _evaluate(job: Job) -> tuple[dict | None, str, bool]:
-    """In a worker: metrics, or why not and whether it would be so again."""
+def _evaluate(job: Job) -> tuple[Metrics | None, str, bool]:
+    """Do a job in a worker.
+
+    Returns:
+        The metrics, or the reason of the failure and whether another try would fail in the same way.
+    """
     try:
         return do(job, _model(job.parameters)), '', False
     except (RecordingError, *LOAD_ERRORS) as error:
@@ -111,7 +126,7 @@ def _evaluate(job: Job) -> tuple[dict | None, str, bool]:
 
 
 @cache
-def _model(parameters: Parameters):
+def _model(parameters: Parameters) -> Sam2Model:
     return load(parameters)
 
 
@@ -121,38 +136,44 @@ def _described(error: BaseException) -> str:
 
 # --- the summary
 
-def summarise(outcomes: Sequence[Outcome], folder: Path) -> dict[str, Any]:
-    """Write summary.json and summary.html into ``folder``; what is in the former.
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """Figures of many recordings."""
 
-    ``mean`` is over the objects of all recordings, as DAVIS takes it.
-    """
-    outcomes = sorted(outcomes, key=lambda outcome: str(outcome.job.output))
-    objects = [item for outcome in outcomes if outcome.metrics for item in outcome.metrics['objects'].values()
-               if item['J'] is not None]
-    summary = {
-        'mean': {name: float(np.mean([item[name] for item in objects])) for name in FIGURES} if objects else None,
-        'recordings': {outcome.job.output.name: {
-            'mean': outcome.metrics['mean'], 'objects': len(outcome.metrics['objects']),
-            **{name: outcome.metrics[name] for name in ('images', 'dropped', 'identity_swaps')}}
-            for outcome in outcomes if outcome.metrics},
-        'failed': {outcome.job.output.name: outcome.problem for outcome in outcomes if not outcome.metrics}}
+    mean: Accuracy | None  # over the objects of all recordings, as in DAVIS
+    recordings: dict[str, Metrics]  # by the name of their folder
+    failed: dict[str, str]  # reason for each recording that failed
+
+
+def summarise(outcomes: Sequence[Outcome], folder: Path) -> Summary:
+    """Return the summary of all recordings, and write it to summary.json and summary.html in a folder."""
+    ordered = sorted(outcomes, key=lambda outcome: str(outcome.job.output))
+    summary = Summary(
+        mean_of(item.accuracy for outcome in ordered if outcome.metrics for item in outcome.metrics.objects.values()),
+        {outcome.job.output.name: outcome.metrics for outcome in ordered if outcome.metrics},
+        {outcome.job.output.name: outcome.problem for outcome in ordered if not outcome.metrics})
     folder.mkdir(parents=True, exist_ok=True)
-    write_metrics(summary, folder / SUMMARY)
+    write_json({
+        'mean': mean_to_json(summary.mean),
+        'recordings': {name: {'mean': mean_to_json(item.mean), 'objects': len(item.objects), 'images': item.images,
+                              'dropped': item.dropped, 'identity_swaps': item.identity_swaps}
+                       for name, item in summary.recordings.items()},
+        'failed': summary.failed}, folder / SUMMARY)
     (folder / PAGE).write_text(_page(summary), encoding='utf-8', errors='backslashreplace')
     return summary
 
 
-def _page(summary: dict[str, Any]) -> str:
+def _page(summary: Summary) -> str:
     rows = []
-    for name, item in summary['recordings'].items():
+    for name, item in summary.recordings.items():
         link = f'<a href="{escape(name)}/{REPORT}">{escape(name)}</a>'
-        rows.append(_row(link, item['mean'], item['images'], item['dropped'], item['identity_swaps']))
-    if summary['mean']:
-        rows.append(_row('<b>mean over objects</b>', summary['mean'], '', '', ''))
-    count = f'{len(summary["recordings"])} recordings evaluated'
-    if summary['failed']:
-        count += f', {len(summary["failed"])} failed'
-    failed = ''.join(f'<li><b>{escape(name)}</b>: {escape(reason)}</li>' for name, reason in summary['failed'].items())
+        rows.append(_row(link, item.mean, item.images, item.dropped, item.identity_swaps))
+    if summary.mean:
+        rows.append(_row('<b>mean over objects</b>', summary.mean, '', '', ''))
+    count = f'{len(summary.recordings)} recordings evaluated'
+    if summary.failed:
+        count += f', {len(summary.failed)} failed'
+    failed = ''.join(f'<li><b>{escape(name)}</b>: {escape(reason)}</li>' for name, reason in summary.failed.items())
     titles = ''.join(f'<th>{escape(title)}</th>' for title in
                      ('recording', 'J&F', 'J', 'F', 'images', 'dropped', 'identity swaps'))
     return ('<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Evaluations</title>'
@@ -161,7 +182,7 @@ def _page(summary: dict[str, Any]) -> str:
             + (f'<div class="warnings"><h2>Failed</h2><ul>{failed}</ul></div>' if failed else '') + '</body></html>\n')
 
 
-def _row(first: str, mean: dict | None, *others) -> str:
-    figures = [f'{mean[name]:.3f}' if mean else '–' for name in ('J&F', 'J', 'F')]
+def _row(first: str, mean: Accuracy | None, *others: object) -> str:
+    figures = [f'{value:.3f}' for value in (mean.j_and_f, mean.j, mean.f)] if mean else ['–'] * 3
     cells = ''.join(f'<td class="number">{value}</td>' for value in (*figures, *others))
     return f'<tr><td>{first}</td>{cells}</tr>'

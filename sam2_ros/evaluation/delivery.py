@@ -1,4 +1,4 @@
-"""With which image a recorded prompt is delivered where nothing is ever late."""
+"""Delivery of recorded prompts in lock-step: each with the image it was drawn on."""
 from __future__ import annotations
 
 import bisect
@@ -11,11 +11,12 @@ from sam2_ros.recordings.recording import RecordedPrompt, Recording
 
 
 def deliveries(recording: Recording) -> dict[int, list[RecordedPrompt]]:
-    """Index of an image -> the prompts to deliver with it, in the order in which they came.
+    """Return the prompts to deliver with each image, by its index, in the order of their arrival.
 
-    A prompt goes with the image it was drawn on, what has no image (stamp 0, REMOVE, CLEAR) with the first one that
-    came no earlier. Prompts for one object keep their order: what takes it back is not delivered after a SET that came
-    later, and a correction not before the prompts it corrects. Beyond the last image: ``len(recording.stamps)``.
+    A prompt is delivered with the image it was drawn on. A prompt without an image (stamp 0, REMOVE, CLEAR) is
+    delivered with the first image that arrived at the same time or later. Prompts for one object keep their order: a
+    REMOVE or CLEAR is delivered no later than a SET that arrived after it, and a correction no earlier than the prompts
+    it corrects. The index ``len(recording.stamps)`` has the prompts for images after the last one.
     """
     prompts = sorted(recording.prompts, key=lambda prompt: prompt.arrival)
     places = [_place(recording, prompt) for prompt in prompts]

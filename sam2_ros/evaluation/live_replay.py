@@ -1,10 +1,8 @@
-"""A recording played to the node itself: its own process, real DDS, at the recorded rate."""
+"""Live replay: a recording played over DDS to a node process, at the recorded times."""
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -12,45 +10,60 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rclpy
 import yaml
 from domain_coordinator import domain_id
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
 from sam2_core import Sam2Model
 from sam2_core.metrics import iou
-from sam2_ros.evaluation.replay import ACTIONS, versions
-from sam2_ros.evaluation.results import Answer, FrameOutput, ObjectOutput, Run
+from sam2_ros.evaluation.metrics import Agreement
+from sam2_ros.evaluation.results import Answer, FrameOutput, Mode, ObjectOutput, Run, action_name
+from sam2_ros.evaluation.stopwatch import peak_resident_memory
+from sam2_ros.evaluation.versions import versions
 from sam2_ros.messages.conversions import ImageError, to_nanoseconds, to_rgb
 from sam2_ros.msg import InstanceArray, Prompt, PromptStatus
 from sam2_ros.perception.instance_messages import tracked_object
 from sam2_ros.recordings.recording import RecordedPrompt, Recording, RecordingError
+from sam2_ros.runtime.child_process import ChildProcess
 from sam2_ros.runtime.dds import image_profile_environment
 from sam2_ros.runtime.parameters import Parameters
 
 PATIENCE = 120.0  # seconds until the node has loaded its model and answers
-QUIET = 3.0  # seconds without a result after which none comes any more; longer for a node that is slower
-LOG_LINES = 20
+STOP_PATIENCE = 10.0  # seconds between SIGINT and SIGKILL
+QUIET = 3.0  # seconds without a result after which the node is taken to be idle; a slow node gets more
 
 
 class NodeFailed(RuntimeError):
-    """The node ended, or did not answer; the text has the end of its log."""
+    """The node ended or did not answer; the text has the end of its log."""
 
 
 def run_live(recording: Recording, model: Sam2Model, parameters: Parameters, *, rate: float = 1.0,
              progress: Callable[[int], None] = lambda index: None) -> Run:
-    """Play a recording to a node of these parameters, ``rate`` times as fast as it was recorded; what it published.
+    """Play a recording to a node and return what the node published.
 
-    The node runs in a process of its own, in a domain that nobody else uses, and listens to this machine only. model:
-    the one that the parameters name. progress: is told the index of each image that is sent. NodeFailed.
+    The node runs in its own process, in a ROS domain that nothing else uses, and communicates with this machine only.
+
+    Args:
+        recording: To play.
+        model: The one that the parameters name, for the versions of the run.
+        parameters: Of the node.
+        rate: Speed relative to the recording.
+        progress: Called with the index of each image that is published.
+
+    Raises:
+        NodeFailed: The node ended or did not answer.
+        RecordingError: No image can be used.
     """
     started = time.monotonic()
-    result = Run(recording.name, 'live', rate, len(recording.stamps), 0, 0, dict(recording.labels),
+    result = Run(recording.name, Mode.LIVE, rate, len(recording.stamps), 0, 0, dict(recording.labels),
                  parameters=asdict(parameters), versions=versions(model))
     if not recording.stamps:
         return result
@@ -59,19 +72,21 @@ def run_live(recording: Recording, model: Sam2Model, parameters: Parameters, *, 
     chosen = replace(parameters, autostart=True, cameras=(), detections_topic='',
                      image_transport='compressed' if isinstance(first, CompressedImage) else 'raw')
     with domain_id() as domain, tempfile.TemporaryDirectory() as folder, \
-            _NodeProcess(domain, Path(folder), chosen) as node, \
+            contextlib.closing(_NodeProcess(domain, Path(folder), chosen)) as node, \
             contextlib.closing(_Player(domain, recording, type(first), node)) as player:
         player.wait_until_ready(first)
         player.play(rate, progress)
-        result.peak_memory = node.peak_memory()
-    player.tell(result)
+        result.peak_memory = peak_resident_memory(node.pid)
+    player.fill_in(result)
     result.wall_seconds = time.monotonic() - started
     return result
 
 
-def agreement(a: Run, b: Run) -> dict:
-    """How equal the masks of two runs of one recording are: J by object and their mean, over the images that both
-    processed and in which either shows the object."""
+def agreement(a: Run, b: Run) -> Agreement:
+    """Return the similarity of the masks of two runs, as J.
+
+    J counts in the images that both runs processed and in which at least one of them has a mask of the object.
+    """
     others = {frame.index: frame for frame in b.frames}
     values: dict[int, list[float]] = {}
     for frame in a.frames:
@@ -83,13 +98,13 @@ def agreement(a: Run, b: Run) -> dict:
             masks = [objects[number].mask(*size) if number in objects else np.zeros(size, bool) for objects in pair]
             if masks[0].any() or masks[1].any():
                 values.setdefault(number, []).append(iou(*masks))
-    objects = {str(number): float(np.mean(found)) for number, found in sorted(values.items())}
-    return {'J': float(np.mean([*objects.values()])) if objects else None, 'objects': objects,
-            'images': sum(frame.index in others for frame in a.frames)}
+    objects = {number: float(np.mean(found)) for number, found in sorted(values.items())}
+    return Agreement(float(np.mean([*objects.values()])) if objects else None, objects,
+                     sum(frame.index in others for frame in a.frames))
 
 
 def _first_image(recording: Recording) -> Image | CompressedImage:
-    """Return the first image that the node can use: it is asked for until the node answers."""
+    """Return the first image that the node can use; it is published until the node answers."""
     failure = ''
     for index in range(len(recording.stamps)):
         try:
@@ -98,63 +113,45 @@ def _first_image(recording: Recording) -> Image | CompressedImage:
             return image
         except (ImageError, RecordingError) as error:
             failure = failure or str(error)
-    raise RecordingError(f'{recording.name}: not one of its {len(recording.stamps)} images can be used; {failure}')
+    raise RecordingError(f'{recording.name}: none of its {len(recording.stamps)} images can be used; {failure}')
 
 
-class _NodeProcess:
-    """``python -m sam2_ros.node``."""
+class _NodeProcess(ChildProcess):
+    """``python -m sam2_ros.node`` with its parameters in a file."""
 
     def __init__(self, domain: int, folder: Path, parameters: Parameters) -> None:
-        self._log = folder / 'node.log'
         file = folder / 'parameters.yaml'
-        # an empty array has no type in ROS: [''] stands for it
+        # ROS cannot tell the type of an empty array; the node takes [''] for one.
         values = {name: [*value] or [''] if isinstance(value, tuple) else value
                   for name, value in asdict(parameters).items()}
         file.write_text(yaml.safe_dump({'/**': {'ros__parameters': values}}))
-        with self._log.open('w') as output:
-            self._process = subprocess.Popen(
-                [sys.executable, '-m', 'sam2_ros.node', '--ros-args', '--params-file', str(file)],
-                env={**os.environ, 'ROS_DOMAIN_ID': str(domain), 'ROS_LOG_DIR': str(folder)}, stdout=output,
-                stderr=subprocess.STDOUT)
+        super().__init__([sys.executable, '-m', 'sam2_ros.node', '--ros-args', '--params-file', str(file)],
+                         {**os.environ, 'ROS_DOMAIN_ID': str(domain), 'ROS_LOG_DIR': str(folder)}, folder / 'node.log')
 
     def check(self) -> None:
-        if self._process.poll() is not None:
-            raise self.failed(f'the node ended with {self._process.returncode}')
+        """Raise NodeFailed if the process has ended."""
+        if not self.running:
+            raise self.failed(f'the node ended with {self.exit_code}')
 
     def failed(self, what: str) -> NodeFailed:
-        lines = self._log.read_text(errors='replace').splitlines()[-LOG_LINES:]
-        return NodeFailed('\n'.join([f'{what}; its log ends:', *lines]))
+        """Return an error with the end of the log."""
+        return NodeFailed(f'{what}; its log ends:\n{self.log_tail()}')
 
-    def peak_memory(self) -> int:
-        """Resident, bytes; 0 where the system does not say."""
-        with contextlib.suppress(OSError):
-            for line in Path(f'/proc/{self._process.pid}/status').read_text().splitlines():
-                if line.startswith('VmHWM:'):
-                    return int(line.split()[1]) * 1024
-        return 0
-
-    def __enter__(self) -> _NodeProcess:
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
-            try:
-                self._process.wait(10)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+    def close(self) -> None:
+        """Stop the process."""
+        self.stop(patience=STOP_PATIENCE)
 
 
 class _Player:
-    """Camera, user and planner in one: sends at the recorded times, and takes down what comes back and when."""
+    """Camera, user and planner: publishes at the recorded times and records the answers with their times of arrival."""
 
     def __init__(self, domain: int, recording: Recording, kind: type, node: _NodeProcess) -> None:
+        """Create publishers and subscriptions; ``kind``: type of the images."""
         self._recording, self._process = recording, node
-        self._frames: list[tuple[int, InstanceArray]] = []  # ns of time.monotonic_ns(), when it came
+        self._frames: list[tuple[int, InstanceArray]] = []  # with the time.monotonic_ns() of their arrival
         self._statuses: list[tuple[int, PromptStatus]] = []
-        self._problems: list[str] = []  # depth that could not be sent
-        self._start = self._first = 0  # ns: one moment, as time.monotonic_ns() and as the recording has it
+        self._problems: list[str] = []  # depth that could not be published
+        self._start = self._first = 0  # one moment by time.monotonic_ns() and by the clock of the recording
         self._rate = 1.0
         self._context = rclpy.Context()
         rclpy.init(args=[], context=self._context, domain_id=domain)
@@ -187,17 +184,23 @@ class _Player:
     # --- before
 
     def wait_until_ready(self, image: Image | CompressedImage) -> None:
-        """Until prompts and images get through, and what comes of them back. The image is sent without a stamp: no
-        prompt can name it, and no time has passed by it."""
+        """Wait until the node receives prompts and images, and its answers arrive.
+
+        The image is published without a stamp, so that it neither matches a prompt nor advances the node's time.
+
+        Raises:
+            NodeFailed: The node ended or did not answer within PATIENCE.
+        """
         with _without_stamp(image):
             self._repeat(lambda: self._prompts.publish(Prompt(action=Prompt.REMOVE, id=65535)),
                          lambda: self._statuses, 'answer prompts')
-            self._repeat(lambda: self._images.publish(image), lambda: self._frames, 'see images')
+            self._repeat(lambda: self._images.publish(image), lambda: self._frames, 'process images')
         self._wait_for_quiet(0.5)
         self._frames.clear()
         self._statuses.clear()
 
     def _repeat(self, send: Callable[[], None], answered: Callable[[], object], what: str) -> None:
+        """Call ``send`` repeatedly until there is an answer; ``what``: what the node does then, for the error."""
         deadline = time.monotonic() + PATIENCE
         while not answered():
             if time.monotonic() > deadline:
@@ -214,18 +217,25 @@ class _Player:
     # --- playing
 
     def play(self, rate: float, progress: Callable[[int], None]) -> None:
+        """Publish images and prompts at their recorded times, ``rate`` times as fast, and wait for the answers.
+
+        Raises:
+            NodeFailed: The node ended.
+        """
         recording = self._recording
-        events = [(arrival, index, None) for index, arrival in enumerate(recording.arrivals)]
-        events += [(prompt.arrival, None, prompt) for prompt in recording.prompts]
+        events: list[tuple[int, int | RecordedPrompt]] = []
+        events += [(arrival, index) for index, arrival in enumerate(recording.arrivals)]
+        events += [(prompt.arrival, prompt) for prompt in recording.prompts]
         events.sort(key=lambda event: event[0])
         self._rate, self._first = rate, events[0][0]
         self._start = time.monotonic_ns()
-        for arrival, index, prompt in events:
-            if prompt is not None:
+        for arrival, event in events:
+            if isinstance(event, RecordedPrompt):
                 self._sleep_until(arrival)
-                self._prompts.publish(prompt.message)
+                self._prompts.publish(event.message)
                 continue
-            with contextlib.suppress(RecordingError):  # ``tell`` names those that cannot be read
+            index = event
+            with contextlib.suppress(RecordingError):  # ``fill_in`` reports images that cannot be read
                 messages = self._read(index)
                 self._sleep_until(arrival)
                 for publisher, message in messages:
@@ -234,14 +244,14 @@ class _Player:
             progress(index)
         self._wait_for_quiet(QUIET)
 
-    def _read(self, index: int) -> list[tuple]:
-        """What is published for an image, and by whom."""
+    def _read(self, index: int) -> list[tuple[Publisher, Any]]:
+        """Return the messages of an image, each with its publisher."""
         image = self._recording.image(index)
         try:
             depth = self._recording.depth(index)
         except RecordingError as error:
             depth = None
-            self._problems.append(f'depth of image {index} left out: {error}')
+            self._problems.append(f'depth of image {index} skipped: {error}')
         before = [] if depth is None else [(self._infos, depth[1]), (self._depth, depth[0])]
         return [*before, (self._images, image)]
 
@@ -250,7 +260,7 @@ class _Player:
         time.sleep(max(0.0, (due - time.monotonic_ns()) / 1e9))
 
     def _wait_for_quiet(self, seconds: float) -> None:
-        """Until nothing has come for so long, and three times as long as the longest pause was."""
+        """Wait until nothing has arrived for this time, and for three times the longest pause so far."""
         began = time.monotonic_ns()
         while True:
             times = [moment for moment, _ in (*self._frames, *self._statuses)] or [began]
@@ -263,8 +273,8 @@ class _Player:
 
     # --- after
 
-    def tell(self, result: Run) -> None:
-        """Fill in what came back."""
+    def fill_in(self, result: Run) -> None:
+        """Add the received messages to the run."""
         places = {stamp: index for index, stamp in enumerate(self._recording.stamps)}
         processed = set()
         for moment, message in self._frames:
@@ -289,7 +299,7 @@ class _Player:
         result.answers += self._answers()
 
     def _clock(self, moment: int) -> int:
-        """A moment here, on the clock of the recording; ns."""
+        """Return a time.monotonic_ns() on the clock of the recording, nanoseconds."""
         return self._first + round((moment - self._start) * self._rate)
 
     def _answers(self) -> Iterator[Answer]:
@@ -305,7 +315,7 @@ class _Player:
 
 
 def _asked(status: PromptStatus, waiting: list[RecordedPrompt]) -> RecordedPrompt | None:
-    """The prompt that is answered: of the same object, and best on the same image."""
+    """Return the prompt that a status answers: one for its object, preferably on its image."""
     found = [prompt for prompt in waiting if prompt.message.id in (status.id, 0)]
     return min(found, default=None, key=lambda prompt: (prompt.message.header.stamp != status.header.stamp,
                                                         prompt.message.id != status.id))
@@ -313,9 +323,8 @@ def _asked(status: PromptStatus, waiting: list[RecordedPrompt]) -> RecordedPromp
 
 def _answer(prompt: RecordedPrompt, number: int, accepted: bool, reason: str, stamp: int, answered: int) -> Answer:
     message = prompt.message
-    return Answer(prompt.arrival, to_nanoseconds(message.header.stamp),
-                  ACTIONS.get(message.action, str(message.action)), number, message.label, accepted, reason,
-                  stamp if accepted else None, answered)
+    return Answer(prompt.arrival, to_nanoseconds(message.header.stamp), action_name(message.action), number,
+                  message.label, accepted, reason, stamp if accepted else None, answered)
 
 
 @contextlib.contextmanager

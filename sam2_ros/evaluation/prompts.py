@@ -1,13 +1,16 @@
-"""Prompts that are not in the recording itself: from a YAML file, or made of the ground truth.
+"""Prompts from a YAML file, or made from the ground truth.
 
     - {frame: 0, id: 1, label: cup, box: [310, 200, 420, 330]}
     - {frame: 0, id: 2, mask: masks/plate.png}
     - {stamp: 1700000003.2, id: 1, action: refine, points: [[350, 260, 1], [400, 210, 0]]}
     - {frame: 90, id: 2, action: remove}
+
+docs/reference/evaluation.md describes the keys.
 """
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isfinite
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -29,16 +32,23 @@ from sam2_ros.recordings.recording import RecordedPrompt, Recording, RecordingEr
 ACTIONS = {'set': Prompt.SET, 'refine': Prompt.REFINE, 'remove': Prompt.REMOVE, 'clear': Prompt.CLEAR}
 CONTENT = ('points', 'box', 'mask')
 KEYS = ('frame', 'stamp', 'action', 'id', 'label', *CONTENT)
-NEAR = 1_000_000  # ns that a stamp in a file may differ from that of its image: seconds as people write them
+NEAR = 1_000_000  # tolerance of a stamp in a file, nanoseconds: people write seconds with few digits
 
 
 def read_prompts(path: Path | str, recording: Recording) -> list[RecordedPrompt]:
-    """The prompts of a file, each as if it came with the image it was drawn on, in the order of the images.
+    """Return the prompts of a file in the order of their images, each arriving with its image.
 
-    An entry has ``frame``, the index of an image, or ``stamp``, that of an image in seconds; ``id`` and ``label`` of
-    its object; ``points`` [[x, y, 1 on the object or 0 not on it], ...], ``box`` [x0, y0, x1, y1], or ``mask``, a PNG
-    beside the file of 0 and 1, or 0 and 255; and ``action``: set (when not given), refine, remove, or clear.
-    RecordingError names the file, the entry and the cure.
+    An entry has ``frame``, the index of an image, or ``stamp``, its stamp in seconds; ``id`` and ``label`` of the
+    object; ``points`` [[x, y, label], ...] with label 1 on the object and 0 not on it, ``box`` [x0, y0, x1, y1], or
+    ``mask``, a PNG of 0 and 1, or 0 and 255, with a path relative to the file; and ``action``: set (the default),
+    refine, remove or clear.
+
+    Args:
+        path: Of the YAML file.
+        recording: With the images of the prompts.
+
+    Raises:
+        RecordingError: The file or an entry cannot be used; the text names the entry and the cure.
     """
     path = Path(path)
     try:
@@ -61,36 +71,44 @@ def read_prompts(path: Path | str, recording: Recording) -> list[RecordedPrompt]
 
 def first_truth_prompts(recording: Recording,
                         progress: Callable[[int, int], None] | None = None) -> list[RecordedPrompt]:
-    """The first mask that the ground truth has of each object, as a prompt: the semi-supervised protocol of DAVIS.
+    """Return the first true mask of each object as a prompt: the semi-supervised protocol of DAVIS.
 
-    Where the truth or its image cannot be used, the next truth of the object counts. ``progress`` is told how many
-    images of how many have been looked at. RecordingError when there is no truth.
+    If a first mask or its image cannot be used, the next mask of the object counts.
+
+    Args:
+        recording: With the truth.
+        progress: Called with the number of images searched and the total.
+
+    Raises:
+        RecordingError: The recording has no truth that can be used.
     """
-    prompts, known, failure = [], set(), ''
+    prompts: list[RecordedPrompt] = []
+    known: set[int] = set()
+    failure = ''
     for index, arrival in enumerate(recording.arrivals):
         try:
             masks = {object_id: mask for object_id, mask in sorted((truth_masks(recording, index) or {}).items())
                      if object_id not in known and mask.any()}
-            image = recording.image(index) if masks else None
-            size = to_rgb(image).shape[:2] if masks else None
+            if masks:
+                image = recording.image(index)
+                size = to_rgb(image).shape[:2]
+                masks = {object_id: mask for object_id, mask in masks.items() if mask.shape == size}
         except (RecordingError, ImageError) as error:
             failure = failure or f'; {error}'
             masks = {}
-        for object_id, mask in masks.items():
-            if mask.shape == size:
-                known.add(object_id)
-                prompts.append(RecordedPrompt(arrival, mask_prompt(
-                    mask, object_id, recording.labels.get(object_id, ''), image.header)))
+        known |= masks.keys()
+        prompts += [RecordedPrompt(arrival, mask_prompt(mask, object_id, recording.labels.get(object_id, ''),
+                                                        image.header)) for object_id, mask in masks.items()]
         if progress is not None:
             progress(index + 1, len(recording.arrivals))
     if not prompts:
-        raise RecordingError(f'{recording.name}: no object in its ground truth, or there is none: give the topic or '
-                             f'folder that has it, or prompts in a file{failure}')
+        raise RecordingError(f'{recording.name}: no ground truth, or no object in it; name the topic or folder that '
+                             f'has it, or give prompts in a file{failure}')
     return prompts
 
 
 def mask_prompt(mask: np.ndarray, object_id: int, label: str, header: Header) -> Prompt:
-    """A prompt to track what a mask, bool (H, W), shows in the image with this header."""
+    """Return a prompt with a mask, bool (H, W), for the image with this header."""
     return Prompt(header=header, id=object_id, label=label,
                   mask=from_pixels(mask.astype(np.uint8) * 255, 'mono8', header))
 
@@ -104,7 +122,7 @@ def _index(entry: Any, recording: Recording) -> int:
         if key not in KEYS:
             raise PromptError(f'{key!r} is not known: must be one of {", ".join(KEYS)}')
     if ('frame' in entry) == ('stamp' in entry):
-        raise PromptError('must have either frame or stamp, to say which image it was drawn on')
+        raise PromptError('must have either frame or stamp, of the image it was drawn on')
     count = len(recording.stamps)
     if 'frame' in entry:
         frame = entry['frame']
@@ -156,9 +174,9 @@ def _mask(path: Path) -> np.ndarray:
 def _id(entry: dict, action: str) -> int:
     number = entry.get('id', 0)
     if not _is_integer(number) or not 0 <= number <= MAX_ID:
-        raise PromptError(f'id {number!r}: must be an integer from 1 to {MAX_ID}, or left out for a free one')
+        raise PromptError(f'id {number!r}: must be an integer from 1 to {MAX_ID}, or omitted for a free one')
     if not number and action in ('refine', 'remove'):
-        raise PromptError(f'action {action} without id: give that of the object')
+        raise PromptError(f'action {action} without id: give the id of the object')
     return number
 
 
@@ -182,7 +200,7 @@ def _point(point: Any) -> ImagePoint:
 
 
 def _box(box: Any) -> RegionOfInterest:
-    """Whole pixels: that is what the message has."""
+    """Return a box rounded to whole pixels, as the message requires."""
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         raise PromptError(f'box {box!r}: must be [x0, y0, x1, y1]')
     x0, y0, x1, y1 = (max(0, round(side)) for side in box)
@@ -196,4 +214,4 @@ def _is_integer(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and np.isfinite(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)

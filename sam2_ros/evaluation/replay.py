@@ -1,33 +1,28 @@
-"""A recording put through what the node does with one camera, in this process and without topics."""
+"""Replay of a recording in this process: lock-step or real-time, by the node's own code and without topics."""
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import importlib.metadata
 import math
-import platform
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
-from xml.etree import ElementTree
+from functools import partial
+from typing import Any
 
-import cv2
 import numpy as np
 import torch
-from ament_index_python import get_package_share_directory
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CameraInfo, Image
 
 from sam2_core import Sam2Model, StreamTracker
 from sam2_ros.depth.matching import DepthMailbox
 from sam2_ros.evaluation.delivery import deliveries
-from sam2_ros.evaluation.results import TOTAL, Answer, FrameOutput, ObjectOutput, Run
-from sam2_ros.evaluation.stopwatch import PeakMemory, Stopwatch
+from sam2_ros.evaluation.results import TOTAL, Answer, FrameOutput, Mode, ObjectOutput, Run, action_name
+from sam2_ros.evaluation.stopwatch import PeakMemory, Stopwatch, TimedModel
+from sam2_ros.evaluation.versions import versions
 from sam2_ros.messages.conversions import to_nanoseconds
-from sam2_ros.msg import Prompt
 from sam2_ros.perception.camera_pipeline import CameraPipeline
 from sam2_ros.perception.frame import Frame
 from sam2_ros.perception.inbox import Inbox
@@ -37,36 +32,45 @@ from sam2_ros.perception.worker import step, step_aside
 from sam2_ros.recordings.recording import RecordedPrompt, Recording, RecordingError
 from sam2_ros.runtime.parameters import Parameters
 
-ASIDE = 'aside'
-REASONS = 5  # why depth is not used: the most frequent ones are told
+ASIDE = 'aside'  # stage of the work on late prompts
+REASONS = 5  # most frequent reasons for unused depth, reported per run
 ENDED = 'the recording ended before it could be applied'
-ACTIONS = {getattr(Prompt, name): name for name in ('SET', 'REFINE', 'REMOVE', 'CLEAR')}
 
 
-def run(recording: Recording, model: Sam2Model, parameters: Parameters, mode: str = 'lock-step', *, rate: float = 1.0,
-        timer: Callable[[], float] = time.perf_counter, progress: Callable[[int], None] = lambda index: None) -> Run:
-    """Put a recording through a warm model; what came of it.
+def run(recording: Recording, model: Sam2Model, parameters: Parameters, mode: Mode | str = Mode.LOCK_STEP, *,
+        rate: float = 1.0, timer: Callable[[], float] = time.perf_counter,
+        progress: Callable[[int], None] = lambda index: None) -> Run:
+    """Process a recording and return the outputs.
 
-    mode: ``lock-step``: every image in order, none dropped, and every prompt with the image it was drawn on: the same
-    to the last bit each time. ``real-time``: on a simulated clock that advances by the time the work takes on this
-    machine, images and prompts come when they were recorded; the newest image wins, late prompts are late.
-    rate: real-time: how many times as fast they come. timer: seconds, measures the work. progress: is told the index of
-    each image when its turn comes. ValueError for another mode or a rate that is not positive.
+    In lock-step every image is processed in order, with the prompts that were drawn on it; the result is the same to
+    the last bit every time. In real time images and prompts arrive at their recorded times, on a simulated clock that
+    advances by the time the work takes on this machine: images are dropped and prompts are late as on a robot.
+
+    Args:
+        recording: To process.
+        model: Warmed up. It is not changed.
+        parameters: Of the node.
+        mode: Lock-step or real-time.
+        rate: In real time, speed relative to the recording.
+        timer: Returns seconds; measures the work.
+        progress: Called with the index of each image that arrives.
+
+    Raises:
+        ValueError: ``mode`` is another one, or ``rate`` is not positive.
     """
-    if mode not in ('lock-step', 'real-time'):
+    if mode not in (Mode.LOCK_STEP, Mode.REAL_TIME):
         raise ValueError(f"mode '{mode}': must be lock-step or real-time")
     if not (rate > 0 and math.isfinite(rate)):
         raise ValueError(f'rate {rate:g}: must be positive')
     started, memory = time.monotonic(), PeakMemory(model)
     deterministic = torch.backends.cudnn.deterministic
     torch.backends.cudnn.deterministic = True
-    replay = _Replay(recording, model, parameters, mode, rate, timer, progress)
+    replay = _Replay(recording, model, parameters, Mode(mode), rate, timer, progress)
     try:
-        with replay.watch.watch_model():
-            if mode == 'lock-step':
-                replay.lock_step()
-            else:
-                replay.real_time()
+        if mode == Mode.LOCK_STEP:
+            replay.lock_step()
+        else:
+            replay.real_time()
     finally:
         torch.backends.cudnn.deterministic = deterministic
     result = replay.result
@@ -76,34 +80,35 @@ def run(recording: Recording, model: Sam2Model, parameters: Parameters, mode: st
 
 
 class _Replay:
-    """A camera whose images and prompts come from a recording, and whose results go into a ``Run``.
+    """Camera whose images and prompts come from a recording, and whose results go into a ``Run``.
 
-    It is served by the worker's own functions (``ServedCamera``), on a clock that is the recording's.
+    The worker's own functions serve it (``ServedCamera``), on the clock of the recording.
     """
 
-    def __init__(self, recording: Recording, model: Sam2Model, parameters: Parameters, mode: str, rate: float,
+    def __init__(self, recording: Recording, model: Sam2Model, parameters: Parameters, mode: Mode, rate: float,
                  timer: Callable[[], float], progress: Callable[[int], None]) -> None:
         changed = threading.Condition()
-        self.watch = Stopwatch(model, timer)
+        self.watch = Stopwatch(model.device, timer)
         self.result = Run(recording.name, mode, rate, len(recording.stamps), 0, 0, dict(recording.labels),
                           parameters=asdict(parameters), versions=versions(model))
         self.closed = False
         self._recording = recording
         self._progress = progress
         self._depth = DepthMailbox(changed) if parameters.use_depth else None
-        # the depth of an image is there before the image: there is nothing to wait for
+        # The depth of an image arrives before the image, so the pipeline need not wait for it.
         chosen = replace(parameters, depth_wait=0.0)
-        if mode == 'lock-step':
-            chosen = replace(chosen, latency_target=0.0)  # there is no latency, and no load to shed
-        self.pipeline = CameraPipeline(StreamTracker(model), chosen, changed, recording.name, _Silence(), self._depth)
+        if mode == Mode.LOCK_STEP:
+            chosen = replace(chosen, latency_target=0.0)  # without latency there is no load to shed
+        tracker = StreamTracker(TimedModel(model, self.watch))
+        self.pipeline = CameraPipeline(tracker, chosen, changed, recording.name, _Silence(), self._depth)
         self._asked: dict[PromptRequest, RecordedPrompt] = {}
         self._with_depth: set[int] = set()  # images whose depth the recording has
-        self._unused_depth: Counter[str] = Counter()  # reason -> images
+        self._unused_depth: Counter[str] = Counter()  # images by the reason
         self._arrivals = arrivals(recording)
-        self._offered: int | None = None  # index of the image that is to be processed next
-        self._working = contextlib.ExitStack()  # the stage of the stopwatch that lasts until ``publish``
-        self._clock: Callable[[float], int] = round  # from the seconds that the work took to the recording's time, ns
-        self._done = 0  # ns of the recording, when the last work was done
+        self._offered: int | None = None  # index of the image to process next
+        self._working = contextlib.ExitStack()  # the stage of the stopwatch that ends with ``publish``
+        self._clock: Callable[[float], int] = round  # from seconds of work to time of the recording, nanoseconds
+        self._done = 0  # end of the last work, nanoseconds on the clock of the recording
 
     # --- modes
 
@@ -111,7 +116,7 @@ class _Replay:
         """Process every image in order, each prompt with the image it was drawn on."""
         prompts = deliveries(self._recording)
         for index, arrival in enumerate(self._recording.arrivals):
-            self._clock = lambda seconds, arrival=arrival: arrival
+            self._clock = partial(_stopped_clock, arrival)
             self._ask(prompts.pop(index, ()))
             self._offer(index)
             self._serve()
@@ -122,16 +127,17 @@ class _Replay:
 
     def real_time(self) -> None:
         """Process images and prompts as they were recorded, on a clock that advances by the time the work takes."""
-        events = [(arrival, self._offer, index) for index, arrival in enumerate(self._recording.arrivals)]
-        events += [(prompt.arrival, self._ask, [prompt]) for prompt in self._recording.prompts]
+        events: list[tuple[int, Callable[[], None]]] = []
+        events += [(arrival, partial(self._offer, index)) for index, arrival in enumerate(self._recording.arrivals)]
+        events += [(prompt.arrival, partial(self._ask, [prompt])) for prompt in self._recording.prompts]
         coming = deque(sorted(events, key=lambda event: event[0]))
         self._done = coming[0][0] if coming else 0
-        # the clock of the recording is faster than that of the machine by the rate
+        # The clock of the recording runs ``rate`` times as fast as that of the machine.
         self._clock = lambda seconds: self._done + round(seconds * 1e9 * self.result.rate)
         while True:
             while coming and coming[0][0] <= self._done:
-                _, deliver, what = coming.popleft()
-                deliver(what)
+                _, deliver = coming.popleft()
+                deliver()
             if self.pipeline.inbox.waiting_since() is not None:
                 self._serve()
             elif not self.pipeline.has_work_aside():
@@ -147,7 +153,7 @@ class _Replay:
 
     def _ask(self, prompts: Sequence[RecordedPrompt]) -> None:
         for prompt in prompts:
-            # nobody waits on the wall clock: a prompt never expires
+            # Prompts must not expire while the simulated clock stands still.
             request = PromptRequest(prompt.message, math.inf)
             self._asked[request] = prompt
             if not self.pipeline.inbox.put_prompt(request):
@@ -173,11 +179,11 @@ class _Replay:
         self._progress(index)
 
     def _depth_of(self, index: int) -> tuple[Image, CameraInfo] | None:
-        """Return the depth of an image; one that cannot be read costs the image nothing else."""
+        """Return the depth of an image; record a problem if it cannot be read."""
         try:
             return self._recording.depth(index) if self._depth is not None else None
         except RecordingError as error:
-            self.result.problems.append(f'depth of image {index} left out: {error}')
+            self.result.problems.append(f'depth of image {index} skipped: {error}')
             return None
 
     # --- work
@@ -203,13 +209,13 @@ class _Replay:
         if frame is not None:
             with self.watch.stage('publish'):
                 serialize_message(instance_array(frame, failures=self.pipeline.failures))
-        self._working.close()  # what follows is not the node's work
+        self._working.close()  # the node would do nothing more
         stages = self.watch.take()
         aside = ASIDE in stages
         self._done = self._clock(stages[ASIDE if aside else TOTAL])
         if not aside:
             index, self._offered = self._offered, None
-            if frame is not None:
+            if frame is not None and index is not None:
                 self._record(index, frame, stages)
             elif index is not None and self.pipeline.skipped.reason:
                 self.result.unusable[index] = self.pipeline.skipped.reason
@@ -217,7 +223,7 @@ class _Replay:
         return 0.0 if frame is None else (self._done - to_nanoseconds(frame.header.stamp)) / 1e9 / self.result.rate
 
     def now(self) -> float:
-        """Return the time of the recording in seconds of this machine."""
+        """Return the time of the recording in seconds, as this machine experiences it."""
         return self._done / 1e9 / self.result.rate
 
     # --- out
@@ -237,7 +243,7 @@ class _Replay:
             prompt = self._asked.pop(answer.request)
             message = prompt.message
             self.result.answers.append(Answer(
-                prompt.arrival, to_nanoseconds(message.header.stamp), ACTIONS.get(message.action, str(message.action)),
+                prompt.arrival, to_nanoseconds(message.header.stamp), action_name(message.action),
                 answer.id, message.label, answer.accepted, answer.reason,
                 to_nanoseconds(answer.header.stamp) if answer.accepted else None, now))
 
@@ -249,10 +255,10 @@ class _Replay:
 
 
 def arrivals(recording: Recording) -> Sequence[int]:
-    """Return the times, ns, by which an odd stamp of an image is told from a pause of the camera.
+    """Return the times of arrival, nanoseconds, against which the pipeline checks the stamps of images.
 
-    They are those at which the images were recorded; where these hardly advance, as in a converted bag that has one
-    time for all of its messages, the stamps themselves.
+    They are the recording times. A converted bag may have the same recording time for all messages; if these times
+    hardly advance, the stamps are used instead.
     """
     if len(recording.stamps) < 2:
         return recording.arrivals
@@ -261,33 +267,15 @@ def arrivals(recording: Recording) -> Sequence[int]:
 
 
 class _Silence:
-    """Log of a camera that nobody reads: what is worth to be said is in the result."""
+    """Logger that discards everything: the run has the failures and problems."""
 
-    def warning(self, text: str, **options) -> None:
-        pass
+    def warning(self, text: str, **options: Any) -> None:
+        """Discard a warning."""
 
-    error = warning
-
-
-def versions(model: Sam2Model) -> dict[str, str]:
-    """What took part, as far as it may change an answer."""
-    weights = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        weights.update(name.encode())
-        weights.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy() if tensor.ndim else b'')
-    gpu = model.device.type == 'cuda'
-    return {
-        'sam2_ros': _own_version(), 'python': platform.python_version(),
-        'torch': torch.__version__, 'numpy': np.__version__, 'opencv': cv2.__version__,
-        'model': f'{model.name}, {model.image_size} pixels, {str(model.dtype).removeprefix("torch.")}',
-        'weights': weights.hexdigest()[:16],
-        'device': torch.cuda.get_device_name(model.device) if gpu else f'CPU, {torch.get_num_threads()} threads',
-        'machine': f'{platform.system()} {platform.machine()}'}
+    def error(self, text: str, **options: Any) -> None:
+        """Discard an error."""
 
 
-def _own_version() -> str:
-    try:
-        return importlib.metadata.version('sam2_ros')
-    except importlib.metadata.PackageNotFoundError:  # built by colcon
-        package = Path(get_package_share_directory('sam2_ros'), 'package.xml')
-        return ElementTree.parse(package).findtext('version')
+def _stopped_clock(now: int, seconds: float) -> int:
+    """Return the time on a clock that does not advance while images are processed."""
+    return now

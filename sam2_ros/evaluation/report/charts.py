@@ -1,30 +1,33 @@
-"""The report's charts: inline SVG whose colours are those of the page (the classes are in report_style.py)."""
+"""Charts of the report: inline SVG in the colours of the page, whose classes style.py defines."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
 import numpy as np
 
 WIDTH, LEFT, RIGHT = 900, 44, 12
-POINTS = 900  # of a line: beyond that nobody can tell them apart
+POINTS = 900  # of a line, at most: one per unit of the chart's width
 
 
 @dataclass(frozen=True, eq=False)
 class TimelineChart:
-    """What happened to one object. Times are seconds."""
+    """History of one object. Times are in seconds."""
 
     times: np.ndarray  # of the scored images, (N,), increasing
     j: np.ndarray  # (N,), 0..1
-    f: np.ndarray
-    states: Sequence[tuple[float, str]] = ()  # when each begins: tracked, occluded, lost; '': not known
-    prompts: Sequence[tuple[float, str, bool]] = ()  # when, what, whether it was accepted
+    f: np.ndarray  # (N,), 0..1
+    states: Sequence[tuple[float, str]] = ()  # start and name of each: tracked, occluded, lost; '': unknown
+    prompts: Sequence[tuple[float, str, bool]] = ()  # time, text, whether it was accepted
 
 
 def timeline(data: TimelineChart, end: float) -> str:
-    """J (thick) and F (thin) over time, the states as a band under them, prompts as marks above."""
+    """Return a chart, SVG, of J (thick) and F (thin) over time, with states as a band below and prompts as marks above.
+
+    ``end`` is the duration of the recording in seconds.
+    """
     scored = len(data.times) > 0
     top, bottom = 16, 106 if scored else 16
     height = bottom + 34
@@ -59,7 +62,12 @@ def timeline(data: TimelineChart, end: float) -> str:
 
 
 def histogram(values: Sequence[float], marks: dict[str, float]) -> str:
-    """How often each value was, in milliseconds. values: seconds, at least one; marks: named values, seconds."""
+    """Return a histogram, SVG, in milliseconds.
+
+    Args:
+        values: Seconds, at least one.
+        marks: Values to mark, seconds by name.
+    """
     milliseconds = np.asarray(values) * 1e3
     end = max(1.15 * max(marks.values(), default=0.0) * 1e3, 1.05 * float(np.quantile(milliseconds, 0.99)), 1e-3)
     counts, edges = np.histogram(np.minimum(milliseconds, end), bins=45, range=(0, end))
@@ -87,11 +95,11 @@ def histogram(values: Sequence[float], marks: dict[str, float]) -> str:
     for value in ticks(end):
         parts.append(f'<text class="middle" x="{x(value):.1f}" y="{bottom + 16}">{value:g}</text>')
     parts.append(f'<text class="end" x="{WIDTH - RIGHT}" y="{bottom + 32}">milliseconds per image</text>')
-    return _svg(bottom + 38, parts, 'how long images took')
+    return _svg(bottom + 38, parts, 'time per image')
 
 
 def lowest(times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most POINTS of a line: the lowest value of each stretch, so that no failure is smoothed away."""
+    """Return at most POINTS points of a line: the lowest value of each section, so that failures stay visible."""
     size = math.ceil(len(values) / POINTS)
     if size <= 1:
         return times, values
@@ -100,18 +108,18 @@ def lowest(times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def nice(value: float) -> float:
-    """The next 1, 2 or 5 times a power of ten."""
+    """Return the next 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(value))
     return next(step * power for step in (1, 2, 5, 10) if step * power >= value * (1 - 1e-9))
 
 
 def ticks(end: float) -> list[float]:
-    """Round values from 0 to ``end``, about six."""
+    """Return about six round values from 0 to ``end``."""
     step = nice(end / 8)
     return [round(step * count, 12) for count in range(int(end / step * (1 + 1e-9)) + 1)]
 
 
-def _seconds(x, end: float, bottom: float) -> list[str]:
+def _seconds(x: Callable[[float], float], end: float, bottom: float) -> list[str]:
     return [f'<text class="middle" x="{x(value):.1f}" y="{bottom + 15}">{value:g}{" s" if not value else ""}</text>'
             for value in ticks(end)]
 

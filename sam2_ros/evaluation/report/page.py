@@ -1,9 +1,9 @@
-"""report.html: what a run is worth on one page that needs nothing else, neither a network nor scripts."""
+"""report.html: the figures of a run on one page that needs neither scripts nor a network."""
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from sam2_core.files import replacing
 from sam2_ros.drawing.overlay import STATE_NAMES, colour
+from sam2_ros.evaluation.metrics import RANKS, Metrics, ObjectMetrics, to_json
 from sam2_ros.evaluation.report.charts import TimelineChart, histogram, timeline
 from sam2_ros.evaluation.report.pictures import draw_output, draw_truth, read_image, read_truth
 from sam2_ros.evaluation.report.style import STYLE
@@ -20,142 +22,134 @@ from sam2_ros.evaluation.scoring.worst_moments import Moment, moments
 from sam2_ros.recordings.recording import Recording
 
 PICTURE_WIDTH = 640  # pixels, at most
-LINES = 100  # of a list or table that the recording makes as long as it likes; metrics.json has the rest
-SERIES = 'frames'  # of metrics.json: drawn, not written out
+LINES = 100  # of a list or table, at most: recordings can have any number of problems; metrics.json has the rest
+SERIES = 'frames'  # key of metrics.json whose values are drawn instead of listed
 
 
-def write_report(run: Run, scores: dict, recording: Recording, path: Path) -> None:
-    """Write the page of a run and its scores (metrics.json as ``sam2_ros.evaluation.scoring.scores.score`` returns it).
-
-    Works without truth, too. The file is there as a whole or not at all.
-    """
-    page = ''.join(_page(run, scores, recording))
-    part = path.with_name(path.name + '.part')
-    part.write_text(page, encoding='utf-8', errors='backslashreplace')
-    part.replace(path)
+def write_report(run: Run, metrics: Metrics, recording: Recording, path: Path) -> None:
+    """Write the report of a run, with or without truth. The file appears complete or not at all."""
+    page = ''.join(_page(run, metrics, recording))
+    with replacing(path) as part:
+        part.write_text(page, encoding='utf-8', errors='backslashreplace')
 
 
-def _page(run: Run, scores: dict, recording: Recording) -> Iterator[str]:
+def _page(run: Run, metrics: Metrics, recording: Recording) -> Iterator[str]:
     title = escape(f'Evaluation of {run.recording}')
     yield ('<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
            '<meta name="viewport" content="width=device-width, initial-scale=1">'
            f'<title>{title}</title><style>{STYLE}</style></head><body><h1>{title}</h1>')
     rate = f' at {run.rate:g} times the recorded rate' if run.rate != 1 else ''
     sizes = ', '.join(f'{width} x {height}' for height, width in run.sizes)
-    yield (f'<p class="faint">{escape(run.mode)}{rate} · {run.images} images of {sizes} pixels · '
+    yield (f'<p class="faint">{escape(run.mode.value)}{rate} · {run.images} images of {sizes} pixels · '
            f'{escape(run.versions.get("model", "?"))} · {escape(run.versions.get("device", "?"))}</p>')
-    yield _headline(run, scores)
-    yield _warnings(run, scores)
-    yield _objects(run, scores)
-    yield _over_time(run, scores, recording)
-    yield _drift(scores)
-    yield _latency(run, scores)
-    yield _moments(run, scores, recording)
+    yield _headline(run, metrics)
+    yield _warnings(run, metrics)
+    yield _objects(metrics)
+    yield _over_time(run, metrics, recording)
+    yield _drift(metrics)
+    yield _latency(run, metrics)
+    yield _moments(run, metrics, recording)
     yield _prompts(run, recording)
-    for name in ('parameters', 'versions'):
-        yield f'<h2>{name.capitalize()}</h2>' + _table(
-            [name[:-1], 'value'], [[key, _plain(value)] for key, value in scores.get(name, {}).items()])
-    yield ('<h2>All figures</h2><details><summary>as metrics.json has them</summary>'
-           + _table(['figure', 'value'], [[name, value] for name, value in _leaves(scores)]) + '</details>')
+    for name, values in (('parameter', metrics.parameters), ('version', metrics.versions)):
+        yield f'<h2>{name.capitalize()}s</h2>' + _table([name, 'value'], [[key, _plain(value)]
+                                                                         for key, value in values.items()])
+    yield ('<h2>All figures</h2><details><summary>Contents of metrics.json</summary>'
+           + _table(['figure', 'value'], [[name, value] for name, value in _leaves(to_json(metrics))]) + '</details>')
     yield '</body></html>\n'
 
 
-def _headline(run: Run, scores: dict) -> str:
-    cards = []
-    if mean := scores.get('mean'):
-        cards += [('main', _ratio(mean['J&F']), 'J&F', 'mean over objects'), ('', _ratio(mean['J']), 'J', 'region'),
-                  ('', _ratio(mean['F']), 'F', 'boundary')]
-        if seen := (scores.get('as_seen') or {}).get('mean'):
-            cards.append(('main', _ratio(seen['J&F']), 'J&F as seen', 'late and dropped images count'))
-        presence, recovery = scores.get('presence') or {}, scores.get('recovery') or {}
-        cards += [('', _ratio(presence.get('precision')), 'presence precision', 'said to be there, and is'),
-                  ('', _ratio(presence.get('recall')), 'presence recall', 'is there, and said so'),
-                  ('', scores.get('identity_swaps', '–'), 'identity swaps', 'masks that went to another object')]
-        if recovery.get('occlusions'):
-            seconds = recovery.get('seconds')
-            cards.append(('', f'{recovery["recovered"]} of {recovery["occlusions"]}', 'found again',
-                          f'{seconds["p50"]:.2f} s in the median' if seconds else 'after being out of sight'))
-    total = scores.get('latency', {}).get(TOTAL)
-    if total:
+def _headline(run: Run, metrics: Metrics) -> str:
+    cards: list[tuple[str, object, str, str]] = []
+    if mean := metrics.mean:
+        cards += [('main', _ratio(mean.j_and_f), 'J&F', 'mean over objects'), ('', _ratio(mean.j), 'J', 'region'),
+                  ('', _ratio(mean.f), 'F', 'contour')]
+        if metrics.as_seen and (seen := metrics.as_seen.mean):
+            cards.append(('main', _ratio(seen.j_and_f), 'J&F as seen', 'including late results and dropped images'))
+        presence, recovery = metrics.presence, metrics.recovery
+        cards += [('', _ratio(presence.precision), 'presence precision', 'share of reported objects that are visible'),
+                  ('', _ratio(presence.recall), 'presence recall', 'share of visible objects that are reported'),
+                  ('', metrics.identity_swaps, 'identity swaps', 'masks that moved to another object')]
+        if recovery.occlusions:
+            cards.append(('', f'{recovery.recovered} of {recovery.occlusions}', 'recovered',
+                          f'median time {recovery.seconds.p50:.2f} s' if recovery.seconds else
+                          'after the object was out of sight'))
+    if total := metrics.latency.get(TOTAL):
         cards.append(('', f'{total["p50"] * 1e3:.0f} ms', 'per image', f'p95 {total["p95"] * 1e3:.0f} ms, '
                       f'p99 {total["p99"] * 1e3:.0f} ms'))
     cards.append(('', f'{len(run.dropped)} of {run.images}', 'images dropped', f'{len(run.frames)} processed'))
     if run.peak_memory:
-        gpu = f', GPU {run.peak_gpu_memory / 2**20:.0f} MB' if run.peak_gpu_memory else ''
-        cards.append(('', f'{run.peak_memory / 2**20:.0f} MB', 'peak memory', f'of the process{gpu}'))
+        gpu = f', GPU {run.peak_gpu_memory / 2**20:.0f} MiB' if run.peak_gpu_memory else ''
+        cards.append(('', f'{run.peak_memory / 2**20:.0f} MiB', 'peak memory', f'of the process{gpu}'))
     return '<div class="cards">' + ''.join(
         f'<div class="{kind}"><b>{escape(str(value))}</b>{escape(name)}<small>{escape(note)}</small></div>'
         for kind, value, name, note in cards) + '</div>'
 
 
-def _warnings(run: Run, scores: dict) -> str:
-    said = [] if scores.get('mean') else ['there is no ground truth to judge by: no J and F']
-    said += [f'object {number} of the truth is never tracked ({reason}) and counts 0'
-             for number, reason in scores.get('not_prompted', {}).items()]
-    if foreign := scores.get('not_in_truth'):
-        said.append(f'tracked, but not in the truth: {", ".join(map(str, foreign))}')
-    if refused := sum(not answer.accepted for answer in run.answers):
-        said.append(f'{refused} of {len(run.answers)} prompts refused')
-    said += scores.get('problems', ())
-    said += [f'image {index}: {reason}' for index, reason in run.unusable.items()]
-    if not said:
+def _warnings(run: Run, metrics: Metrics) -> str:
+    found = [] if metrics.mean else ['The recording has no ground truth, so there is no J and F.']
+    found += [f'Object {number} of the truth was never tracked ({reason}) and counts 0.'
+              for number, reason in metrics.not_prompted.items()]
+    if metrics.not_in_truth:
+        found.append(f'Tracked but not in the truth: object {", ".join(map(str, metrics.not_in_truth))}.')
+    if metrics.prompts_refused:
+        found.append(f'{len(metrics.prompts_refused)} of {len(run.answers)} prompts were refused.')
+    found += metrics.problems
+    found += [f'image {index}: {reason}' for index, reason in run.unusable.items()]
+    if not found:
         return ''
-    lines = said[:LINES] + [f'and {len(said) - LINES} more'] * (len(said) > LINES)
-    return ('<div class="warnings"><h2>Take note</h2><ul>' + ''.join(f'<li>{escape(text)}</li>' for text in lines)
+    lines = found[:LINES] + [f'and {len(found) - LINES} more'] * (len(found) > LINES)
+    return ('<div class="warnings"><h2>Warnings</h2><ul>' + ''.join(f'<li>{escape(text)}</li>' for text in lines)
             + '</ul></div>')
 
 
-def _objects(run: Run, scores: dict) -> str:
+def _objects(metrics: Metrics) -> str:
     rows = []
-    for number, item in scores.get('objects', {}).items():
-        presence, recovery = item.get('presence') or {}, item.get('recovery') or {}
-        rows.append([_named(int(number), item.get('label', '')),
-                     *(_ratio(item.get(name)) for name in ('J&F', 'J', 'F')),
-                     _ratio((item.get('all_frames') or {}).get('J&F')),
-                     *(_ratio(presence.get(name)) for name in ('precision', 'recall')),
-                     f'{recovery.get("recovered", 0)} / {recovery.get("occlusions", 0)}',
-                     item.get('identity_swaps', 0), len(item.get(SERIES, {}).get('index', ()))])
+    for number, item in metrics.objects.items():
+        accuracy, whole, presence, recovery = item.accuracy, item.all_frames, item.presence, item.recovery
+        figures = [accuracy.j_and_f, accuracy.j, accuracy.f] if accuracy else [None] * 3
+        rows.append([_named(number, item.label), *map(_ratio, figures), _ratio(whole.j_and_f if whole else None),
+                     _ratio(presence.precision), _ratio(presence.recall),
+                     f'{recovery.recovered} / {recovery.occlusions}', item.identity_swaps, len(item.frames.index)])
     if not rows:
         return ''
     return '<h2>Objects</h2>' + _table(
-        ['object', 'J&F', 'J', 'F', 'J&F, first and last too', 'precision', 'recall', 'found again', 'swaps', 'images'],
-        rows, numbers=range(1, 10), raw=[0])
+        ['object', 'J&F', 'J', 'F', 'J&F, all images', 'precision', 'recall', 'recovered', 'swaps',
+         'images'], rows, numbers=range(1, 10), raw=[0])
 
 
-def _over_time(run: Run, scores: dict, recording: Recording) -> str:
+def _over_time(run: Run, metrics: Metrics, recording: Recording) -> str:
     start = recording.stamps[0] if len(recording.stamps) else 0
     end = (recording.stamps[-1] - start) / 1e9 if len(recording.stamps) else 0.0
 
     def seconds(stamp: int) -> float:
         return (stamp - start) / 1e9
 
-    judged = scores.get('objects', {})
-    numbers = sorted({int(number) for number in judged} | {number for frame in run.frames for number in frame.objects})
+    numbers = sorted({*metrics.objects} | {number for frame in run.frames for number in frame.objects})
     if not numbers:
         return ''
     parts = []
     for number in numbers[:LINES]:
-        item = judged.get(str(number), {})
-        series = item.get(SERIES) or {'index': [], 'J': [], 'F': []}
+        item = metrics.objects.get(number, ObjectMetrics())
+        series = item.frames
         prompts = [(seconds(answer.applied or answer.stamp or answer.arrival),
                     answer.action + ('' if answer.accepted else f', refused: {answer.reason}'), answer.accepted)
                    for answer in run.answers if answer.id in (number, 0)]
-        chart = timeline(TimelineChart(np.array([seconds(recording.stamps[index]) for index in series['index']]),
-                                  np.array(series['J'], float), np.array(series['F'], float),
-                                  _states(run, number, seconds), prompts), end)
-        figure = f' · J&F {_ratio(item["J&F"])}' if item.get('J&F') is not None else ''
-        parts.append(f'<div class="object"><h3>{_named(number, run.labels.get(number, item.get("label", "")))}'
+        chart = timeline(TimelineChart(np.array([seconds(recording.stamps[index]) for index in series.index]),
+                                       np.array(series.j, float), np.array(series.f, float),
+                                       _states(run, number, seconds), prompts), end)
+        figure = f' · J&F {_ratio(item.accuracy.j_and_f)}' if item.accuracy else ''
+        parts.append(f'<div class="object"><h3>{_named(number, run.labels.get(number, item.label))}'
                      f'<span class="faint">{figure}</span></h3>{chart}</div>')
     if len(numbers) > LINES:
         parts.append(f'<p class="faint">and {len(numbers) - LINES} more objects</p>')
     key = ''.join(f'<span><i style="background:var(--{shade})"></i>{name}</span>' for shade, name in (
         ('accent', 'J'), ('second', 'F'), ('good', 'tracked'), ('warn', 'occluded'), ('bad', 'lost')))
-    return (f'<h2>Over time</h2><p class="key">{key}<span>▼ prompt</span><span class="bad">▼ refused</span></p>'
+    return (f'<h2>Over time</h2><p class="key">{key}<span>▼ prompt</span><span class="bad">▼ refused prompt</span></p>'
             + ''.join(parts))
 
 
-def _states(run: Run, number: int, seconds) -> list[tuple[float, str]]:
-    """When each state of an object begins; empty: it is not known (any more)."""
+def _states(run: Run, number: int, seconds: Callable[[int], float]) -> list[tuple[float, str]]:
+    """Return when each state of an object begins; '' means that the object is unknown."""
     result: list[tuple[float, str]] = []
     for frame in run.frames:
         item = frame.objects.get(number)
@@ -165,29 +159,28 @@ def _states(run: Run, number: int, seconds) -> list[tuple[float, str]]:
     return result
 
 
-def _drift(scores: dict) -> str:
-    if not scores.get('drift'):
+def _drift(metrics: Metrics) -> str:
+    if not metrics.drift:
         return ''
-    rows = [[f'{item["from"]:g} to {item["to"]:g} s' if item['to'] is not None else f'over {item["from"]:g} s',
-             _ratio(item['J']), item['frames']] for item in scores['drift']]
-    return ('<h2>Drift</h2><p>J of visible objects by the time since the last prompt for them.</p>'
-            + _table(['since the last prompt', 'J', 'images'], rows, numbers=(1, 2)))
+    rows = [[f'{item.start:g} to {item.end:g} s' if item.end is not None else f'over {item.start:g} s',
+             _ratio(item.j), item.frames] for item in metrics.drift]
+    return ('<h2>Drift</h2><p>Mean J of visible objects by the time since their last prompt.</p>'
+            + _table(['time since last prompt', 'J', 'images'], rows, numbers=(1, 2)))
 
 
-def _latency(run: Run, scores: dict) -> str:
-    latency = scores.get('latency')
-    if not latency:
+def _latency(run: Run, metrics: Metrics) -> str:
+    if not metrics.latency:
         return ''
     totals = [frame.stages[TOTAL] for frame in run.frames if TOTAL in frame.stages]
-    chart = histogram(totals, latency[TOTAL]) if totals and TOTAL in latency else ''
+    chart = histogram(totals, metrics.latency[TOTAL]) if totals and TOTAL in metrics.latency else ''
     return '<h2>Latency</h2>' + chart + _table(
-        ['stage', *(f'{rank}, ms' for rank in ('p50', 'p95', 'p99'))],
-        [[stage, *(f'{ranks[rank] * 1e3:.2f}' for rank in ('p50', 'p95', 'p99'))] for stage, ranks in latency.items()],
+        ['stage', *(f'{rank}, ms' for rank in RANKS)],
+        [[stage, *(f'{ranks[rank] * 1e3:.2f}' for rank in RANKS)] for stage, ranks in metrics.latency.items()],
         numbers=(1, 2, 3))
 
 
-def _moments(run: Run, scores: dict, recording: Recording) -> str:
-    chosen = moments(run, scores)
+def _moments(run: Run, metrics: Metrics, recording: Recording) -> str:
+    chosen = moments(run, metrics)
     frames = {frame.index: frame for frame in run.frames}
     start = recording.stamps[0] if len(recording.stamps) else 0
     figures = []
@@ -201,7 +194,7 @@ def _moments(run: Run, scores: dict, recording: Recording) -> str:
             pictures.insert(0, ('truth', draw_truth(image, truth)))
         shown = ''.join(f'<img alt="{name}" src="{_data_uri(picture)}">' for name, picture in pictures)
         caption = (f'{_named(moment.object_id, run.labels.get(moment.object_id, ""))} '
-                   f'<b>{_said(moment)}</b> at {(recording.stamps[moment.index] - start) / 1e9:.2f} s, '
+                   f'<b>{_value(moment)}</b> at {(recording.stamps[moment.index] - start) / 1e9:.2f} s, '
                    f'image {moment.index}{" · truth left, prediction right" if truth else ""}')
         figures.append(f'<figure><figcaption>{caption}</figcaption>'
                        f'<div class="pair{"" if truth else " one"}">{shown}</div></figure>')
@@ -210,7 +203,7 @@ def _moments(run: Run, scores: dict, recording: Recording) -> str:
     return f'<h2>Worst moments</h2><div class="moments">{"".join(figures)}</div>'
 
 
-def _said(moment: Moment) -> str:
+def _value(moment: Moment) -> str:
     return f'J&amp;F {moment.value:.3f}' if moment.judged else f'score {moment.value:.3f}'
 
 
@@ -222,21 +215,21 @@ def _prompts(run: Run, recording: Recording) -> str:
              _named(answer.id, answer.label) if answer.id else 'all or new',
              'accepted' if answer.accepted else f'<span class="bad">refused: {escape(answer.reason)}</span>']
             for answer in run.answers]
-    rows.sort(key=lambda row: 'refused' not in row[3])  # the refused ones are never cut off
+    rows.sort(key=lambda row: 'refused' not in row[3])  # refused prompts first: they must not be cut off
     more = f'<p class="faint">and {len(rows) - LINES} more</p>' if len(rows) > LINES else ''
     return '<h2>Prompts</h2>' + _table(['drawn at, s', 'action', 'object', 'answer'], rows[:LINES], numbers=[0],
                                        raw=[2, 3]) + more
 
 
 def _named(number: int, label: str) -> str:
-    """An object as HTML: its colour, id and label."""
+    """Return colour, id and label of an object as HTML."""
     shade = ','.join(map(str, colour(number)))
     return f'<span class="chip" style="background:rgb({shade})"></span>{escape(f"{number} {label}".strip())}'
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[Any]], numbers: Sequence[int] = (),
            raw: Sequence[int] = ()) -> str:
-    """numbers: columns that are right-aligned; raw: columns that are HTML already."""
+    """Return a table as HTML; columns in ``numbers`` are right-aligned, columns in ``raw`` are HTML already."""
     def kind(column: int) -> str:
         return 'number' if column in numbers else 'text'
     head = ''.join(f'<th class="{kind(column)}">{escape(title)}</th>' for column, title in enumerate(titles))
@@ -247,7 +240,7 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[Any]], numbers: Sequen
 
 
 def _leaves(value: Any, name: str = '') -> Iterator[tuple[str, str]]:
-    """Every figure with its place in metrics.json; parameters and versions have tables of their own."""
+    """Yield each figure with its keys in metrics.json; parameters and versions have their own tables."""
     if isinstance(value, dict):
         for key, item in value.items():
             if key != SERIES and not (not name and key in ('parameters', 'versions')):
@@ -272,4 +265,4 @@ def _data_uri(image: np.ndarray) -> str:
         scale = PICTURE_WIDTH / image.shape[1]
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     _, data = cv2.imencode('.jpg', cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 82])
-    return 'data:image/jpeg;base64,' + base64.b64encode(data).decode()
+    return 'data:image/jpeg;base64,' + base64.b64encode(data.tobytes()).decode()

@@ -11,7 +11,7 @@ from builtin_interfaces.msg import Time
 
 from sam2_ros.drawing.overlay import BLACK, WHITE, colour, draw_overlay
 from sam2_ros.drawing.video import VideoFile, captioned
-from sam2_ros.evaluation.results import FrameOutput, Run
+from sam2_ros.evaluation.results import FrameOutput, Mode, Run
 from sam2_ros.messages.conversions import ImageError, to_rgb
 from sam2_ros.perception.frame import TrackedObject
 from sam2_ros.recordings.recording import Recording, RecordingError, truth_masks
@@ -106,7 +106,7 @@ def write_video(run: Run, recording: Recording, path: Path,
     size: tuple[int, int] | None = None
     with VideoFile(path, min(FASTEST, max(SLOWEST, rate)), CODECS) as video:
         for index in range(len(recording.stamps)):
-            if run.mode == 'lock-step':
+            if run.mode == Mode.LOCK_STEP:
                 frame = own.get(index)
             else:
                 done = bisect.bisect_right(available, recording.arrivals[index])

@@ -1,4 +1,4 @@
-"""The processed images of a run as the node had them: what pictures, bags and training data are made of."""
+"""Processed images of a run as frames of the node, from which pictures, bags and training data are made."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from sam2_ros.messages.conversions import to_rgb
 from sam2_ros.perception.frame import Frame, TrackedObject
 from sam2_ros.recordings.recording import Recording
 
-Progress = Callable[[int, int], None]  # is told how many of how many images are done
+Progress = Callable[[int, int], None]  # called with the number of images done and the total
 
 
 class Processed(NamedTuple):
@@ -20,11 +20,11 @@ class Processed(NamedTuple):
 
     output: FrameOutput
     message: Image | CompressedImage  # as recorded
-    frame: Frame  # as the node's outputs take it
+    frame: Frame  # as the node publishes it
 
 
 def processed(run: Run, recording: Recording, progress: Progress | None = None) -> Iterator[Processed]:
-    """The images that were processed, in order, with the objects known in each."""
+    """Yield the processed images in order, with the objects known in each."""
     last_seen: dict[int, Time] = {}
     for number, output in enumerate(run.frames, 1):
         message = recording.image(output.index)

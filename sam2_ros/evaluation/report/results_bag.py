@@ -1,16 +1,17 @@
-"""What came of a run, as a bag to look at in RViz or Foxglove."""
+"""Results of a run as a bag for RViz and Foxglove."""
 from __future__ import annotations
 
 from pathlib import Path
 
 import cv2
+import numpy as np
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Header
 
 from sam2_ros.drawing.label_images import label_image
 from sam2_ros.drawing.overlay import draw_overlay
 from sam2_ros.evaluation.report.processed_frames import Progress, processed
-from sam2_ros.evaluation.results import Run
+from sam2_ros.evaluation.results import Mode, Run
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import PromptStatus
 from sam2_ros.perception.instance_messages import instance_array
@@ -24,18 +25,28 @@ JPEG_QUALITY = 90
 
 def write_results(run: Run, recording: Recording, path: Path, images: bool = False, opacity: float = 0.45,
                   progress: Progress | None = None) -> None:
-    """Write an mcap bag of what the node would have published, each message with the header of its image and recorded
-    when it was there: the instances, label images, the overlay as JPEG, the answers to prompts.
+    """Write an mcap bag with the messages that the node would have published.
 
-    images: copy the images too, to /image or /image/compressed. opacity: of the overlay's colours, 0 to 1.
-    FileExistsError when there is something at ``path``.
+    These are the instances, the label images, the overlay as JPEG and the answers to prompts. Each has the header of
+    its image and is recorded at the time it was available.
+
+    Args:
+        run: To write.
+        recording: Of the run.
+        path: Of the new bag.
+        images: Whether to copy the images too, to /image or /image/compressed.
+        opacity: Of the overlay's colours, 0 to 1.
+        progress: Called with the number of images written and the total.
+
+    Raises:
+        FileExistsError: ``path`` exists.
     """
     with BagWriter(path) as bag:
         for output, message, frame in processed(run, recording, progress):
             if images:
                 topic = f'{IMAGE}/compressed' if isinstance(message, CompressedImage) else IMAGE
                 bag.write(topic, message, recording.arrivals[output.index])
-            latency = 0 if run.mode == 'lock-step' else output.available - output.stamp
+            latency = 0 if run.mode == Mode.LOCK_STEP else output.available - output.stamp
             bag.write(INSTANCES, instance_array(frame, latency), output.available)
             bag.write(LABELS, from_pixels(label_image(frame), 'mono16', frame.header), output.available)
             picture = draw_overlay(frame.image, frame.objects, opacity)
@@ -47,7 +58,7 @@ def write_results(run: Run, recording: Recording, path: Path, images: bool = Fal
                                            reason=answer.reason), answer.answered)
 
 
-def jpeg_message(rgb, header: Header, quality: int) -> CompressedImage:
-    """uint8 RGB (H, W, 3) as a compressed image."""
+def jpeg_message(rgb: np.ndarray, header: Header, quality: int) -> CompressedImage:
+    """Return an image, uint8 RGB (H, W, 3), as a compressed image message; ``quality``: of JPEG, 0 to 100."""
     data = cv2.imencode('.jpg', cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
     return CompressedImage(header=header, format='rgb8; jpeg compressed bgr8', data=data.tobytes())

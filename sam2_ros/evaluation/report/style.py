@@ -1,4 +1,4 @@
-"""How a report looks: on a screen, light or dark, and on paper."""
+"""Style sheet of the report: for light and dark screens, and for paper."""
 
 STYLE = '''
 :root { color-scheme: light dark; --paper: #fff; --ink: #1c2024; --faint: #667080; --line: #dfe3e8; --card: #f5f7f9;

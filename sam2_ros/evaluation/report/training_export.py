@@ -1,15 +1,18 @@
-"""What was tracked, as data to train on: COCO, DAVIS folders or a label bag; ``sam2_train`` reads all three.
+"""Tracked masks of a run as training data: COCO, DAVIS folders or a label bag. ``sam2_train`` reads all three.
 
     coco     DIR/images/<recording>_00012.jpg     DIR/annotations/instances_<recording>.json
     davis    DIR/JPEGImages/<recording>/00012.jpg     DIR/Annotations/<recording>/00012.png
     bag      DIR/<recording>/ with the images and, on /sam2/instances, the instances
+
+Several recordings can share a folder.
 """
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,6 +21,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from sam2_core.datasets import run_length
 from sam2_core.datasets.image_files import label_png
 from sam2_ros.drawing.label_images import label_image
+from sam2_ros.evaluation.metrics import Exported
 from sam2_ros.evaluation.report.processed_frames import Processed, Progress, processed
 from sam2_ros.evaluation.results import Run
 from sam2_ros.messages.compressed_images import plain_jpeg
@@ -26,30 +30,33 @@ from sam2_ros.recordings.bag_writer import BagWriter
 from sam2_ros.recordings.recording import Recording
 
 MIN_SCORE = 0.5
-MOSTLY = 0.5  # share of the images it is in sight in that an object has to be sure in
+MOSTLY = 0.5  # minimum share of an object's visible images in which its score must reach the threshold
 JPEG_QUALITY = 95
 NO_LABEL = 'object'  # category of objects without a label
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What was written."""
-
-    images: int
-    masks: int
-    unsure: int  # images left out for a mask with too low a score
-    empty: int  # images left out because nothing is in sight
-    objects_left_out: tuple[int, ...] = ()  # whose masks have too low a score most of the time; not in clips
-
-
 def export(kind: str, run: Run, recording: Recording, folder: Path, min_score: float = MIN_SCORE,
            progress: Progress | None = None) -> Exported:
-    """Write the tracked masks of a run under ``folder``, beside those of other recordings; what was written.
+    """Write the tracked masks of a run into a folder, beside those of other recordings.
 
-    Only masks of objects that are TRACKED with a score (predicted IoU) of at least ``min_score``. To a reader of clips
-    (davis, bag) an object without a mask is hidden. Therefore an image is left out there as a whole when one of its
-    masks is not sure; an object that is seldom sure is left out of all images first.
-    ValueError for a kind that is not known or a score beyond 0..1; FileExistsError when the recording is there already.
+    Masks are written of objects that are TRACKED with a score (predicted IoU) of at least ``min_score``. Readers of
+    clips (davis, bag) take an object without a mask for hidden. For them, objects whose score is too low in most images
+    are left out first; then images in which the score of another object is too low are skipped.
+
+    Args:
+        kind: Of WRITERS.
+        run: To export.
+        recording: Of the run.
+        folder: Created if necessary.
+        min_score: Minimum predicted IoU, 0 to 1.
+        progress: Called with the number of images written and the total.
+
+    Returns:
+        The counts of images and masks.
+
+    Raises:
+        ValueError: ``kind`` is unknown, or ``min_score`` is out of range.
+        FileExistsError: The folder already has this recording.
     """
     if kind not in WRITERS:
         raise ValueError(f"export '{kind}': must be one of {', '.join(WRITERS)}")
@@ -61,11 +68,11 @@ def export(kind: str, run: Run, recording: Recording, folder: Path, min_score: f
 
 
 class _Chosen:
-    """The images to be written, with the objects to be written in each; counts what is left out."""
+    """Images to write, each with its objects. Counts the images that are skipped."""
 
     def __init__(self, run: Run, recording: Recording, min_score: float, clips: bool,
                  progress: Progress | None) -> None:
-        """clips: an image without a mask of an object says that it is hidden."""
+        """Choose the objects; ``clips``: whether readers take an object without a mask for hidden."""
         self._frames = processed(run, recording, progress)
         self._min_score, self._clips = min_score, clips
         self.objects_left_out = _seldom_sure(run, min_score) if clips else ()
@@ -88,7 +95,7 @@ class _Chosen:
 
 
 def _seldom_sure(run: Run, min_score: float) -> tuple[int, ...]:
-    """The objects whose masks have too low a score in most images they are in sight in."""
+    """Return the objects whose scores are too low in most of the images in which they are visible."""
     scores: dict[int, list[float]] = {}
     for frame in run.frames:
         for object_id, found in frame.objects.items():
@@ -100,14 +107,14 @@ def _seldom_sure(run: Run, min_score: float) -> tuple[int, ...]:
 
 def _new(path: Path) -> Path:
     if path.exists():
-        raise FileExistsError(f'export {path}: is there already; remove it, or choose another folder')
+        raise FileExistsError(f'export {path}: already exists; remove it, or choose another folder')
     return path
 
 
 def _write_picture(path: Path, message: Image | CompressedImage, rgb: np.ndarray) -> Path:
-    """Write a JPEG as it was recorded, everything else as a JPEG of high quality; return the file.
+    """Write an image and return the file: JPEG data as recorded, other images as JPEG of high quality.
 
-    EXIF data are left out: by their orientation a reader might turn an image whose masks are not turned.
+    EXIF data are removed: a reader might rotate the image by its EXIF orientation, but not the masks.
     """
     data = plain_jpeg(message.data.tobytes(), message.format) if isinstance(message, CompressedImage) else None
     if data is None:
@@ -123,13 +130,15 @@ def _write_coco(chosen: _Chosen, folder: Path, name: str, recording: Recording) 
     file = _new(folder / 'annotations' / f'instances_{name}.json')
     file.parent.mkdir(parents=True, exist_ok=True)
     (folder / 'images').mkdir(exist_ok=True)
-    images, annotations, categories = [], [], {}
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    categories: dict[str, int] = {}
     for output, message, frame in chosen:
         path = _write_picture(folder / 'images' / f'{name}_{output.index:05}.jpg', message, frame.image)
         height, width = frame.image.shape[:2]
         images.append({'id': output.index + 1, 'file_name': path.name, 'height': height, 'width': width})
         for item in frame.objects:
-            if item.box is None:
+            if item.box is None or item.mask is None:
                 continue
             x0, y0, x1, y1 = item.box
             category = categories.setdefault(item.label or NO_LABEL, len(categories) + 1)
@@ -146,7 +155,7 @@ def _write_coco(chosen: _Chosen, folder: Path, name: str, recording: Recording) 
 # --- DAVIS
 
 def _write_davis(chosen: _Chosen, folder: Path, name: str, recording: Recording) -> None:
-    """Write a clip, and one more for each time that the images change in size: those of one clip have one size."""
+    """Write a clip, and a new one whenever the images change in size: the images of a clip have one size."""
     pictures, labels = _new_clip(folder, name)
     size, part = None, 1
     for output, message, frame in chosen:
@@ -160,7 +169,7 @@ def _write_davis(chosen: _Chosen, folder: Path, name: str, recording: Recording)
 
 
 def _new_clip(folder: Path, name: str) -> tuple[Path, Path]:
-    """Make the folders of images and labels."""
+    """Create the folders of images and labels."""
     pictures, labels = _new(folder / 'JPEGImages' / name), _new(folder / 'Annotations' / name)
     pictures.mkdir(parents=True)
     labels.mkdir(parents=True)

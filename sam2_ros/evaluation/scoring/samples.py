@@ -1,4 +1,4 @@
-"""Every output beside the truth it is to be judged by, object by object."""
+"""Outputs of a run paired with the truth that they are compared with, object by object."""
 from __future__ import annotations
 
 import bisect
@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sam2_core.metrics import boundary_f, iou
-from sam2_ros.evaluation.results import FrameOutput, ObjectOutput, Run
+from sam2_ros.evaluation.results import FrameOutput, Mode, ObjectOutput, Run
 from sam2_ros.recordings.recording import Recording, RecordingError, truth_masks
 
-AT_STAMP = 'at stamp'  # each output against the truth of its own image
-WHEN_AVAILABLE = 'when available'  # each output against the truth of the newest image there was when it was done
-AS_SEEN = 'as seen'  # each image's truth against the newest output there was when the image came
-ON_ANOTHER = 0.5  # IoU with the truth of another object from which a mask counts as that one's
+# Views: which output is compared with which truth.
+AT_STAMP = 'at stamp'  # each output with the truth of its own image
+WHEN_AVAILABLE = 'when available'  # each output with the truth of the newest image at the time it was available
+AS_SEEN = 'as seen'  # the truth of each image with the newest output that was available when the image arrived
+ON_ANOTHER = 0.5  # IoU with another object's truth above which a mask belongs to that object
 
 
 @dataclass(frozen=True)
@@ -25,30 +26,34 @@ class Sample:
     index: int  # of the image
     j: float
     f: float
-    in_truth: bool  # it has a pixel there
-    in_output: bool  # the mask has one
-    called_visible: bool
-    on_another: bool  # the mask is that of another object
+    in_truth: bool  # the truth has a pixel of the object
+    in_output: bool  # the mask has a pixel
+    called_visible: bool  # the node reported the object as visible
+    on_another: bool  # the mask belongs to another object
 
 
 @dataclass(eq=False)
 class Judged:
-    """What there is to judge a run by."""
+    """Samples of a run."""
 
-    samples: dict[str, dict[int, list[Sample]]]  # view -> object of the truth -> in order
-    asked: dict[int, list[range]]  # object -> images that it was to be tracked in
-    annotated: int = 0  # images
+    samples: dict[str, dict[int, list[Sample]]]  # by view, then by object of the truth; in the order of the images
+    asked: dict[int, list[range]]  # by object: the images in which it was to be tracked
+    annotated: int = 0  # images with truth
     problems: list[str] = field(default_factory=list)  # truth that could not be used
 
 
 def judge(run: Run, recording: Recording, progress: Callable[[int], None] = lambda index: None) -> Judged:
-    """Compare the masks of a run with the truth of its recording, from the image on in which an object is first there,
-    prompted or not; as long as it is to be tracked, or always, where it is never prompted.
+    """Compare the masks of a run with the truth of its recording.
 
-    Where the size of the images changes, an output of an image of another size is scaled to the truth that it is
-    compared with. progress: is told the index of each image.
+    An object is compared from the first image that shows it in the truth, in the images in which it was to be tracked;
+    in all of them if it was never prompted. An output of an image of another size is scaled to the truth.
+
+    Args:
+        run: To judge.
+        recording: Of the run, with the truth.
+        progress: Called with the index of each image.
     """
-    views = (AT_STAMP,) if run.mode == 'lock-step' else (AT_STAMP, WHEN_AVAILABLE, AS_SEEN)
+    views = (AT_STAMP,) if run.mode == Mode.LOCK_STEP else (AT_STAMP, WHEN_AVAILABLE, AS_SEEN)
     judged = Judged({view: defaultdict(list) for view in views}, asked_for(run, recording))
     pairs = _pairs(run, recording, views)
     known: set[int] = set()
@@ -74,16 +79,17 @@ def judge(run: Run, recording: Recording, progress: Callable[[int], None] = lamb
 
 
 def asked_for(run: Run, recording: Recording) -> dict[int, list[range]]:
-    """Object -> the images that it was to be tracked in, by the prompts that were accepted.
+    """Return, by object, the images in which it was to be tracked according to the accepted prompts.
 
-    In lock-step from the image on that the prompt was drawn on, otherwise from the first one on that came after it.
+    In lock-step they begin with the image that the prompt was drawn on, otherwise with the first one that arrived after
+    the prompt.
     """
     since: dict[int, int] = {}
     asked: dict[int, list[range]] = defaultdict(list)
     for answer in run.answers:
         if not answer.accepted:
             continue
-        if run.mode == 'lock-step':
+        if run.mode == Mode.LOCK_STEP and answer.applied is not None:
             index = bisect.bisect_left(recording.stamps, answer.applied)
         else:
             index = next((index for index, arrival in enumerate(recording.arrivals) if arrival >= answer.arrival),
@@ -100,8 +106,8 @@ def asked_for(run: Run, recording: Recording) -> dict[int, list[range]]:
 
 
 def _pairs(run: Run, recording: Recording, views: tuple[str, ...]) -> dict[int, list[tuple[str, FrameOutput | None]]]:
-    """Image -> the outputs that its truth is compared with, and in which view."""
-    pairs = defaultdict(list)
+    """Return, by image, the outputs that its truth is compared with, each with its view."""
+    pairs: dict[int, list[tuple[str, FrameOutput | None]]] = defaultdict(list)
     for frame in run.frames:
         pairs[frame.index].append((AT_STAMP, frame))
     if WHEN_AVAILABLE in views:
@@ -118,8 +124,10 @@ def _pairs(run: Run, recording: Recording, views: tuple[str, ...]) -> dict[int, 
 
 def _truth(run: Run, recording: Recording, index: int, pairs: Sequence[tuple[str, FrameOutput | None]],
            judged: Judged) -> tuple[dict[int, np.ndarray] | None, tuple[int, int]]:
-    """The masks, bool (H, W), of the objects that can be seen in an image, and their size; None where it cannot be
-    judged."""
+    """Return the true masks of the visible objects of an image, bool (H, W), and their size.
+
+    The masks are None if the image has no truth, or none that can be used.
+    """
     own = next((run.size_of(frame) for _, frame in pairs if frame is not None and frame.index == index), None)
     try:
         masks = truth_masks(recording, index)
@@ -149,12 +157,16 @@ def _compare(item: ObjectOutput | None, number: int, truth: dict[int, np.ndarray
     whole = np.zeros(size, bool) if true is None else true
     j = iou(mask, whole)
     return Sample(index, j, boundary_f(mask, whole), true is not None, True, item.visible,
-                  _on_another(item, number, truth, j))
+                  _on_another(item.box, item.crop(), number, truth, j))
 
 
-def _on_another(item: ObjectOutput, number: int, truth: dict[int, np.ndarray], own: float) -> bool:
-    x0, y0, x1, y1 = item.box
-    crop = item.crop()
+def _on_another(box: tuple[int, int, int, int], crop: np.ndarray, number: int, truth: dict[int, np.ndarray],
+                own: float) -> bool:
+    """Return whether the mask of object ``number``, cropped to its box, belongs to another object.
+
+    ``own`` is its IoU with the truth of its own object.
+    """
+    x0, y0, x1, y1 = box
     area = np.count_nonzero(crop)
     for other, mask in truth.items():
         shared = np.count_nonzero(mask[y0:y1, x0:x1] & crop)

@@ -1,12 +1,13 @@
-"""Where a run is at its worst: the moments to look at."""
+"""Images in which a run is worst, to look at."""
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sam2_ros.evaluation.metrics import Metrics
 from sam2_ros.evaluation.results import Run
 
 COUNT = 8
-APART = 20  # moments of one object lie at least a so-many-th of the recording apart
+APART = 20  # moments of one object are at least 1 / APART of the recording apart
 
 
 @dataclass(frozen=True)
@@ -15,21 +16,22 @@ class Moment:
 
     object_id: int
     index: int  # of the image
-    value: float  # J&F, or the score where there is no truth
-    judged: bool  # by truth
+    value: float  # J&F, or the predicted IoU if there is no truth
+    judged: bool  # whether there is truth
 
 
-def moments(run: Run, scores: dict, count: int = COUNT) -> list[Moment]:
-    """The worst first, at most ``count``: lowest J&F of prompted objects; without truth, the lowest predicted IoU.
+def moments(run: Run, metrics: Metrics, count: int = COUNT) -> list[Moment]:
+    """Return up to ``count`` moments, the worst first.
 
-    What is right or sure (1) is no bad moment. Only processed images.
+    These are the processed images with the lowest J&F of a prompted object or, without truth, with the lowest predicted
+    IoU. A value of 1 is never a bad moment.
     """
     processed = {frame.index for frame in run.frames}
-    found = [Moment(int(number), index, (j + f) / 2, True)
-             for number, item in scores.get('objects', {}).items() if item.get('prompted', True)
-             for index, j, f in zip(*(item['frames'][name] for name in ('index', 'J', 'F')), strict=True)
+    found = [Moment(number, index, (j + f) / 2, True)
+             for number, item in metrics.objects.items() if item.prompted
+             for index, j, f in zip(item.frames.index, item.frames.j, item.frames.f, strict=True)
              if index in processed]
-    if not scores.get('mean'):
+    if metrics.mean is None:
         found = [Moment(number, frame.index, item.score, False) for frame in run.frames
                  for number, item in frame.objects.items() if item.box is not None]
     chosen: list[Moment] = []

@@ -1,4 +1,4 @@
-"""Many recordings: one summary, nothing done twice, no failure that costs the others; on Ray, no death of a worker."""
+"""Many recordings: one summary, no repeated work, and failures or killed Ray workers that do not affect the others."""
 import json
 import os
 import signal
@@ -26,7 +26,10 @@ from testing.discs import HEIGHT, WIDTH, Discs, header
 
 @pytest.fixture
 def write(tmp_path):
-    """A function: a bag of the discs; its path. image: what becomes of an image; more: topic -> message by index."""
+    """Return a function that writes a bag of the discs and returns its path.
+
+    Its arguments are ``image``, which changes an image message, and ``more``, which creates further messages by topic.
+    """
     def write(name, images=4, image=lambda index, message: message, more=None):
         discs = Discs(images)
         with BagWriter(tmp_path / name) as bag:
@@ -144,7 +147,7 @@ ODD = {  # what is wrong with a bag, and what is said about it
 
 
 def test_what_is_wrong_with_one_part_of_a_bag_costs_that_part_and_is_named(write, tmp_path):
-    """And the recordings after it are evaluated, too."""
+    """The recordings after it are evaluated too."""
     bags = [write(name, images=3, **odd) for name, (odd, _) in ODD.items()]
     assert evaluate([*bags, write('good', images=3)], tmp_path / 'out') == 0
     good = read(tmp_path / 'out' / 'good' / 'metrics.json')
@@ -167,7 +170,7 @@ def test_a_recording_without_a_single_usable_image_has_failed(write, tmp_path, c
     assert set(read(tmp_path / 'out' / 'summary.json')['recordings']) == {'good'}
     (tmp_path / 'prompts.yaml').write_text('[{frame: 0, id: 1, action: clear}]')
     assert evaluate(bags[:1], tmp_path / 'alone', '--prompts', str(tmp_path / 'prompts.yaml')) == 2
-    assert 'not one of its 4 images can be used; image 0: ' in capsys.readouterr().err
+    assert 'none of its 4 images can be used; image 0: ' in capsys.readouterr().err
 
 
 def test_a_video_that_cannot_be_written_costs_the_video(write, tmp_path, monkeypatch, model):
@@ -201,7 +204,7 @@ def test_times_are_not_measured_beside_other_work(write, tmp_path, capsys):
 # --- Ray
 
 def workers_at_work():
-    """Processes of this test's cluster that evaluate just now."""
+    """Return the processes of this test's cluster that are evaluating."""
     parents, titles = {}, {}
     for path in Path('/proc').glob('[0-9]*'):
         try:
@@ -220,7 +223,7 @@ def workers_at_work():
 
 @pytest.mark.slow
 def test_a_killed_worker_costs_nothing_but_time(write, tmp_path, capsys, monkeypatch):
-    """A real Ray with two workers; one of them is killed while it is at work."""
+    """Run Ray with two workers and kill one of them while it is evaluating."""
     ray = pytest.importorskip('ray', reason='needs Ray (pip install ray)')
     initialise = ray.init
     monkeypatch.setattr(ray, 'init', lambda **options: initialise(**options, num_cpus=2))

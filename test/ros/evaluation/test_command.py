@@ -1,4 +1,4 @@
-"""sam2_evaluate on bags that are really written: the command in this process, with the packaged model."""
+"""sam2_evaluate on real bags: the command in this process, with the packaged model."""
 import json
 
 import cv2
@@ -147,12 +147,12 @@ def test_a_folder_in_the_layout_of_davis(tmp_path):
 
 
 @pytest.mark.parametrize(('arguments', 'reason'), [
-    ([], 'give bags, or --davis DIR, or --sav DIR'),
-    (['bag', '--davis', 'x'], 'give bags, or --davis DIR, or --sav DIR'),
+    ([], 'give either bags, --davis DIR or --sav DIR'),
+    (['bag', '--davis', 'x'], 'give either bags, --davis DIR or --sav DIR'),
     (['bag', '--rate', '0', '--mode', 'real-time'], '--rate 0: must be positive'),
-    (['bag', '--rate', '2'], 'lock-step knows no rate; add --mode real-time'),
+    (['bag', '--rate', '2'], 'lock-step has no rate; add --mode real-time'),
     (['bag', '--min-score', '2'], '--min-score 2: must lie between 0 and 1'),
-    (['bag', '--prompts', 'nowhere.yaml'], '--prompts nowhere.yaml: must be topic, first-truth, or a YAML file')])
+    (['bag', '--prompts', 'nowhere.yaml'], '--prompts nowhere.yaml: must be topic, first-truth or a YAML file')])
 def test_arguments_that_make_no_sense_are_refused_with_the_cure(arguments, reason, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main([*arguments, '--output', str(tmp_path)])

@@ -1,4 +1,4 @@
-"""sam2_compare: what changed between two runs, how sure that is, and the exit code."""
+"""sam2_compare: differences between two runs, their confidence intervals, and the exit code."""
 import json
 
 import numpy as np
@@ -10,7 +10,7 @@ from sam2_ros.evaluation.scoring.comparison import MetricsError, compare, load
 
 @pytest.fixture
 def write(tmp_path):
-    """A function: a metrics.json with these scores, {id: J and F of each image}; its path."""
+    """Return a function that writes a metrics.json with scores, {id: J and F of each image}, and returns its path."""
     def write(name, objects, **others):
         means = {number: float(np.mean(values)) for number, values in objects.items()}
         content = {'recording': 'kitchen', 'images': 500, 'mode': 'lock-step', 'rate': 1.0, 'dropped': 0,
@@ -95,7 +95,7 @@ def test_the_interval_of_independent_images_is_that_of_the_normal_distribution(w
 
 
 def test_neighbouring_images_are_not_taken_as_independent(write):
-    """Of differences that are 0 but for chance, which lasts for some images, 95 of 100 intervals should hold 0."""
+    """Differences are correlated noise around 0: 95 of 100 intervals should contain 0."""
     random = np.random.default_rng(4)
 
     def share_holding_zero(block):

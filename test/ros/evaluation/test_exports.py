@@ -1,4 +1,4 @@
-"""What was tracked, written as a bag to look at and as data to train on, is read back by those who will read it."""
+"""Tracked masks as a results bag and as training data, read back by the readers that users have."""
 import json
 import struct
 
@@ -39,7 +39,7 @@ def recording():
 
 @pytest.fixture
 def run(recording):
-    """All images but the second were processed; masks are the truth, the score is low here and there."""
+    """Return a run without the second image; masks equal the truth, and some scores are low."""
     frames = [FrameOutput(index, recording.stamps[index], recording.arrivals[index] + LATENCY,
                           {object_id: output(recording.mask(object_id, index),
                                              0.4 if LOW.get(index) == object_id else 0.9) for object_id in (1, 2)})
@@ -54,7 +54,7 @@ def run(recording):
 # --- the bag to look at
 
 def read_bag(path):
-    """Topic -> [(time, message)], by a reader that has never heard of our types."""
+    """Return [(time, message)] by topic, from a reader that does not know our types."""
     found = {}
     with AnyReader([path]) as reader:
         for connection, time, raw in reader.messages():
@@ -192,7 +192,7 @@ def test_recorded_jpegs_are_copied_as_they_are(tmp_path, run, recording):
 
 
 def test_a_jpeg_with_an_orientation_is_exported_without_it(tmp_path, run, recording):
-    """The masks are those of the pixels as they are stored; a reader that turns the image would part the two."""
+    """Masks belong to the stored pixels: a reader that rotates the image would separate them."""
     stored = {index: jpeg_message(to_rgb(recording.image(index)), recording.image(index).header, 60)
               for index in range(8)}
     plain = bytes(stored[2].data)
@@ -207,7 +207,7 @@ def test_a_jpeg_with_an_orientation_is_exported_without_it(tmp_path, run, record
 @pytest.mark.parametrize('kind', ['coco', 'davis', 'bag'])
 def test_recordings_share_a_folder_and_none_is_overwritten(tmp_path, run, recording, kind):
     export(kind, run, recording, tmp_path / 'data')
-    with pytest.raises(FileExistsError, match='is there already'):
+    with pytest.raises(FileExistsError, match='already exists'):
         export(kind, run, recording, tmp_path / 'data')
     recording.name = 'later/one'
     export(kind, run, recording, tmp_path / 'data')
@@ -235,7 +235,7 @@ def test_run_lengths_of_one_value(value):
 
 
 def test_run_lengths_are_those_of_coco():
-    """Worked out by hand from the format: 2 zeros, 3 ones, 1 zero, 40 ones -> 2, 3, 1, 37."""
+    """Derived by hand from the format: 2 zeros, 3 ones, 1 zero, 40 ones -> 2, 3, 1, 37."""
     mask = np.array([0] * 2 + [1] * 3 + [0] + [1] * 40, bool).reshape(23, 2, order='F')
     assert run_length.encode(mask) == '231U1'
 
@@ -249,7 +249,7 @@ def test_label_png_keeps_every_id(tmp_path, highest):
 
 
 def test_label_png_has_the_colours_of_davis(tmp_path):
-    """Objects 1 and 2 are dark red and dark green there."""
+    """Objects 1 and 2 are dark red and dark green in DAVIS."""
     (tmp_path / 'labels.png').write_bytes(label_png(np.array([[0, 1, 2, 3]], np.uint16)))
     picture = cv2.cvtColor(cv2.imread(str(tmp_path / 'labels.png')), cv2.COLOR_BGR2RGB)
     assert picture[0].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]

@@ -1,10 +1,11 @@
-"""What is made of the node's messages when it is evaluated live. test/system/test_evaluate.py plays to a real one."""
+"""Live replay: what becomes of the node's messages. test/system/test_evaluate.py plays to a real node."""
 import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
 
 from sam2_ros.depth.oriented_box import OrientedBox
 from sam2_ros.evaluation.live_replay import _asked, agreement
+from sam2_ros.evaluation.metrics import Agreement
 from sam2_ros.evaluation.results import FrameOutput, ObjectOutput, Run
 from sam2_ros.msg import Instance, PromptStatus
 from sam2_ros.perception.frame import TrackedObject
@@ -49,5 +50,5 @@ def test_agreement_of_two_runs_is_over_the_images_that_both_have_and_the_masks_t
     whole, half = (0, 0, 4, 4), (0, 0, 4, 2)
     a = run_of({0: {1: whole}, 1: {1: whole, 2: half}, 3: {1: half}})
     b = run_of({0: {1: half}, 1: {1: whole}, 2: {1: whole}})
-    assert agreement(a, b) == {'J': pytest.approx((0.75 + 0) / 2), 'objects': {'1': 0.75, '2': 0.0}, 'images': 2}
-    assert agreement(a, run_of({})) == {'J': None, 'objects': {}, 'images': 0}
+    assert agreement(a, b) == Agreement(pytest.approx((0.75 + 0) / 2), {1: 0.75, 2: 0.0}, 2)
+    assert agreement(a, run_of({})) == Agreement(None, {}, 0)

@@ -1,4 +1,4 @@
-"""report.html and overlay.mp4, made from runs over two discs: all that metrics.json has, and nothing from outside."""
+"""report.html and overlay.mp4 of runs over two discs: complete, and without external resources."""
 import base64
 import json
 import re
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from sam2_ros.drawing.overlay import colour
+from sam2_ros.evaluation.metrics import Accuracy, FrameScores, Metrics, ObjectMetrics, to_json
 from sam2_ros.evaluation.report.charts import TimelineChart, histogram, lowest, nice, ticks, timeline
 from sam2_ros.evaluation.report.page import write_report
 from sam2_ros.evaluation.report.pictures import draw_truth, write_video
@@ -33,7 +34,7 @@ def output(mask, state=Instance.TRACKED):
 
 
 def follow(recording, mode='lock-step', label='red', skip=()):
-    """A run that sees each disc but for object 1 in image 4, where it sees a part."""
+    """Return a run whose masks equal the truth, but for object 1 in image 4, of which it has a part."""
     run = Run('discs', mode, 1.0, len(recording.stamps), 120, 160, {1: label, 2: 'blue'},
               parameters={'model': 'nano', 'cameras': ()}, versions={'model': 'nano, 256 pixels', 'device': 'CPU'},
               peak_memory=300 << 20, wall_seconds=1.0)
@@ -53,7 +54,7 @@ def follow(recording, mode='lock-step', label='red', skip=()):
 
 
 class Page(HTMLParser):
-    """What a page shows and what it asks for."""
+    """Texts of a page and the resources it refers to."""
 
     EMPTY = {'meta', 'img', 'br', 'line', 'rect', 'path', 'circle', 'polyline', 'i'}
 
@@ -84,7 +85,7 @@ def recording():
 
 @pytest.fixture
 def page(tmp_path, recording):
-    """A function: the page of a run."""
+    """Return a function that writes and reads the page of a run."""
     def page(run, recording=recording):
         scores = score(run, recording)
         write_report(run, scores, recording, tmp_path / 'report.html')
@@ -103,7 +104,7 @@ def leaves(value):
 @pytest.mark.parametrize('mode', ['lock-step', 'real-time'])
 def test_every_figure_of_metrics_json_is_in_the_report(page, recording, mode):
     shown, scores = page(follow(recording, mode, skip=[5] if mode == 'real-time' else ()))
-    scores = json.loads(json.dumps(scores))
+    scores = json.loads(json.dumps(to_json(scores)))
     assert scores['objects']['1']['J'] < 1  # there is something to tell
     missing = [value for value in leaves(scores) if value and value not in shown.texts]
     assert missing == []
@@ -153,9 +154,8 @@ def test_the_worst_moment_is_shown_with_the_truth_beside_it(page, recording):
 def test_worst_moments_lie_apart_and_leave_out_what_is_right(recording):
     run = follow(recording)
     run.images = 100
-    scores = {'mean': {}, 'objects': {'1': {'prompted': True, 'frames': {
-        'index': list(range(12)), 'J': [1, 1, .5, .4, .3, .4, .5, .6, .7, .8, .9, 1], 'F': [1] * 12}}}}
-    scores['mean'] = {'J&F': 0.5}
+    scores = Metrics(mean=Accuracy(0.5, 0.5, 0.5), objects={1: ObjectMetrics(frames=FrameScores(
+        list(range(12)), [1, 1, .5, .4, .3, .4, .5, .6, .7, .8, .9, 1], [1] * 12))})
     assert [moment.index for moment in moments(run, scores)] == [4, 9]
     assert [moment.value for moment in moments(run, scores)] == pytest.approx([0.65, 0.9])
 
@@ -164,7 +164,7 @@ def test_a_report_without_truth_shows_states_times_and_doubts(page):
     recording = Discs(images=12, annotated=())
     run = follow(recording)
     shown, scores = page(run, recording)
-    assert scores['mean'] is None
+    assert scores.mean is None
     said = ''.join(shown.texts)
     assert 'no ground truth' in said
     assert 'Over time' in said and 'Latency' in said

@@ -1,4 +1,4 @@
-"""Prompts from files and from ground truth, checked as the node would check them."""
+"""Prompts from files and from ground truth, checked like prompts in the node."""
 import cv2
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def recording():
 
 @pytest.fixture
 def read(tmp_path, recording):
-    """Prompts of a text, written to a file."""
+    """Return a function that writes a text to a file and reads the prompts."""
     def read(text):
         (tmp_path / 'prompts.yaml').write_text(text)
         return read_prompts(tmp_path / 'prompts.yaml', recording)
@@ -122,5 +122,5 @@ def test_first_truth_of_each_object_is_its_prompt(recording):
 
 
 def test_recording_without_truth_gives_no_prompts():
-    with pytest.raises(RecordingError, match='discs: no object in its ground truth, or there is none: give'):
+    with pytest.raises(RecordingError, match='discs: no ground truth, or no object in it; name'):
         first_truth_prompts(Discs(annotated=()))

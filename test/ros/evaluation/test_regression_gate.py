@@ -1,6 +1,6 @@
-"""The gate: lock-step with nano on the three fixed scenes may not get worse than the figures that are kept beside this.
+"""Regression gate: nano in lock-step on the three scenes must not get worse than the stored figures.
 
-To renew the figures after a change that is meant to alter them (the reason belongs in the commit):
+To renew the figures after a change that is meant to alter them (give the reason in the commit):
 
     .venv/bin/python test/ros/evaluation/test_regression_gate.py
 """
@@ -26,7 +26,7 @@ ALLOWED = 0.01  # J&F
 def evaluate(scene: str, folder: Path, model: Sam2Model) -> dict[str, float]:
     record_scene(scene, folder / scene)
     job = Job(folder / scene, folder / 'out' / scene, parameters=Parameters(device='cpu'), bag='', video=False)
-    return do(job, model)['mean']
+    return do(job, model).mean.named
 
 
 def test_every_scene_has_its_figures():

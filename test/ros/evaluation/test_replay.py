@@ -1,4 +1,4 @@
-"""A recording put through the node's stream, lock-step and in real time: the real tracker with the packaged model."""
+"""Replay of a recording in lock-step and in real time, with the node's own pipeline and the packaged model."""
 import dataclasses
 
 import numpy as np
@@ -17,7 +17,7 @@ from testing.discs import HEIGHT, TRANSPORT, WIDTH, Discs, header, stamp
 
 
 class Clock:
-    """Stands still but for the image encoder, which takes ``seconds``."""
+    """Clock that advances only in the image encoder, by ``seconds`` per call."""
 
     def __init__(self, monkeypatch, model, seconds: float) -> None:
         self.now = 100.0
@@ -33,7 +33,7 @@ class Clock:
 
 
 def remove(object_id: int, index: float) -> RecordedPrompt:
-    """Of no image in particular."""
+    """Return a REMOVE prompt without an image."""
     return RecordedPrompt(stamp(index) + TRANSPORT, Prompt(action=Prompt.REMOVE, id=object_id))
 
 
@@ -220,7 +220,7 @@ def test_load_is_shed_when_the_target_is_missed(model, monkeypatch):
 
 
 def test_lock_step_takes_every_image_whatever_time_it_was_recorded_at(model):
-    """A converted bag may have one time of recording for all of its messages."""
+    """A converted bag may have the same recording time for all messages."""
     discs = Discs(5)
     discs.stamps = [stamp(0) + index * 3_000_000_000 for index in range(5)]
     discs.arrivals = [stamp(0)] * 5
@@ -242,7 +242,7 @@ def test_depth_that_cannot_be_read_costs_no_image(model):
     discs.depth = depth
     result = run(discs, model, Parameters())
     assert [frame.index for frame in result.frames] == [0, 1, 2, 3] and not result.unusable
-    assert result.problems == [f'depth of image {index} left out: /camera/depth at stamp {index}: cut off'
+    assert result.problems == [f'depth of image {index} skipped: /camera/depth at stamp {index}: cut off'
                                for index in range(4)]
 
 

@@ -1,4 +1,4 @@
-"""The three scenes of the regression gate, really recorded, say what their names say."""
+"""The three scenes of the regression gate, recorded as bags, show what their names promise."""
 import numpy as np
 import pytest
 
@@ -10,7 +10,7 @@ from sam2_ros.tabletop.scene import LABELS
 
 @pytest.fixture(scope='module')
 def bags(tmp_path_factory):
-    """The three recordings, written by the command."""
+    """Return the three recordings, written by the command."""
     folder = tmp_path_factory.mktemp('scenes')
     assert main([str(folder)]) == 0
     recordings = {name: BagRecording(folder / name) for name in SCENES}
@@ -20,7 +20,7 @@ def bags(tmp_path_factory):
 
 
 def visible(recording, object_id):
-    """Pixels of the object in each image."""
+    """Return the number of pixels of an object in each image."""
     return np.array([np.count_nonzero(recording.truth(index) == object_id) for index in range(IMAGES)])
 
 

@@ -1,4 +1,4 @@
-"""The figures of a run: against the published tools, and against runs whose figures can be told by looking at them."""
+"""Figures of a run, compared with the published tools and with values worked out by hand."""
 import json
 from pathlib import Path
 
@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from sam2_core.masks import mask_box
+from sam2_ros.evaluation.metrics import Agreement, Exported, MetricsError, read, to_json, write
 from sam2_ros.evaluation.results import TOTAL, Answer, FrameOutput, ObjectOutput, Run
-from sam2_ros.evaluation.scoring.scores import score, write_metrics
+from sam2_ros.evaluation.scoring import scores
 from sam2_ros.msg import Instance
 from sam2_ros.recordings.recording import RecordingError
 from testing import metric_masks
@@ -21,7 +22,7 @@ NOTHING = np.zeros(SIZE, bool)
 
 
 class Truth:
-    """A recording of which only the truth matters: for each image a dict of masks by object, or None."""
+    """Recording with ground truth only: for each image a dict of masks by object, or None."""
 
     def __init__(self, *images) -> None:
         self._images = images
@@ -55,12 +56,25 @@ def answer(number: int, index: int = 0, action: str = 'SET', reason: str = '', l
 
 
 def run_of(*images, answers=(), mode: str = 'lock-step', delay: float = 0.0, rate: float = 1.0) -> Run:
-    """images: for each the masks by object, or None where it was dropped. delay: of the results, in images."""
+    """Return a run.
+
+    Args:
+        images: For each image the masks by object, or None if it was dropped.
+        answers: To prompts.
+        mode: Of the run.
+        delay: Of the results, in images.
+        rate: Of the run.
+    """
     size = next((mask.shape for masks in images if masks for mask in masks.values()), SIZE)
     frames = [FrameOutput(index, (10 + index) * PERIOD, round((10 + index + delay) * PERIOD),
                           {number: output(mask) for number, mask in masks.items()}, {TOTAL: 0.001 * (index + 1)})
               for index, masks in enumerate(images) if masks is not None]
     return Run('truth', mode, rate, len(images), *size, {}, frames, list(answers))
+
+
+def score(*arguments, **options) -> dict:
+    """Return the figures of a run as metrics.json has them."""
+    return to_json(scores.score(*arguments, **options))
 
 
 # --- J and F
@@ -224,8 +238,38 @@ def test_truth_that_cannot_be_used_costs_that_image_and_is_named():
 def test_metrics_are_strict_json(tmp_path):
     def refuse(constant):
         raise AssertionError(constant)
-    metrics = score(run_of({1: LEFT}, {1: LEFT}, answers=[answer(1)]), Truth({1: LEFT}, {1: LEFT}))
-    assert metrics['mean'] is None and metrics['objects']['1']['J'] is None, 'first and last: nothing is left'
-    write_metrics(metrics, tmp_path / 'metrics.json')
-    assert json.loads((tmp_path / 'metrics.json').read_text(), parse_constant=refuse) == metrics
+    metrics = scores.score(run_of({1: LEFT}, {1: LEFT}, answers=[answer(1)]), Truth({1: LEFT}, {1: LEFT}))
+    content = to_json(metrics)
+    assert content['mean'] is None and content['objects']['1']['J'] is None, 'first and last: nothing is left'
+    write(metrics, tmp_path / 'metrics.json')
+    assert json.loads((tmp_path / 'metrics.json').read_text(), parse_constant=refuse) == content
     assert [path.name for path in tmp_path.iterdir()] == ['metrics.json']
+
+
+def test_metrics_are_read_as_they_were_written(tmp_path):
+    """The file has all that one may have: an object without prompt, an occlusion, late results, exports."""
+    both, one = {1: LEFT, 2: RIGHT}, {1: LEFT, 2: NOTHING}
+    truth = [both, both, one, both, both, both]
+    metrics = scores.score(run_of(*truth, answers=[answer(1), answer(2, reason='box too small')], mode='real-time',
+                                  delay=1.5), Truth(*truth), {'truth': 'bag'})
+    metrics.against_lock_step = Agreement(0.9, {1: 0.9}, 6)
+    metrics.exported = {'davis': Exported(5, 8, 2, 0, (2,))}
+    metrics.prompts_from, metrics.job = 'topic', '0123'
+    assert metrics.recovery.seconds is not None and metrics.as_seen and metrics.not_prompted and metrics.drift
+    write(metrics, tmp_path / 'metrics.json')
+    assert read(tmp_path / 'metrics.json') == metrics
+
+
+def test_a_file_from_before_there_were_versions_is_read(tmp_path):
+    metrics = scores.score(run_of(*[{1: LEFT}] * 4, answers=[answer(1)]), Truth(*[{1: LEFT}] * 4))
+    content = to_json(metrics)
+    assert content.pop('format_version') == 1
+    (tmp_path / 'metrics.json').write_text(json.dumps(content))
+    assert read(tmp_path / 'metrics.json') == metrics
+
+
+def test_a_file_of_a_newer_version_is_refused(tmp_path):
+    content = to_json(scores.score(run_of({1: LEFT}, answers=[answer(1)]), Truth({1: LEFT}))) | {'format_version': 2}
+    (tmp_path / 'metrics.json').write_text(json.dumps(content))
+    with pytest.raises(MetricsError, match='metrics.json: format version 2: must be 1; use the version'):
+        read(tmp_path / 'metrics.json')

@@ -1,4 +1,4 @@
-"""A camera that changes the size of its images while it is recorded: the node allows it, so does the evaluation."""
+"""Recordings whose images change in size: the evaluation allows it, as the node does."""
 import json
 
 import cv2
@@ -29,7 +29,7 @@ LARGE = 2 * HEIGHT, 2 * WIDTH
 
 
 class Zoomed(Discs):
-    """Discs whose images double in size at image CHANGE."""
+    """Discs whose images double in size from image CHANGE on."""
 
     def size(self, index):
         return LARGE if index >= CHANGE else (HEIGHT, WIDTH)
@@ -111,7 +111,7 @@ def test_exported_masks_have_the_size_of_their_image_and_clips_one_size_each(out
 
 
 def write_bag(path, truth):
-    """Raw images of one size, with these label images."""
+    """Write a bag of raw images of one size with these label images."""
     with BagWriter(path) as writer:
         for index, arrival in enumerate(Discs(len(truth)).arrivals):
             writer.write('/camera/image', Discs(8).image(index), arrival)
@@ -120,7 +120,7 @@ def write_bag(path, truth):
 
 
 def test_a_label_image_of_another_size_costs_its_image_alone(tmp_path):
-    """It is named with both sizes; the prompt comes from the next one."""
+    """The report names both sizes, and the prompt comes from the next label image."""
     truth = [Discs(8).truth(index) for index in range(6)]
     truth[0] = truth[0][:50]
     bag = write_bag(tmp_path / 'bag', truth)
@@ -142,7 +142,7 @@ def outcome(mask):
 
 
 def test_what_a_robot_had_of_an_image_of_another_size_is_scaled_to_the_truth():
-    """The output of image 3 is the newest when image 4, twice as large, comes; the disc has not moved."""
+    """The output of image 3 is the newest when image 4, twice as large, arrives; the disc has not moved."""
     discs = Zoomed(5)
     discs.mask = lambda object_id, index: Discs.mask(discs, object_id, 0)
     mask = Discs.mask(Discs(), 1, 0)
