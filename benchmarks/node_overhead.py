@@ -87,7 +87,7 @@ class Show:
     def __init__(self, peer, images: list[np.ndarray], encoding: str) -> None:
         from sensor_msgs.msg import CameraInfo, Image
 
-        from testing.peer import image_message
+        from testing.camera_images import image_message
         self._peer = peer
         self._messages = [image_message(image, peer.header(), encoding) for image in images]
         height, width = images[0].shape[:2]

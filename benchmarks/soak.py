@@ -33,7 +33,9 @@ from std_msgs.msg import Header
 from sam2_ros.msg import InstanceArray, Prompt
 from sam2_ros.srv import SegmentAll, SegmentImage
 from sam2_ros.tabletop.scene import TabletopScene
-from testing.peer import NodeProcess, Peer, image_message, roi
+from testing.camera_images import image_message, roi
+from testing.node_process import NodeProcess
+from testing.peer import Peer
 
 WIDTH, HEIGHT = 640, 480
 FRAMES = 90  # of the scene, there and back again

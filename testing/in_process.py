@@ -1,4 +1,4 @@
-"""The real node in this process: messages go into its real callbacks, what it publishes is kept, nothing is sent."""
+"""The real node in this process: messages go into its callbacks, and what it publishes is stored instead of sent."""
 from __future__ import annotations
 
 import time
@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import rclpy
-from builtin_interfaces.msg import Time
 from rclpy.lifecycle import LifecyclePublisher, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.publisher import Publisher
@@ -21,6 +20,7 @@ from sam2_ros.msg import InstanceArray, Prompt, PromptStatus
 from sam2_ros.node import Sam2Node
 from sam2_ros.perception.worker import Worker
 from sam2_ros.runtime.guarded_node import GuardedExecutor
+from testing import camera_images
 from testing.domains import own_domain
 from testing.waiting import PATIENCE, PROMPT_TIMEOUT
 
@@ -35,7 +35,7 @@ def picture() -> np.ndarray:
 
 
 def header(nanoseconds: int, frame: str = 'camera') -> Header:
-    return Header(stamp=Time(sec=nanoseconds // 10**9, nanosec=nanoseconds % 10**9), frame_id=frame)
+    return camera_images.header(nanoseconds=nanoseconds, frame_id=frame)
 
 
 def camera_info(nanoseconds: int, **fields) -> CameraInfo:
@@ -48,7 +48,7 @@ class InProcess:
     """A configured and active ``Sam2Node`` with nano at 64 pixels."""
 
     def __init__(self, context: rclpy.Context, threaded: bool, **parameters) -> None:
-        """``threaded``: the worker runs; else ``serve`` is its thread."""
+        """Start the node; ``threaded`` starts the worker, too, otherwise ``serve`` does its work."""
         given = {'image_size': 64, 'autostart': False, 'device': 'cpu', 'depth_wait': 0.0,
                  'prompt_timeout': PROMPT_TIMEOUT, **parameters}
         self.published: list[tuple[str, object]] = []
@@ -69,8 +69,8 @@ class InProcess:
         self.now = 1_000 * 10**9
 
     def restart(self) -> None:
-        """Have the camera as it is after configure: without objects, images, depth or anything that waits."""
-        self.camera.stop_listening()
+        """Reset the camera to its state after configure: no objects, images, depth or prompts."""
+        self.camera.unsubscribe()
         self.camera.cleanup()
         chosen = replace(self.pipeline.parameters, detections_topic='')
         self.camera.configure(self.node._model, chosen, self.node._changed)
@@ -86,7 +86,7 @@ class InProcess:
         self._patch.undo()
 
     def send(self, topic: str, message) -> None:
-        """Hand a message to the callback of its subscription."""
+        """Pass a message to the callback of its subscription."""
         for subscription in self.node.subscriptions:
             if subscription.topic_name.endswith(topic):
                 subscription.callback(message)
@@ -94,14 +94,14 @@ class InProcess:
         raise KeyError(topic)
 
     def ask(self, service: str, request) -> rclpy.task.Task:
-        """Hand a request to the callback of its service; the task has the response."""
+        """Pass a request to the callback of its service; return the task of the response."""
         for one in self.node.services:
             if one.srv_name.endswith(service):
                 return self.executor.create_task(one.callback, request, one.srv_type.Response())
         raise KeyError(service)
 
     def spin(self) -> None:
-        """Have the executor do what there is to do."""
+        """Let the executor handle everything that is due."""
         for _ in range(12):
             self.executor.spin_once(timeout_sec=0)
 
@@ -112,7 +112,7 @@ class InProcess:
             self.executor.spin_once(timeout_sec=0.001)
 
     def show(self, step: int = 10**8, depth: bool = True) -> int:
-        """Send the next image with its depth; its stamp."""
+        """Send the next image with its depth; return its stamp in ns."""
         self.now += step
         if depth:
             self.send('/camera_info', camera_info(self.now))
@@ -121,7 +121,7 @@ class InProcess:
         return self.now
 
     def serve(self) -> None:
-        """Do what the worker's thread does until nothing is left to be done."""
+        """Do the work of the worker's thread until nothing is left."""
         worker = self.node._worker
         worker._serve()
         for _ in range(100):

@@ -70,6 +70,22 @@ class ChildProcess:
         """Send a signal; a process that has ended gets none."""
         self._process.send_signal(number)
 
+    def wait(self, patience: float) -> int:
+        """Wait for the process to end by itself; return its exit code.
+
+        Raises:
+            TimeoutError: The process is still running after ``patience`` seconds.
+        """
+        try:
+            return self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f'still running after {patience:g} s') from None
+
+    def kill(self) -> None:
+        """Kill the process, if it is running, and wait for its end."""
+        self._process.kill()
+        self._process.wait()
+
     def stop(self, number: int = signal.SIGINT, patience: float = 5.0) -> None:
         """Send a signal, wait for the end of the process, and kill it after ``patience`` seconds."""
         if self.running:
@@ -77,8 +93,7 @@ class ChildProcess:
             try:
                 self._process.wait(patience)
             except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+                self.kill()
 
 
 def _restore_sigint() -> None:

@@ -1,4 +1,4 @@
-"""What the tests of a camera's pipeline share."""
+"""Fixtures of the tests with a camera's pipeline."""
 import threading
 
 import pytest
@@ -17,7 +17,7 @@ def model() -> Sam2Model:
 
 @pytest.fixture
 def make(model):
-    """A pipeline without topics, for images of the topic /camera/image_raw."""
+    """Return a function that creates a pipeline for images of the topic /camera/image_raw."""
     def pipeline(tracker: StreamTracker | None = None, **parameters) -> CameraPipeline:
         parameters = {'prompt_timeout': PROMPT_TIMEOUT, **parameters}
         return CameraPipeline(tracker or StreamTracker(model), Parameters(**parameters), threading.Condition(),

@@ -1,4 +1,4 @@
-"""One node, one model, several cameras: topics, ids and histories of their own, with raw and compressed images."""
+"""One node and one model with several cameras: separate topics, ids and histories, raw and compressed images."""
 import contextlib
 
 import numpy as np
@@ -8,15 +8,17 @@ from sensor_msgs.msg import Image
 from sam2_core.metrics import iou
 from sam2_ros.msg import Prompt
 from sam2_ros.srv import SegmentImage
+from testing.camera_images import roi
 from testing.domains import own_domain
-from testing.peer import NodeProcess, Peer, Scene, ids, roi, running_node, whole_mask
+from testing.node_process import NodeProcess
+from testing.peer import Peer, Scene, ids, running_node, whole_mask
 
 SCENES = {'front': Scene(), 'wrist': Scene(320, 240)}
 
 
 @pytest.fixture(scope='module', params=[False, True], ids=['raw', 'compressed'])
 def cameras(request, tmp_path_factory):
-    """The node's other side, once for each camera."""
+    """Yield a peer for each camera of a node."""
     folder = tmp_path_factory.mktemp('cameras')
     with own_domain() as domain, contextlib.ExitStack() as stack:
         process = NodeProcess(domain, folder / 'node.log', {

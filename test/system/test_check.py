@@ -1,4 +1,4 @@
-"""sam2_check as a process, beside real cameras: the demo's, and broken ones that the test plays."""
+"""sam2_check as a process beside cameras: that of the demo, and broken ones played by the test."""
 import contextlib
 import json
 import os
@@ -12,15 +12,18 @@ from sensor_msgs.msg import CameraInfo, Image
 
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.runtime.dds import PROFILE_VARIABLES, TRANSPORT_VARIABLE
+from testing.camera_images import image_message
 from testing.domains import own_domain
-from testing.peer import PATIENCE, NodeProcess, Peer, image_message, running_node
+from testing.node_process import NodeProcess
+from testing.peer import Peer, running_node
+from testing.waiting import PATIENCE
 
-ON_A_BUSY_MACHINE = {'rate'}  # a camera that skips images is told from lost ones by nobody
+ON_A_BUSY_MACHINE = {'rate'}  # skipped images look like lost ones
 CAMERA = (sys.executable, '-m', 'sam2_ros.demo.camera')
 
 
 class Check:
-    """A run of sam2_check, started at once."""
+    """Process of sam2_check."""
 
     def __init__(self, domain: int, *arguments: str) -> None:
         self._process = subprocess.Popen(
@@ -32,13 +35,13 @@ class Check:
         return self._process.poll() is None
 
     def result(self) -> tuple[int, str]:
-        """Exit code and output."""
+        """Wait for the end; return exit code and output."""
         output, errors = self._process.communicate(timeout=2 * PATIENCE)
         assert 'Traceback' not in errors, errors
         return self._process.returncode, output
 
     def findings(self) -> tuple[int, dict[str, tuple[str, str]]]:
-        """Exit code, and verdict and text of each thing; with --json."""
+        """Wait for the end of a run with --json; return the exit code, and verdict and text by finding."""
         code, output = self.result()
         return code, {item['what']: (item['verdict'], item['text']) for item in json.loads(output)}
 
@@ -54,7 +57,7 @@ def demo_camera(folder, domain, **parameters):
 
 
 class Rig:
-    """A camera with depth that does what the test wants, in the process of the peer."""
+    """Camera with depth in the process of the peer, controlled by the test."""
 
     def __init__(self, peer: Peer, image_qos=qos_profile_sensor_data) -> None:
         self._peer = peer

@@ -1,4 +1,4 @@
-"""The package as colcon installs it on a robot, here built against the ROS 2 wheels: run from install/ alone."""
+"""The package as installed by colcon, built against the ROS 2 wheels and run from install/ alone."""
 import filecmp
 import json
 import os
@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from sam2_core.metrics import iou
-from testing.peer import NodeProcess, Scene, ids, running_node, whole_mask
+from testing.node_process import NodeProcess
+from testing.peer import Scene, ids, running_node, whole_mask
 
 ROOT = Path(__file__).resolve().parents[2]
 INSTALL = ROOT / 'build' / 'colcon' / 'install'
@@ -24,11 +25,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(
 
 @pytest.fixture(scope='module')
 def environment():
-    """The environment variables of a shell that has sourced what colcon has just installed."""
+    """Return the environment variables of a shell that has sourced the installation."""
     build = subprocess.run([sys.executable, ROOT / 'tools' / 'colcon_build.py'], capture_output=True, text=True)
     assert build.returncode == 0, build.stdout + build.stderr
     clean = {name: value for name, value in os.environ.items() if not name.startswith(('FASTRTPS_', 'FASTDDS_'))}
-    clean['PATH'] = f'{sys.prefix}/bin:{clean["PATH"]}'  # the scripts' python3 is the one that has torch
+    clean['PATH'] = f'{sys.prefix}/bin:{clean["PATH"]}'  # the python3 of the scripts is the one with torch
     shell = subprocess.run(['bash', '-c', 'source "$0" && env -0', INSTALL / 'local_setup.bash'], env=clean,
                            capture_output=True, text=True, check=True)
     return dict(line.split('=', 1) for line in shell.stdout.split('\0') if line)

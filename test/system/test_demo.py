@@ -1,4 +1,4 @@
-"""The whole demo as a user starts it: real processes, real DDS, real files."""
+"""The demo as a user starts it: real processes, real DDS, real files."""
 import json
 import os
 import signal
@@ -25,7 +25,7 @@ def run(*arguments) -> subprocess.CompletedProcess:
 
 
 def processes_about(folder: Path) -> list[str]:
-    """Command lines that name the folder."""
+    """Return the command lines of processes that name the folder."""
     found = []
     for entry in Path('/proc').glob('[0-9]*/cmdline'):
         try:
@@ -67,7 +67,7 @@ def seconds_tracked(figures: dict) -> float:
 
 @pytest.fixture
 def clip(tmp_path):
-    """A red disc that crosses a grey room, 10 s: slow enough for a busy machine."""
+    """Write a clip of 10 s in which a red disc crosses a grey room, slowly enough for a busy machine."""
     path = tmp_path / 'a clip.mp4'
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), 5, (480, 360))
     for number in range(50):
@@ -88,7 +88,7 @@ def test_a_clip_is_tracked_from_its_box(tmp_path, clip):
     frames = frames_of(output / 'overlay.mp4')
     assert len(frames) == pytest.approx(1 + 5 * seconds_tracked(figures), abs=2)
     assert len(frames) > 50 * 0.8
-    # the disc is red on grey: what is blue is the overlay's
+    # the disc is red on grey: blue pixels belong to the overlay
     blue = [np.argwhere((frame[..., 0].astype(int) - frame[..., 2] > 40)[:360]) for frame in frames]
     middles = [spot[:, 1].mean() for spot in blue if len(spot)]  # none before the prompt
     assert len(middles) > 30

@@ -1,4 +1,4 @@
-"""Colour and depth of the synthetic tabletop through the node over DDS: where things are, in metres."""
+"""Colour and depth of the synthetic tabletop through the node over DDS: positions of objects in metres."""
 import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
@@ -9,15 +9,16 @@ from visualization_msgs.msg import Marker, MarkerArray
 
 from sam2_ros.msg import Prompt
 from sam2_ros.tabletop.scene import TabletopScene
-from testing.peer import FRAME_ID, image_message, running_node
+from testing.camera_images import image_message
+from testing.peer import FRAME_ID, running_node
 
 SCENE = TabletopScene(seed=3, width=480, height=360)
-FRAME = 70  # everything is in view
+FRAME = 70  # all objects are in view
 CAN, TEA = 2, 3
 
 
 class RgbdCamera:
-    """Publishes depth and camera_info beside what the peer shows."""
+    """Publisher of depth and camera_info beside the images of the peer."""
 
     def __init__(self, peer) -> None:
         self._peer = peer
@@ -29,7 +30,7 @@ class RgbdCamera:
                       'the node to listen to depth')
 
     def show(self, depth: Image | None = None, stamp_offset: int = 0, **prompts):
-        """One image with depth, by default 16UC1 of the same stamp: the instances."""
+        """Show an image with depth, by default 16UC1 of the same stamp; return the instances."""
         message = self._peer.message(self.rgb)
         header = message.header
         beside = Header(stamp=Time(sec=header.stamp.sec + stamp_offset, nanosec=header.stamp.nanosec),
@@ -50,12 +51,12 @@ class RgbdCamera:
         return image_message((metres * 1000).round().astype(np.uint16), header, '16UC1')
 
     def prompt(self, object_id: int) -> None:
-        """With the true mask, so that the place does not depend on how well the small model segments."""
+        """Start an object from its true mask, so that its position does not depend on the model's quality."""
         mask = image_message((self.labels == object_id).astype(np.uint8) * 255, Header(), 'mono8')
         self._peer.send_prompt(Prompt(id=object_id, label=f'thing {object_id}', mask=mask))
 
     def show_with(self, *object_ids: int, **show):
-        """An image in which these objects have just been prompted, and have been seen with depth."""
+        """Return the instances of an image in which these objects have just been prompted and have depth."""
         for object_id in object_ids:
             self.prompt(object_id)
         return self.until(lambda array: len(array.instances) == len(object_ids)
@@ -88,7 +89,7 @@ def peer(node):
 
 
 def true_points(camera: RgbdCamera, object_id: int) -> np.ndarray:
-    """The visible surface, (N, 3) metres in the optical frame, from the exact depth."""
+    """Return the visible surface from the exact depth, (N, 3) metres in the optical frame."""
     rows, columns = np.nonzero(camera.labels == object_id)
     z = camera.metres[rows, columns]
     fx, fy, cx, cy = (SCENE.intrinsics[i] for i in ((0, 0), (1, 1), (0, 2), (1, 2)))
@@ -181,7 +182,7 @@ def test_a_point_clicked_in_rviz_becomes_an_object(peer, camera):
         message.point.x, message.point.y, message.point.z = x, y, z
         seen = len(peer.statuses)
         for others in ({'width': 0, 'height': 0}, {'width': 240, 'height': 180, 'd': [0.1] * 6}):
-            camera.publish_info(Header(frame_id=FRAME_ID), **others)  # what is not of the image does no harm
+            camera.publish_info(Header(frame_id=FRAME_ID), **others)  # calibrations of other images do no harm
         clicks.publish(message)
         peer.wait_for(lambda: camera.show() and len(peer.statuses) > seen, 'the answer')
         return peer.statuses[seen]

@@ -1,4 +1,4 @@
-"""sam2_evaluate as users start it, on a bag that is really recorded; live, it plays it to the node over DDS."""
+"""sam2_evaluate as users start it, on a recorded bag; live, it plays the bag to a node over DDS."""
 import json
 import subprocess
 import sys
@@ -7,8 +7,6 @@ import pytest
 
 pytest.importorskip('rosbags', reason='needs rosbags (pip install rosbags rosbags-image)')
 
-from builtin_interfaces.msg import Time
-from std_msgs.msg import Header
 
 from sam2_core import load_model
 from sam2_ros.evaluation.live_replay import NodeFailed, run_live
@@ -17,14 +15,15 @@ from sam2_ros.msg import Prompt
 from sam2_ros.recordings.bag_recording import BagRecording
 from sam2_ros.recordings.bag_writer import BagWriter
 from sam2_ros.runtime.parameters import Parameters
-from testing.peer import Scene, image_message, roi
+from testing import camera_images
+from testing.camera_images import image_message, roi
+from testing.peer import Scene
 
 IMAGES, PERIOD = 25, 200_000_000  # ns
 
 
 def header(index):
-    seconds, nanoseconds = divmod(10**12 + index * PERIOD, 10**9)
-    return Header(stamp=Time(sec=seconds, nanosec=nanoseconds), frame_id='camera')
+    return camera_images.header(nanoseconds=10**12 + index * PERIOD)
 
 
 @pytest.fixture(scope='module')

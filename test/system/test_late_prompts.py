@@ -1,15 +1,16 @@
-"""Prompts that come when their image is old already, over DDS, with raw and with compressed images."""
+"""Late prompts over DDS, with raw and with compressed images."""
 import pytest
 from builtin_interfaces.msg import Time
 from std_msgs.msg import Header
 
 from sam2_core.metrics import iou
 from sam2_ros.msg import Instance, InstanceEvent, Prompt
-from testing.peer import PATIENCE, Scene, ids, instance_of, roi, running_node, whole_mask
-from testing.waiting import PROMPT_TIMEOUT
+from testing.camera_images import roi
+from testing.peer import Scene, ids, instance_of, running_node, whole_mask
+from testing.waiting import PATIENCE, PROMPT_TIMEOUT
 
 SCENE = Scene()
-STEP = 1.5  # of the scene's time from image to image: 9 pixels
+STEP = 1.5  # scene time between images: 9 pixels
 
 
 @pytest.fixture(scope='module', params=[False, True], ids=['raw', 'compressed'])
@@ -28,12 +29,12 @@ def peer(node):
 
 
 def stream(peer, count: int) -> list[Header]:
-    """Show the first so many images of the scene; their headers."""
+    """Show the first images of the scene; return their headers."""
     return [peer.process_image(SCENE.image(STEP * number)).header for number in range(count)]
 
 
 def until_it_joins(peer, first: int, object_id: int):
-    """Go on with the stream until the object is reported: the instances, and the number of that image."""
+    """Show images until the object is published; return the instances and the number of that image."""
     for number in range(first, first + 12):
         array = peer.process_image(SCENE.image(STEP * number))
         if object_id in ids(array):
@@ -118,7 +119,7 @@ def test_a_stamp_that_has_left_the_history_is_refused_with_its_age(peer):
     try:
         later = headers[-1].stamp.sec + 10
         odd = Header(stamp=Time(sec=later, nanosec=50_000_000), frame_id=headers[-1].frame_id)
-        peer.send(peer.message(SCENE.image(), odd))  # skipped: its stamp alone is ahead of the time that has passed
+        peer.send(peer.message(SCENE.image(), odd))  # skipped: a single stamp ahead of the others
         for number in range(3):
             header = peer.header()
             header.stamp = Time(sec=later, nanosec=100_000_000 * (number + 1))
@@ -131,7 +132,7 @@ def test_a_stamp_that_has_left_the_history_is_refused_with_its_age(peer):
             sec=header.stamp.sec, nanosec=900_000_000)))).instances
     finally:
         assert peer.set_parameter('history_seconds', 60.0)[0]
-        peer.send(peer.message(SCENE.image(), peer.header()))  # skipped: the clock jumps back with the next
+        peer.send(peer.message(SCENE.image(), peer.header()))  # skipped: the clock jumps back with the next one
         peer.process_image(SCENE.image())
 
 

@@ -1,4 +1,4 @@
-"""The launch files, and the node as they start it."""
+"""The launch files, and the node as started by them."""
 import contextlib
 import importlib.util
 import os
@@ -13,7 +13,7 @@ from sam2_ros.runtime.dds import PROFILE_VARIABLES
 from testing.peer import Scene, running_node
 
 ROOT = Path(__file__).resolve().parents[2]
-# what `ros2 launch FILE NAME:=VALUE` does, and nothing else that ros2cli brings
+# the part of ros2cli that `ros2 launch FILE NAME:=VALUE` needs
 LAUNCH = '''
 import sys
 from launch import LaunchDescription, LaunchService
@@ -33,12 +33,12 @@ CONFIG = ROOT / 'config' / 'sam2.yaml'
 
 @contextlib.contextmanager
 def launched(folder, *arguments, file='sam2.launch.py', environment=None, **peer):
-    """The launch file with these arguments, and a peer of its node."""
+    """Yield a peer of the node that a launch file has started with these arguments."""
     command = (sys.executable, '-c', LAUNCH, str(ROOT / 'launch' / file), *arguments)
     with running_node(folder, command=command, environment=environment, **peer) as other:
         try:
             yield other
-        finally:  # launch ends its node only when it is asked to
+        finally:  # launch ends its node only on a signal
             if other.process.alive:
                 other.process.stop()
 
@@ -53,7 +53,7 @@ def node_environment(log):
 
 
 def wait_until_heard(peer, *topics):
-    """Until the node listens to all of these."""
+    """Wait until the node subscribes to all of these topics."""
     def heard(topic):
         return any(info.node_name == 'sam2' for info in peer.node.get_subscriptions_info_by_topic(topic))
     for topic in topics:
@@ -193,7 +193,7 @@ def test_realsense_driver_that_is_not_installed_is_named(tmp_path):
 
 @needs_launch
 def test_realsense_driver_is_started_with_aligned_depth(tmp_path):
-    """The driver itself is a stand-in: its launch file says what it was given."""
+    """The driver is a stand-in whose launch file prints its arguments."""
     share = tmp_path / 'share'
     for path, content in ((share / 'ament_index/resource_index/packages/realsense2_camera', ''),
                           (share / 'realsense2_camera/launch/rs_launch.py', '''
@@ -216,7 +216,7 @@ def generate_launch_description():
 
 @needs_launch
 def test_bag_starts_when_the_node_is_ready_and_leads_its_clock(tmp_path):
-    """The player is a stand-in for `ros2 bag`: it writes down how it was called, and then waits to be ended."""
+    """The player is a stand-in for `ros2 bag`: it prints its arguments and waits for its end."""
     player = tmp_path / 'ros2'
     player.write_text('#!/bin/sh\necho "played: $@"\nexec sleep 1000\n')
     player.chmod(0o755)

@@ -1,4 +1,4 @@
-"""One node process, one camera: prompts, tracking, corrections, refusals, images of all sorts."""
+"""One node process with one camera: prompts, tracking, corrections, refusals, image encodings."""
 import math
 
 import numpy as np
@@ -11,17 +11,8 @@ from std_srvs.srv import Trigger
 
 from sam2_core.metrics import iou
 from sam2_ros.msg import Instance, Prompt
-from testing.peer import (
-    FRAME_ID,
-    Scene,
-    ids,
-    image_message,
-    instance_of,
-    point,
-    roi,
-    running_node,
-    whole_mask,
-)
+from testing.camera_images import image_message, point, roi
+from testing.peer import FRAME_ID, Scene, ids, instance_of, running_node, whole_mask
 from testing.waiting import PROMPT_TIMEOUT
 
 GOOD = 0.6  # IoU; nano reaches about 0.9 on this scene
@@ -36,7 +27,7 @@ def node(tmp_path_factory):
 
 @pytest.fixture
 def peer(node):
-    """The shared node without objects."""
+    """Return the shared node without objects."""
     node.reset()
     node.instances.clear()
     node.statuses.clear()
@@ -44,7 +35,7 @@ def peer(node):
 
 
 def good(array, time: float, disc: int, scene: Scene = SCENE, object_id: int | None = None) -> bool:
-    """Whether an object (by default the one with the disc's number) covers a disc well."""
+    """Return whether an object, by default the one with the disc's number, covers a disc well."""
     return iou(whole_mask(array, object_id or disc), scene.mask(time, disc)) > GOOD
 
 
@@ -108,7 +99,7 @@ def test_id_zero_is_answered_with_the_id_that_was_picked(peer):
 
 @pytest.mark.parametrize('kind', ['click', 'mask'])
 def test_a_correction_takes_a_wrong_part_away_and_lasts(peer, kind):
-    """The first prompt stays in memory: where it was as wrong as here, nano needs three corrections to give it up."""
+    """The first prompt stays in memory: as wrong as it is here, nano needs three corrections to give it up."""
     both = SCENE.mask(0, 1) | SCENE.mask(0, 2)
     status = peer.prompt(Prompt(id=1, mask=mask_message(both, peer), label='x'), SCENE.image(0))
     column, row = (round(value) for value in SCENE.centre(0, 2))
@@ -329,7 +320,7 @@ def test_bad_images_are_skipped_counted_and_named_in_the_log(peer):
         array = peer.process_image(SCENE.image(0))
         assert array.dropped == 1 and good(array, 0, 1)
 
-    def named() -> bool:  # the log is throttled: an image that an earlier test had skipped may just have been named
+    def named() -> bool:  # the log is throttled: a warning about an earlier image may suppress it
         bad = bad_images()[0]
         bad.header = peer.header()
         peer.send(bad)

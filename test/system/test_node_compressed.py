@@ -1,11 +1,12 @@
-"""The node with compressed images: JPEG and PNG, whole and broken, on a topic that follows its remapping."""
+"""The node with compressed images: JPEG and PNG, whole and broken, on a remapped topic."""
 import pytest
 from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage
 
 from sam2_core.metrics import iou
 from sam2_ros.msg import Prompt
-from testing.peer import Scene, compressed_message, roi, running_node, whole_mask
+from testing.camera_images import compressed_message, roi
+from testing.peer import Scene, running_node, whole_mask
 
 SCENE = Scene()
 TOPIC = '/wrist/colour/compressed'

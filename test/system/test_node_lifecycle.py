@@ -1,4 +1,4 @@
-"""The node's life: start, transitions, what cannot be loaded, the end."""
+"""Lifecycle of the node: start, transitions, models that cannot be loaded, the end."""
 import signal
 from pathlib import Path
 
@@ -8,23 +8,16 @@ from lifecycle_msgs.msg import Transition
 import sam2_core
 from sam2_core.metrics import iou
 from sam2_ros.msg import Prompt
-from testing.peer import (
-    NodeProcess,
-    Scene,
-    ids,
-    image_message,
-    instance_of,
-    roi,
-    running_node,
-    whole_mask,
-)
+from testing.camera_images import image_message, roi
+from testing.node_process import NodeProcess
+from testing.peer import Scene, ids, instance_of, running_node, whole_mask
 
 SCENE = Scene()
 
 
 @pytest.fixture(scope='module')
 def node(tmp_path_factory):
-    """In a namespace, not started by itself."""
+    """Yield the peer of a node in a namespace, without autostart."""
     with running_node(tmp_path_factory.mktemp('lifecycle'), {'autostart': False},
                       ('-r', '__ns:=/robot'), namespace='/robot', active=False) as peer:
         assert peer.state() == 'unconfigured'
@@ -33,7 +26,7 @@ def node(tmp_path_factory):
 
 @pytest.fixture
 def peer(node):
-    """The shared node, active and without objects."""
+    """Return the shared node, active and without objects."""
     if node.state() == 'unconfigured':
         assert node.change_state(Transition.TRANSITION_CONFIGURE)
     if node.state() == 'inactive':

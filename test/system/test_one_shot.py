@@ -8,7 +8,8 @@ from std_msgs.msg import Header
 from sam2_core.metrics import iou
 from sam2_ros.msg import Prompt
 from sam2_ros.srv import SegmentAll, SegmentImage
-from testing.peer import Scene, ids, image_message, point, roi, running_node, whole_mask
+from testing.camera_images import image_message, point, roi
+from testing.peer import Scene, ids, running_node, whole_mask
 
 SCENE = Scene()
 

@@ -1,4 +1,4 @@
-"""The node in operation: what it says on /diagnostics in every state, and how it does less when it is too slow."""
+"""The node in operation: /diagnostics in every state, and load shedding when it is too slow."""
 import contextlib
 
 import numpy as np
@@ -18,7 +18,7 @@ SCENE = Scene()
 
 
 class Watch:
-    """What /diagnostics says at the moment."""
+    """Subscriber to /diagnostics."""
 
     def __init__(self, peer: Peer) -> None:
         self.peer = peer
@@ -30,7 +30,7 @@ class Watch:
         self.statuses = {status.name.partition(': ')[2]: status for status in array.status}
 
     def wait_for(self, name: str, level: bytes, text: str = '', image=None) -> DiagnosticStatus:
-        """Until a status is so; ``image`` is what the camera shows again and again meanwhile."""
+        """Wait for a status; the camera shows ``image`` repeatedly meanwhile."""
         def there() -> DiagnosticStatus | None:
             if image is not None:
                 self.peer.stream(image)
@@ -105,7 +105,7 @@ def test_depth_that_stops_or_does_not_match_is_named_and_none_at_all_is_fine(tmp
         height, width = SCENE.image(0).shape[:2]
 
         def show(late: int = 0) -> None:
-            """The next image with its depth, which is so much late, ns."""
+            """Show the next image with depth stamped ``late`` ns later."""
             if not peer.due():
                 return
             message = peer.message(SCENE.image(0))
@@ -115,7 +115,7 @@ def test_depth_that_stops_or_does_not_match_is_named_and_none_at_all_is_fine(tmp
             infos.publish(CameraInfo(header=header, width=width, height=height,
                                      k=[300.0, 0.0, width / 2, 0.0, 300.0, height / 2, 0.0, 0.0, 1.0]))
         peer.wait_for(lambda: show() or int(watch.values('camera')['depth matched']) > 5, 'depth')
-        watch.wait_for('camera', WARN, 'images have no depth: no depth on', image=SCENE.image(0))  # it has stopped
+        watch.wait_for('camera', WARN, 'images have no depth: no depth on', image=SCENE.image(0))  # depth has stopped
         peer.wait_for(lambda: show(late=200_000_000) or 's newer than the image' in watch.values('camera')[
             'depth missing because'], 'depth that does not match')
         watch.wait_for('camera', WARN, 'newer than the image: must be within 0.02 s')

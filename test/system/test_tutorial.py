@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2 or its wheels (make setup)')
-from testing.peer import NodeProcess  # noqa: E402
+from testing.node_process import NodeProcess  # noqa: E402
 
 CLIENT = Path(__file__).resolve().parents[2] / 'docs' / 'tutorials' / 'first_object.py'
 CAMERA = (sys.executable, '-m', 'sam2_ros.demo.camera')

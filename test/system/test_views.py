@@ -1,4 +1,4 @@
-"""One node process and the planners around it: pictures, labels, topics of objects, detections in and out, clicks."""
+"""One node process and its planners: images, labels, topics of objects, detections in and out, clicks."""
 import json
 
 import numpy as np
@@ -12,7 +12,8 @@ from std_msgs.msg import Header, String
 from sam2_core.metrics import iou
 from sam2_ros.messages.vision import vision_msgs
 from sam2_ros.msg import Instance, Prompt
-from testing.peer import FRAME_ID, Scene, ids, image_message, instance_of, roi, running_node, whole_mask
+from testing.camera_images import image_message, roi
+from testing.peer import FRAME_ID, Scene, ids, instance_of, running_node, whole_mask
 
 SCENE = Scene()
 GOOD = 0.6  # IoU; nano reaches about 0.9 on this scene
@@ -24,7 +25,7 @@ needs_vision_msgs = pytest.mark.skipif(vision_msgs is None, reason='needs vision
 
 
 class Robot:
-    """An RGB-D camera that looks at the scene, a detector, a user in front of RViz, and planners that listen."""
+    """RGB-D camera, detector, user of RViz and planners."""
 
     def __init__(self, peer):
         self.peer = peer
@@ -38,13 +39,13 @@ class Robot:
             peer.wait_for(publisher.get_subscription_count, 'the node to listen')
 
     def listen(self, kind, name, qos=10):
-        """What arrives on ~/name from now on."""
+        """Subscribe to ~/name; return the list that messages are appended to."""
         arrived = []
         self.peer.node.create_subscription(kind, f'{self.peer.name}/{name}', arrived.append, qos)
         return arrived
 
     def show(self, time: float = 0, hidden=()):
-        """One image with its depth; the instances in it."""
+        """Show an image with depth; return its instances."""
         header = self.peer.header()
         depth = np.full((SCENE.height, SCENE.width), WALL_DEPTH, np.float32)
         for disc in {*SCENE.IDS} - {*hidden}:
@@ -55,7 +56,7 @@ class Robot:
         return self.peer.process_image(self.peer.message(SCENE.image(time, hidden), header))
 
     def show_until(self, condition, time: float = 0):
-        """The same image again and again, until the condition is true."""
+        """Show the same image repeatedly until the condition is true."""
         for _ in range(300):
             if condition():
                 return
@@ -63,7 +64,7 @@ class Robot:
         raise AssertionError(f'not within 300 images; the log:\n{self.peer.process.log}')
 
     def click(self, x: float, y: float, z: float, frame_id: str = FRAME_ID):
-        """The answer to a point clicked in RViz."""
+        """Click a point in RViz; return the answer."""
         seen = len(self.peer.statuses)
         self._clicks.publish(PointStamped(header=Header(stamp=Time(sec=1), frame_id=frame_id),
                                           point=Point(x=x, y=y, z=z)))
@@ -71,7 +72,7 @@ class Robot:
         return self.peer.statuses[seen]
 
     def detect(self, header: Header, *boxes):
-        """What a detector says about the image with this header."""
+        """Publish detections in the image with this header."""
         message = vision_msgs.Detection2DArray(header=header)
         for x0, y0, x1, y1 in boxes:
             item = vision_msgs.Detection2D(header=header, results=[vision_msgs.ObjectHypothesisWithPose(
@@ -93,7 +94,7 @@ def node(request, tmp_path_factory):
 
 @pytest.fixture
 def robot(node):
-    """The shared robot, with a node that knows no objects."""
+    """Return the shared robot; its node has no objects."""
     node.peer.reset()
     node.peer.instances.clear()
     node.peer.statuses.clear()
@@ -170,7 +171,7 @@ def test_a_point_that_the_camera_does_not_see_is_refused_with_the_reason(robot, 
     robot.show()
     status = robot.click(*click)
     assert not status.accepted and reason in status.reason
-    assert status.header.stamp == Time(sec=1)  # that of the click
+    assert status.header.stamp == Time(sec=1)  # the stamp of the click
 
 
 def test_a_point_clicked_in_another_frame_is_found_by_tf(robot):
@@ -198,7 +199,7 @@ def test_a_detector_starts_objects_once_and_their_ids_stay(robot):
     robot.detect(array.header, SCENE.box(0, 1))
     robot.show_until(lambda: len(ids(robot.peer.instances[-1])) == 1)
     (first,) = ids(robot.peer.instances[-1])
-    for time in range(1, 9):  # always a little late, and on old images
+    for time in range(1, 9):  # a little late, on old images
         robot.detect(array.header, *(SCENE.box(time - 1, disc) for disc in SCENE.IDS))
         array = robot.show(time)
     robot.show_until(lambda: len(ids(robot.peer.instances[-1])) == 2, 8)
@@ -207,7 +208,7 @@ def test_a_detector_starts_objects_once_and_their_ids_stay(robot):
     assert first_two[0] == first and covers(array, first, 8, 1) and covers(array, first_two[1], 8, 2)
     assert {instance.label for instance in array.instances} == {'disc'}
     corner = (0, 300, 60, 360)
-    robot.detect(array.header, *(SCENE.box(8, disc) for disc in SCENE.IDS), corner)  # only what is new is prompted
+    robot.detect(array.header, *(SCENE.box(8, disc) for disc in SCENE.IDS), corner)  # only the new one is prompted
     robot.show_until(lambda: len(ids(robot.peer.instances[-1])) > 2, 8)
     array = robot.show(8)
     assert ids(array)[:2] == first_two and len(ids(array)) == 3

@@ -1,4 +1,4 @@
-"""Whatever comes in whatever order: nobody goes without an answer, and objects are the same for all who know them."""
+"""Any arrivals in any order: every prompt is answered once, and tracker, states and messages have the same objects."""
 import contextlib
 import time
 from collections import Counter
@@ -31,7 +31,7 @@ images = st.tuples(st.sampled_from(['show', 'show', 'image']), steps_of_time,
 prompts = st.tuples(st.just('prompt'), st.sampled_from([0, 0, 0, 0, 1, 1, 1, 2, 3, 9]), st.integers(0, 3),
                     st.sampled_from([-12, -4, -3, -2, -1, 0, 1, 4]),
                     st.sampled_from(['box', 'box', 'point', 'point', 'far', 'none']), st.sampled_from(['', 'cup']))
-questions = st.tuples(st.just('question'), st.booleans(), st.integers(-12, 4))
+queries = st.tuples(st.just('query'), st.booleans(), st.integers(-12, 4))
 changes = st.tuples(st.just('change'), st.sampled_from([
     {'history_bytes': 0}, {'history_seconds': 0.0}, {}, {'max_objects': 1}, {'catch_up_images': 0},
     {'catch_up_images': 1000}, {'forget_after': 0.2, 'lost_after': 0.1}, {'on_time_jump': 'reset'},
@@ -40,7 +40,7 @@ failures = st.tuples(st.just('failure'), st.sampled_from(['encode_image', 'atten
                                                          'encode_memory', None, None, None, None]))
 work = st.sampled_from([('work',), ('aside',), ('aside',)])
 stops = st.sampled_from([('shed',), ('drain',), ('reset',)])
-steps = st.lists(st.sampled_from([images] * 6 + [prompts] * 4 + [work] * 4 + [questions, changes, failures, stops])
+steps = st.lists(st.sampled_from([images] * 6 + [prompts] * 4 + [work] * 4 + [queries, changes, failures, stops])
                  .flatmap(lambda kind: kind), min_size=30, max_size=80)
 
 
@@ -48,8 +48,8 @@ class Run:
     def __init__(self, pipeline, monkeypatch) -> None:
         self.pipeline, self.patch = pipeline, monkeypatch
         self.left_out = Level.NOTHING
-        self.now, self.asked, self.answered, self.questions, self.replies = 100, [], [], 0, []
-        self.alive = set()  # as told by events
+        self.now, self.asked, self.answered, self.queries, self.replies = 100, [], [], 0, []
+        self.alive = set()  # according to the events
 
     def do(self, kind: str, *what) -> None:
         getattr(self, kind)(*what)
@@ -83,13 +83,13 @@ class Run:
         if self.pipeline.inbox.put_prompt(request):
             self.asked.append(request)
 
-    def question(self, everything: bool, lag: int) -> None:
+    def query(self, everything: bool, lag: int) -> None:
         if everything:
             call = SegmentAllQuery(SegmentAll.Request(points_per_side=2), self.replies.append, 60.0)
         else:
             point = Prompt(header=self.header(self.now + lag), points=[ImagePoint(label=1)])
             call = SegmentImageQuery(SegmentImage.Request(prompts=[point]), self.replies.append)
-        self.questions += self.pipeline.inbox.put_query(call)
+        self.queries += self.pipeline.inbox.put_query(call)
 
     def change(self, values: dict) -> None:
         self.pipeline.change(Parameters(**values))
@@ -105,7 +105,7 @@ class Run:
 
     def aside(self) -> None:
         if self.pipeline.has_work_aside():
-            with contextlib.suppress(MemoryError):  # of a question: it goes to the log
+            with contextlib.suppress(MemoryError):  # of a query: it is logged
                 self.take(None, self.pipeline.work_aside())
 
     def shed(self) -> None:
@@ -117,7 +117,7 @@ class Run:
 
     def reset(self) -> None:
         self.drain()  # as the node does: only while there is no worker
-        self.pipeline.reset()
+        self.pipeline.objects.reset()
 
     def take(self, frame, answers) -> None:
         for answer in answers:
@@ -162,5 +162,5 @@ def test_everybody_is_answered_once_and_objects_are_the_same_everywhere(make, st
         assert not run.pipeline.has_work_aside(), 'what has begun comes to an end'
         run.do('drain')
     assert Counter(map(id, run.answered)) == Counter(map(id, run.asked))
-    assert len(run.replies) == run.questions
+    assert len(run.replies) == run.queries
     assert run.pipeline.inbox.waiting_since() is None and run.pipeline.seconds_to_deadline() is None

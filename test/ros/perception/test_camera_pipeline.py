@@ -1,6 +1,4 @@
 """One camera's objects from image to image: the real tracker with the packaged nano model."""
-import time
-
 import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
@@ -11,44 +9,24 @@ from sam2_core import StreamTracker
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, Instance, Prompt
 from sam2_ros.perception.camera_pipeline import CameraPipeline
-from sam2_ros.perception.prompt_plan import PromptRequest
 from sam2_ros.runtime.parameters import Parameters
+from testing import pipelines
+from testing.camera_images import RED, header, picture
+from testing.pipelines import send, work
 
 TOPIC = '/camera/image_raw'
 
 
-def request(message: Prompt, age: float = 0.0) -> PromptRequest:
-    return PromptRequest(message, time.monotonic() - age)
-
-
 HEIGHT, WIDTH = 120, 160
 DISC = RegionOfInterest(x_offset=50, y_offset=30, width=60, height=60)
-
-
-def picture(disc: bool = True) -> np.ndarray:
-    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
-    image = np.full((HEIGHT, WIDTH, 3), 80, np.uint8)
-    if disc:
-        image[np.hypot(columns - 80, rows - 60) < 30] = (230, 60, 40)
-    return image
-
-
-def header(seconds: float) -> Header:
-    return Header(stamp=Time(sec=int(seconds), nanosec=round(seconds % 1 * 1e9)), frame_id='camera')
-
-
-def work(pipeline: CameraPipeline):
-    """As the worker does."""
-    pipeline.take()
-    return pipeline.work()
+SHOWN, EMPTY = picture(HEIGHT, WIDTH, (80, 60, 30, RED)), picture(HEIGHT, WIDTH)
 
 
 def show(pipeline: CameraPipeline, seconds: float, *prompts: Prompt, disc: bool = True):
-    """The frame and the answers when an image arrives at this time."""
-    for prompt in prompts:
-        pipeline.inbox.put_prompt(request(prompt))
-    pipeline.put_image(from_pixels(picture(disc), 'rgb8', header(seconds)))
-    return work(pipeline)
+    """Let an image arrive with this stamp; return the frame and the answers."""
+    return pipelines.show(pipeline, SHOWN if disc else EMPTY, header(seconds), *prompts)
+
+
 
 
 def test_a_prompt_gives_an_instance_in_the_very_image(make):
@@ -56,7 +34,7 @@ def test_a_prompt_gives_an_instance_in_the_very_image(make):
     assert [(a.accepted, a.id, a.header) for a in answers] == [(True, 3, header(10))]
     (item,) = frame.objects
     assert (item.id, item.label, item.state, item.last_seen) == (3, 'disc', Instance.TRACKED, Time(sec=10))
-    truth = (picture() != 80).any(-1)
+    truth = (SHOWN != 80).any(-1)
     assert (item.mask & truth).sum() / (item.mask | truth).sum() > 0.7
     assert frame.header == header(10) and frame.dropped == 0
 
@@ -145,7 +123,7 @@ def test_a_restarted_object_forgets(make, model):
 
 def test_prompts_wait_for_an_image(make):
     pipeline = make()
-    pipeline.inbox.put_prompt(request(Prompt(id=1, box=DISC)))
+    send(pipeline, Prompt(id=1, box=DISC))
     assert work(pipeline) == (None, [])
     assert pipeline.seconds_to_deadline() > 0
     frame, answers = show(pipeline, 10)
@@ -155,8 +133,8 @@ def test_prompts_wait_for_an_image(make):
 
 def test_but_not_for_ever(make):
     pipeline = make(prompt_timeout=600.0)
-    pipeline.inbox.put_prompt(request(Prompt(id=1, box=DISC), age=600.1))
-    pipeline.inbox.put_prompt(request(Prompt(id=2, box=DISC), age=500.0))
+    send(pipeline, Prompt(id=1, box=DISC), age=600.1)
+    send(pipeline, Prompt(id=2, box=DISC), age=500.0)
     assert pipeline.seconds_to_deadline() == 0
     frame, answers = work(pipeline)
     assert frame is None
@@ -168,12 +146,12 @@ def test_but_not_for_ever(make):
 def test_remove_and_clear_need_no_image(make):
     pipeline = make()
     show(pipeline, 10, Prompt(id=1, box=DISC), Prompt(id=2, box=DISC), Prompt(id=3, box=DISC))
-    pipeline.inbox.put_prompt(request(Prompt(id=1, action=Prompt.REMOVE)))
-    pipeline.inbox.put_prompt(request(Prompt(id=8, action=Prompt.REMOVE)))
+    send(pipeline, Prompt(id=1, action=Prompt.REMOVE))
+    send(pipeline, Prompt(id=8, action=Prompt.REMOVE))
     _, answers = work(pipeline)
     assert [(a.id, a.reason, a.header) for a in answers] == [
         (1, '', header(10)), (8, 'id 8 is not known (known: 2, 3)', Header())]
-    pipeline.inbox.put_prompt(request(Prompt(action=Prompt.CLEAR)))
+    send(pipeline, Prompt(action=Prompt.CLEAR))
     work(pipeline)
     assert show(pipeline, 11)[0].objects == []
 
@@ -184,7 +162,7 @@ def test_remove_and_clear_need_no_image(make):
 def test_they_take_back_what_waits_for_one(make, message, taken_back):
     pipeline = make()
     for waiting in (Prompt(id=1, box=DISC), Prompt(id=2, box=DISC), Prompt(box=DISC), message):
-        pipeline.inbox.put_prompt(request(waiting))
+        send(pipeline, waiting)
     _, answers = work(pipeline)
     assert [a.id for a in answers if a.reason == 'taken back before an image arrived'] == taken_back
     assert answers[-1].accepted == bool(taken_back)
@@ -194,7 +172,7 @@ def test_they_take_back_what_waits_for_one(make, message, taken_back):
 
 def test_an_unusable_image_is_counted_and_prompts_wait_for_the_next(make):
     pipeline = make()
-    pipeline.inbox.put_prompt(request(Prompt(id=1, box=DISC)))
+    send(pipeline, Prompt(id=1, box=DISC))
     pipeline.put_image(Image(height=4, width=4, step=1, encoding='rgb8'))
     assert work(pipeline) == (None, [])
     frame, answers = show(pipeline, 10)
@@ -231,8 +209,8 @@ def test_max_objects_and_other_limits_can_change_at_any_time(make):
 
 def test_drain_refuses_what_waits_and_throws_old_images_away(make):
     pipeline = make()
-    pipeline.inbox.put_prompt(request(Prompt(id=1, box=DISC)))
-    pipeline.put_image(from_pixels(picture(), 'rgb8', header(10)))
+    send(pipeline, Prompt(id=1, box=DISC))
+    pipeline.put_image(from_pixels(SHOWN, 'rgb8', header(10)))
     answers = pipeline.drain('closed')
     assert [(a.id, a.reason) for a in answers] == [(1, 'closed')]
     assert work(pipeline) == (None, [])

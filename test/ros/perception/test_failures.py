@@ -1,51 +1,31 @@
-"""What goes wrong in one place costs one camera neither its objects nor anybody an answer: real tracker, nano model."""
-import time
+"""A failure in one place costs a camera neither its objects nor an answer: real tracker, nano model."""
 
-import cv2
 import numpy as np
 import pytest
-from builtin_interfaces.msg import Time
 from sensor_msgs.msg import Image, RegionOfInterest
-from std_msgs.msg import Header
 
 import sam2_core.tracker
 from sam2_core import StreamTracker
-from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, InstanceEvent, Prompt
 from sam2_ros.perception.camera_pipeline import CameraPipeline
-from sam2_ros.perception.prompt_plan import PromptRequest
+from testing import pipelines
+from testing.camera_images import RED, header, picture
+from testing.pipelines import send, work
 
 HEIGHT, WIDTH = 96, 128
 DISC = RegionOfInterest(x_offset=40, y_offset=20, width=50, height=50)
-
-
-def header(tenths: int) -> Header:
-    return Header(stamp=Time(sec=tenths // 10, nanosec=tenths % 10 * 10**8), frame_id='camera')
-
-
-def picture(disc: bool = True) -> np.ndarray:
-    image = np.full((HEIGHT, WIDTH, 3), 80, np.uint8)
-    return cv2.circle(image, (64, 44), 24, (230, 60, 40), -1) if disc else image
-
-
-def send(pipeline: CameraPipeline, *prompts: Prompt) -> None:
-    for prompt in prompts:
-        assert pipeline.inbox.put_prompt(PromptRequest(prompt, time.monotonic()))
-
-
-def work(pipeline: CameraPipeline):
-    pipeline.take()
-    return pipeline.work()
+SHOWN, EMPTY = picture(HEIGHT, WIDTH, (64, 44, 24, RED)), picture(HEIGHT, WIDTH)
 
 
 def show(pipeline: CameraPipeline, tenths: int, *prompts: Prompt, disc: bool = True):
-    send(pipeline, *prompts)
-    pipeline.put_image(from_pixels(picture(disc), 'rgb8', header(tenths)))
-    return work(pipeline)
+    """Let an image arrive with a stamp in tenths of a second; return the frame and the answers."""
+    return pipelines.show(pipeline, SHOWN if disc else EMPTY, header(tenths / 10), *prompts)
+
+
 
 
 def late(tenths: int, **fields) -> Prompt:
-    return Prompt(header=header(tenths), id=1, box=DISC, **fields)
+    return Prompt(header=header(tenths / 10), id=1, box=DISC, **fields)
 
 
 def ids(frame) -> list[int]:
@@ -73,7 +53,7 @@ def test_an_object_that_is_being_corrected_is_not_forgotten_meanwhile(make, begu
 def test_an_image_on_the_way_that_cannot_be_used_is_passed_over(make):
     pipeline = make()
     show(pipeline, 100)
-    pipeline.put_image(Image(header=header(101), encoding='rgb8', height=3, width=3, step=9, data=bytes(5)))
+    pipeline.put_image(Image(header=header(10.1), encoding='rgb8', height=3, width=3, step=9, data=bytes(5)))
     work(pipeline)
     show(pipeline, 102)
     send(pipeline, late(100, label='disc'))
@@ -199,14 +179,14 @@ def test_a_correction_after_a_late_new_start_on_the_same_image_belongs_to_the_ne
     for tenths in range(100, 104):
         show(pipeline, tenths, *([Prompt(id=1, box=DISC, label='old')] if tenths == 100 else []))
     click = [ImagePoint(x=64.0, y=44.0, label=ImagePoint.FOREGROUND)]
-    send(pipeline, late(102, label='new'), Prompt(header=header(102), id=1, action=Prompt.REFINE, points=click))
+    send(pipeline, late(102, label='new'), Prompt(header=header(10.2), id=1, action=Prompt.REFINE, points=click))
     work(pipeline)
     assert [answer.accepted for answer in pipeline.work_aside()] == [True, True]
     (item,) = show(pipeline, 104)[0].objects
     fresh = make(catch_up_images=0)
     for tenths in range(100, 104):
         show(fresh, tenths)
-    send(fresh, late(102, label='new'), Prompt(header=header(102), id=1, action=Prompt.REFINE, points=click))
+    send(fresh, late(102, label='new'), Prompt(header=header(10.2), id=1, action=Prompt.REFINE, points=click))
     work(fresh)
     fresh.work_aside()
     np.testing.assert_array_equal(item.mask, show(fresh, 104)[0].objects[0].mask)

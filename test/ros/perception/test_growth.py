@@ -1,4 +1,4 @@
-"""Nothing in a camera grows, whatever stamps its images carry: all containers are found by walking its objects."""
+"""No container of a camera grows, whatever stamps its images carry. Containers are found by walking its objects."""
 import types
 from collections import deque
 from dataclasses import replace
@@ -36,7 +36,7 @@ OPAQUE = (types.ModuleType, type, types.FunctionType, types.MethodType, types.Bu
 
 
 def sizes(root: object) -> dict[str, int]:
-    """The length of all containers that can be reached from an object of ours, by class and attribute."""
+    """Return the length of all containers that can be reached from an object of ours, by class and attribute."""
     found, seen, todo = {}, set(), [(root, '')]
     while todo:
         item, path = todo.pop()
@@ -81,7 +81,7 @@ def test_no_container_grows_with_the_images(robot, monkeypatch, rounds, stamps):
     before, after = measured
     assert before['ImageHistory._images'] <= sam2_ros.perception.image_history.MAX_IMAGES and len(before) > 30
     meters = {'Meter._received', 'Meter._received[]', 'Meter._processed', 'Meter._processed[]', 'Meter._dropped',
-              'Meter._dropped[]', 'Meter._depth', 'Meter._depth[]'}  # of 10 s, and at most meter.MOST of each
+              'Meter._dropped[]', 'Meter._depth', 'Meter._depth[]'}  # the last 10 s, and at most meter.MOST of each
     slack = sam2_ros.perception.image_history.MAX_IMAGES // 10
     assert {key: (before.get(key, 0), size) for key, size in after.items()
             if size > before.get(key, 0) + slack and key not in meters} == {}

@@ -1,4 +1,4 @@
-"""What the receiving thread leaves for the worker."""
+"""Inbox between the receiving thread and the worker."""
 import threading
 import time
 
@@ -97,12 +97,12 @@ def test_a_prompt_that_comes_while_the_image_is_taken_is_news():
     assert inbox.waiting_since() is not None
 
 
-def test_the_queue_of_questions_is_bounded():
-    inbox, questions = Inbox(threading.Condition()), [object() for _ in range(MAX_QUERIES)]
-    assert all(map(inbox.put_query, questions))
+def test_the_queue_of_queries_is_bounded():
+    inbox, queries = Inbox(threading.Condition()), [object() for _ in range(MAX_QUERIES)]
+    assert all(map(inbox.put_query, queries))
     assert not inbox.put_query(object())
     assert inbox.waiting_since() is not None
-    assert inbox.look() == ([], questions)
+    assert inbox.look() == ([], queries)
 
 
 def test_an_image_is_no_older_than_itself_after_prompts_that_have_been_looked_at():

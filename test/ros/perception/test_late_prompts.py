@@ -1,10 +1,7 @@
-"""Prompts drawn on images that are old by now: the real tracker with the packaged nano model, a disc that moves."""
-import time
-
+"""Late prompts: the real tracker with the packaged nano model, and a disc that moves."""
 import cv2
 import numpy as np
 import pytest
-from builtin_interfaces.msg import Time
 from sensor_msgs.msg import CompressedImage, RegionOfInterest
 from std_msgs.msg import Header
 
@@ -13,7 +10,8 @@ from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, Instance, InstanceEvent, Prompt
 from sam2_ros.perception.camera_pipeline import CameraPipeline
 from sam2_ros.perception.late_prompts import MAX_UNDER_WAY
-from sam2_ros.perception.prompt_plan import PromptRequest
+from testing import camera_images, pipelines
+from testing.pipelines import send, work, work_aside
 
 HEIGHT, WIDTH, RADIUS, RATE = 240, 320, 32, 10  # RATE: images per second
 
@@ -40,8 +38,7 @@ def picture(number: int) -> np.ndarray:
 
 
 def header(number: int) -> Header:
-    tenths = 1000 + number
-    return Header(stamp=Time(sec=tenths // RATE, nanosec=tenths % RATE * (10**9 // RATE)), frame_id='camera')
+    return camera_images.header(100 + number / RATE)
 
 
 def box(number: int, row: int = 0) -> RegionOfInterest:
@@ -53,32 +50,12 @@ def drawn_on(number: int, **fields) -> Prompt:
     return Prompt(header=header(number), **fields)
 
 
+def show(pipeline: CameraPipeline, number: int, *prompts: Prompt):
+    return pipelines.show(pipeline, picture(number), header(number), *prompts)
+
+
 def arrive(pipeline: CameraPipeline, number: int) -> None:
     pipeline.put_image(from_pixels(picture(number), 'rgb8', header(number)))
-
-
-def send(pipeline: CameraPipeline, *prompts: Prompt, age: float = 0.0) -> None:
-    for prompt in prompts:
-        assert pipeline.inbox.put_prompt(PromptRequest(prompt, time.monotonic() - age))
-
-
-def work(pipeline: CameraPipeline):
-    pipeline.take()
-    return pipeline.work()
-
-
-def show(pipeline: CameraPipeline, number: int, *prompts: Prompt):
-    send(pipeline, *prompts)
-    arrive(pipeline, number)
-    return work(pipeline)
-
-
-def work_aside(pipeline: CameraPipeline) -> list:
-    """All slices there are: their answers."""
-    answers = []
-    while pipeline.has_work_aside():
-        answers += pipeline.work_aside()
-    return answers
 
 
 def iou(item, number: int, row: int = 0) -> float:
@@ -103,7 +80,7 @@ def test_a_late_prompt_is_applied_to_its_image_and_the_object_is_where_it_is_now
 
 
 def test_a_box_drawn_long_ago_would_miss_the_object_now():
-    """That the test above proves something: where the box was drawn there is nothing any more."""
+    """Show that the test above proves something: the object has left the place where the box was drawn."""
     rows, columns = np.nonzero(truth(12))
     drawn = box(3)
     assert columns.min() > drawn.x_offset + drawn.width
@@ -112,7 +89,7 @@ def test_a_box_drawn_long_ago_would_miss_the_object_now():
 def test_the_way_to_now_costs_no_more_images_than_allowed_and_they_are_spread(make, model, monkeypatch):
     pipeline = make(catch_up_images=3)
     for number in range(17):
-        arrive(pipeline, number)  # also what is skipped is in the history
+        arrive(pipeline, number)  # skipped images are in the history, too
     work(pipeline)
     seen = []
     original = StreamTracker.step
@@ -131,7 +108,7 @@ def test_the_way_to_now_costs_no_more_images_than_allowed_and_they_are_spread(ma
 
 
 def test_a_late_correction_is_remembered_with_the_images_that_it_went_through(make):
-    """The camera left out every other image, which the way to now went through; a later correction goes back right."""
+    """The live tracker skipped every other image, and the catch-up did not: the steps in memory are still right."""
     pipeline = make(catch_up_images=3)
     for number in range(17):
         send(pipeline, *([Prompt(id=1, box=box(0))] if number == 0 else []))

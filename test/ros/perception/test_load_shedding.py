@@ -1,4 +1,4 @@
-"""Load shedding on a model of the node: a latency that depends on the level, and on what else the machine has to do."""
+"""Load shedding on a model of the node: the latency depends on the level and on the load of the machine."""
 from collections.abc import Callable
 
 import pytest
@@ -16,12 +16,12 @@ from sam2_ros.perception.load_shedding import (
 )
 
 TARGET = 0.1
-# a quarter of the work is pictures, a tenth memory, and every second image leaves half of the rest
+# pictures are a quarter of the work and memory a tenth; skipping every second image leaves half of the rest
 COST = {Level.NOTHING: 1.0, Level.PICTURES: 0.75, Level.MEMORY: 0.65, Level.IMAGES: 0.33}
 
 
 class Node:
-    """Runs a shedder for as long as a test wants; ``latency(now, level)`` is the machine."""
+    """Node whose latency is a function of time and level."""
 
     def __init__(self, latency: Callable[[float, Level], float], rate: float = 15.0, allowed: bool = True) -> None:
         self.shedder = LoadShedder()
@@ -41,7 +41,7 @@ class Node:
 
 
 def steady(seconds: float) -> Callable[[float, Level], float]:
-    """A machine that takes so long with nothing left out."""
+    """Return the latency of a machine that needs this many seconds at level 0."""
     return lambda now, level: seconds * COST[level]
 
 
@@ -93,7 +93,7 @@ def test_it_comes_back_step_by_step_when_the_load_ends():
 
 
 def test_tries_of_a_step_that_is_too_slow_become_rare():
-    node = Node(steady(0.102))  # with pictures just too slow, without them far below the target
+    node = Node(steady(0.102))  # just too slow with pictures, far below the target without
     node.run(3600)
     tries = [when for when, level in node.changes if level == Level.NOTHING]
     waits = [later - earlier for earlier, later in zip(tries, tries[1:], strict=False)]
@@ -113,7 +113,7 @@ def test_after_many_tries_in_vain_it_still_comes_back_when_the_load_ends():
 
 
 def test_a_try_that_succeeded_is_not_held_against_the_next():
-    """Load for a minute out of every five: it comes back as soon each time."""
+    """Load for one minute in five: the level returns to 0 equally fast each time."""
     node = Node(lambda now, level: (0.12 if now % 300 < 60 else 0.05) * COST[level])
     node.run(3000)
     back = [when % 300 for when, level in node.changes if level == Level.NOTHING and when % 300 > 60]
@@ -146,7 +146,7 @@ def test_without_target_or_leave_everything_is_back_at_once(change):
     vars(node).update(change)
     assert node.run(1 / node.rate) == Level.NOTHING
     assert node.run(30) == Level.NOTHING
-    assert node.shedder.missed == (node.target > 0)  # it still says that the target is not held
+    assert node.shedder.missed == (node.target > 0)  # it still reports that the target is missed
 
 
 @pytest.mark.parametrize(('latency', 'reason'), [
@@ -161,7 +161,7 @@ def test_what_is_no_latency_is_ignored_and_said(latency, reason):
 def test_nothing_stays_left_out_for_reasons_long_gone():
     node = Node(steady(1.0))
     node.run(30)
-    node.latency = lambda now, level: 0.0  # the camera's driver was replaced by one that does not stamp
+    node.latency = lambda now, level: 0.0  # as of a camera driver that does not stamp
     assert node.run(8) == Level.IMAGES
     assert node.run(5) == Level.NOTHING
 
@@ -184,7 +184,7 @@ def test_it_settles_on_the_first_level_that_holds_whatever_the_machine(cost, rat
         assert node.changes == []
     elif fastest * COST[Level.IMAGES] > TARGET:
         assert node.shedder.level == Level.IMAGES and node.shedder.missed
-    # at most three steps down, and pairs of changes for tries that become rare
+    # at most three levels up, and pairs of changes for attempts that become rare
     assert len(node.changes) <= 3 + 2 * 3 * (6 + 1800 / LONGEST_WAIT)
     too_slow = [level for level in Level if fastest * COST[level] > TARGET]
     share = sum(until - since for (since, level), (until, _) in zip(node.changes, node.changes[1:], strict=False)

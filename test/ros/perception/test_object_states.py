@@ -1,4 +1,4 @@
-"""States of objects from image to image: in sight, occluded, lost, back, forgotten; and what is told about it."""
+"""Track states of objects from image to image, and the events of their changes."""
 import math
 
 import numpy as np
@@ -55,7 +55,7 @@ class Seen:
         return [(event.kind, event.last_seen) for event in self.states.take_events()]
 
 
-# --- in sight and out of it
+# --- visible and hidden
 
 def test_object_in_sight_is_told_with_its_mask():
     seen = Seen()
@@ -101,10 +101,10 @@ def test_object_that_was_never_seen_is_lost_from_its_prompt_on():
     assert seen.events() == [(ADDED, Time()), (GONE, Time()), (GIVEN_UP, Time())]
 
 
-# --- back in sight
+# --- visible again
 
 def gone(**parameters) -> Seen:
-    """An object seen at 10 s and out of sight since."""
+    """Return an object that was seen at 10 s and has been hidden since."""
     seen = Seen(**parameters)
     seen.show(10, SURE)
     seen.show(10.1, HIDDEN)
@@ -170,7 +170,7 @@ def test_every_return_is_told_with_the_same_id_and_label():
         (7, 'cup', kind) for kind in (ADDED, GONE, GIVEN_UP, REAPPEARED, GONE, GIVEN_UP, REAPPEARED, GONE, GIVEN_UP)]
 
 
-# --- names, forgetting, time
+# --- labels, forgetting, time
 
 def test_new_label_keeps_the_state():
     seen = gone()
@@ -257,7 +257,7 @@ def test_visibility_is_the_sigmoid_without_overflow(logit):
 
 
 def test_correction_is_for_images_without_a_prompt():
-    """Where it was prompted the model knows how good its mask is; later it does not know that it has drifted."""
+    """In a prompted image the model can judge its mask; later it does not know that it has drifted."""
     seen = Seen()
     seen.states = ObjectStates(Platt(0.5, -1.0))
     seen.states.name(7, 'cup', time(10))
@@ -287,7 +287,7 @@ IMAGES = st.tuples(st.floats(width=32), st.floats(width=32), st.booleans(), st.b
 
 @given(st.lists(IMAGES, min_size=1, max_size=40), st.floats(0, 3), st.floats(0.5, 1), st.integers(1, 4))
 def test_whatever_the_model_says_the_told_states_are_sound(images, lost_after, visibility, in_a_row):
-    """Any scores, NaN and infinity too, and stamps that also go back a little."""
+    """Any scores, NaN and infinity included, and stamps that may go back a little."""
     seen = Seen(lost_after=lost_after, reappear_visibility=visibility, reappear_images=in_a_row)
     now, told, returns, before = 100.0, [], 0, None
     for score, iou, pixels, prompted, step in images:

@@ -1,26 +1,25 @@
-"""A step that fails for one object costs that object, not the camera: the real tracker, failures injected below it."""
+"""A step that fails for one object costs that object alone: the real tracker, with failures injected below it."""
 import math
 import time
 
 import numpy as np
 import pytest
 import torch
-from builtin_interfaces.msg import Time
 from sensor_msgs.msg import RegionOfInterest
-from std_msgs.msg import Header
 
 from sam2_core import ImageSegmenter, Prompt, PromptError, StreamTracker, load_model
 from sam2_core.finite import NotFiniteError
 from sam2_core.model import Sam2Model
-from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import Instance
 from sam2_ros.msg import Prompt as PromptMessage
 from sam2_ros.perception.load_shedding import LoadShedder
 from sam2_ros.perception.object_steps import take_step
-from sam2_ros.perception.prompt_plan import PromptRequest
 from sam2_ros.perception.single_image import SegmentAllQuery, SegmentImageQuery
 from sam2_ros.srv import SegmentAll, SegmentImage
 from sam2_ros.topics.diagnostics import ERROR, WatchedCamera, camera_status
+from testing import pipelines
+from testing.camera_images import header
+from testing.pipelines import send
 
 HEIGHT, WIDTH = 60, 120
 BOXES = {1: (10, 10, 40, 40), 2: (70, 10, 100, 40), 3: (30, 20, 80, 55)}
@@ -50,13 +49,13 @@ def tracking(model: Sam2Model, *ids: int, images: int = 3) -> StreamTracker:
 
 
 def continued(tracker: StreamTracker, object_id: int) -> torch.Tensor:
-    """What the memory of an object makes of one more image."""
+    """Return the logits of an object in one more image, which depend on its memory."""
     return tracker.fork([object_id]).step(picture(9)).objects[object_id].logits
 
 
 @pytest.fixture
 def broken(monkeypatch):
-    """Makes each step fail that one of these objects takes part in."""
+    """Make every step fail that one of these objects takes part in."""
     step = StreamTracker.step
 
     def choose(*ids: int) -> None:
@@ -125,7 +124,7 @@ def test_a_correction_that_fails_leaves_the_object_tracked(small, monkeypatch):
 
 @pytest.fixture
 def spoilt(monkeypatch):
-    """Makes what the decoder says of some rows NaN or infinite. Rows: those of a batch of two."""
+    """Make the decoder's output NaN or infinite in some rows of a batch of two."""
     def choose(part: str, value: float, rows=(0,), only_batches_of: int = 2) -> None:
         decode = Sam2Model.decode_masks
 
@@ -153,23 +152,15 @@ def test_a_result_that_is_not_finite_is_an_error_of_that_object_alone(small, mon
     assert all(math.isfinite(found.object_score) for found in again.results.values())
 
 
-# --- in the stream of a camera
+# --- in the pipeline of a camera
 
-def header(tenths: int) -> Header:
-    return Header(stamp=Time(sec=100 + tenths // 10, nanosec=tenths % 10 * 10**8))
+def show(pipeline, tenths: int, *prompts: PromptMessage):
+    return pipelines.show(pipeline, picture(), header(100 + tenths / 10), *prompts)
 
 
 def box(object_id: int) -> RegionOfInterest:
     x0, y0, x1, y1 = BOXES[object_id]
     return RegionOfInterest(x_offset=x0, y_offset=y0, width=x1 - x0, height=y1 - y0)
-
-
-def show(pipeline, tenths: int, *messages: PromptMessage):
-    for message in messages:
-        pipeline.inbox.put_prompt(PromptRequest(message, time.monotonic()))
-    pipeline.put_image(from_pixels(picture(), 'rgb8', header(tenths)))
-    pipeline.take()
-    return pipeline.work()
 
 
 def diagnostics(pipeline):
@@ -214,8 +205,8 @@ def test_late_prompts_for_one_image_fail_one_by_one(make, small, monkeypatch):
     show(pipeline, 0, PromptMessage(id=1, box=box(1)))
     show(pipeline, 1)
     for object_id, place in ((2, box(2)), (3, box(3))):
-        message = PromptMessage(header=header(0), id=object_id, box=place)
-        pipeline.inbox.put_prompt(PromptRequest(message, time.monotonic()))
+        message = PromptMessage(header=header(100), id=object_id, box=place)
+        send(pipeline, message)
     pipeline.work()
     original = StreamTracker._prompt
 
@@ -236,7 +227,7 @@ def test_late_prompts_for_one_image_fail_one_by_one(make, small, monkeypatch):
 
 @pytest.fixture
 def poisoned(small):
-    """The model with weights of NaN in its decoder, as a training that diverged leaves them."""
+    """Return a model with NaN in its decoder's weights, as a diverged training leaves them."""
     model = load_model('nano', device='cpu', image_size=128)
     for parameter in model.sam_mask_decoder.parameters():
         parameter.data.fill_(math.nan)
@@ -257,7 +248,7 @@ def test_weights_of_nan_are_an_error_on_diagnostics_and_no_lost_object(make, poi
 @pytest.mark.parametrize('call', [
     lambda reply: SegmentImageQuery(SegmentImage.Request(prompts=[PromptMessage(box=box(1))]), reply),
     lambda reply: SegmentAllQuery(SegmentAll.Request(points_per_side=2), reply, 5.0)])
-def test_questions_to_such_a_model_are_answered_with_the_error(make, poisoned, call):
+def test_queries_to_such_a_model_are_answered_with_the_error(make, poisoned, call):
     pipeline, replies = make(StreamTracker(poisoned)), []
     show(pipeline, 0)
     pipeline.inbox.put_query(call(replies.append))
@@ -271,7 +262,7 @@ def test_questions_to_such_a_model_are_answered_with_the_error(make, poisoned, c
     (lambda reply: SegmentImageQuery(
         SegmentImage.Request(prompts=[PromptMessage(box=box(1))], multimask=True), reply), 1),
     (lambda reply: SegmentAllQuery(SegmentAll.Request(points_per_side=2), reply, 5.0), 4)])
-def test_a_question_whose_result_is_not_finite_in_one_part_is_answered_with_the_error(make, small, spoilt, part, call,
+def test_a_query_whose_result_is_not_finite_in_one_part_is_answered_with_the_error(make, small, spoilt, part, call,
                                                                                       clicks):
     pipeline, replies = make(StreamTracker(small)), []
     show(pipeline, 0)

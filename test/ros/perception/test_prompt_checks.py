@@ -1,4 +1,4 @@
-"""Prompts and questions that cannot be meant as they are written: refused with the value, the rule and the cure."""
+"""Prompts and queries that cannot be meant as they are written: refused with the value, the rule and the cure."""
 from array import array
 from dataclasses import replace
 from types import SimpleNamespace
@@ -34,7 +34,7 @@ def fresh(robot):
 
 
 def reasons(robot, *prompts: Prompt) -> list[str]:
-    """What the node answers to prompts that meet the next image; empty: accepted."""
+    """Return the reasons in the answers to prompts for the next image, empty if accepted."""
     robot.published.clear()
     robot.show(depth=False)
     for prompt in prompts:
@@ -44,7 +44,7 @@ def reasons(robot, *prompts: Prompt) -> list[str]:
 
 
 def found(robot, *prompts: Prompt, **fields) -> str:
-    """The reason why ~/segment_image finds nothing; empty when it does."""
+    """Return the reason of ~/segment_image, empty if it has found something."""
     task = robot.ask('/segment_image', SegmentImage.Request(prompts=list(prompts), **fields))
     robot.wait_for(lambda: robot.serve() or task.done())
     assert task.result().success == (not task.result().reason)
@@ -66,7 +66,7 @@ def test_points_that_would_hold_up_the_camera_are_refused_one_by_one_or_together
 
 
 def test_a_prompt_that_was_drawn_on_another_camera_is_refused(robot):
-    for at in (0, robot.now, robot.now + 10**8):  # the next image, a past one, the one that comes
+    for at in (0, robot.now, robot.now + 10**8):  # the next image, the last one, one to come
         message = set_box(at, id=1)
         message.header.frame_id = 'other'
         robot.published.clear()
@@ -93,7 +93,7 @@ def test_an_image_with_data_and_no_width_is_not_replaced_by_the_cameras(robot):
     assert found(robot, set_box(), image=given).startswith('image: image of 0 x 48 pixels')
 
 
-def test_one_question_is_about_one_image(robot):
+def test_one_query_is_about_one_image(robot):
     before = robot.now
     robot.show(depth=False)
     robot.serve()

@@ -1,4 +1,4 @@
-"""Prompt messages, one after the other, become one plan; what is not possible is refused and changes nothing."""
+"""Prompt messages become one plan, in their order; a prompt that cannot be applied is refused and changes nothing."""
 import math
 from array import array
 
@@ -74,7 +74,7 @@ def test_set_adds_an_object_with_its_label():
 
 
 def picked(ids: Ids, *tracked: int, count: int = 1, given: int = 0) -> list[int]:
-    """The ids of prompts for an image on which these are tracked; ``given``: the id in each."""
+    """Return the ids of prompts for an image with these tracked objects; ``given`` is the id in each prompt."""
     plan = Plan(tracked, 65535, ids=ids)
     return [plan.add(Prompt(id=given, points=points((5, 5))), HEIGHT, WIDTH) for _ in range(count)]
 
@@ -211,6 +211,6 @@ def test_max_objects_counts_what_is_planned_too():
     plan = plan_of(Prompt(id=5, box=box()), tracked=(1,), max_objects=2)
     with pytest.raises(PromptError, match='2 objects are tracked already and max_objects is 2: remove one first'):
         plan.add(Prompt(id=6, box=box()), HEIGHT, WIDTH)
-    plan.add(Prompt(id=5, box=box()), HEIGHT, WIDTH)  # a known one can be started again
+    plan.add(Prompt(id=5, box=box()), HEIGHT, WIDTH)  # a known object can be started again
     plan.add(Prompt(id=1, action=Prompt.REMOVE), HEIGHT, WIDTH)
     assert plan.add(Prompt(id=6, box=box()), HEIGHT, WIDTH) == 6

@@ -1,4 +1,4 @@
-"""Who waits for an image in vain is told why: none comes, or those that come cannot be used, and what is wrong."""
+"""Reasons given to prompts and queries that wait for an image in vain: none arrives, or none can be used."""
 import time
 
 import pytest
@@ -22,7 +22,7 @@ def robot():
 
 
 class Clock:
-    """Time that passes only when a test says so."""
+    """Clock that a test advances."""
 
     def __init__(self) -> None:
         self.now = time.monotonic()
@@ -44,7 +44,7 @@ def fresh(robot, clock):
 
 
 def ask_everything(robot, clock, meanwhile=lambda: None) -> list:
-    """A prompt on the topic, and the services; the answers once they have waited too long."""
+    """Send a prompt and call the services; return their reasons after the timeout."""
     robot.send('/prompt', set_box(id=1))
     tasks = [robot.ask('/set_prompt', SetPrompt.Request(prompt=set_box(id=2))),
              robot.ask('/segment_image', SegmentImage.Request(prompts=[set_box()])),

@@ -1,11 +1,8 @@
-"""Questions about single images, asked of a pipeline with the packaged nano model."""
-import time
+"""Queries to a pipeline with the packaged nano model."""
 
 import numpy as np
 import pytest
-from builtin_interfaces.msg import Time
 from sensor_msgs.msg import Image, RegionOfInterest
-from std_msgs.msg import Header
 
 from sam2_core import ImageSegmenter
 from sam2_core import Prompt as CorePrompt
@@ -13,40 +10,28 @@ from sam2_core.automatic_masks import Filters
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import ImagePoint, Instance, Prompt
 from sam2_ros.perception.camera_pipeline import CameraPipeline
-from sam2_ros.perception.prompt_plan import PromptRequest
 from sam2_ros.perception.single_image import MAX_QUERIES, SegmentAllQuery, SegmentImageQuery
 from sam2_ros.srv import SegmentAll, SegmentImage
+from testing import pipelines
+from testing.camera_images import BLUE, RED, header, picture
 from testing.in_process import image as in_process_image
 from testing.in_process import in_process, set_box
+from testing.pipelines import send, work_aside
 
 HEIGHT, WIDTH = 240, 320
 BOX = RegionOfInterest(x_offset=60, y_offset=60, width=80, height=80)
+DISCS = (100, 100, 40, RED), (220, 140, 30, BLUE)
+SHOWN = picture(HEIGHT, WIDTH, *DISCS)
 
 
-def picture(brightness: int = 80) -> np.ndarray:
-    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
-    image = np.full((HEIGHT, WIDTH, 3), brightness, np.uint8)
-    image[np.hypot(columns - 100, rows - 100) < 40] = (230, 60, 40)
-    image[np.hypot(columns - 220, rows - 140) < 30] = (40, 90, 225)
-    return image
+def show(pipeline: CameraPipeline, seconds: int, image: np.ndarray = SHOWN):
+    return pipelines.show(pipeline, image, header(seconds))
 
 
-def header(seconds: int) -> Header:
-    return Header(stamp=Time(sec=seconds), frame_id='camera')
-
-
-def show(pipeline: CameraPipeline, seconds: int, image: np.ndarray | None = None):
-    pipeline.put_image(from_pixels(picture() if image is None else image, 'rgb8', header(seconds)))
-    pipeline.take()
-    return pipeline.work()
-
-
-def request_of(message: Prompt) -> PromptRequest:
-    return PromptRequest(message, time.monotonic())
 
 
 def ask(pipeline: CameraPipeline, call_type, request, *rest):
-    """The reply, after all slices there are; None: none yet."""
+    """Return the reply after all slices, or None."""
     replies = []
     call = call_type(request, replies.append, *rest)
     assert pipeline.inbox.put_query(call)
@@ -56,28 +41,20 @@ def ask(pipeline: CameraPipeline, call_type, request, *rest):
     return replies[0] if replies else None
 
 
-def work_aside(pipeline: CameraPipeline) -> int:
-    slices = 0
-    while pipeline.has_work_aside():
-        pipeline.work_aside()
-        slices += 1
-    return slices
-
-
-def question(*prompts: Prompt, **fields) -> SegmentImage.Request:
+def query(*prompts: Prompt, **fields) -> SegmentImage.Request:
     return SegmentImage.Request(prompts=list(prompts), **fields)
 
 
 def test_prompts_on_the_newest_image_are_answered_as_the_segmenter_does(make, model):
     pipeline = make()
     show(pipeline, 10)
-    found = ask(pipeline, SegmentImageQuery, question(Prompt(box=BOX, label='disc'), Prompt(
+    found = ask(pipeline, SegmentImageQuery, query(Prompt(box=BOX, label='disc'), Prompt(
         id=7, points=[ImagePoint(x=220.0, y=140.0)])))
     assert found.image.header == header(10)
     assert [(item.id, item.label, item.state) for item in found.objects] == [
         (1, 'disc', Instance.TRACKED), (7, '', Instance.TRACKED)]
     segmenter = ImageSegmenter(model)
-    expected = segmenter.segment(segmenter.encode(picture()), CorePrompt(box=(60, 60, 140, 140)))
+    expected = segmenter.segment(segmenter.encode(SHOWN), CorePrompt(box=(60, 60, 140, 140)))
     np.testing.assert_array_equal(found.objects[0].mask, expected.masks[0])
     assert 0 <= found.objects[0].visibility <= 1
 
@@ -85,24 +62,24 @@ def test_prompts_on_the_newest_image_are_answered_as_the_segmenter_does(make, mo
 def test_tracking_is_not_disturbed(make):
     asked, alone = make(), make()
     for pipeline in (asked, alone):
-        pipeline.inbox.put_prompt(request_of(Prompt(id=1, box=BOX)))
+        send(pipeline, Prompt(id=1, box=BOX))
         show(pipeline, 10)
     for seconds in range(11, 15):
-        assert ask(asked, SegmentImageQuery, question(Prompt(box=BOX))).objects
+        assert ask(asked, SegmentImageQuery, query(Prompt(box=BOX))).objects
         assert ask(asked, SegmentAllQuery, SegmentAll.Request(points_per_side=3), 5.0).complete
         one, other = show(asked, seconds)[0], show(alone, seconds)[0]
         assert [item.id for item in one.objects] == [1]
         np.testing.assert_array_equal(one.objects[0].mask, other.objects[0].mask)
 
 
-def test_the_encoder_pass_of_the_tracker_serves_the_question_too(make, model, monkeypatch):
+def test_the_encoder_pass_of_the_tracker_serves_the_query_too(make, model, monkeypatch):
     pipeline = make()
-    pipeline.inbox.put_prompt(request_of(Prompt(id=1, box=BOX)))
+    send(pipeline, Prompt(id=1, box=BOX))
     show(pipeline, 10)
     encoded = []
     original = type(model).encode_image
     monkeypatch.setattr(type(model), 'encode_image', lambda *a: encoded.append(1) or original(*a))
-    assert ask(pipeline, SegmentImageQuery, question(Prompt(box=BOX))).objects
+    assert ask(pipeline, SegmentImageQuery, query(Prompt(box=BOX))).objects
     assert ask(pipeline, SegmentAllQuery, SegmentAll.Request(points_per_side=2), 5.0)
     assert not encoded
 
@@ -110,7 +87,7 @@ def test_the_encoder_pass_of_the_tracker_serves_the_question_too(make, model, mo
 def test_three_masks_for_an_ambiguous_prompt_best_first(make):
     pipeline = make()
     show(pipeline, 10)
-    found = ask(pipeline, SegmentImageQuery, question(Prompt(points=[ImagePoint(x=100.0, y=100.0)]), multimask=True))
+    found = ask(pipeline, SegmentImageQuery, query(Prompt(points=[ImagePoint(x=100.0, y=100.0)]), multimask=True))
     assert [item.id for item in found.objects] == [1, 1, 1]
     scores = [item.score for item in found.objects if item.box is not None]
     assert scores == sorted(scores, reverse=True) and len(scores) >= 1
@@ -118,24 +95,24 @@ def test_three_masks_for_an_ambiguous_prompt_best_first(make):
 
 def test_an_image_of_the_past_is_found_by_the_stamp_of_the_first_prompt(make):
     pipeline = make()
-    show(pipeline, 10, picture(30))
+    show(pipeline, 10, picture(HEIGHT, WIDTH, *DISCS, background=30))
     show(pipeline, 11)
-    found = ask(pipeline, SegmentImageQuery, question(Prompt(header=header(10), box=BOX)))
+    found = ask(pipeline, SegmentImageQuery, query(Prompt(header=header(10), box=BOX)))
     assert found.image.header == header(10)
-    np.testing.assert_array_equal(found.image.image, picture(30))
+    np.testing.assert_array_equal(found.image.image, picture(HEIGHT, WIDTH, *DISCS, background=30))
 
 
-def test_an_image_may_come_with_the_question_even_when_there_is_no_camera(make):
-    given = from_pixels(picture(30), 'rgb8', header(3))
-    found = ask(make(), SegmentImageQuery, question(Prompt(box=BOX), image=given))
+def test_an_image_may_come_with_the_query_even_when_there_is_no_camera(make):
+    given = from_pixels(picture(HEIGHT, WIDTH, *DISCS, background=30), 'rgb8', header(3))
+    found = ask(make(), SegmentImageQuery, query(Prompt(box=BOX), image=given))
     assert found.image.header == header(3) and len(found.objects) == 1
     found = ask(make(), SegmentAllQuery, SegmentAll.Request(image=given, points_per_side=2), 5.0)
     assert found.image.header == header(3)
 
 
-def test_without_an_image_a_question_waits_and_is_then_answered(make):
+def test_without_an_image_a_query_waits_and_is_then_answered(make):
     pipeline, replies = make(), []
-    pipeline.inbox.put_query(SegmentImageQuery(question(Prompt(box=BOX)), replies.append))
+    pipeline.inbox.put_query(SegmentImageQuery(query(Prompt(box=BOX)), replies.append))
     pipeline.take()
     pipeline.work()
     assert pipeline.seconds_to_deadline() > 0 and not pipeline.has_work_aside()
@@ -147,7 +124,7 @@ def test_without_an_image_a_question_waits_and_is_then_answered(make):
 
 def test_but_not_for_ever(make):
     pipeline, replies = make(prompt_timeout=3.0), []
-    call = SegmentImageQuery(question(Prompt(box=BOX)), replies.append)
+    call = SegmentImageQuery(query(Prompt(box=BOX)), replies.append)
     call.received -= 3.1
     pipeline.inbox.put_query(call)
     pipeline.take()
@@ -156,11 +133,11 @@ def test_but_not_for_ever(make):
 
 
 @pytest.mark.parametrize(('request_', 'reason'), [
-    (question(), 'no prompts: give at least one'),
-    (question(Prompt(box=BOX), Prompt()), 'prompt 2: prompt without content: give points, a box or a mask'),
-    (question(*[Prompt(box=BOX)] * 257), '257 prompts: ask at most 256 at a time'),
-    (question(Prompt(header=header(5), box=BOX)), 'prompt 1: its image is 5.00 s older than the newest'),
-    (question(Prompt(box=BOX), image=Image(width=4, height=4, encoding='bayer')), "image: encoding 'bayer'"),
+    (query(), 'no prompts: give at least one'),
+    (query(Prompt(box=BOX), Prompt()), 'prompt 2: prompt without content: give points, a box or a mask'),
+    (query(*[Prompt(box=BOX)] * 257), '257 prompts: ask at most 256 at a time'),
+    (query(Prompt(header=header(5), box=BOX)), 'prompt 1: its image is 5.00 s older than the newest'),
+    (query(Prompt(box=BOX), image=Image(width=4, height=4, encoding='bayer')), "image: encoding 'bayer'"),
     (SegmentAll.Request(points_per_side=200), 'points_per_side 200: must be at most 128'),
     (SegmentAll.Request(min_score=1.5), 'min_score 1.5: must lie between 0 and 1'),
     (SegmentAll.Request(time_limit=-1.0), 'time_limit -1: must be positive'),
@@ -178,7 +155,7 @@ def test_everything_is_what_the_core_finds(make, model):
     show(pipeline, 10)
     found = ask(pipeline, SegmentAllQuery, SegmentAll.Request(points_per_side=8, min_score=0.5, min_stability=0.5),
                 60.0)
-    expected = ImageSegmenter(model).segment_all(picture(), 8, Filters(min_iou=0.5, min_stability=0.5))
+    expected = ImageSegmenter(model).segment_all(SHOWN, 8, Filters(min_iou=0.5, min_stability=0.5))
     assert found.complete and len(found.objects) == len(expected) > 0
     assert [item.id for item in found.objects] == list(range(1, len(expected) + 1))
     for item, other in zip(found.objects, expected, strict=True):
@@ -200,7 +177,7 @@ def test_the_work_is_cut_into_slices_so_that_images_come_between(make):
     pipeline, replies = make(), []
     show(pipeline, 10)
     pipeline.inbox.put_query(SegmentAllQuery(SegmentAll.Request(points_per_side=8), replies.append, 60.0))
-    pipeline.inbox.put_query(SegmentImageQuery(question(*[Prompt(box=BOX)] * 9), replies.append))
+    pipeline.inbox.put_query(SegmentImageQuery(query(*[Prompt(box=BOX)] * 9), replies.append))
     slices = 0
     for seconds in range(11, 40):
         assert show(pipeline, seconds)[0] is not None
@@ -209,12 +186,12 @@ def test_the_work_is_cut_into_slices_so_that_images_come_between(make):
             slices += 1
     assert slices == 4 + 3
     assert [type(reply).__name__ for reply in replies] == ['QueryResult', 'QueryResult']
-    assert len(replies[0].objects) == 9, 'the short question does not wait for the long one'
+    assert len(replies[0].objects) == 9, 'the short query does not wait for the long one'
 
 
 def test_a_stop_answers_everyone(make):
     pipeline, replies = make(), []
-    pipeline.inbox.put_query(SegmentImageQuery(question(Prompt(box=BOX)), replies.append))
+    pipeline.inbox.put_query(SegmentImageQuery(query(Prompt(box=BOX)), replies.append))
     pipeline.drain('stopped')
     assert replies == ['stopped']
     show(pipeline, 10)
@@ -229,7 +206,7 @@ def test_a_stop_answers_everyone(make):
 def test_when_the_model_fails_whoever_asked_is_told(make, model, monkeypatch):
     pipeline, replies = make(), []
     show(pipeline, 10)
-    pipeline.inbox.put_query(SegmentImageQuery(question(Prompt(box=BOX)), replies.append))
+    pipeline.inbox.put_query(SegmentImageQuery(query(Prompt(box=BOX)), replies.append))
     pipeline.work()
     with monkeypatch.context() as patch:
         patch.setattr(ImageSegmenter, 'segment', lambda *_: 1 / 0)
@@ -238,21 +215,21 @@ def test_when_the_model_fails_whoever_asked_is_told(make, model, monkeypatch):
     assert not pipeline.has_work_aside()
 
 
-def test_questions_that_are_worked_on_count_among_those_that_wait(make):
+def test_queries_that_are_worked_on_count_among_those_that_wait(make):
     pipeline, replies = make(), []
     show(pipeline, 10)
     for _ in range(MAX_QUERIES + 2):
-        assert pipeline.inbox.put_query(SegmentImageQuery(question(Prompt(box=BOX)), replies.append))
+        assert pipeline.inbox.put_query(SegmentImageQuery(query(Prompt(box=BOX)), replies.append))
         pipeline.work()
     assert replies == ['10 queries are waiting already: send them more slowly'] * 2
     work_aside(pipeline)
     assert len(replies) == MAX_QUERIES + 2
-    assert ask(pipeline, SegmentImageQuery, question(Prompt(box=BOX))).objects, 'there is room again'
+    assert ask(pipeline, SegmentImageQuery, query(Prompt(box=BOX))).objects, 'there is room again'
 
 
 @pytest.mark.parametrize('age', [1, 5, 18])
 def test_a_past_image_has_its_depth_as_long_as_it_is_kept(age):
-    """Depth of the last second is still in the inbox, older depth in the history."""
+    """Depth of the last second is still in the mailbox, older depth in the history."""
     with in_process(threaded=False) as robot:
         stamps = []
         for _ in range(20):
@@ -265,7 +242,7 @@ def test_a_past_image_has_its_depth_as_long_as_it_is_kept(age):
         assert task.result().result.header.stamp.nanosec == stamps[-1 - age] % 10**9
 
 
-def test_an_image_that_comes_with_the_question_has_no_depth_of_the_camera():
+def test_an_image_that_comes_with_the_query_has_no_depth_of_the_camera():
     with in_process(threaded=False) as robot:
         for _ in range(3):
             robot.show()

@@ -1,4 +1,4 @@
-"""Who is served when, and what is encoded together: real streams and the packaged nano model, no topics."""
+"""Order in which cameras are served, and images encoded together: real pipelines and the nano model, no topics."""
 import threading
 import time
 
@@ -23,7 +23,7 @@ from testing.waiting import PATIENCE
 
 
 class BareCamera:
-    """A pipeline with what it publishes in a list instead of topics."""
+    """A camera that publishes into a list."""
 
     def __init__(self, model, changed: threading.Condition, log: list, name: str) -> None:
         self.name = name
@@ -57,7 +57,7 @@ class BareCamera:
 
 @pytest.fixture
 def run(model):
-    """A worker with so many cameras, not started yet; and what comes out."""
+    """Create a worker that is not started yet, its cameras and the list of what they publish."""
     changed, log, workers = threading.Condition(), [], []
 
     def make(count: int):
@@ -84,7 +84,7 @@ def test_the_camera_that_has_waited_longest_comes_first(run):
     worker, cameras, log = run(3)
     for number in (2, 0, 1):
         cameras[number].show(10)
-    cameras[2].show(11)  # a newer image: it is not for that at the end of the queue
+    cameras[2].show(11)  # a newer image does not move the camera to the end of the queue
     worker.start()
     wait_for(lambda: len(log) == 3)
     assert names(log) == ['camera2', 'camera0', 'camera1']
@@ -164,7 +164,7 @@ def test_when_a_batch_does_not_fit_the_images_are_encoded_one_by_one(run, monkey
     assert all(frame.objects and frame.header.stamp.sec == 2 for _, frame in log[2:])
 
 
-def test_questions_to_two_cameras_are_worked_on_in_turn_and_images_come_between(run):
+def test_queries_to_two_cameras_are_worked_on_in_turn_and_images_come_between(run):
     worker, cameras, log = run(2)
     replies = []
     for camera in cameras:

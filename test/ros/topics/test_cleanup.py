@@ -1,4 +1,4 @@
-"""What the node holds: a model and objects after cleanup, however much they were used, are gone from memory."""
+"""Cleanup frees the model and the objects, however much they have been used."""
 import gc
 import time
 import weakref
@@ -23,7 +23,7 @@ SUCCESS = TransitionCallbackReturn.SUCCESS
 
 
 class User:
-    """Somebody beside the node, in the same process."""
+    """User of the node in the same process."""
 
     def __init__(self, node: Sam2Node, context: rclpy.Context) -> None:
         self.executor = SingleThreadedExecutor(context=context)
@@ -48,7 +48,7 @@ class User:
             self.executor.spin_once(timeout_sec=0.1)
 
     def diagnostics(self) -> DiagnosticArray:
-        """What the node says next."""
+        """Return the next message of the node."""
         arrived: list[DiagnosticArray] = []
         subscription = self._own.create_subscription(DiagnosticArray, '/diagnostics', arrived.append, 10)
         deadline = time.monotonic() + 30
@@ -121,7 +121,7 @@ def test_a_node_that_ended_or_could_not_start_leaves_the_graph_at_once(context, 
         node.destroy_node()
         with pytest.raises(ParameterError):
             make(context, max_objects=-1)
-        later = rclpy.Context()  # who finds a node that is made later has had time to find those
+        later = rclpy.Context()  # when a later node has been found, earlier ones would have been, too
         rclpy.init(context=later, domain_id=ros_domain)
         beacon = rclpy.create_node('beacon', context=later)
         watcher = rclpy.create_node('watcher', context=context)

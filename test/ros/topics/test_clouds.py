@@ -1,4 +1,4 @@
-"""Messages about a frame with depth, read as their consumers read them: byte by byte."""
+"""Messages of a frame with depth, read byte by byte as their consumers do."""
 import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
@@ -31,7 +31,7 @@ FIRST, SECOND = (20, 30, 60, 70), (90, 40, 130, 100)  # boxes, pixels
 
 
 def scene(encoding='32FC1', hidden=False, with_depth=True) -> Frame:
-    """Two plates, ids 3 and 500, at 0.8 and 1.2 m before a wall at 2 m; in the corner depth is not known."""
+    """Return plates 3 and 500, at 0.8 and 1.2 m, before a wall at 2 m; a corner has no depth."""
     metres = np.full((HEIGHT, WIDTH), 2.0, np.float32)
     metres[:10, :10] = np.nan
     masks = []
@@ -51,7 +51,7 @@ def scene(encoding='32FC1', hidden=False, with_depth=True) -> Frame:
 
 
 def read(cloud):
-    """The points of a PointCloud2 as a structured array, by what the message says of itself."""
+    """Return the points of a PointCloud2 as a structured array, decoded by the message's own fields."""
     kind = np.dtype({'names': [field.name for field in cloud.fields],
                      'formats': [NUMPY[field.datatype] for field in cloud.fields],
                      'offsets': [field.offset for field in cloud.fields], 'itemsize': cloud.point_step})
@@ -61,14 +61,14 @@ def read(cloud):
 
 
 def pixels_of(points):
-    """Rows and columns of the pixels that see some points."""
+    """Return the rows and columns of the pixels that see these points."""
     columns = points['x'] / points['z'] * FOCAL + (WIDTH - 1) / 2
     rows = points['y'] / points['z'] * FOCAL + (HEIGHT - 1) / 2
     return rows.round().astype(int), columns.round().astype(int)
 
 
 def colours_of(points):
-    """As PCL and RViz unpack the float called rgb."""
+    """Unpack the float called rgb as PCL and RViz do."""
     bits = points['rgb'].view(np.uint32)
     return np.stack([bits >> 16 & 255, bits >> 8 & 255, bits & 255], 1)
 

@@ -1,4 +1,4 @@
-"""The meter with a clock of the test's own; what is made of it; and /diagnostics from a real lifecycle node."""
+"""The meter on a simulated clock, the statuses made from it, and /diagnostics of a real lifecycle node."""
 import time
 from dataclasses import replace
 
@@ -38,7 +38,7 @@ def objects(*states: int) -> list[TrackedObject]:
 
 
 def stream(meter: Meter, seconds: float, rate: float = 10.0, latency: float = 0.05, start: float = START, **more):
-    """A camera whose every image is processed, until now: the time of the last result."""
+    """Process every image of a camera; return the time of the last result."""
     now = start
     for number in range(int(seconds * rate)):
         now = start + (number + 1) / rate
@@ -189,7 +189,7 @@ def test_the_model_that_fails_on_images_comes_before_everything_else(meter):
     assert status.level == ERROR
     assert status.message == ('the model fails on images: OutOfMemoryError: CUDA out of memory; images on '
                               "/front/image cannot be used: encoding 'bayer_rggb8': not supported")
-    assert status_of(watched(meter), stream(meter, WINDOW, start=now)).level == OK  # it is over
+    assert status_of(watched(meter), stream(meter, WINDOW, start=now)).level == OK  # it has passed
 
 
 def test_images_that_nobody_finishes_are_named(meter):
@@ -240,7 +240,7 @@ def test_a_latency_target_that_is_not_held_is_said_with_what_is_left_out(meter):
     assert 'latency_target 0.1 s is not held (p95 0.400 s)' in status.message
     assert f'load shedding level 3: {Level.IMAGES.description}' in status.message
     assert values(status)['load shedding level'] == '3'
-    assert status_of(camera, now).level == OK  # nobody asked for a target
+    assert status_of(camera, now).level == OK  # there is no target
 
 
 NANO = LoadedModel('nano', 'cpu', 'float32', 512)
@@ -275,7 +275,7 @@ def test_gpu_memory_is_told_where_there_is_a_gpu():
 
 @pytest.fixture
 def listening(ros_domain):
-    """A lifecycle node, its diagnostics, and a function that waits for the next array."""
+    """Yield a lifecycle node, its diagnostics, and a function that waits for the next array."""
     context = rclpy.Context()
     rclpy.init(context=context, domain_id=ros_domain)
     node = LifecycleNode('sam2', context=context, namespace='robot1')
@@ -323,5 +323,5 @@ def test_diagnostics_come_in_every_state(listening):
 def test_diagnostics_go_on_while_simulated_time_stands_still(listening):
     node, _, next_one = listening
     node.set_parameters([rclpy.parameter.Parameter('use_sim_time', value=True)])
-    assert next_one().header.stamp == Time()  # no /clock: it is 0 o'clock
+    assert next_one().header.stamp == Time()  # without /clock the time is 0
     assert next_one()

@@ -1,4 +1,4 @@
-"""The layouts for RViz and Foxglove name topics that the node has, with their types, and fields that messages have."""
+"""The layouts for RViz and Foxglove name existing topics, types and message fields."""
 import importlib
 import json
 import re
@@ -29,7 +29,7 @@ FOXGLOVE_3D = {'sensor_msgs/msg/PointCloud2', 'visualization_msgs/msg/MarkerArra
 
 @pytest.fixture
 def node(ros_domain):
-    """The node, active: it has all of its topics."""
+    """Yield an active node, which has all of its topics."""
     context = rclpy.Context()
     rclpy.init(context=context, domain_id=ros_domain)
     node = Sam2Node(context=context, parameter_overrides=[Parameter('autostart', value=False),
@@ -42,7 +42,7 @@ def node(ros_domain):
 
 
 def topics(node: Sam2Node) -> dict[str, str]:
-    """Names and types of all that the node publishes and hears."""
+    """Return the names and types of all topics of the node."""
     return {endpoint.topic_name: f'{endpoint.msg_type.__module__.split(".")[0]}/msg/{endpoint.msg_type.__name__}'
             for endpoint in [*node.publishers, *node.subscriptions]}
 

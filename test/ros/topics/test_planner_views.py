@@ -1,4 +1,4 @@
-"""A frame as planners take it: images, lists of labels, detections, topics of single objects."""
+"""Views of a frame for planners: images, labels, detections, topics of single objects."""
 import json
 import math
 from dataclasses import replace
@@ -63,7 +63,7 @@ def frame(*objects: TrackedObject, depth: DepthFrame | None = None, header: Head
 
 
 def wall(metres: float) -> DepthFrame:
-    """What a camera sees that looks straight at a wall."""
+    """Return the depth of a wall seen head-on."""
     return DepthFrame(np.full((60, 80), metres, np.float32), PixelRays.pinhole(80, 60, 100, 100, 40, 30))
 
 
@@ -92,7 +92,7 @@ def test_class_and_confidence_are_those_of_the_object_in_the_label_image():
     for object_id, value, score in ((0, BACKGROUND, 0), (1, 2, 102), (2, 1, 204)):
         assert set(classes[ids == object_id]) == {value}
         assert set(confidence[ids == object_id]) == {score}
-    assert 3 not in ids  # wholly within a surer one
+    assert 3 not in ids  # covered by one with a higher score
 
 
 def test_what_is_not_visible_is_in_no_image():
@@ -115,7 +115,7 @@ def test_views_of_vision_msgs_are_there_exactly_when_it_is_installed():
     assert ({'detections', 'detections_3d'} <= topics) == (vision_msgs is not None)
 
 
-# --- the values of labels
+# --- values of labels
 
 def test_named_classes_come_first_and_others_as_they_appear():
     classes = table('person', 'cup', labels=['dog', 'cup'])
@@ -159,10 +159,10 @@ def test_new_class_names_come_into_force_and_known_labels_follow_them():
     assert [classes.value(label) for label in ('cat', 'dog', 'cup', 'bird')] == [1, 2, 3, 4]
 
 
-# --- lists of labels and topics of objects, over DDS
+# --- labels and topics of objects, over DDS
 
 class Wire:
-    """A node that publishes, another that listens."""
+    """A publishing and a subscribing node."""
 
     def __init__(self):
         self.context = rclpy.Context()
@@ -297,7 +297,7 @@ def test_the_mask_of_one_object_is_whole_in_step_and_only_there_when_it_is_seen(
     wire.spin_until(publish_until_it_arrives)
     mask = masks[0]
     assert (mask.header, mask.encoding, mask.width, mask.height) == (HEADER, 'mono8', 80, 60)
-    np.testing.assert_array_equal(np.reshape(mask.data, (60, 80)), cup.mask * 255)  # though another one is surer
+    np.testing.assert_array_equal(np.reshape(mask.data, (60, 80)), cup.mask * 255)  # despite its lower score
     later = Header(stamp=Time(sec=9), frame_id='camera')
     topics.publish(frame(hidden(1)), PARAMETERS)
     topics.publish(frame(cup, header=later), PARAMETERS)
@@ -359,7 +359,7 @@ def test_detections_in_space_are_the_oriented_boxes():
     box = OrientedBox(np.array([0.1, 0.2, 0.7]), turned, np.array([0.3, 0.2, 0.1]))
     message = detections_3d(frame(replace(tracked(7, (10, 20, 31, 60)), shape=box), tracked(8, (0, 0, 9, 9)),
                                   depth=wall(2.0)))
-    (detection,) = message.detections  # of the other one the place is not known
+    (detection,) = message.detections  # the other one has no oriented box
     assert (detection.id, detection.header, message.header) == ('7', HEADER, HEADER)
     pose, size = detection.bbox.center, detection.bbox.size
     assert (pose.position.x, pose.position.y, pose.position.z) == (0.1, 0.2, 0.7)

@@ -1,4 +1,4 @@
-"""A point in metres as a click: where it is seen, and why it cannot be."""
+"""Clicks from 3D points: the pixel that sees a point, and the reasons if none does."""
 import math
 import re
 import sys
@@ -47,7 +47,7 @@ def test_a_point_becomes_a_click_on_its_pixel_in_the_newest_image():
        lens=st.sampled_from([(), BARREL, [*BARREL, 0.01, 0.001, 0.0001]]))
 @settings(max_examples=100)
 def test_the_pixel_is_that_of_the_lens_model(x, y, z, lens):
-    """The formulas of sensor_msgs/CameraInfo's plumb_bob and rational_polynomial, written out."""
+    """Project by the formulas of plumb_bob and rational_polynomial (sensor_msgs/CameraInfo)."""
     k1, k2, p1, p2, k3, k4, k5, k6 = [*lens, *[0.0] * 8][:8]
     r2 = x * x + y * y
     radial = (1 + k1 * r2 + k2 * r2**2 + k3 * r2**3) / (1 + k4 * r2 + k5 * r2**2 + k6 * r2**3)
@@ -117,7 +117,7 @@ def test_another_frame_without_tf2_is_refused_naming_both(monkeypatch):
 
 
 class StandIn:
-    """For tf2_ros, which is not on PyPI: as much of its Buffer as is used."""
+    """Stand-in for the part of tf2_ros that is used; it is not on PyPI."""
 
     TransformException = type('TransformException', (Exception,), {})
 
@@ -145,7 +145,7 @@ class StandIn:
 
 @pytest.fixture(params=['tf2_ros', 'its stand-in'])
 def tf(request, monkeypatch):
-    """Has /tf say where the map is, as seen from a camera that moves towards it, from one time to another, seconds."""
+    """Publish /tf of a camera that moves towards the map, between two times in seconds."""
     if request.param == 'tf2_ros':
         module = pytest.importorskip('tf2_ros', reason='needs tf2_ros (CONTRIBUTING.md)')
     else:
@@ -172,7 +172,7 @@ def test_a_point_in_another_frame_is_seen_from_where_the_camera_was_at_its_image
     for _ in range(2):
         found = points.prompt(clicked(0.5, 0.0, 0.0, 'map'), [info()], IMAGE, SIZE)
     assert found.points[0].x == pytest.approx(320 + 600 * 0.5 / (2.0 - 0.5), abs=0.75)
-    assert listeners == [node]  # one, for all points
+    assert listeners == [node]  # one for all points
 
 
 def test_tf_a_little_behind_the_image_will_do_and_far_behind_will_not(tf):

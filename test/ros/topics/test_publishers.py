@@ -1,4 +1,4 @@
-"""What is published about a frame: numbers of the mask, the label image, the overlay."""
+"""Messages and images of a frame: instances, label image, overlay."""
 import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
