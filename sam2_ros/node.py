@@ -1,4 +1,4 @@
-"""The node ``sam2``: tracks what it is prompted with in the images of its cameras. Wires the parts, no more."""
+"""The node ``sam2``: lifecycle, parameters, and the wiring of cameras, model and worker."""
 from __future__ import annotations
 
 if __name__ == '__main__':  # before the imports below, which take seconds
@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 import rclpy
 import torch
@@ -44,10 +45,10 @@ SUCCESS, FAILURE, ERROR = (TransitionCallbackReturn.SUCCESS, TransitionCallbackR
                            TransitionCallbackReturn.ERROR)
 
 
-def _logged(transition: Callable) -> Callable:
+def _logged(transition: Callable[..., TransitionCallbackReturn]) -> Callable[..., TransitionCallbackReturn]:
     """Report exceptions raised by a lifecycle transition, which rclpy would discard."""
     @functools.wraps(transition)
-    def run(self, state: LifecycleState) -> TransitionCallbackReturn:
+    def run(self: Sam2Node, state: LifecycleState) -> TransitionCallbackReturn:
         try:
             return transition(self, state)
         except Exception as error:
@@ -57,10 +58,17 @@ def _logged(transition: Callable) -> Callable:
 
 
 class Sam2Node(GuardedNode):
-    """Wires cameras, model and worker: cameras receive in the executor's thread, only the worker uses the model."""
+    """Lifecycle node. Cameras receive in the executor's thread; only the worker's thread uses the model."""
 
-    def __init__(self, **options) -> None:
-        """``options``: as for rclpy's Node. Raise ParameterError for parameter values that cannot be used."""
+    def __init__(self, **options: Any) -> None:
+        """Declare the parameters and create the cameras.
+
+        Args:
+            options: Those of rclpy's Node.
+
+        Raises:
+            ParameterError: A parameter has a value that cannot be used.
+        """
         super().__init__('sam2', **options)
         self._model: Sam2Model | None = None  # while configured
         self._worker: Worker | None = None  # while active
@@ -79,11 +87,11 @@ class Sam2Node(GuardedNode):
             self._autostart_timer = self.create_timer(0.0, self._autostart)
 
     def set_parameters(self, parameter_list: list[Parameter]) -> list[SetParametersResult]:
-        """Set each parameter for itself."""
+        """Set each parameter on its own."""
         return [self.set_parameters_atomically([parameter]) for parameter in parameter_list]
 
     def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
-        """Set all of the parameters, or none and say why."""
+        """Set all of the parameters, or none and return the reason."""
         try:
             changes = parameters.accepted(parameter_list, self, configured=self._model is not None)
         except ParameterError as error:
@@ -92,7 +100,7 @@ class Sam2Node(GuardedNode):
 
     @_logged
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Load the model and warm it up."""
+        """Load the model, warm it up and create pipelines and publishers."""
         chosen = Parameters.read(self)
         started = time.monotonic()
         try:
@@ -103,10 +111,10 @@ class Sam2Node(GuardedNode):
             self._diagnostics.not_loaded(str(error))
             return FAILURE
         try:
-            with STOPPING.interrupting():  # by a signal: it may be fetched, or compiled, for minutes
+            with STOPPING.interrupting():  # a signal may interrupt a download or a compilation of minutes
                 model = load(chosen)
         except LOAD_ERRORS as error:
-            # what the device says is for the log in full
+            # a traceback for errors of the device
             why = traceback.format_exc() if isinstance(error, RuntimeError) else error
             self.get_logger().error(f'the model cannot be loaded: {why}')
             self._free()
@@ -123,7 +131,8 @@ class Sam2Node(GuardedNode):
 
     @_logged
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Start to listen and to publish."""
+        """Start the worker, subscribe and publish."""
+        assert self._model is not None, 'configured'
         result = super().on_activate(state)
         self._worker = Worker(self._model, [camera.topics for camera in self._cameras], self._changed, self.context.ok,
                               self.get_logger())
@@ -135,7 +144,7 @@ class Sam2Node(GuardedNode):
 
     @_logged
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stop to listen and to publish; the objects are kept."""
+        """Stop subscribing and publishing; keep the tracked objects."""
         self._stop('the node was deactivated before the prompt was applied')
         return super().on_deactivate(state)
 
@@ -147,30 +156,31 @@ class Sam2Node(GuardedNode):
 
     @_logged
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop the worker and free the model."""
         self._stop('the node was shut down before the prompt was applied')
         self._free()
         return super().on_shutdown(state)
 
     @_logged
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Back to unconfigured, whatever failed."""
+        """Return to unconfigured after a transition has failed."""
         self._stop('the node failed before the prompt was applied')
         self._free()
         return SUCCESS
 
     def close(self) -> None:
-        """End the worker. Call it before ``destroy_node``, when the executor no longer spins."""
+        """Stop the worker. Call it before ``destroy_node``, after the executor has stopped."""
         self.failures.run('end', self._stop, 'the node ended before the prompt was applied')
 
     def destroy_node(self) -> None:
-        """Leave the graph at once: rclpy leaves the state machine, and the node with it, to the garbage collector."""
+        """Leave the graph at once; rclpy would wait for the garbage collector to destroy the state machine."""
         self._state_machine.destroy_when_not_in_use()
         super().destroy_node()
 
     def _stop(self, reason: str) -> None:
         self._diagnostics.worker_alive = None
         for camera in self._cameras:
-            self.failures.run('end of subscriptions', camera.stop_listening)
+            self.failures.run('end of subscriptions', camera.unsubscribe)
         worker, self._worker = self._worker, None
         if worker is not None:
             problem = worker.stop()
@@ -193,7 +203,7 @@ class Sam2Node(GuardedNode):
         if self.trigger_configure() == SUCCESS:
             self.trigger_activate()
 
-    def _on_parameters_set(self, _) -> None:
+    def _on_parameters_set(self, _: list[Parameter]) -> None:
         if self._model is not None:
             chosen = Parameters.read(self)
             for camera in self._cameras:
@@ -201,10 +211,10 @@ class Sam2Node(GuardedNode):
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the node until SIGINT or SIGTERM. Returns the process's exit code."""
+    """Run the node until SIGINT or SIGTERM; return the exit code of the process."""
     install('sam2_node')
     parse(sys.argv[1:] if args is None else args)
-    gc.freeze()  # PyTorch's modules hold no garbage; going through them takes a second at the end, and pauses before
+    gc.freeze()  # PyTorch's modules hold no garbage, and scanning them takes up to a second
     use_image_profile()
     freed = remove_dead_segments()
     try:
@@ -215,7 +225,7 @@ def main(args: list[str] | None = None) -> int:
     STOPPING.act_on_signal(rclpy.try_shutdown)
     if freed:
         rclpy.logging.get_logger('sam2').info(
-            f'{freed / 2**20:.0f} MiB of shared memory freed, which processes that were killed had left')
+            f'freed {freed / 2**20:.0f} MiB of shared memory left behind by killed processes')
     node = executor = None
     try:
         try:
@@ -230,7 +240,7 @@ def main(args: list[str] | None = None) -> int:
         executor.spin()
     except (ExternalShutdownException, KeyboardInterrupt):
         pass
-    except Exception:  # what rclpy makes of its own end while it makes the node, publishes or waits
+    except Exception:  # rclpy raises various errors when it is shut down while in use
         if rclpy.ok():
             raise
     finally:

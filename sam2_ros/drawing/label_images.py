@@ -30,11 +30,11 @@ def confidence_image(frame: Frame) -> np.ndarray:
 
 
 def _painted(frame: Frame, dtype: type, value: Callable[[TrackedObject], int]) -> np.ndarray:
-    picture = np.zeros(frame.image.shape[:2], dtype)
+    picture: np.ndarray = np.zeros(frame.image.shape[:2], dtype)
     for item in sorted(frame.objects, key=lambda item: item.score):
-        if item.box is not None:
-            x0, y0, x1, y1 = item.box
-            picture[y0:y1, x0:x1][item.mask[y0:y1, x0:x1]] = value(item)
+        if item.region is not None:
+            (x0, y0, x1, y1), mask = item.region
+            picture[y0:y1, x0:x1][mask[y0:y1, x0:x1]] = value(item)
     return picture
 
 

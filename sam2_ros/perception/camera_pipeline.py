@@ -189,10 +189,10 @@ class CameraPipeline:
         return routing
 
     def _locate(self, image: CameraImage, items: list[TrackedObject]) -> list[TrackedObject]:
-        self._depth.find(image, self.parameters)
-        items = self.failures.run('position', self.objects.locate, image.depth, items, self.parameters.edge_erosion,
-                                  default=items)
-        self.failures.run('position', self._depth.note_beyond_lens, image, items)
+        run, chosen = self.failures.run, self.parameters
+        self._depth.find(image, chosen)
+        items = run('position', self.objects.locate, image.depth, items, chosen.edge_erosion, default=items)
+        run('position', self._depth.note_beyond_lens, image, items)
         return items
 
     def _follow_clock(self, stamp: Time) -> list[PromptAnswer]:
@@ -216,7 +216,7 @@ class CameraPipeline:
         if not reset:
             return []
         taken_back = self._late.cancel_all()
-        self.reset()
+        self.objects.reset()
         return [refuse(request, 'image stamps jumped back before it was applied, and objects are forgotten then '
                                 '(on_time_jump)') for request in taken_back]
 
@@ -283,10 +283,6 @@ class CameraPipeline:
         for query in queries:
             query.reply(reason)
         return [refuse(request, reason) for request in requests]
-
-    def reset(self) -> None:
-        """Forget all objects."""
-        self.objects.reset()
 
 
 def _stamp(image: CameraImage) -> int:

@@ -1,4 +1,4 @@
-"""A detector's boxes as prompts: what it sees for the first time is added, what is known already keeps its id."""
+"""Prompts from a detector's boxes: new objects are added, known objects keep their ids."""
 from __future__ import annotations
 
 import math
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from std_msgs.msg import Header
 
+from sam2_core.metrics import box_iou
 from sam2_ros.depth.calibration import same_frame
 from sam2_ros.messages.conversions import to_nanoseconds, to_roi
 from sam2_ros.messages.stamps import jumped_back
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
     from vision_msgs.msg import BoundingBox2D, Detection2DArray
 
 Box = tuple[float, float, float, float]  # (x0, y0, x1, y1), pixels
-JOINING_IMAGES = 5  # live images, besides catch_up_images, in which a late prompt's object has to turn up
-MAX_FRAMES = 4096  # whose boxes are kept, however slowly stamps advance
-MAX_DETECTIONS = 1000  # of one message
+JOINING_IMAGES = 5  # live images, besides catch_up_images, until the object of a late prompt has to be visible
+MAX_FRAMES = 4096  # frames whose boxes are stored, however slowly stamps advance
+MAX_DETECTIONS = 1000  # in one message
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,18 @@ class Detection:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known about an object at the time of an image."""
+    """An object at the time of an image."""
 
     id: int
     label: str
     visible_now: bool  # in the newest image
-    box: Box | None  # of its mask; None: out of sight then
-    detector_box: Box | None = None  # where the detector that found it would see it
+    box: Box | None  # of its mask; None: not visible then
+    detector_box: Box | None = None  # where the detector that found it is expected to see it
 
 
 @dataclass(frozen=True, eq=False)
 class Proposal:
-    """What a message of detections comes to."""
+    """Prompts for a message of detections."""
 
     prompts: list[Prompt] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)  # detections that cannot be used, and why
@@ -59,21 +60,21 @@ class Proposal:
 
 def read(message: Detection2DArray, parameters: Parameters, height: int,
          width: int) -> tuple[list[Detection], list[str]]:
-    """The detections that are wanted, and why others cannot be used.
+    """Return the wanted detections of a message, and the reasons why others cannot be used.
 
-    Left out: classes that are not in detections_classes, scores below detections_min_score, and of boxes that overlap
-    by detections_iou all but the one with the highest score: they are one thing. A rotated box counts as the upright
-    one around it; boxes are cut at the edge of the image.
+    Detections are skipped if their class is not in ``detections_classes``, if their score is below
+    ``detections_min_score``, or if they overlap a detection with a higher score by ``detections_iou``. A rotated box
+    counts as the upright box around it, and boxes are clipped to the image, whose size is in pixels.
     """
     found, refused = [], []
     if len(message.detections) > MAX_DETECTIONS:
         refused.append(f'{len(message.detections)} detections in one message: only the first {MAX_DETECTIONS} are '
-                       f'read; have the detector suppress its doubles')
+                       f'read; have the detector suppress duplicates')
     for item in message.detections[:MAX_DETECTIONS]:
         best = max((result.hypothesis for result in item.results), key=lambda guess: guess.score, default=None)
         label, score = (best.class_id, best.score) if best is not None else ('', 0.0)
         wanted = not parameters.detections_classes or label in parameters.detections_classes
-        if not wanted or not score >= parameters.detections_min_score:  # nor a score that is no number
+        if not wanted or not score >= parameters.detections_min_score:  # also skips a score of NaN
             continue
         centre, size = item.bbox.center.position, (item.bbox.size_x, item.bbox.size_y)
         if not all(map(math.isfinite, (centre.x, centre.y, item.bbox.center.theta, *size))) or min(size) <= 0:
@@ -91,28 +92,27 @@ def read(message: Detection2DArray, parameters: Parameters, height: int,
 
 
 def _distinct(found: list[Detection], max_iou: float) -> list[Detection]:
-    """From the surest on, those that overlap none before them."""
+    """Return the detections that overlap none with a higher score, highest first."""
     found = sorted(found, key=lambda item: -item.score)
     boxes = _array(item.box for item in found)
     kept = np.ones(len(found), bool)
     for place in range(len(found)):
         if kept[place]:
-            kept[place + 1:] &= iou(boxes[place], boxes[place + 1:]) < max_iou
+            kept[place + 1:] &= box_iou(boxes[place], boxes[place + 1:]) < max_iou
     return [item for item, is_kept in zip(found, kept, strict=True) if is_kept]
 
 
 def propose(detections: Sequence[Detection], known: Sequence[Known], min_iou: float, header: Header) -> list[Prompt]:
-    """Prompts for the detections, drawn on the image of ``header``. ``known``: the objects at that image's time.
+    """Return prompts for detections in the image of ``header``; ``known`` are the objects at the time of that image.
 
-    - One that overlaps a known object by ``min_iou``, its mask or where the detector is expected to see it, is that
-      object, whatever its label: no prompt.
-    - Otherwise, if exactly one object with its label was out of sight then, and it alone has that label among the
-      detections left, it is that object come back: REFINE under the known id. No prompt if the object has come back by
-      itself since: the next detections will find it.
-    - Everything else is new: SET.
+    - A detection that overlaps a known object by ``min_iou`` (its mask, or where the detector is expected to see it) is
+      that object, whatever its label: no prompt.
+    - Otherwise, if exactly one object with its label was hidden then, and no other detection left has that label, the
+      object has reappeared: REFINE with the known id. No prompt if the object has reappeared by itself since.
+    - Any other detection is new: SET.
     """
     boxes = _array(box for other in known for box in (other.box, other.detector_box) if box is not None)
-    new = [item for item in detections if (iou(item.box, boxes) < min_iou).all()]
+    new = [item for item in detections if (box_iou(item.box, boxes) < min_iou).all()]
     counts = Counter(item.label for item in new)
     prompts = []
     for item in new:
@@ -127,16 +127,16 @@ def propose(detections: Sequence[Detection], known: Sequence[Known], min_iou: fl
 
 
 class RecentBoxes:
-    """Where the objects of one camera have been of late."""
+    """Boxes of one camera's objects in recent frames."""
 
     def __init__(self) -> None:
-        self._boxes: dict[int, dict[int, Box | None]] = {}  # by stamp, ns, and by object; None: out of sight
+        self._boxes: dict[int, dict[int, Box | None]] = {}  # by stamp, ns, and by object; None: not visible
         self._newest: list[Known] = []
 
     def see(self, frame: Frame, seconds: float) -> None:
-        """Add a frame and forget what is ``seconds`` older, or all when stamps jump back.
+        """Add a frame, and forget frames that are more than ``seconds`` older, or all if stamps jump back.
 
-        A frame without a stamp is only the newest: no detection can name it.
+        A frame without a stamp is not stored, because no detection can name it.
         """
         stamp = to_nanoseconds(frame.header.stamp)
         self._newest = [Known(item.id, item.label, item.box is not None, item.box) for item in frame.objects]
@@ -147,7 +147,7 @@ class RecentBoxes:
             self._put(stamp, {item.id: item.box for item in frame.objects})
 
     def add(self, stamp: int, object_id: int, box: Box | None) -> None:
-        """An object was found in a past image."""
+        """Add the box of an object in a past image; ``stamp`` in ns."""
         if stamp:
             self._put(stamp, {**self._boxes.get(stamp, {}), object_id: box})
 
@@ -157,42 +157,43 @@ class RecentBoxes:
             del self._boxes[next(iter(self._boxes))]
 
     def at(self, stamp: int) -> list[Known]:
-        """The objects known now as they were at a stamp, ns; 0: as they are. Between two frames, in a straight line."""
+        """Return today's objects as they were at a stamp (ns), interpolated between frames; 0: as they are now."""
         if not stamp:
             return self._newest
         return [replace(item, box=self._box(item, stamp)) for item in self._newest]
 
     def _box(self, item: Known, stamp: int) -> Box | None:
         seen = [(when, boxes[item.id]) for when, boxes in self._boxes.items() if item.id in boxes]
-        if not seen:  # its images carry no stamp
+        if not seen:  # images carry no stamp
             return item.box
         before = max((item for item in seen if item[0] <= stamp), key=lambda item: item[0], default=None)
         after = min((item for item in seen if item[0] >= stamp), key=lambda item: item[0], default=None)
         if before is None or after is None:
-            return (before or after)[1]
+            nearest = before or after
+            return None if nearest is None else nearest[1]
         (start, first), (end, second) = before, after
         part = (stamp - start) / max(end - start, 1)
         if first is None or second is None:
             return first if part < 0.5 else second
-        return tuple(a + part * (b - a) for a, b in zip(first, second, strict=True))
+        x0, y0, x1, y1 = (a + part * (b - a) for a, b in zip(first, second, strict=True))
+        return x0, y0, x1, y1
 
 
 @dataclass(eq=False)
 class _Pending:
-    """A prompt on its way; there until its object turns up."""
+    """A prompt whose object has not been seen yet."""
 
     prompt: Prompt
     until: float  # seconds, time.monotonic()
-    id: int = 0  # once it is accepted
-    images_left: float = math.inf  # once it is answered
+    id: int = 0  # set by the answer
+    images_left: float = math.inf  # set by the answer
 
 
 class DetectionGate:
-    """The detections of one camera. ``put`` in any thread, the rest is the worker's.
+    """Turns the detections of one camera into prompts. Any thread may call ``put``; the rest is the worker's.
 
-    A detection is older than the newest image, so it is compared with where the objects were then. While the prompts
-    made of one message are on their way, the next message waits, and a newer one takes its place: what is about to be
-    tracked is not prompted again.
+    A detection is older than the newest image, so it is compared with the objects as they were then. A message waits
+    until the objects of the previous one are tracked, so that they are not prompted twice; a newer message replaces it.
     """
 
     def __init__(self) -> None:
@@ -200,18 +201,23 @@ class DetectionGate:
         self._lock = threading.Lock()
         self._whereabouts = RecentBoxes()
         self._pending: list[_Pending] = []
-        self._outlines: dict[int, Box] = {}  # by object: the detector's box in units of that of the mask
+        self._outlines: dict[int, Box] = {}  # by object: the detector's box in units of the mask's box
 
     def put(self, message: Detection2DArray) -> None:
+        """Store a message in the place of the one before."""
         with self._lock:
             self._waiting = message
 
     def take(self, parameters: Parameters, height: int, width: int, room: int | None = None,
              frame_id: str = '') -> Proposal:
-        """Return what the message that waits comes to, for images of this size; empty when there is none, or not yet.
+        """Return the prompts for the message that waits; none if it has to wait longer.
 
-        room: the largest number of prompts, the surest first; the next message brings the others. None: any number.
-        frame_id: of the images; detections of another camera are refused.
+        Args:
+            parameters: Those of the node.
+            height: Of the images, pixels.
+            width: Of the images, pixels.
+            room: Greatest number of prompts, highest scores first; None: no limit.
+            frame_id: That of the images; detections in another frame are refused.
         """
         now = time.monotonic()
         self._pending = [pending for pending in self._pending if pending.images_left > 0 and now < pending.until]
@@ -232,7 +238,7 @@ class DetectionGate:
         new = sum(prompt.action == Prompt.SET for prompt in prompts)
         surplus = new - max(0, parameters.max_objects - len(known))
         if surplus > 0:
-            refused.append(f'{surplus} of {new} new things left out: {len(known)} objects are known and max_objects is '
+            refused.append(f'{surplus} of {new} new objects skipped: {len(known)} objects are known and max_objects is '
                            f'{parameters.max_objects}; ask for fewer classes, or raise it')
             prompts = _without_last_new(prompts, surplus)
         prompts = prompts[:room]
@@ -240,7 +246,7 @@ class DetectionGate:
         return Proposal(prompts, refused)
 
     def see(self, frame: Frame | None, answers: Iterable[PromptAnswer], parameters: Parameters) -> None:
-        """Take in what became of an image and of prompts, whoever sent them."""
+        """Note a frame and the answers to prompts, also of other senders."""
         if frame is not None:
             self._whereabouts.see(frame, parameters.history_seconds)
         for answer in answers:
@@ -266,7 +272,7 @@ class DetectionGate:
 
 
 def _without_last_new(prompts: list[Prompt], count: int) -> list[Prompt]:
-    """The surest come first."""
+    """Return the prompts without the last ``count`` that are SET; those with the highest scores come first."""
     places = {*[place for place, prompt in enumerate(prompts) if prompt.action == Prompt.SET][-count:]}
     return [prompt for place, prompt in enumerate(prompts) if place not in places]
 
@@ -274,7 +280,7 @@ def _without_last_new(prompts: list[Prompt], count: int) -> list[Prompt]:
 # --- boxes
 
 def upright(box: BoundingBox2D) -> Box:
-    """The box (x0, y0, x1, y1) around a box that may be rotated."""
+    """Return the upright box (x0, y0, x1, y1) around a box that may be rotated."""
     cosine, sine = abs(math.cos(box.center.theta)), abs(math.sin(box.center.theta))
     width = box.size_x * cosine + box.size_y * sine
     height = box.size_x * sine + box.size_y * cosine
@@ -282,33 +288,26 @@ def upright(box: BoundingBox2D) -> Box:
     return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
 
-def iou(box: Box | np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Intersection over union of one box with each of others (N, 4): (N,), 0..1."""
-    x0, y0, x1, y1 = np.transpose(others)
-    shared = (np.minimum(box[2], x1) - np.maximum(box[0], x0)).clip(0) * (
-        np.minimum(box[3], y1) - np.maximum(box[1], y0)).clip(0)
-    return shared / ((box[2] - box[0]) * (box[3] - box[1]) + (x1 - x0) * (y1 - y0) - shared)
-
-
 def _array(boxes: Iterable[Box]) -> np.ndarray:
-    """(N, 4)."""
+    """Return boxes as an array, (N, 4)."""
     return np.array([*boxes], float).reshape(-1, 4)
 
 
 def _to_units(box: Box, unit: Box) -> Box:
-    """``box`` where ``unit`` is (0, 0, 1, 1)."""
+    """Return ``box`` in coordinates in which ``unit`` is (0, 0, 1, 1)."""
     width, height = unit[2] - unit[0], unit[3] - unit[1]
-    return tuple((value - unit[axis]) / (height if axis else width)
-                 for value, axis in zip(box, (0, 1, 0, 1), strict=True))
+    return ((box[0] - unit[0]) / width, (box[1] - unit[1]) / height,
+            (box[2] - unit[0]) / width, (box[3] - unit[1]) / height)
 
 
 def _from_units(box: Box, unit: Box) -> Box:
+    """Return the inverse of ``_to_units``."""
     width, height = unit[2] - unit[0], unit[3] - unit[1]
-    return tuple(unit[axis] + value * (height if axis else width)
-                 for value, axis in zip(box, (0, 1, 0, 1), strict=True))
+    return (unit[0] + box[0] * width, unit[1] + box[1] * height,
+            unit[0] + box[2] * width, unit[1] + box[3] * height)
 
 
 def _pixels(box: Box) -> tuple[int, int, int, int]:
-    """All pixels that a box touches."""
+    """Return the pixel box of all pixels that a box touches."""
     x0, y0, x1, y1 = box
     return math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)

@@ -1,4 +1,4 @@
-"""The recent images of one camera, so that a prompt can be applied to the image it was drawn on."""
+"""Ring buffer of one camera's recent images, so that a prompt can be applied to the image it was drawn on."""
 from __future__ import annotations
 
 import bisect
@@ -11,17 +11,17 @@ from sensor_msgs.msg import CompressedImage, Image
 from sam2_ros.messages.conversions import to_nanoseconds
 from sam2_ros.messages.stamps import jumped_back
 
-MAX_IMAGES = 4096  # stamps may hardly advance, and images may be small: neither time nor bytes bound their number then
-NEAREST = 100_000_000  # ns between the stamp of a prompt and that of the image that stands in for one that was lost
+MAX_IMAGES = 4096  # a bound for small images whose stamps hardly advance
+NEAREST = 100_000_000  # ns; an image this near to the stamp of a prompt replaces one that was lost
 
 
 class NotStored(ValueError):
-    """The image of a stamp is not there; the text says what is, and the cure."""
+    """The image of a stamp is not stored. The text says which images are, and the cure."""
 
 
 @dataclass(frozen=True, eq=False)
 class StoredImage:
-    """An image that arrived, as it arrived."""
+    """An image as it arrived."""
 
     stamp: int  # ns
     message: Image | CompressedImage
@@ -29,7 +29,7 @@ class StoredImage:
 
 @dataclass(frozen=True, eq=False)
 class StoredDepth:
-    """A depth image that the depth mailbox has given up, for questions about past images."""
+    """A depth image that the depth mailbox has dropped, stored for queries about past images."""
 
     stamp: int  # ns
     size: int  # bytes
@@ -37,23 +37,29 @@ class StoredDepth:
 
 
 class ImageHistory:
-    """A ring of images, and of their depth, bounded in time, in bytes and in number. Any thread may use it.
+    """Recent images and their depth, bounded in time, bytes and number. Any thread may use it.
 
-    Bytes that images do not need are there for depth: where they do not suffice, the oldest depth goes first.
+    Depth takes the bytes that images do not need; where they do not suffice, the oldest depth is dropped first.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._images: deque[StoredImage] = deque()  # from old to new
-        self._depths: deque[StoredDepth] = deque()  # as they came
+        self._images: deque[StoredImage] = deque()  # oldest first
+        self._depths: deque[StoredDepth] = deque()  # in order of arrival
         self._max_bytes = 0
         self._bytes = 0
         self._why_empty = 'history_seconds, history_bytes'
 
     def put(self, message: Image | CompressedImage, seconds: float, max_bytes: int) -> None:
-        """Keep an image and drop what is more than ``seconds`` older than the newest, or too much.
+        """Store an image and drop those that exceed the limits.
 
-        Images without a stamp are not kept: no prompt can name them. A stamp that jumps back empties the ring.
+        An image without a stamp is not stored, because no prompt can name it. A stamp that jumps back empties the
+        buffer.
+
+        Args:
+            message: The image.
+            seconds: Greatest age of an image against the newest; 0 stores none.
+            max_bytes: Limit for images and depth together.
         """
         stamp = to_nanoseconds(message.header.stamp)
         with self._lock:
@@ -70,7 +76,7 @@ class ImageHistory:
             if stamp:
                 newest = not self._images or stamp > self._images[-1].stamp
                 place = len(self._images) if newest else bisect.bisect([past.stamp for past in self._images], stamp)
-                if place and self._images[place - 1].stamp == stamp:  # the newer of the two is meant
+                if place and self._images[place - 1].stamp == stamp:  # replace it by the newer one
                     place -= 1
                     self._bytes -= len(self._images[place].message.data)
                     del self._images[place]
@@ -82,19 +88,20 @@ class ImageHistory:
                 self._bytes -= len(self._images.popleft().message.data)
 
     def put_depth(self, stamp: int, size: int, depth: object) -> None:
-        """Keep depth of a stamp (ns) and a size in bytes while there are images of its time and bytes to spare."""
+        """Store depth while there are images of its time and bytes to spare; ``stamp`` in ns, ``size`` in bytes."""
         with self._lock:
             self._depths.append(StoredDepth(stamp, size, depth))
             self._bytes += size
             self._drop_depths()
 
     def depth_at(self, stamp: int) -> object | None:
-        """Return the depth nearest to a stamp, ns; None when there is none."""
+        """Return the depth nearest to a stamp (ns), or None."""
         with self._lock:
             nearest = min(self._depths, key=lambda past: abs(past.stamp - stamp), default=None)
             return None if nearest is None else nearest.depth
 
     def clear(self) -> None:
+        """Drop all images and depth."""
         with self._lock:
             self._clear()
 
@@ -110,11 +117,15 @@ class ImageHistory:
             self._bytes -= self._depths.popleft().size
 
     def at(self, stamp: int) -> StoredImage:
-        """The image of a stamp (ns), or the nearest when that one was lost on the way. NotStored when there is none."""
+        """Return the image of a stamp (ns), or the nearest if that image was lost.
+
+        Raises NotStored if no image is near.
+        """
         with self._lock:
             images = list(self._images)
         if not images:
-            raise NotStored(f'no image is kept ({self._why_empty}): send the prompt with stamp 0, for the newest image')
+            raise NotStored(f'no image is stored ({self._why_empty}): send the prompt with stamp 0, for the newest '
+                            f'image')
         nearest = min(images, key=lambda past: abs(past.stamp - stamp))
         if abs(nearest.stamp - stamp) <= NEAREST:
             return nearest
@@ -127,12 +138,12 @@ class ImageHistory:
                       f'the header of the image the prompt was drawn on')
 
     def between(self, after: int, until: int) -> list[StoredImage]:
-        """The images with ``after`` < stamp <= ``until``, ns, from old to new."""
+        """Return the images with ``after`` < stamp <= ``until`` (ns), oldest first."""
         with self._lock:
             return [past for past in self._images if after < past.stamp <= until]
 
     def extent(self) -> tuple[int, int, float]:
-        """Images, bytes and seconds that are kept."""
+        """Return how many images, bytes and seconds are stored."""
         with self._lock:
             seconds = (self._images[-1].stamp - self._images[0].stamp) / 1e9 if self._images else 0.0
             return len(self._images), self._bytes, seconds

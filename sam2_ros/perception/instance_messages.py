@@ -42,9 +42,9 @@ def instance_message(item: TrackedObject, header: Header) -> Instance:
     """Return one object of the image with this header as a message, its mask cropped to its box."""
     message = Instance(id=item.id, label=item.label, state=item.state, score=item.score, visibility=item.visibility,
                        roi=to_roi(item.box), last_seen=item.last_seen)
-    if item.box is not None:
-        x0, y0, x1, y1 = item.box
-        crop = item.mask[y0:y1, x0:x1].astype(np.uint8)
+    if item.region is not None:
+        (x0, y0, x1, y1), mask = item.region
+        crop = mask[y0:y1, x0:x1].astype(np.uint8)
         moments = cv2.moments(crop, binaryImage=True)
         message.area = int(moments['m00'])
         message.centroid_x = x0 + moments['m10'] / moments['m00']

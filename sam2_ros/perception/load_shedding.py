@@ -1,8 +1,8 @@
-"""Load shedding: do less while the results come too late, and everything again when there is time for it.
+"""Load shedding: do less while results are late, and everything again when there is time for it.
 
-A controller of steps. It goes down one step when the target has been missed for some seconds, and tries the step
-above again when the target has been held with a margin. A try that does not last lengthens the wait before the next
-one (exponential back-off, bounded), so that between two steps, one too slow and one with time to spare, it settles.
+The controller moves between levels. It goes up one level when the target has been missed for some seconds, and back
+down when the target has been held with a margin. If a lower level does not last, the wait before the next attempt
+doubles, up to a limit, so that the controller settles between a level that is too slow and one with time to spare.
 """
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from enum import IntEnum
 
 from sam2_core import Sam2Model
 
-WINDOW = 2.0  # seconds of results that are judged together,
-FEWEST = 3  # and at least so many, where images are slow
-MISSED_FOR = 3.0  # longer than WINDOW: what lasts less than the difference is an accident and changes nothing
-HELD_FOR = 5.0  # the first wait before the step above is tried again
-LONGEST_WAIT = 120.0
-PROVEN = 60.0  # a try that lasts so long has succeeded
-MARGIN = 0.8  # of the target: the step above will cost more
-SILENCE = 10.0  # after so long without a result, what was seen before says nothing
-PLAUSIBLE = 60.0  # what is older is no latency: another clock, a bag without use_sim_time
+WINDOW = 2.0  # seconds of results that are judged together
+FEWEST = 3  # results that are judged together where images are slow
+MISSED_FOR = 3.0  # seconds; longer than WINDOW, so that a single pause changes nothing
+HELD_FOR = 5.0  # seconds before a lower level is tried for the first time
+LONGEST_WAIT = 120.0  # seconds
+PROVEN = 60.0  # seconds that a level has to last to count as held
+MARGIN = 0.8  # of the target: the lower level will cost more
+SILENCE = 10.0  # seconds without a result after which earlier results no longer count
+PLAUSIBLE = 60.0  # seconds; an older image has another clock, or comes from a bag without use_sim_time
 
 
 class Level(IntEnum):
-    """What is left out; each level leaves out what those before it do, too."""
+    """Level of load shedding. Each level also does what the levels before it do."""
 
     NOTHING = 0
-    PICTURES = 1  # overlay, points, markers, background
-    MEMORY = 2  # half of the recent frames that objects remember
-    IMAGES = 3  # every second image
+    PICTURES = 1  # no overlay, points, markers and background
+    MEMORY = 2  # attend to half of the recent frames
+    IMAGES = 3  # skip every second image
 
     @property
     def description(self) -> str:
+        """What the level leaves out, for logs and diagnostics."""
         return _DESCRIPTIONS[self]
 
 
@@ -41,41 +42,46 @@ _DESCRIPTIONS = {Level.NOTHING: 'nothing left out', Level.PICTURES: 'no overlay,
 
 
 def half_of_recent_frames(model: Sam2Model) -> int:
-    """``StreamTracker.recent_frames`` from ``Level.MEMORY`` on."""
+    """Return the value of ``StreamTracker.recent_frames`` from ``Level.MEMORY`` on."""
     return (model.config.memory_frames - 1) // 2
 
 
 class LoadShedder:
-    """Chooses the level of one camera from the latencies of its results.
+    """Controller that chooses the level of one camera from the latencies of its results.
 
-    Deterministic: time comes in with each result. ``update`` is for one thread; the attributes may be read by any.
+    It is deterministic, as time is an argument. One thread calls ``update``; any thread may read the attributes.
 
-    ``level``: what to leave out now.
-    ``missed``: the target has not been held for some time, whatever the level, also while shedding is not allowed.
+    Attributes:
+        level: Level to apply now.
+        missed: The target has been missed for some time, whatever the level, also while shedding is not allowed.
     """
 
     def __init__(self) -> None:
         self.level = Level.NOTHING
         self.missed = False
+        self._missed_since: float | None = None
+        self._held_since: float | None = None
         self._target = 0.0
         self._forget_tries()
         self._observe_anew()
         self._last: float | None = None  # usable result
 
     def update(self, latency: float, now: float, target: float, allowed: bool) -> Level:
-        """The level after one more result.
+        """Return the level after one more result.
 
-        latency: seconds from the stamp of its image to its publication. What is not between 0 and a minute comes from
-        cameras that do not stamp or whose clock differs: ignored (``why_unusable`` says why).
-        now: seconds, of a clock that never goes back.
-        target: seconds; 0: none. allowed: False: the level stays NOTHING and only ``missed`` tells.
+        Args:
+            latency: Seconds from the stamp of the image to publication. A value that is not between 0 and a minute is
+                ignored: the camera does not stamp its images, or has another clock (see ``why_unusable``).
+            now: Seconds of a clock that never goes back.
+            target: Latency to hold, seconds; 0 disables load shedding.
+            allowed: Whether the level may change; otherwise only ``missed`` is updated.
         """
         usable = not why_unusable(latency)
         if self._last is not None and now - self._last > SILENCE:
             self._observe_anew()
-            if not usable:  # nothing is known any more that would justify leaving something out
+            if not usable:  # nothing justifies the level any more
                 self.level = Level.NOTHING
-        if target != self._target:  # what was learnt holds for the other one
+        if target != self._target:  # the waits were learnt for the other target
             self._target = target
             self._forget_tries()
             self._observe_anew()
@@ -90,7 +96,7 @@ class LoadShedder:
         return self.level
 
     def _judge(self, latency: float, now: float, target: float) -> None:
-        """Since when the target has been missed, and since when held with a margin."""
+        """Update since when the target has been missed, and since when it has been held with a margin."""
         self._results.append((now, latency))
         while len(self._results) > FEWEST and self._results[0][0] <= now - WINDOW:
             self._results.popleft()
@@ -100,7 +106,7 @@ class LoadShedder:
         self.missed = self._missed_since is not None and now - self._missed_since >= MISSED_FOR
 
     def _exceeds(self, limit: float) -> bool:
-        """Whether the 95th percentile does; one slow result alone never makes it."""
+        """Return whether the 95th percentile exceeds a limit. One slow result alone never does it."""
         slow = sum(latency > limit for _, latency in self._results)
         return slow > max(1, len(self._results) // 20)
 
@@ -116,7 +122,7 @@ class LoadShedder:
             self._observe_anew()
 
     def _note_try(self, now: float) -> None:
-        """This level turns out to be too slow: whether it was tried in vain, or did well until now."""
+        """Choose the wait before this level is tried again, which has turned out to be too slow."""
         tried = self._tried.pop(self.level, None)
         if tried is not None and now - tried < PROVEN:
             self._waits[self.level] = min(2 * self._waits[self.level], LONGEST_WAIT)
@@ -124,14 +130,13 @@ class LoadShedder:
             self._waits[self.level] = HELD_FOR
 
     def _forget_tries(self) -> None:
-        self._waits = dict.fromkeys(Level, HELD_FOR)  # before a level is tried again, seconds
-        self._tried: dict[Level, float] = {}  # when
+        self._waits: dict[int, float] = dict.fromkeys(Level, HELD_FOR)  # by level: seconds before it is tried again
+        self._tried: dict[int, float] = {}  # by level: time of the attempt
 
     def _observe_anew(self) -> None:
-        """Results from before a change say nothing about what comes after it."""
+        """Forget the results from before a change."""
         self._results: deque[tuple[float, float]] = deque()  # (now, latency) of the last WINDOW
-        self._missed_since: float | None = None
-        self._held_since: float | None = None
+        self._missed_since = self._held_since = None
         self.missed = False
 
 
@@ -142,7 +147,7 @@ def _since(since: float | None, now: float, true: bool) -> float | None:
 
 
 def why_unusable(latency: float) -> str:
-    """Why something is no latency, with the cure; empty when it is one. latency: seconds."""
+    """Return why a latency in seconds is implausible, with the cure; empty if it is plausible."""
     if latency == 0 or not math.isfinite(latency):
         return 'images carry no stamp: have the camera stamp them'
     if latency < 0:

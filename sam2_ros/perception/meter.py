@@ -1,4 +1,4 @@
-"""What one camera's stream has done in the last seconds: rates, latencies, objects, what went wrong."""
+"""Rates, latencies, objects and problems of one camera in the last seconds."""
 from __future__ import annotations
 
 import threading
@@ -11,20 +11,20 @@ import numpy as np
 from sam2_ros.msg import Instance
 from sam2_ros.perception.frame import TrackedObject
 
-WINDOW = 10.0  # seconds that rates and latencies are about
-MOST = 2048  # entries of each kind in it: 200 images per second
+WINDOW = 10.0  # seconds that rates and latencies cover
+MOST = 2048  # entries of each kind: enough for 200 images per second
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A meter's content at one moment. Times are seconds; rates are per second."""
+    """Figures of a meter at one moment. Times are in seconds, rates per second."""
 
     input_rate: float
     processed_rate: float
-    silence: float  # since the last image, or since the start when none has arrived
-    stalled: float  # that an image has waited for its result, or that it is in work
+    silence: float  # since the last image, or since the start if none has arrived
+    stalled: float  # that an image has been waiting or in work
     images: int  # received since the start
-    latencies: tuple[float, float, float] | None  # p50, p95, p99; None: nothing processed in the window
+    latencies: tuple[float, float, float] | None  # p50, p95, p99; None: no frame in the window
     dropped: int  # in the window
     dropped_in_all: int
     tracked: int
@@ -32,18 +32,18 @@ class Snapshot:
     lost: int
     memory_bytes: int
     catching_up: int
-    depth_matched: int  # results in the window with depth
-    depth_missing: int  # and without, though depth arrives or did before
-    depth_reason: str  # the last one; empty: none missing
-    depth_doubt: str  # why depth of the window may be wrong or have no place; empty: no reason to think so
-    skipped: str  # why an image of the window could not be used; empty: all could
-    failed: str  # why the model failed on an image of the window; empty: it did not
+    depth_matched: int  # frames in the window with depth
+    depth_missing: int  # frames in the window without depth, although depth arrives or did before
+    depth_reason: str  # why depth was missing last; empty if it was not
+    depth_doubt: str  # why depth may be wrong or incomplete; empty if there is no doubt
+    skipped: str  # why an image could not be used last; empty if all could
+    failed: str  # why the model failed last; empty if it did not
 
 
 class Meter:
-    """Counts for one camera. Any thread may call any method; ``now`` is ``time.monotonic()`` throughout.
+    """Counts of one camera, bounded to WINDOW and to MOST entries of a kind.
 
-    Bounded: entries older than WINDOW are dropped, and there are never more than MOST of a kind.
+    Any thread may call any method. ``now`` is always ``time.monotonic()``.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Meter:
         self.start(0.0)
 
     def start(self, now: float) -> None:
-        """Begin anew; call it when the node is activated. Silence of the camera counts from here."""
+        """Start over when the node is activated. The camera's silence counts from here."""
         with self._lock:
             self._started = now
             self._received: deque[float] = deque(maxlen=MOST)
@@ -60,13 +60,13 @@ class Meter:
             self._depth: deque[tuple[float, bool]] = deque(maxlen=MOST)  # (when, matched)
             self._images = self._dropped_in_all = 0
             self._last_received: float | None = None
-            self._waiting_since: float | None = None  # an image that nothing has been said about
+            self._waiting_since: float | None = None  # first image without a result
             self._states: tuple[int, ...] = ()
             self._memory_bytes = self._catching_up = 0
             self._depth_reason = self._depth_doubt = self._skipped = self._failed = (-WINDOW, '')
 
     def received(self, now: float) -> None:
-        """An image arrived; call it in its subscription's callback."""
+        """Count an image that has just arrived."""
         with self._lock:
             self._received.append(now)
             self._images += 1
@@ -76,10 +76,15 @@ class Meter:
 
     def processed(self, now: float, latency: float, objects: Iterable[TrackedObject], *, dropped: int = 0,
                   memory_bytes: int = 0, catching_up: int = 0) -> None:
-        """A result was published; call it right after its instances have been.
+        """Count a frame whose instances have just been published.
 
-        latency: seconds from the stamp of the image to now, 0 when it has none. objects, dropped: the frame's.
-        memory_bytes: the tracker's. catching_up: late prompts that are being carried to the newest image.
+        Args:
+            now: Seconds, time.monotonic().
+            latency: Seconds from the stamp of the image to now; 0 if it has none.
+            objects: Those of the frame.
+            dropped: Images dropped since the previous frame.
+            memory_bytes: Size of the tracker's memory.
+            catching_up: Number of objects of late prompts on their way to the live images.
         """
         with self._lock:
             self._processed.append((now, latency))
@@ -91,32 +96,32 @@ class Meter:
                 self._dropped_in_all += dropped
 
     def skipped(self, now: float, reason: str) -> None:
-        """An image could not be used: its encoding, its size. The frame after it counts it as dropped."""
+        """Note why an image could not be used. The next frame counts it as dropped."""
         with self._lock:
             self._waiting_since = None
             self._skipped = (now, reason)
 
     def failed(self, now: float, reason: str) -> None:
-        """The model failed on an image. The frame after it counts it as dropped."""
+        """Note why the model failed on an image. The next frame counts it as dropped."""
         with self._lock:
             self._waiting_since = None
             self._failed = (now, reason)
 
     def depth(self, now: float, missing: str = '') -> None:
-        """A result has depth, or should have: depth arrives or did before, but for this image it is ``missing``, and
-        why."""
+        """Count a frame with depth, or note why its depth is ``missing`` although depth arrives."""
         with self._lock:
             self._depth.append((now, not missing))
             if missing:
                 self._depth_reason = (now, missing)
 
     def depth_doubt(self, now: float, text: str) -> None:
-        """Note why the depth of a result may be wrong; empty: it seems right."""
+        """Note why the depth of a frame may be wrong; an empty text is ignored."""
         if text:
             with self._lock:
                 self._depth_doubt = (now, text)
 
     def snapshot(self, now: float) -> Snapshot:
+        """Return the figures of the last seconds."""
         with self._lock:
             self._forget(now - WINDOW)
             latencies = [latency for _, latency in self._processed]
@@ -151,13 +156,13 @@ class Meter:
                 entries.popleft()
 
     def _rate(self, count: int, now: float, oldest: float) -> float:
-        """Per second: of the window, or of what there is of it after the start or at a rate that fills the meter."""
+        """Return a rate per second over the window, or over the part of it that there are entries for."""
         seconds = min(WINDOW, now - self._started) if count < MOST else now - oldest
         return count / max(seconds, 1.0)
 
 
 def percentiles(values: list[float]) -> tuple[float, float, float]:
-    """The 50th, 95th and 99th percentile: the smallest value that at least so many of the values do not exceed."""
+    """Return the 50th, 95th and 99th percentile, each one of the values (``inverted_cdf``)."""
     p50, p95, p99 = np.percentile(values, [50, 95, 99], method='inverted_cdf')
     return float(p50), float(p95), float(p99)
 

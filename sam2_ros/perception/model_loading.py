@@ -1,4 +1,4 @@
-"""The model that the parameters name, ready for the first image."""
+"""Loading and warm-up of the model that the parameters name."""
 from __future__ import annotations
 
 import numpy as np
@@ -8,13 +8,13 @@ from sam2_core import CheckpointError, Prompt, Sam2Model, StreamTracker, load_mo
 from sam2_ros.perception.load_shedding import half_of_recent_frames
 from sam2_ros.runtime.parameters import Parameters
 
-# OSError: no such file, no connection; RuntimeError: the device, out of memory first of all
+# OSError: no such file, no connection; RuntimeError: the device, often out of memory
 LOAD_ERRORS = (CheckpointError, OSError, ValueError, RuntimeError)
-MOST_WARMED = 32  # objects whose batches are compiled before the first image; of more, when they come
+MOST_WARMED = 32  # largest batch of objects that is compiled before the first image
 
 
 def load(chosen: Parameters) -> Sam2Model:
-    """Load the model and have everything compiled, cached and allocated. One of LOAD_ERRORS when it cannot be had."""
+    """Load the model, compile it and fill its caches. Raises one of LOAD_ERRORS."""
     model = load_model(chosen.model or None, chosen.checkpoint or None, chosen.device or None,
                        getattr(torch, chosen.dtype), chosen.image_size or None, compile=chosen.compile,
                        memory_pooling=chosen.memory_pooling, int8_encoder=chosen.int8_encoder)
@@ -26,7 +26,7 @@ def load(chosen: Parameters) -> Sam2Model:
 
 
 def _warm_up(model: Sam2Model) -> None:
-    """Once prompted and once tracked."""
+    """Run one prompted and one tracked step."""
     size = model.image_size
     image = np.zeros((size, size, 3), np.uint8)
     tracker = StreamTracker(model)

@@ -1,4 +1,4 @@
-"""What is known about each object from image to image: whether it is in sight, since when, and what happened to it."""
+"""Track states of one camera's objects from image to image, and the events of their changes."""
 from __future__ import annotations
 
 import math
@@ -16,60 +16,61 @@ from sam2_ros.runtime.parameters import Parameters
 
 
 def unit(value: float) -> float:
-    """The value cut to 0..1, NaN as 0: the IoU head of some checkpoints is not bounded."""
+    """Return a value clamped to 0..1, and 0 for NaN. The IoU head of some checkpoints is not bounded."""
     return min(1.0, max(0.0, float(value)))
 
 
 def probability(logit: float) -> float:
-    """The sigmoid, without overflow; NaN as 0."""
+    """Return the sigmoid of a logit, without overflow, and 0 for NaN."""
     return unit(0.5 + 0.5 * math.tanh(logit / 2))
 
 
 class Platt(NamedTuple):
-    """A monotone correction of a probability: scale and offset of its logit (Platt, 1999)."""
+    """Monotone correction of a probability: scale and offset of its logit (Platt, 1999)."""
 
     scale: float
     offset: float
 
     def __call__(self, value: float) -> float:
+        """Return the corrected probability."""
         value = min(0.999, max(0.001, unit(value)))
         return probability(self.scale * math.log(value / (1 - value)) + self.offset)
 
 
-# what benchmarks/calibration.py --fit says of the packaged weights; the published ones have not been measured
+# fitted by benchmarks/calibration.py --fit to the packaged weights; the published weights have not been measured
 SCORE_CORRECTIONS = {'nano': Platt(0.69, -0.34)}
 
 
 def score_correction(parameters: Parameters) -> Platt | None:
-    """What makes of the predicted IoU of a tracked object the IoU to be expected; None: it is told as predicted."""
+    """Return the calibration from predicted to expected IoU, or None if the model is not calibrated."""
     return None if parameters.checkpoint else SCORE_CORRECTIONS.get(parameters.model)
 
 
 @dataclass(eq=False)
 class _Record:
     label: str
-    unseen_since: int  # ns; of the last image it was tracked in, or of its first prompt
+    unseen_since: int  # ns, stamp of the last image in which it was tracked, or of its first prompt
     last_seen: Time  # 0: never
-    state: int | None = None  # of Instance; None: not yet observed
-    images_found: int = 0  # in a row, while it is not yet called tracked again
+    state: int | None = None  # Instance.TRACKED, OCCLUDED or LOST; None: not yet observed
+    images_found: int = 0  # images in a row in which it was found, until it counts as tracked again
 
 
 class ObjectStates:
-    """The states of one camera's objects, by stamps of its images.
+    """Track states of one camera's objects. Time is counted by the stamps of the images.
 
-    An object that the model does not see, or sees without a pixel, is OCCLUDED in that very image, and LOST once it has
-    been out of sight for more than ``lost_after`` seconds; LOST lasts until it is TRACKED again. On the way back it has
-    to be found surely, in several images in a row, or by a prompt: a single doubtful mask is not passed on.
+    An object is OCCLUDED in an image in which the model does not see it, or finds no pixel of it. It is LOST after more
+    than ``lost_after`` seconds without being seen, until it is TRACKED again. To return to TRACKED, it has to be found
+    with a high visibility, in several images in a row, or by a prompt: a single doubtful mask is not published.
     """
 
     def __init__(self, correction: Platt | None = None) -> None:
-        """``correction``: of scores in images without a prompt for the object, see ``score_correction``."""
+        """``correction`` applies to scores in images without a prompt for the object (``score_correction``)."""
         self._correction = correction
         self._records: dict[int, _Record] = {}
         self._events: list[Event] = []
 
     def name(self, object_id: int, label: str, stamp: Time) -> None:
-        """An object is called so. A new one counts as out of sight since ``stamp``, until it is observed."""
+        """Set the label of an object. A new object counts as hidden since ``stamp`` until it is observed."""
         if object_id in self._records:
             self._records[object_id].label = label
         else:
@@ -77,9 +78,14 @@ class ObjectStates:
 
     def observe(self, object_id: int, found: ObjectResult, stamp: Time, parameters: Parameters,
                 prompted: bool) -> TrackedObject:
-        """What the model says of an object in the image of this stamp, as it is to be told.
+        """Return an object as it is to be published for the image of this stamp.
 
-        prompted: a prompt for the object was applied to this image, or to an earlier one that it has just come from.
+        Args:
+            object_id: The object.
+            found: Result of the model.
+            stamp: Stamp of the image.
+            parameters: Those of the node.
+            prompted: A prompt for the object was applied to this image, or the object has just joined.
         """
         record, visibility = self._record(object_id, stamp), probability(found.object_score)
         before = record.state
@@ -87,42 +93,44 @@ class ObjectStates:
             record.state, record.images_found = Instance.TRACKED, 0
             record.last_seen, record.unseen_since = stamp, to_nanoseconds(stamp)
             if before != Instance.TRACKED:
-                self._tell(object_id, InstanceEvent.ADDED if before is None else InstanceEvent.REAPPEARED)
-            corrected = self._correction is not None and not prompted
-            score = self._correction(found.iou) if corrected else unit(found.iou)
+                self._report(object_id, InstanceEvent.ADDED if before is None else InstanceEvent.REAPPEARED)
+            score = unit(found.iou) if self._correction is None or prompted else self._correction(found.iou)
             return TrackedObject(object_id, record.label, Instance.TRACKED, score, visibility, stamp, found.box,
                                  found.mask)
-        return self._out_of_sight(object_id, record, visibility, stamp, parameters)
+        return self._hidden(object_id, record, visibility, stamp, parameters)
 
     def miss(self, object_id: int, stamp: Time, parameters: Parameters) -> TrackedObject:
-        """Return an object that the model failed for in the image of this stamp: out of sight, and no nearer to being
-        found again."""
+        """Return an object as hidden, because the model failed for it in the image of this stamp."""
         record = self._record(object_id, stamp)
         record.images_found = 0
-        return self._out_of_sight(object_id, record, 0.0, stamp, parameters)
+        return self._hidden(object_id, record, 0.0, stamp, parameters)
 
-    def _out_of_sight(self, object_id: int, record: _Record, visibility: float, stamp: Time,
-                      parameters: Parameters) -> TrackedObject:
-        before = record.state
-        if before is None:
-            self._tell(object_id, InstanceEvent.ADDED)
-        if before in (None, Instance.TRACKED):
-            record.state = Instance.OCCLUDED
-            self._tell(object_id, InstanceEvent.OCCLUDED)
-        if record.state == Instance.OCCLUDED and _seconds_unseen(record, stamp) > parameters.lost_after:
-            record.state = Instance.LOST
-            self._tell(object_id, InstanceEvent.LOST)
-        return TrackedObject(object_id, record.label, record.state, 0.0, visibility, record.last_seen)
+    def _hidden(self, object_id: int, record: _Record, visibility: float, stamp: Time,
+                parameters: Parameters) -> TrackedObject:
+        state = record.state
+        if state is None:
+            self._report(object_id, InstanceEvent.ADDED)
+        if state is None or state == Instance.TRACKED:
+            state = Instance.OCCLUDED
+            self._report(object_id, InstanceEvent.OCCLUDED)
+        if state == Instance.OCCLUDED and _seconds_unseen(record, stamp) > parameters.lost_after:
+            state = Instance.LOST
+            self._report(object_id, InstanceEvent.LOST)
+        record.state = state
+        return TrackedObject(object_id, record.label, state, 0.0, visibility, record.last_seen)
 
     def label(self, object_id: int) -> str:
-        """Return the label of an object; empty when it has none."""
+        """Return the label of an object, empty if it has none."""
         record = self._records.get(object_id)
         return '' if record is None else record.label
 
     def expire(self, stamp: Time, forget_after: float, keep: Container[int] = ()) -> list[int]:
-        """Forget the objects that have been out of sight for more than so many seconds (0: none); their ids.
+        """Forget the objects that have been hidden for too long; return their ids.
 
-        keep: objects that are not forgotten, because a correction of them is under way.
+        Args:
+            stamp: Stamp of the current image.
+            forget_after: Seconds; 0 forgets none.
+            keep: Objects that are not forgotten, because a correction of them is under way.
         """
         if not forget_after:
             return []
@@ -134,22 +142,22 @@ class ObjectStates:
         return expired
 
     def remove(self, object_id: int) -> None:
-        """Forget an object, if it is known, because a user wants it."""
+        """Forget an object that a user has removed, if it is known."""
         if object_id in self._records:
             self._end(object_id, InstanceEvent.REMOVED)
 
     def clear(self) -> None:
-        """Forget all objects because a user wants it."""
+        """Forget all objects, as a user has asked."""
         for object_id in tuple(self._records):
             self.remove(object_id)
 
     def time_jumped(self, stamp: Time) -> None:
-        """Count the time out of sight of every object from this stamp on: the clock has jumped here."""
+        """Count the hidden time of every object from this stamp on, to which the clock has jumped."""
         for record in self._records.values():
             record.unseen_since = to_nanoseconds(stamp)
 
     def take_events(self) -> list[Event]:
-        """What has happened since the last call, in its order."""
+        """Return the events since the last call, oldest first."""
         events, self._events = self._events, []
         return events
 
@@ -170,11 +178,11 @@ class ObjectStates:
         return self._records[object_id]
 
     def _end(self, object_id: int, kind: int) -> None:
-        if self._records[object_id].state is not None:  # who has not been told of an object need not hear of its end
-            self._tell(object_id, kind)
+        if self._records[object_id].state is not None:  # no ADDED event was published: publish no end
+            self._report(object_id, kind)
         del self._records[object_id]
 
-    def _tell(self, object_id: int, kind: int) -> None:
+    def _report(self, object_id: int, kind: int) -> None:
         record = self._records[object_id]
         self._events.append(Event(object_id, record.label, kind, record.last_seen))
 

@@ -1,4 +1,4 @@
-"""Prompt messages: what they ask for, whether that is possible, and what the tracker is to be told."""
+"""Checks of prompt messages, and the plan of what the tracker does with them."""
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable
@@ -17,54 +17,57 @@ from sam2_ros.srv import SetPrompt
 
 MAX_ID = 65535
 MAX_LABEL = 1000  # characters: a label is in every message about its object
-MAX_POINTS = 1000  # of an object in one image: the decoder compares each with all others
+MAX_POINTS = 1000  # for one object in one image: the decoder compares each with all others
 NEEDS_IMAGE = (PromptMessage.SET, PromptMessage.REFINE)
 
 
 @dataclass(frozen=True, eq=False)
 class PromptRequest:
-    """A prompt on its way to the tracker."""
+    """A prompt that has arrived and has not been answered."""
 
     message: PromptMessage
     received: float  # seconds, time.monotonic()
-    reply: Callable[[SetPrompt.Response], None] | None = None  # who waits for the answer, besides ~/prompt_status
+    reply: Callable[[SetPrompt.Response], None] | None = None  # receives the answer, besides ~/prompt_status
 
 
 @dataclass(frozen=True, eq=False)
 class PromptAnswer:
-    """What became of a request."""
+    """Answer to a prompt request."""
 
     request: PromptRequest
     id: int
-    header: Header  # accepted: of the image it was applied to; refused: as in the prompt
-    reason: str = ''  # why it was refused; empty: accepted
+    header: Header  # of the image it was applied to; if refused, that of the prompt
+    reason: str = ''  # why it was refused; empty if accepted
     item: TrackedObject | None = None  # the object in that image
 
     @property
     def accepted(self) -> bool:
+        """Whether the prompt was applied."""
         return not self.reason
 
 
 @dataclass(eq=False)
 class Batch:
-    """Prompts that are to be applied to one image."""
+    """Prompts to apply to one image."""
 
     prompts: dict[int, list[Prompt]] = field(default_factory=dict)  # by object
-    labels: dict[int, str] = field(default_factory=dict)  # of the objects that get one
+    labels: dict[int, str] = field(default_factory=dict)  # new labels, by object
 
     def all(self) -> list[Prompt]:
+        """Return the prompts of all objects."""
         return [prompt for prompts in self.prompts.values() for prompt in prompts]
 
     def drop(self, object_id: int) -> None:
+        """Drop the prompts and the label of an object."""
         self.prompts.pop(object_id, None)
         self.labels.pop(object_id, None)
 
 
 class Ids:
-    """Ids for new objects of one camera: counted up, and given again only when all others have been used.
+    """Source of ids for new objects of one camera. An id is reused only after all others have been used.
 
-    So a planner that holds the id of an object that has ended never meets another object under it, but after 65,535
-    others. Ids that users choose count as used and do not move the counter.
+    A planner that holds the id of a removed object therefore meets no other object under it before 65,535 others have
+    been created. Ids that users choose count as used and do not move the counter.
     """
 
     def __init__(self) -> None:
@@ -72,7 +75,10 @@ class Ids:
         self._last = 0
 
     def next(self, known: Container[int]) -> int:
-        """Return the id for the next object, one that is not ``known``. It stays free until ``use`` is called."""
+        """Return the id for the next object, one that is not ``known``. It stays free until ``use`` is called.
+
+        Raises PromptError if all ids are in use.
+        """
         for used in (self._used, bytes(MAX_ID + 1)):
             for candidate in chain(range(self._last + 1, MAX_ID + 1), range(1, self._last + 1)):
                 if not used[candidate] and candidate not in known:
@@ -80,9 +86,15 @@ class Ids:
         raise PromptError(f'all {MAX_ID} ids are in use: remove objects first')
 
     def use(self, object_id: int, known: Iterable[int], chosen: bool) -> None:
-        """Mark an id as used; ``chosen``: by a user."""
+        """Mark an id as used.
+
+        Args:
+            object_id: The id.
+            known: Ids of all objects.
+            chosen: A user has chosen the id.
+        """
         if not chosen:
-            if self._used[object_id]:  # all have been used: a new round begins
+            if self._used[object_id]:  # all have been used: start over
                 self._used = bytearray(MAX_ID + 1)
                 for other in known:
                     self._used[other] = 1
@@ -91,23 +103,29 @@ class Ids:
 
 
 def refuse(request: PromptRequest, reason: str) -> PromptAnswer:
+    """Return the refusal of a request."""
     return PromptAnswer(request, request.message.id, request.message.header, reason)
 
 
 class Plan:
-    """What prompts that meet one image come to, each checked as if those before it had been applied already.
+    """Changes that prompts make to the objects at one image. Each is checked as if those before it had been applied.
 
-    The tracker is first to ``forget`` objects and then to take the prompts of ``now`` together with the image. A prompt
-    that is refused leaves the plan as it was.
+    The tracker first has to ``forget`` objects, then to step with the image and the prompts of ``now``. A prompt that
+    is refused leaves the plan as it was.
     """
 
     def __init__(self, tracked: Iterable[int], max_objects: int, late: Iterable[int] = (),
                  cancel: Callable[[int], None] = lambda object_id: None, ids: Ids | None = None,
                  image_size: int | None = None) -> None:
-        """``late``: objects on their way from past images, a correction or all of them; ``cancel`` stops one.
+        """Create an empty plan.
 
-        ids: of the camera, for new objects; None: from 1. image_size: of the model, which refuses masks that are too
-        thin for it.
+        Args:
+            tracked: Objects of the live tracker.
+            max_objects: Limit for the number of objects.
+            late: Objects of late prompts, new ones and corrections.
+            cancel: Stops a late prompt.
+            ids: Source of ids for new objects; None starts from 1.
+            image_size: That of the model, which cannot see masks that are too thin; None does not check it.
         """
         self._ids = ids or Ids()
         self._image_size = image_size
@@ -116,13 +134,20 @@ class Plan:
         self._cancel = cancel
         self._max_objects = max_objects
         self.now = Batch()
-        self.known = set(self._tracked | self._late)  # once the plan is carried out
+        self.known = set(self._tracked | self._late)  # after the plan has been carried out
         self.forget: set[int] = set()
 
     def add(self, message: PromptMessage, height: int, width: int, past: Batch | None = None) -> int:
-        """Take a prompt for an image of this size; the id of its object (0: of all). PromptError if it is refused.
+        """Add a prompt for an image of this size; return the id of its object, 0 for all objects.
 
-        past: where a prompt goes that was drawn on a past image.
+        Args:
+            message: The prompt.
+            height: Of the image, pixels.
+            width: Of the image, pixels.
+            past: Batch of the past image that a late prompt was drawn on.
+
+        Raises:
+            PromptError: The prompt is refused. The text names the value, the rule and the cure.
         """
         if message.action == PromptMessage.SET:
             return self._set(message, height, width, past)
@@ -139,14 +164,16 @@ class Plan:
                           f'{", ".join(f"{getattr(PromptMessage, name)} ({name})" for name in names)}')
 
     def tracks(self, object_id: int) -> bool:
-        """Whether the live tracker has the object and keeps it."""
+        """Return whether the live tracker has the object and keeps it."""
         return object_id in self._tracked and object_id not in self.forget
 
     def remove(self, object_id: int) -> None:
+        """Remove an object. Raises PromptError if it is not known."""
         self._check_known(object_id)
         self._drop(object_id)
 
     def clear(self) -> None:
+        """Remove all objects."""
         for object_id in tuple(self.known):
             self._drop(object_id)
 
@@ -157,7 +184,7 @@ class Plan:
                               f'remove one first')
         prompt = to_prompt(message, object_id).check(height, width, self._image_size)
         prompt.check_starts()
-        if object_id in self.known:  # what is to start on a past image takes the place of the live one when it arrives
+        if object_id in self.known:  # a late prompt replaces the live object only when it joins
             self._drop(object_id, forget=past is None)
         self.known.add(object_id)
         self._ids.use(object_id, self.known, chosen=bool(message.id))
@@ -197,9 +224,9 @@ class Plan:
 
 
 def to_prompt(message: PromptMessage, object_id: int) -> Prompt:
-    """Return what the message says, not yet checked against an image.
+    """Convert a message, without checking it against an image.
 
-    Raises PromptError for a mask that cannot be read, and for more points or a longer label than are allowed.
+    Raises PromptError if the mask cannot be read, or if there are too many points or the label is too long.
     """
     box, mask = message.box, None
     _check_count(len(message.points))
@@ -220,12 +247,12 @@ def to_prompt(message: PromptMessage, object_id: int) -> Prompt:
 
 
 def has_image(message: Image) -> bool:
-    """Return whether an image was given in an optional field, well-formed or not."""
+    """Return whether an optional field has an image, well-formed or not."""
     return bool(message.width or len(message.data))
 
 
 def check_frame(message: PromptMessage, image: Header) -> None:
-    """Raise PromptError for a prompt that was drawn on an image of another camera."""
+    """Check that a prompt was drawn on an image of this camera. Raises PromptError otherwise."""
     if not same_frame(message.header.frame_id, image.frame_id):
         raise PromptError(f"prompt in frame '{message.header.frame_id}': must be '{image.frame_id}', as the image; "
                           f'send it to the camera it was drawn on, or leave frame_id empty')

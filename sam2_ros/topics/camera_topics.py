@@ -41,7 +41,7 @@ class CameraTopics:
 
     def __init__(self, node: GuardedNode, name: str, model: Sam2Model, parameters: Parameters,
                  changed: threading.Condition, ids: Ids, points: PointPrompts) -> None:
-        """Create the publishers; ``listen`` creates the subscriptions.
+        """Create the publishers; ``subscribe`` creates the subscriptions.
 
         Args:
             node: The node.
@@ -81,7 +81,7 @@ class CameraTopics:
 
     # --- lifecycle
 
-    def listen(self) -> None:
+    def subscribe(self) -> None:
         """Subscribe. The worker has to run."""
         chosen = self.pipeline.parameters
         kind = CompressedImage if chosen.image_transport == 'compressed' else Image
@@ -103,7 +103,7 @@ class CameraTopics:
         self._node.get_logger().info(f'active: images from {self.pipeline.topic}, prompts from '
                                      f'{self._node.resolve_topic_name(prompts)}')
 
-    def stop_listening(self) -> None:
+    def unsubscribe(self) -> None:
         """Destroy the subscriptions."""
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)

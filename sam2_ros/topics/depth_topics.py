@@ -1,4 +1,4 @@
-"""The subscriptions to depth and camera_info: through message_filters where it is installed, as ROS 2 brings it."""
+"""Subscriptions to depth and camera_info, paired by message_filters where it is installed."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -16,18 +16,25 @@ from sam2_ros.messages.qos import LATCHED
 
 try:
     import message_filters
-except ImportError:  # the wheels do not have it
+except ImportError:  # not part of the wheels
     message_filters = None
 
 LOOK_EVERY = 0.5  # seconds
-UNPAIRED = 10  # messages of each topic that wait for the other of their stamp
+UNPAIRED = 10  # messages of each topic that wait for the other one of their stamp
 
 
 class DepthTopics:
-    """Listens to depth and camera_info between construction and ``destroy``."""
+    """Subscriptions to depth and camera_info between construction and ``destroy``."""
 
     def __init__(self, node: Node, mailbox: DepthMailbox, prefix: str = '', pairing: str = '') -> None:
-        """prefix: of the topics, empty or ``NAME/``; pairing: one of PAIRINGS, by default the first."""
+        """Subscribe.
+
+        Args:
+            node: The node.
+            mailbox: Receives the messages.
+            prefix: Prefix of the topics, empty or ``NAME/``.
+            pairing: One of PAIRINGS; empty takes the first.
+        """
         self._node = node
         info_topic = f'{prefix}camera_info'
         subscribe = PAIRINGS[pairing or next(iter(PAIRINGS))]
@@ -38,9 +45,9 @@ class DepthTopics:
             clock_type=ClockType.STEADY_TIME))
 
     def _look_for_latched(self) -> None:
-        """A driver that latches camera_info may have sent it once, before we came.
+        """Subscribe to latched camera_info if a driver offers it: it may have been sent once, before this node ran.
 
-        Asking every driver for it would not do: those that do not latch would warn of us in their logs.
+        A transient-local subscription to a driver that does not latch would make that driver log a warning.
         """
         if self._mailbox.info is not None:
             self._timer.cancel()
@@ -52,6 +59,7 @@ class DepthTopics:
                 CameraInfo, self._info_topic, self._mailbox.put_info, LATCHED))
 
     def destroy(self) -> None:
+        """Destroy the subscriptions."""
         self._node.destroy_timer(self._timer)
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
@@ -69,7 +77,7 @@ def _filtered(node: Node, mailbox: DepthMailbox, depth_topic: str, info_topic: s
 
 
 def _with_stamps_from_zero(source: message_filters.SimpleFilter) -> message_filters.SimpleFilter:
-    """Pass on no message with a negative stamp: TimeSynchronizer raises at it and keeps its lock."""
+    """Filter out messages with a negative stamp, at which TimeSynchronizer raises and keeps its lock."""
     passed = message_filters.SimpleFilter()
     source.registerCallback(lambda message: passed.signalMessage(message) if message.header.stamp.sec >= 0 else None)
     return passed
@@ -98,7 +106,7 @@ PAIRINGS = {**({'message_filters': _filtered} if message_filters else {}), 'by s
 
 
 class _Pairs:
-    """Hands on two messages of one stamp, whichever comes first."""
+    """Pairs depth and camera_info of one stamp, in whichever order they arrive."""
 
     def __init__(self, found: Callable[[Image, CameraInfo], None]) -> None:
         self._found = found

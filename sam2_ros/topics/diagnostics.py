@@ -1,4 +1,4 @@
-"""What the node says about itself on /diagnostics, once a second, whatever state it is in."""
+"""Status of the node on /diagnostics, once a second, in every lifecycle state."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -19,26 +19,26 @@ from sam2_ros.runtime.namesakes import Namesakes
 from sam2_ros.runtime.parameters import Parameters
 
 SILENT = 2.0  # seconds without an image
-STALLED = 10.0  # seconds in which images arrive and none is finished
+STALLED = 10.0  # seconds without a result while images arrive
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 CURES = {'unconfigured': 'ros2 lifecycle set {node} configure', 'inactive': 'ros2 lifecycle set {node} activate'}
 
 
 @dataclass(frozen=True)
 class WatchedCamera:
-    """A camera as the diagnostics see it."""
+    """The parts of a camera that diagnostics read."""
 
-    name: str  # empty: the only one
-    topic: str  # of its images, in full
+    name: str  # empty: the only camera
+    topic: str  # full name of the image topic
     meter: Meter
     shedder: LoadShedder
-    history: Callable[[], tuple[int, int, float]]  # images, bytes and seconds that are kept
-    failures: Failures | None = None  # of the steps of its work
+    history: Callable[[], tuple[int, int, float]]  # images, bytes and seconds that are stored
+    failures: Failures | None = None  # failed steps of its work
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """What is said about a model; the model itself is not held, so that cleanup frees it."""
+    """Description of a loaded model. It holds no reference to the model, so that cleanup frees it."""
 
     name: str
     device: str
@@ -47,14 +47,14 @@ class LoadedModel:
 
 
 class Diagnostics:
-    """Publishes /diagnostics from the executor's thread, by a clock that neither sim time nor a bag stops.
+    """Publisher of /diagnostics, on a steady clock that neither simulated time nor a bag can stop.
 
-    The node calls ``loaded`` or ``not_loaded`` at configure and ``freed`` at cleanup, and sets ``worker_alive`` at
-    activate and, to None, at deactivate. The rest it reads from the meters, which the node's other parts fill.
+    The node calls ``loaded`` or ``not_loaded`` on configure and ``freed`` on cleanup. It sets ``worker_alive`` on
+    activate, and to None on deactivate. All other figures come from the cameras' meters.
     """
 
     def __init__(self, node: LifecycleNode, failures: Failures | None = None) -> None:
-        """``failures``: of the node's callbacks."""
+        """``failures`` are those of the node's callbacks."""
         self._failures = failures
         self.worker_alive: Callable[[], bool] | None = None
         self._node = node
@@ -62,23 +62,23 @@ class Diagnostics:
         self._model: LoadedModel | None = None
         self._failure = ''
         self._cameras: list[WatchedCamera] = []
-        # not a lifecycle publisher: those are silent unless the node is active
+        # a lifecycle publisher would publish only while the node is active
         self._publisher = node.create_publisher(DiagnosticArray, '/diagnostics', QoSProfile(depth=10))
         node.create_timer(1.0, self._publish, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def loaded(self, model: Sam2Model, dtype: str, cameras: list[WatchedCamera]) -> None:
-        """A model is there for these cameras."""
+        """Report a loaded model and the cameras that use it."""
         self._model = LoadedModel(model.name, str(model.device), dtype, model.image_size)
         self._failure = ''
         self._cameras = cameras
 
     def not_loaded(self, reason: str) -> None:
-        """There is no model, for this reason."""
+        """Report why no model could be loaded."""
         self.freed()
         self._failure = reason
 
     def freed(self) -> None:
-        """There is no model, and nothing wrong with that."""
+        """Report that no model is loaded, without an error."""
         self._model, self._failure, self._cameras = None, '', []
 
     def _publish(self) -> None:
@@ -102,11 +102,17 @@ class Diagnostics:
 def model_status(node: str, state: str, model: LoadedModel | None, failure: str,
                  worker_alive: bool | None, *, failed: Sequence[str] = (), failed_count: int = 0,
                  namesakes: str = '') -> DiagnosticStatus:
-    """Return the status of the model, of the thread that runs it, and of the node's callbacks and name.
+    """Return the status of the model, of the worker thread, and of the node's callbacks and name.
 
-    failure: why no model could be loaded; empty: none was to be. worker_alive: None when there is to be no worker.
-    failed: callbacks that raised in the last seconds, and why; failed_count: how many have since the start.
-    namesakes: what is wrong with the node's name; empty: nothing.
+    Args:
+        node: Full name of the node.
+        state: Lifecycle state.
+        model: The loaded model, or None.
+        failure: Why no model could be loaded; empty if none was requested.
+        worker_alive: Whether the worker runs; None if it should not.
+        failed: Callbacks that failed in the last seconds, with the reason.
+        failed_count: Number of failed callbacks since the start.
+        namesakes: Problem with the node's name; empty if there is none.
     """
     values: dict[str, object] = {'state': state, 'failed callbacks': failed_count}
     if model is not None:
@@ -129,7 +135,7 @@ def model_status(node: str, state: str, model: LoadedModel | None, failure: str,
 
 
 def gpu_memory(device: str) -> dict[str, int]:
-    """Bytes that PyTorch has given to tensors and that it holds of the GPU; empty for a CPU."""
+    """Return the bytes of GPU memory that tensors use and that PyTorch holds; empty for a CPU."""
     if not device.startswith('cuda'):
         return {}
     return {'GPU memory allocated (bytes)': torch.cuda.memory_allocated(device),
@@ -138,8 +144,16 @@ def gpu_memory(device: str) -> dict[str, int]:
 
 def camera_status(node: str, hardware: str, state: str, camera: WatchedCamera,
                   parameters: Parameters, now: float) -> DiagnosticStatus:
-    """What there is to say about one camera at ``now`` of its meter: in the message the worst first, in the values
-    the figures."""
+    """Return the status of one camera: problems in the message, worst first, and figures in the values.
+
+    Args:
+        node: Full name of the node.
+        hardware: Device of the model.
+        state: Lifecycle state.
+        camera: The camera.
+        parameters: Those of the node.
+        now: Seconds, time.monotonic().
+    """
     seen = camera.meter.snapshot(now)
     problems = _problems(seen, camera, parameters, now) if state == 'active' else []
     level = max((level for level, _ in problems), default=OK)
@@ -153,7 +167,7 @@ def camera_status(node: str, hardware: str, state: str, camera: WatchedCamera,
 
 def _problems(seen: Snapshot, camera: WatchedCamera, parameters: Parameters,
               now: float) -> list[tuple[bytes, str]]:
-    """Level and text of each; ``DiagnosticStatus`` counts levels in bytes."""
+    """Return the level (``DiagnosticStatus`` has bytes) and the text of each problem."""
     shedder, found = camera.shedder, []
     if seen.failed:
         found.append((ERROR, f'the model fails on images: {seen.failed}'))

@@ -67,12 +67,12 @@ class NodeCamera:
     def activate(self) -> None:
         """Subscribe. The worker has to run."""
         self._active = True
-        self.topics.listen()
+        self.topics.subscribe()
 
-    def stop_listening(self) -> None:
+    def unsubscribe(self) -> None:
         """Unsubscribe."""
         if self._topics is not None:
-            self._topics.stop_listening()
+            self._topics.unsubscribe()
 
     def deactivate(self, reason: str, ended: bool = True) -> None:
         """Refuse everything that waits; if the worker has not ``ended``, only what it has not taken."""
@@ -99,7 +99,7 @@ class NodeCamera:
             response.success, response.message = answer.accepted, answer.reason
         else:  # there is no worker that the objects belong to
             if self._topics is not None:
-                self._topics.pipeline.reset()
+                self._topics.pipeline.objects.reset()
             response.success = True
         return response
 

@@ -1,4 +1,4 @@
-"""A processed frame as planners take it: label, class and confidence images, vision_msgs detections, object topics."""
+"""Views of a frame for planners: label, class and confidence images, vision_msgs detections, topics of each object."""
 from __future__ import annotations
 
 import json
@@ -26,16 +26,16 @@ from sam2_ros.topics.clouds import object_points_message
 
 @dataclass(frozen=True)
 class FrameTopic:
-    """A topic whose messages are built only while somebody subscribes to it."""
+    """Topic whose messages are built from a frame, and only while it has subscribers."""
 
-    topic: str  # within the camera's names: instances is ~/instances or ~/NAME/instances
+    topic: str  # relative to the camera: instances is ~/instances or ~/NAME/instances
     type: type
     qos: QoSProfile
-    build: Callable[[Frame, Parameters], object | None]  # None: nothing can be said about this frame
+    build: Callable[[Frame, Parameters], object | None]  # None: no message for this frame
 
 
 def planner_views(classes: ClassTable) -> list[FrameTopic]:
-    """The views of one camera; those of vision_msgs only where it is installed."""
+    """Return the views of one camera; those of vision_msgs only where it is installed."""
     views = [
         FrameTopic('label_image', Image, RELIABLE,
                    lambda frame, parameters: from_pixels(label_image(frame), 'mono16', frame.header)),
@@ -53,25 +53,27 @@ def planner_views(classes: ClassTable) -> list[FrameTopic]:
 
 
 class LabelLists:
-    """What the values of the class image mean, for whoever subscribes, however late; said again when it changes."""
+    """Latched topics with the label of each value in the class image, published when they change."""
 
     def __init__(self, node: Node, prefix: str) -> None:
         self._node = node
-        self._said: dict[int, str] = {}
+        self._published: dict[int, str] = {}
         self._json = node.create_publisher(String, f'{prefix}/labels', LATCHED)
         self._label_info = None
         if vision_msgs is not None:
             self._label_info = node.create_publisher(vision_msgs.LabelInfo, f'{prefix}/label_info', LATCHED)
 
     def publish(self, names: dict[int, str], header: Header) -> None:
-        if names == self._said:
+        """Publish the labels by value, if they have changed."""
+        if names == self._published:
             return
         self._json.publish(String(data=json.dumps(names, ensure_ascii=False)))
         if self._label_info is not None:
             self._label_info.publish(label_info(names, header))
-        self._said = names
+        self._published = names
 
     def destroy(self) -> None:
+        """Destroy the publishers."""
         for publisher in filter(None, (self._json, self._label_info)):
             self._node.destroy_publisher(publisher)
 
@@ -79,12 +81,13 @@ class LabelLists:
 # --- vision_msgs
 
 def label_info(names: dict[int, str], header: Header) -> vision_msgs.LabelInfo:
+    """Return the labels by value as a message."""
     return vision_msgs.LabelInfo(header=header, class_map=[
         vision_msgs.VisionClass(class_id=value, class_name=name) for value, name in names.items()])
 
 
 def detections_2d(frame: Frame) -> vision_msgs.Detection2DArray:
-    """The objects that are visible, with the boxes of their masks."""
+    """Return the visible objects with the boxes of their masks."""
     found = []
     for item in frame.objects:
         if item.box is not None:
@@ -97,7 +100,7 @@ def detections_2d(frame: Frame) -> vision_msgs.Detection2DArray:
 
 
 def detections_3d(frame: Frame) -> vision_msgs.Detection3DArray | None:
-    """The objects whose place is known, with their oriented boxes; None without depth: nothing is known then."""
+    """Return the objects that have an oriented box; None if the frame has no depth."""
     if frame.depth is None:
         return None
     found = []
@@ -118,20 +121,21 @@ def _hypothesis(item: TrackedObject) -> vision_msgs.ObjectHypothesisWithPose:
 # --- one object each
 
 class ObjectTopics:
-    """``objects/id_N/points`` and ``objects/id_N/mask`` of each known object, while it is known.
+    """Topics ``objects/id_N/points`` and ``objects/id_N/mask`` of each known object.
 
-    The mask is mono8, 0 or 255, of the size of the image and with its header. Both are published for images that the
-    object is visible in, so nothing empty is ever taken for it.
+    The mask is mono8, 0 or 255, with the size and the header of the image. Both are published only for images in which
+    the object is visible, so that they are never empty.
     """
 
     def __init__(self, node: Node, prefix: str, failures: Failures | None = None) -> None:
-        """failures: where objects are recorded whose publication fails."""
+        """``prefix`` is ``~`` or ``~/NAME``; ``failures`` records objects whose publication fails."""
         self._node = node
         self._prefix = prefix
         self._failures = failures or Failures(node.get_logger(), usable=node.context.ok)
         self._publishers: dict[int, tuple[Publisher, Publisher]] = {}
 
     def publish(self, frame: Frame, parameters: Parameters) -> None:
+        """Publish the objects of a frame; create topics for new objects and destroy those of forgotten ones."""
         run = self._failures.run
         for object_id in self._publishers.keys() - {item.id for item in frame.objects}:
             run('object topics', self._destroy, object_id, about=f'object {object_id}')
@@ -141,35 +145,36 @@ class ObjectTopics:
                 run('object topics', self._create_both, item.id, about=about)
             if item.mask is not None and item.id in self._publishers:
                 points, mask = self._publishers[item.id]
-                run('object mask', self._publish_mask, mask, frame, item, about=about)
+                run('object mask', self._publish_mask, mask, frame, item.mask, about=about)
                 run('object points', self._publish_points, points, frame, item, parameters, about=about)
 
     def destroy(self) -> None:
+        """Destroy all publishers."""
         for object_id in tuple(self._publishers):
             self._destroy(object_id)
 
     @staticmethod
-    def _publish_mask(publisher: Publisher, frame: Frame, item: TrackedObject) -> None:
+    def _publish_mask(publisher: Publisher, frame: Frame, mask: np.ndarray) -> None:
         if publisher.get_subscription_count():
-            publisher.publish(from_pixels(item.mask.astype(np.uint8) * 255, 'mono8', frame.header))
+            publisher.publish(from_pixels(mask.astype(np.uint8) * 255, 'mono8', frame.header))
 
     @staticmethod
     def _publish_points(publisher: Publisher, frame: Frame, item: TrackedObject, parameters: Parameters) -> None:
-        if frame.depth is not None and publisher.get_subscription_count():
+        if publisher.get_subscription_count():
             cloud = object_points_message(frame, item, parameters)
-            if cloud.width:
+            if cloud is not None and cloud.width:
                 publisher.publish(cloud)
 
     def _create_both(self, object_id: int) -> None:
         points = self._create(object_id, 'points', PointCloud2)
         try:
             self._publishers[object_id] = points, self._create(object_id, 'mask', Image)
-        except Exception:  # the next frame tries again: nothing may be left of this one
+        except Exception:  # the next frame tries again and must find nothing
             self._node.destroy_publisher(points)
             raise
 
     def _create(self, object_id: int, name: str, kind: type) -> Publisher:
-        # without handlers of events: the executor, in another thread, would have to know of them
+        # event handlers would have to be added to the executor, which runs in another thread
         return self._node.create_publisher(kind, f'{self._prefix}/objects/id_{object_id}/{name}', RELIABLE,
                                            event_callbacks=PublisherEventCallbacks(use_default_callbacks=False))
 

@@ -1,4 +1,4 @@
-"""A point in metres, as RViz's tool "Publish Point" gives it, as a prompt: a click on the pixel where it is seen."""
+"""Prompts from 3D points, such as those of RViz's tool "Publish Point": a click on the pixel that sees the point."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -16,21 +16,28 @@ from sam2_ros.depth.calibration import DepthError, calibrate, info_of_image
 from sam2_ros.messages.conversions import to_nanoseconds
 from sam2_ros.msg import ImagePoint, Prompt
 
-OUTSIDE = 2  # pixels beyond the edge from which a point is outside the image
-MAX_TRANSFORM_AGE = 0.1  # seconds between an image and the newest transform, where /tf does not cover the image
+OUTSIDE = 2  # pixels; a point farther beyond the edge is outside the image
+MAX_TRANSFORM_AGE = 0.1  # seconds; a newest transform this near to an image is used if /tf does not cover the image
 
 
 def point_prompt(point: np.ndarray, info: CameraInfo, image: Header, rectified: bool = False) -> Prompt:
-    """SET with one click, on the image with this header. ``point``: (x, y, z) in the camera's optical frame, metres.
+    """Return a SET prompt with one click on an image.
 
-    Raises PromptError when the camera does not see the point.
+    Args:
+        point: (x, y, z) in the camera's optical frame, metres.
+        info: Calibration of the camera.
+        image: Header of the image.
+        rectified: Whether the images are rectified.
+
+    Raises:
+        PromptError: The camera does not see the point.
     """
     x, y = project(point, info, rectified)
     return Prompt(header=image, action=Prompt.SET, points=[ImagePoint(x=x, y=y, label=ImagePoint.FOREGROUND)])
 
 
 def project(point: np.ndarray, info: CameraInfo, rectified: bool = False) -> tuple[float, float]:
-    """Return the pixel (x, y) that sees a point (3,) in the optical frame, metres. PromptError when none does."""
+    """Return the pixel (x, y) that sees a point (3,) in the optical frame, metres. Raises PromptError if none does."""
     where = f'point ({", ".join(f"{value:.3f}" for value in point)}) m in the frame of the camera'
     if not np.isfinite(point).all():
         raise PromptError(f'{where}: must be finite')
@@ -53,15 +60,15 @@ def project(point: np.ndarray, info: CameraInfo, rectified: bool = False) -> tup
 
 
 def transformed(point: np.ndarray, transform: Transform) -> np.ndarray:
-    """A point (3,) in the frame that the transform leads to."""
+    """Transform a point (3,) into the target frame."""
     rotation, offset = transform.rotation, transform.translation
     axis, w = np.array([rotation.x, rotation.y, rotation.z]), rotation.w
-    turned = point + 2 * np.cross(axis, np.cross(axis, point) + w * point)
-    return turned + (offset.x, offset.y, offset.z)
+    rotated = point + 2 * np.cross(axis, np.cross(axis, point) + w * point)
+    return rotated + (offset.x, offset.y, offset.z)
 
 
 class PointPrompts:
-    """Clicked points of one camera. Listens to /tf from the first point on that is not in the camera's own frame."""
+    """Converter of clicked points into prompts. It subscribes to /tf with the first point in another frame."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -69,12 +76,19 @@ class PointPrompts:
 
     def prompt(self, message: PointStamped, infos: Sequence[CameraInfo], image: Header, size: tuple[int, int],
                rectified: bool = False) -> Prompt:
-        """Return the click on the newest image. Raises PromptError, and nothing else.
+        """Return a click on the newest image.
 
-        infos: what is known of the camera, the newest first; image and size: header of the newest image, and its height
-        and width.
+        The point is transformed at the time of the newest image: RViz stamps the click, not the image it showed.
 
-        The point is taken as it is at the time of the newest image: RViz stamps the click, not what it was showing.
+        Args:
+            message: The point.
+            infos: Known calibrations of the camera, newest first.
+            image: Header of the newest image.
+            size: Height and width of the newest image.
+            rectified: Whether the images are rectified.
+
+        Raises:
+            PromptError: The point cannot be used. No other exception is raised.
         """
         if not infos:
             raise PromptError('no camera_info yet: a point in metres needs it to find its pixel; publish it beside '
@@ -95,7 +109,7 @@ class PointPrompts:
 
 
 class _Transforms:
-    """What tf2_ros, which may not be installed, knows about frames."""
+    """Buffer of transforms from tf2_ros, which may not be installed."""
 
     def __init__(self, node: Node, source: str, target: str) -> None:
         try:
@@ -108,9 +122,9 @@ class _Transforms:
         self._listener = tf2_ros.TransformListener(self._buffer, node)
 
     def look_up(self, source: str, target: str, stamp: TimeMessage) -> Transform:
-        """Return the transform of ``source`` to ``target`` at this time, or the newest when that is near."""
+        """Return the transform from ``source`` to ``target`` at this time, or the newest if it is near."""
         frames, moment = f"point in frame '{source}', image in '{target}'", to_nanoseconds(stamp)
-        if moment < 0:  # which neither rclpy nor tf2 can express
+        if moment < 0:  # neither rclpy nor tf2 can express it
             raise PromptError(f'{frames}: the image has the stamp {moment / 1e9:.3f} s, which must not be negative: '
                               f'check the clock of the camera driver')
         at = Time(nanoseconds=moment)
@@ -119,8 +133,8 @@ class _Transforms:
                 return self._buffer.lookup_transform(target, source, at).transform
             newest = self._buffer.lookup_transform(target, source, Time())
         except (self._errors, ValueError, TypeError) as error:
-            raise PromptError(f'{frames}: no transform ({error}); is /tf published? The first such point only begins '
-                              f'to listen to it: click again') from None
+            raise PromptError(f'{frames}: no transform ({error}); is /tf published? The first such point only '
+                              f'subscribes to it: click again') from None
         age = (moment - to_nanoseconds(newest.header.stamp)) / 1e9
         if abs(age) > MAX_TRANSFORM_AGE:
             raise PromptError(f'{frames}: the nearest transform is {abs(age):.2f} s {"before" if age > 0 else "after"} '

@@ -1,8 +1,10 @@
-"""What is said about one camera: the publishers, and the messages built from a processed frame."""
+"""Publishers of one camera."""
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from builtin_interfaces.msg import Time
-from rclpy.lifecycle import LifecycleNode
+from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image, PointCloud2
@@ -25,16 +27,16 @@ from sam2_ros.topics.planner_views import FrameTopic, LabelLists, ObjectTopics, 
 
 
 class CameraPublishers:
-    """The publishers of one camera. Everything but the instances is built only while somebody subscribes to it."""
+    """Publishers of frames, events and answers. Views are built only while they have subscribers."""
 
     def __init__(self, node: LifecycleNode, prefix: str, failures: Failures | None = None) -> None:
-        """prefix: of the topics, ``~`` or ``~/NAME``; failures: where publications that fail are recorded."""
+        """``prefix`` is ``~`` or ``~/NAME``; ``failures`` records publications that fail."""
         self._node = node
         self._failures = failures or Failures(node.get_logger(), usable=node.context.ok)
         self._classes = ClassTable()
         self._markers = Markers()
 
-        def publisher(kind: type, name: str, qos: QoSProfile):
+        def publisher(kind: type, name: str, qos: QoSProfile) -> LifecyclePublisher:
             return node.create_lifecycle_publisher(kind, f'{prefix}/{name}', qos)
         self._instances = publisher(InstanceArray, 'instances', QoSProfile(depth=10))
         self._events = publisher(InstanceEvent, 'events', QoSProfile(depth=100))
@@ -46,11 +48,18 @@ class CameraPublishers:
 
     def publish(self, frame: Frame | None, answers: list[PromptAnswer], parameters: Parameters,
                 pictures: bool = True) -> float:
-        """What planners need first: the instances, events, the answers to prompts, then the views.
+        """Publish a frame and answers: first instances, events and answers, which planners need, then the views.
 
-        What fails costs itself: the rest is published all the same.
-        pictures: False leaves out what is for people and what is largest (overlay, clouds, markers, background).
-        Returns the seconds from the stamp of the image to the publication of its instances; 0: no stamp, no frame.
+        A publication that fails does not prevent the others.
+
+        Args:
+            frame: The frame, or None.
+            answers: Answers to prompts.
+            parameters: Those of the node.
+            pictures: False skips the overlay, clouds, markers and background.
+
+        Returns:
+            Seconds from the stamp of the image to the publication of its instances; 0 without a stamp or a frame.
         """
         run, latency = self._failures.run, 0
         if frame is not None:
@@ -79,25 +88,26 @@ class CameraPublishers:
         self._labels.publish(self._classes.names, frame.header)
 
     def answer(self, answer: PromptAnswer) -> None:
-        """Tell everybody what became of a prompt, and whoever waits for it."""
+        """Publish an answer, and return it to the caller of the service."""
         run = self._failures.run
         run('prompt_status', self._publish_status, answer)
         if answer.request.reply is not None:
-            run('answer', self._reply, answer)
+            run('answer', self._reply, answer, answer.request.reply)
 
     def _publish_status(self, answer: PromptAnswer) -> None:
         self._prompt_status.publish(PromptStatus(header=answer.header, id=answer.id, accepted=answer.accepted,
                                                  reason=answer.reason))
 
-    def _reply(self, answer: PromptAnswer) -> None:
+    def _reply(self, answer: PromptAnswer, reply: Callable[[SetPrompt.Response], None]) -> None:
         response = SetPrompt.Response(accepted=answer.accepted, reason=answer.reason, id=answer.id,
                                       header=answer.header)
         if answer.accepted and answer.item is not None:
             response.instance = self._failures.run('instances', instance_message, answer.item, answer.header,
                                                    default=Instance(id=answer.id), about=f'object {answer.id}')
-        answer.request.reply(response)
+        reply(response)
 
     def destroy(self) -> None:
+        """Destroy all publishers."""
         for publisher in (self._instances, self._events, self._prompt_status,
                           *(publisher for _, publisher in self._views + self._pictures)):
             self._node.destroy_lifecycle_publisher(publisher)
@@ -114,7 +124,7 @@ class CameraPublishers:
             FrameTopic('background_points', PointCloud2, RELIABLE, background_points_message)]
 
     def _age(self, stamp: Time) -> int:
-        """Nanoseconds; 0 where a camera does not stamp its images: nothing can be said."""
+        """Return the age of a stamp in nanoseconds, 0 if the camera does not stamp its images."""
         return 0 if stamp == Time() else self._node.get_clock().now().nanoseconds - to_nanoseconds(stamp)
 
 

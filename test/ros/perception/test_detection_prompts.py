@@ -1,4 +1,4 @@
-"""A detector's boxes: which of them become prompts, and for which object."""
+"""A detector's boxes: which become prompts, and for which object."""
 import math
 import re
 from types import SimpleNamespace
@@ -8,15 +8,16 @@ import pytest
 from builtin_interfaces.msg import Time
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from std_msgs.msg import Header
 
 from sam2_core.masks import mask_box
+from sam2_core.metrics import box_iou
 from sam2_ros.messages.vision import vision_msgs
 from sam2_ros.msg import Instance, Prompt
-from sam2_ros.perception.detection_prompts import Detection, DetectionGate, Known, iou, propose, read, upright
+from sam2_ros.perception.detection_prompts import Detection, DetectionGate, Known, propose, read, upright
 from sam2_ros.perception.frame import Frame, TrackedObject
 from sam2_ros.perception.prompt_plan import PromptAnswer, PromptRequest, refuse
 from sam2_ros.runtime.parameters import Parameters
+from testing.camera_images import header
 
 HEIGHT, WIDTH = 480, 640
 PARAMETERS = Parameters()
@@ -24,12 +25,8 @@ boxes = st.tuples(st.integers(0, 599), st.integers(0, 439), st.integers(1, 40), 
     lambda box: (box[0], box[1], box[0] + box[2], box[1] + box[3]))
 
 
-def header(seconds: float) -> Header:
-    return Header(stamp=Time(sec=int(seconds), nanosec=round(seconds % 1 * 1e9)), frame_id='camera')
-
-
 def array(detections, seconds: float = 1.0):
-    """vision_msgs/Detection2DArray of (box, label, score); where it is not installed, something with its fields."""
+    """Return a Detection2DArray of (box, label, score), or a stand-in with its fields without vision_msgs."""
     real = vision_msgs or SimpleNamespace(**dict.fromkeys(
         ('BoundingBox2D', 'Pose2D', 'Point2D', 'Detection2D', 'Detection2DArray', 'ObjectHypothesis',
          'ObjectHypothesisWithPose'), SimpleNamespace))
@@ -51,7 +48,7 @@ def box_of(prompt: Prompt):
     return box.x_offset, box.y_offset, box.x_offset + box.width, box.y_offset + box.height
 
 
-# --- what is read from a message
+# --- reading a message
 
 def test_a_detection_is_read_as_it_is():
     (found,), refused = wanted([((10, 20, 30, 60), 'cup', 0.9)])
@@ -125,7 +122,7 @@ def test_iou_is_that_of_the_pixels(first, second):
     for grid, (x0, y0, x1, y1) in zip(grids, (first, second), strict=True):
         grid[y0:y1, x0:x1] = True
     expected = (grids[0] & grids[1]).sum() / (grids[0] | grids[1]).sum()
-    np.testing.assert_allclose(iou(first, np.array([second, first])), (expected, 1))
+    np.testing.assert_allclose(box_iou(first, np.array([second, first])), (expected, 1))
 
 
 # --- which object it is
@@ -178,7 +175,7 @@ def test_what_came_back_by_itself_since_is_left_alone():
 # --- over time
 
 class Camera:
-    """A pipeline that tracks perfectly what the gate asks for: the object's mask fills ``part`` of the prompt's box."""
+    """Camera that tracks each prompt of the gate perfectly: the mask fills ``part`` of the prompt's box."""
 
     def __init__(self, parameters=PARAMETERS, part=1.0):
         self.gate = DetectionGate()
@@ -194,7 +191,7 @@ class Camera:
         return self.gate.take(self.parameters, HEIGHT, WIDTH).prompts
 
     def apply(self, prompts):
-        """The ids, and what the gate hears of it."""
+        """Apply prompts and pass the answers to the gate; return the ids."""
         answers = []
         for prompt in prompts:
             object_id = prompt.id or max(self.objects, default=0) + 1
@@ -219,7 +216,7 @@ class Camera:
                       self.parameters)
 
     def follow(self, seconds, *detections):
-        """One image that a detector sees too, with no delay."""
+        """Show an image and its detections without a delay."""
         answers = self.apply(self.detect(seconds, *detections))
         self.show(seconds, answers)
 
@@ -228,7 +225,7 @@ class Camera:
        part=st.floats(0.05, 1.0))
 @settings(max_examples=60, deadline=None)
 def test_ids_never_change_while_the_boxes_stay(detections, part):
-    """However badly the masks fill the boxes that the detector sees."""
+    """Masks may fill the detector's boxes badly."""
     camera = Camera(part=part)
     camera.follow(1.0, *detections)
     first = dict(camera.objects)
@@ -259,7 +256,7 @@ def test_an_object_on_its_way_from_a_past_image_is_not_prompted_again():
     assert camera.take() == []  # answered, not yet in the live images
     camera.objects[1] = 'cup', (150, 100, 190, 140)
     camera.show(1.3)
-    assert camera.take() == []  # the detections of 1.1: where it was on its way
+    assert camera.take() == []  # the detections of 1.1, where the object was on its way
     assert camera.detect(1.3, ((150, 100, 190, 140), 'cup')) == []
 
 
@@ -282,7 +279,7 @@ def test_a_refused_prompt_does_not_hold_up_the_next():
 def test_an_object_that_never_turns_up_does_not_hold_up_the_others_for_ever():
     camera = Camera()
     camera.show(1.0, camera.apply(camera.detect(1.0, ((0, 100, 40, 140), 'cup'))), without=[1])
-    del camera.objects[1]  # removed by its user on its way
+    del camera.objects[1]  # removed by a user on its way
     for step in range(1, 100):
         camera.show(1 + step / 100)
     assert len(camera.detect(2.0, ((300, 100, 340, 140), 'dog'))) == 1
@@ -296,7 +293,7 @@ def test_no_more_is_started_than_there_is_room_for_and_the_surest_first():
     proposal = camera.gate.take(camera.parameters, HEIGHT, WIDTH)
     assert [prompt.label for prompt in proposal.prompts] == ['cup 3', 'cup 2']
     (reason,) = proposal.refused
-    assert '2 of 4 new things' in reason and '1 objects are known and max_objects is 3' in reason
+    assert '2 of 4 new objects skipped' in reason and '1 objects are known and max_objects is 3' in reason
 
 
 def test_an_unanswered_prompt_holds_up_the_next_no_longer_than_a_prompt_waits(monkeypatch):

@@ -1,18 +1,17 @@
-"""The ring of recent images: what it keeps, what it finds, and what it says when it does not."""
+"""Ring buffer of recent images: what it stores, what it finds, and the reasons if it finds nothing."""
 import pytest
-from builtin_interfaces.msg import Time
 from hypothesis import given
 from hypothesis import strategies as st
 from sensor_msgs.msg import Image
-from std_msgs.msg import Header
 
 from sam2_ros.perception.image_history import ImageHistory, NotStored
+from testing.camera_images import header
 
 SECOND = 10**9
 
 
 def image(stamp: int, size: int = 10) -> Image:
-    message = Image(header=Header(stamp=Time(sec=stamp // SECOND, nanosec=stamp % SECOND)))
+    message = Image(header=header(nanoseconds=stamp))
     message.data.frombytes(bytes(size))
     return message
 
@@ -96,7 +95,7 @@ def test_a_stamp_that_is_not_there_is_refused_with_what_is(stamp, words):
 
 
 def test_an_empty_history_says_so():
-    with pytest.raises(NotStored, match='no image is kept .* send the prompt with stamp 0'):
+    with pytest.raises(NotStored, match='no image is stored .* send the prompt with stamp 0'):
         ImageHistory().at(5)
 
 

@@ -185,6 +185,6 @@ def test_node_removes_what_a_killed_process_left(ros_domain, shared_folder):
     node = subprocess.run([sys.executable, '-c', NODE, shared_folder, '--ros-args', '-p', 'max_objects:=-1'],
                           capture_output=True, text=True)
     assert node.returncode == 1  # it ends at once because of its parameter
-    assert 'MiB of shared memory freed' in node.stdout + node.stderr
+    assert 'MiB of shared memory left behind by killed processes' in node.stdout + node.stderr
     assert not segment.exists()
     assert not lock.exists()
