@@ -7,7 +7,7 @@
 
 Writes metrics.json, report.html, overlay.mp4 and the bag results to DIR, or to DIR/NAME for each of several recordings.
 Topics that are not given are detected. In lock-step all figures but times are reproducible.
-docs/reference/evaluation.md describes them.
+docs/reference/evaluation.md describes the figures.
 
 Exit code: 0 if all recordings were evaluated, 1 if some failed, 2 if all failed or an option is wrong.
 """
@@ -89,8 +89,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     how.add_argument('--rate', type=float, default=1.0, help='speed relative to the recording (default: 1)')
     how.add_argument('--ray', nargs='?', const='', metavar='ADDRESS', help='distribute recordings over the cores or '
                      'GPUs of this machine, or of the Ray cluster at this address; lock-step only')
-    how.add_argument('--redo', action='store_true', help='of several recordings, evaluate those again that an earlier '
-                     'call with the same options has finished')
+    how.add_argument('--redo', action='store_true', help='evaluate recordings again that an earlier call with the same '
+                     'options has finished; a single recording is always evaluated')
     out = parser.add_argument_group('output')
     out.add_argument('--output', type=Path, required=True, metavar='DIR', help='folder for the results; created if '
                      'necessary')

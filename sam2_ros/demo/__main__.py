@@ -36,7 +36,7 @@ LOG_LINES = 15
 
 
 class DemoError(RuntimeError):
-    """The demo cannot continue; the text says why."""
+    """Failure after which the demo cannot continue; the text has the reason."""
 
 
 class DemoProcess(ChildProcess):
@@ -70,13 +70,13 @@ class DemoProcess(ChildProcess):
 
 
 class Graph:
-    """The four processes, in a ROS domain that nothing else uses."""
+    """Camera, node, prompter and recorder in a ROS domain that nothing else uses."""
 
     def __init__(self, options: argparse.Namespace, rate: float, domain: int) -> None:
         """Start the processes.
 
         Args:
-            options: Of the command line.
+            options: Options of the command line.
             rate: Images per second of the camera.
             domain: ROS_DOMAIN_ID of the processes.
         """
@@ -260,8 +260,8 @@ def make_table(figures: dict[str, Any], sent: int, source: str, output: Path) ->
     """Return the table of the figures.
 
     Args:
-        figures: Of ``DemoRecording.figures``.
-        sent: Images that the camera published.
+        figures: Result of ``DemoRecording.figures``.
+        sent: Number of images that the camera published.
         source: Name of the clip or scene.
         output: Folder of the results.
     """

@@ -66,7 +66,7 @@ class SourceImage:
 
 
 class SettingError(ValueError):
-    """A parameter, or the file it names, cannot be used; the text names the value and the cure."""
+    """Error in a parameter or in the file that it names; the text has the value and the cure."""
 
 
 class TabletopSource:
@@ -77,12 +77,12 @@ class TabletopSource:
         """Create the scene.
 
         Args:
-            seed: Of ``TabletopScene``.
-            width: Of the images, pixels.
-            height: Of the images, pixels.
+            seed: Seed of the ``TabletopScene``.
+            width: Width of the images, pixels.
+            height: Height of the images, pixels.
             rate: Images per second; 0 means 15.
-            distance: From the camera to the middle of the table, metres.
-            noise: Whether depth has the errors of a real camera.
+            distance: Distance from the camera to the middle of the table, metres.
+            noise: True adds the errors of a real camera to depth.
 
         Raises:
             ValueError: A size or the distance is out of range.
@@ -111,9 +111,9 @@ class VideoSource:
         """Open a video file.
 
         Args:
-            path: Of the file.
+            path: Video file.
             rate: Images per second; 0 means the rate of the file.
-            loop: Whether to start again at the end.
+            loop: True starts again at the end.
 
         Raises:
             SettingError: The file does not exist, or OpenCV cannot read it as a video.
@@ -148,7 +148,7 @@ class DemoCamera(Node):
         """Open the source that the parameters describe.
 
         Args:
-            **options: Of ``rclpy.node.Node``.
+            **options: Options of ``rclpy.node.Node``.
 
         Raises:
             SettingError: A parameter is out of range, or the clip cannot be read.

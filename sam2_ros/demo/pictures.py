@@ -32,11 +32,11 @@ def write_video(path: Path, frames: Sequence[RecordedFrame], start: int, rate: f
     """Write frames as a video in real time; the last processed frame stays on screen until the next one.
 
     Args:
-        path: Of the video file.
-        frames: At least one, in the order of their stamps.
+        path: Video file to write.
+        frames: Frames in the order of their stamps, at least one.
         start: Stamp at which the video begins, nanoseconds.
         rate: Frames per second of the camera; the video has at most VIDEO_RATE.
-        progress: Called with the number of pictures written and the total.
+        progress: Function that is called with the number of pictures written and the total.
 
     Raises:
         OSError: OpenCV has no codec for the video.

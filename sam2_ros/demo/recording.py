@@ -117,7 +117,7 @@ class DemoRecording:
 
     @property
     def tracked(self) -> bool:
-        """Whether any object was tracked in any frame."""
+        """True if any object was tracked in any frame."""
         return any(item.state == Instance.TRACKED for frame in self.frames for item in frame.instances.instances)
 
     def figures(self) -> dict[str, Any]:

@@ -31,9 +31,9 @@ def draw_overlay(image: np.ndarray, objects: Sequence[TrackedObject], opacity: f
     Objects that are not visible are listed in the lower left corner with their state.
 
     Args:
-        image: uint8 RGB (H, W, 3).
-        objects: Of the image.
-        opacity: Of the colours, 0 (outlines only) to 1.
+        image: Image, uint8 RGB (H, W, 3).
+        objects: Objects of the image.
+        opacity: Opacity of the colours, 0 (outlines only) to 1.
 
     Returns:
         The picture, uint8 RGB (H, W, 3).

@@ -23,16 +23,16 @@ class VideoFile:
         """Describe the video to write.
 
         Args:
-            path: Of the file; its suffix chooses the container.
+            path: Video file to write; its suffix selects the container.
             rate: Pictures per second.
-            codecs: Four-letter codes, in order of preference.
+            codecs: Four-letter codes of codecs, in order of preference.
         """
         self._path, self._rate, self._codecs = path, rate, codecs
         self._writer: cv2.VideoWriter | None = None
 
     @property
     def written(self) -> bool:
-        """Whether at least one picture was written."""
+        """True once a picture was written."""
         return self._writer is not None
 
     def write(self, rgb: np.ndarray) -> None:

@@ -44,9 +44,9 @@ def evaluate_many(jobs: Sequence[Job], work: Callable[[Job], Metrics], redo: boo
     """Do jobs one after another and yield their outcomes; a job that fails does not stop the others.
 
     Args:
-        jobs: To do.
-        work: Does one job.
-        redo: Whether to do finished jobs again.
+        jobs: Jobs to do.
+        work: Function that does one job.
+        redo: True repeats finished jobs.
     """
     for job in jobs:
         metrics = None if redo else finished(job)
@@ -72,9 +72,9 @@ def evaluate_with_ray(jobs: Sequence[Job], address: str | None = None, redo: boo
     All machines must find recordings and output at the same paths. If a worker dies, another one does its job.
 
     Args:
-        jobs: To do.
-        address: Of a running cluster; None starts one on this machine.
-        redo: Whether to do finished jobs again.
+        jobs: Jobs to do.
+        address: Address of a running cluster; None starts one on this machine.
+        redo: True repeats finished jobs.
 
     Raises:
         ImportError: Ray is not installed.

@@ -77,9 +77,9 @@ def do(job: Job, model: Sam2Model, progress: Progress = lambda what, done, total
     """Evaluate a recording and write its files.
 
     Args:
-        job: The recording and the options.
-        model: Warmed up.
-        progress: See ``Progress``.
+        job: Recording and options.
+        model: Model that is warmed up.
+        progress: Function that is called as ``Progress`` describes.
 
     Raises:
         RecordingError: The recording, its prompts or all of its images cannot be used.
@@ -181,7 +181,7 @@ def data_set(kind: str, folder: Path, split: str = '') -> DavisFolder | SavFolde
 
     Args:
         kind: DAVIS or SAV.
-        folder: Of the data set.
+        folder: Folder of the data set.
         split: Name of a list of clips; empty means all clips.
 
     Raises:

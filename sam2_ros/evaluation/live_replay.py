@@ -42,7 +42,7 @@ QUIET = 3.0  # seconds without a result after which the node is taken to be idle
 
 
 class NodeFailed(RuntimeError):
-    """The node ended or did not answer; the text has the end of its log."""
+    """Failure of the node: it ended or did not answer. The text has the end of its log."""
 
 
 def run_live(recording: Recording, model: Sam2Model, parameters: Parameters, *, rate: float = 1.0,
@@ -52,11 +52,11 @@ def run_live(recording: Recording, model: Sam2Model, parameters: Parameters, *, 
     The node runs in its own process, in a ROS domain that nothing else uses, and communicates with this machine only.
 
     Args:
-        recording: To play.
-        model: The one that the parameters name, for the versions of the run.
-        parameters: Of the node.
+        recording: Recording to play.
+        model: Model that the parameters name; the run states its version.
+        parameters: Parameters of the node.
         rate: Speed relative to the recording.
-        progress: Called with the index of each image that is published.
+        progress: Function that is called with the index of each image that is published.
 
     Raises:
         NodeFailed: The node ended or did not answer.

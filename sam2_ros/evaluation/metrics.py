@@ -32,7 +32,7 @@ class Accuracy:
 
     @property
     def named(self) -> dict[str, float]:
-        """The three figures by the names that files and tables give them."""
+        """J, F and J&F by the names that files and tables use."""
         return {'J': self.j, 'F': self.f, 'J&F': self.j_and_f}
 
 

@@ -44,8 +44,8 @@ def read_prompts(path: Path | str, recording: Recording) -> list[RecordedPrompt]
     refine, remove or clear.
 
     Args:
-        path: Of the YAML file.
-        recording: With the images of the prompts.
+        path: YAML file.
+        recording: Recording that has the images of the prompts.
 
     Raises:
         RecordingError: The file or an entry cannot be used; the text names the entry and the cure.
@@ -76,8 +76,8 @@ def first_truth_prompts(recording: Recording,
     If a first mask or its image cannot be used, the next mask of the object counts.
 
     Args:
-        recording: With the truth.
-        progress: Called with the number of images searched and the total.
+        recording: Recording with truth.
+        progress: Function that is called with the number of images searched and the total.
 
     Raises:
         RecordingError: The recording has no truth that can be used.

@@ -47,13 +47,13 @@ def run(recording: Recording, model: Sam2Model, parameters: Parameters, mode: Mo
     advances by the time the work takes on this machine: images are dropped and prompts are late as on a robot.
 
     Args:
-        recording: To process.
-        model: Warmed up. It is not changed.
-        parameters: Of the node.
+        recording: Recording to process.
+        model: Model that is warmed up. It is not changed.
+        parameters: Parameters of the node.
         mode: Lock-step or real-time.
-        rate: In real time, speed relative to the recording.
-        timer: Returns seconds; measures the work.
-        progress: Called with the index of each image that arrives.
+        rate: Speed relative to the recording, in real time only.
+        timer: Clock in seconds that measures the work.
+        progress: Function that is called with the index of each image that arrives.
 
     Raises:
         ValueError: ``mode`` is another one, or ``rate`` is not positive.

@@ -26,7 +26,7 @@ def action_name(action: int) -> str:
 
 
 class Mode(str, Enum):
-    """How images and prompts of a recording reach the node."""
+    """Ways in which images and prompts of a recording reach the node."""
 
     LOCK_STEP = 'lock-step'  # every image in order, each prompt with the image it was drawn on
     REAL_TIME = 'real-time'  # at their recorded times, on a simulated clock that advances by the time the work takes
@@ -58,7 +58,7 @@ class ObjectOutput:
 
     @property
     def visible(self) -> bool:
-        """Whether the node reported the object as visible."""
+        """True if the node reported the object as visible."""
         return self.state == Instance.TRACKED
 
     def crop(self) -> np.ndarray:

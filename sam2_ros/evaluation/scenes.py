@@ -81,9 +81,9 @@ def record_scene(name: str, path: Path,
     """Write a scene into a new bag.
 
     Args:
-        name: Of SCENES.
-        path: Of the bag.
-        frames: Iterates over the numbers of the images, for example to show progress.
+        name: Key of SCENES.
+        path: Folder of the bag.
+        frames: Function that iterates over the numbers of the images, for example to show progress.
 
     Raises:
         FileExistsError: ``path`` exists.

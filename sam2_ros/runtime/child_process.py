@@ -21,9 +21,9 @@ class ChildProcess:
             command: Program and arguments.
             environment: All environment variables of the process.
             log: File for its output; an existing file is overwritten.
-            piped: Whether standard output can be read at ``output`` instead of going to the log.
-            detached: Whether Ctrl-C in the terminal does not reach the process, and SIGINT has its default action even
-                where the shell ignores it, as for background jobs.
+            piped: True makes standard output readable at ``output`` instead of writing it to the log.
+            detached: True starts a session of its own, so that Ctrl-C in the terminal does not reach the process, and
+                restores the default action of SIGINT, which shells ignore in background jobs.
 
         Raises:
             OSError: The log cannot be written, or the program cannot be started.
@@ -47,7 +47,7 @@ class ChildProcess:
 
     @property
     def running(self) -> bool:
-        """Whether the process has not ended."""
+        """True until the process ends."""
         return self.exit_code is None
 
     @property

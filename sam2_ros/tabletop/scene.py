@@ -52,13 +52,14 @@ class TabletopScene:
         """Create the scene.
 
         Args:
-            seed: Of textures, colours, phases of all motions, and noise.
-            width: Of the image, pixels, at least 64.
-            height: Of the image, pixels, at least 64.
+            seed: Seed of textures, colours, motions and noise.
+            width: Width of the image in pixels, at least 64.
+            height: Height of the image in pixels, at least 64.
             fps: Frames per second of scene time; frame i shows second i / fps.
-            distance: From the camera to the point it looks at, metres, within 3 %. Below 0.4 the camera is among the
-                objects.
-            objects: Creates other objects than the five, by id, from a generator that depends on ``seed``.
+            distance: Distance from the camera to the point it looks at in metres, within 3 %. Below 0.4 the camera is
+                among the objects.
+            objects: Function that creates other objects than the five, by id, from a generator that depends on
+                ``seed``.
 
         Raises:
             ValueError: A side is below 64 pixels, or ``fps`` or ``distance`` is not positive.

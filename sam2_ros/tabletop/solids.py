@@ -71,7 +71,7 @@ class Frustum:
             origin: Camera centre, x, y, z in metres.
             rays: Directions (3, h, w), scaled to 1 along the optical axis, so that their lengths are depths.
             light: Unit vector towards the lamp.
-            pose: Of the object, for solids that move within their own frame.
+            pose: Pose of the object, for solids that move within their own frame.
 
         Returns:
             Depth along the optical axis in metres, inf for a miss; cosine of the angle between surface normal and

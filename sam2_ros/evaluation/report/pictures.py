@@ -42,9 +42,9 @@ def draw_output(image: np.ndarray, frame: FrameOutput | None, run: Run) -> np.nd
     """Draw the overlay as the node does, on a copy of an image of any size.
 
     Args:
-        image: uint8 RGB (H, W, 3).
+        image: Image, uint8 RGB (H, W, 3).
         frame: Output to draw, scaled to the image; None if there is none.
-        run: Of the output.
+        run: Run that the output belongs to.
     """
     height, width = image.shape[:2]
     objects = []
@@ -60,9 +60,9 @@ def draw_truth(image: np.ndarray, masks: dict[int, np.ndarray], white: bool = Fa
     """Draw the truth on a copy of an image.
 
     Args:
-        image: uint8 RGB (H, W, 3).
-        masks: By object id, bool (H, W); one of another size is ignored.
-        white: Whether to draw white outlines only, over an image that has the overlay's colours already.
+        image: Image, uint8 RGB (H, W, 3).
+        masks: Masks by object id, bool (H, W). One of another size is ignored.
+        white: True draws white outlines only, for an image that has the colours of the overlay already.
     """
     canvas = image.copy()
     width = max(1, round(canvas.shape[0] / 360))
@@ -88,10 +88,10 @@ def write_video(run: Run, recording: Recording, path: Path,
     images of another size are scaled to fit, with black bars.
 
     Args:
-        run: To draw.
-        recording: Of the run.
-        path: Of the video, an .mp4 file.
-        progress: Called with the index of each image.
+        run: Run to draw.
+        recording: Recording of the run.
+        path: Video file to write, .mp4.
+        progress: Function that is called with the index of each image.
 
     Returns:
         Whether a video was written: False if no image can be read.

@@ -31,12 +31,12 @@ def write_results(run: Run, recording: Recording, path: Path, images: bool = Fal
     its image and is recorded at the time it was available.
 
     Args:
-        run: To write.
-        recording: Of the run.
-        path: Of the new bag.
-        images: Whether to copy the images too, to /image or /image/compressed.
-        opacity: Of the overlay's colours, 0 to 1.
-        progress: Called with the number of images written and the total.
+        run: Run to write.
+        recording: Recording of the run.
+        path: Folder of the new bag.
+        images: True copies the images too, to /image or /image/compressed.
+        opacity: Opacity of the overlay's colours, 0 to 1.
+        progress: Function that is called with the number of images written and the total.
 
     Raises:
         FileExistsError: ``path`` exists.

@@ -44,12 +44,12 @@ def export(kind: str, run: Run, recording: Recording, folder: Path, min_score: f
     are left out first; then images in which the score of another object is too low are skipped.
 
     Args:
-        kind: Of WRITERS.
-        run: To export.
-        recording: Of the run.
-        folder: Created if necessary.
+        kind: Key of WRITERS.
+        run: Run to export.
+        recording: Recording of the run.
+        folder: Output folder, created if necessary.
         min_score: Minimum predicted IoU, 0 to 1.
-        progress: Called with the number of images written and the total.
+        progress: Function that is called with the number of images written and the total.
 
     Returns:
         The counts of images and masks.

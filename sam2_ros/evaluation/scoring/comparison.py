@@ -102,8 +102,8 @@ def compare(a: ScoredRun, b: ScoredRun, *, block: int = 0, draws: int = DRAWS, s
         a: The run before.
         b: The run after.
         block: Images per block; 0 means the square root of an object's number of images, rounded up.
-        draws: Of the bootstrap.
-        seed: Of the bootstrap.
+        draws: Number of bootstrap draws.
+        seed: Seed of the bootstrap.
 
     Raises:
         MetricsError: The runs have no object and image in common.

@@ -49,9 +49,9 @@ def judge(run: Run, recording: Recording, progress: Callable[[int], None] = lamb
     in all of them if it was never prompted. An output of an image of another size is scaled to the truth.
 
     Args:
-        run: To judge.
-        recording: Of the run, with the truth.
-        progress: Called with the index of each image.
+        run: Run to judge.
+        recording: Recording of the run.
+        progress: Function that is called with the index of each image.
     """
     views = (AT_STAMP,) if run.mode == Mode.LOCK_STEP else (AT_STAMP, WHEN_AVAILABLE, AS_SEEN)
     judged = Judged({view: defaultdict(list) for view in views}, asked_for(run, recording))

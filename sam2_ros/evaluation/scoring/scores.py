@@ -48,11 +48,11 @@ def score(run: Run, recording: Recording, protocol: Mapping[str, Any] | None = N
     * ``when_available`` and ``as_seen``, not in lock-step: see ``samples.WHEN_AVAILABLE`` and ``samples.AS_SEEN``.
 
     Args:
-        run: To score.
-        recording: Of the run, with the truth.
+        run: Run to score.
+        recording: Recording of the run.
         protocol: Further properties that two files must share to be compared.
-        sav: Whether to count frames as SA-V's tool does instead of DAVIS's (``sam2_core.metrics.counted_frames``).
-        progress: Called with the index of each image.
+        sav: True counts frames as SA-V's tool does instead of DAVIS's (``sam2_core.metrics.counted_frames``).
+        progress: Function that is called with the index of each image.
     """
     judged = judge(run, recording, progress)
     scored = {number: _ScoredObject(number, samples, run, recording, judged, sav)
