@@ -1,7 +1,6 @@
 """A clip of a data set as a recording, wherever its images and its annotation come from."""
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -44,7 +43,7 @@ class DatasetClip:
         self.name = name
         self.stamps = [START + round(i * 1e9 / rate) for i in range(len(images))]
         self.arrivals = self.stamps
-        self.prompts: Sequence[RecordedPrompt] = []
+        self.prompts: list[RecordedPrompt] = []
         self.labels: dict[int, str] = {}
         self.problems: list[str] = []
         self._images, self._annotation = images, annotation

@@ -26,11 +26,17 @@ class Recording(Protocol):
     """
 
     name: str
-    stamps: Sequence[int]  # ns, of the images, increasing
-    arrivals: Sequence[int]  # ns, when each was recorded; the stamps, where that is not known
-    prompts: Sequence[RecordedPrompt]
+    prompts: list[RecordedPrompt]
     labels: dict[int, str]  # names of the ids in the truth, as far as known
-    problems: Sequence[str]  # what was left out and why, each in words that name the topic or file
+    problems: list[str]  # what was left out and why, each in words that name the topic or file
+
+    @property
+    def stamps(self) -> Sequence[int]:
+        """Stamps of the images in nanoseconds, increasing."""
+
+    @property
+    def arrivals(self) -> Sequence[int]:
+        """Recording times of the images in nanoseconds; the stamps if these are not known."""
 
     def image(self, index: int) -> Image | CompressedImage:
         """The message, with its header."""
