@@ -22,10 +22,6 @@ for name in ('ROS_DISCOVERY_SERVER', 'ROS_LOCALHOST_ONLY', 'ROS_STATIC_PEERS', '
 settings.register_profile('any machine', deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile('any machine')
 
-# an example may take as long as a busy machine lets it
-settings.register_profile('any machine', deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile('any machine')
-
 
 def pytest_addoption(parser):
     parser.addoption('--fuzz', action='store_true', help='run the tests marked fuzz at their full length (make fuzz)')

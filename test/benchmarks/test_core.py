@@ -8,6 +8,8 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
+from benchmarks import approximations, speed
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / 'benchmarks'
 STAGES = ('encode_image', 'attend_memory', 'decode_masks', 'encode_memory', 'images in, masks out')
 # GFLOP at 512 pixels, one object, full memory: trunk, neck, high-resolution convolutions, memory attention, decoder,
@@ -27,7 +29,7 @@ def run(name, folder, *arguments):
 
 
 @pytest.mark.slow
-def test_speed_writes_times_stages_peak_and_memory_of_each_side(tmp_path):
+def test_speed_writes_times_stages_peak_and_memory_of_each_side(tmp_path, monkeypatch):
     arguments = ('speed.py', tmp_path, '--models', 'nano', '--image-sizes', '64', '--objects', '1', '--runs', '1',
                  '--devices', 'cpu', '--sides', 'transformers')
     result, texts = run(*arguments)
@@ -43,8 +45,10 @@ def test_speed_writes_times_stages_peak_and_memory_of_each_side(tmp_path):
     assert sum(stage['flop'] for stage in row['stages'].values()) == row['sides']['sam2_core']['flop']
     assert 'sam2_core' in texts and 'nano 64 px, 1 obj.' in texts
 
-    again, _ = run(*arguments, '--resume')
-    assert again['rows'] == result['rows']
+    name, _, *options = arguments
+    monkeypatch.setattr(sys, 'argv', [name, *options, '--json', str(tmp_path / 'figures.json'), '--resume'])
+    speed.main()  # in this process, which has loaded PyTorch already
+    assert json.loads((tmp_path / 'figures.json').read_text())['rows'] == result['rows']
 
 
 @pytest.mark.slow
@@ -97,7 +101,9 @@ def test_approximations_have_speed_and_quality_side_by_side(tmp_path):
     assert len({row['J&F'] for row in rows.values()}) == len(rows)  # each row is another computation
 
 
-def test_approximations_of_no_frames_are_refused_by_name():
-    done = subprocess.run([sys.executable, BENCHMARKS / 'approximations.py', '--frames', '0'], capture_output=True,
-                          text=True)
-    assert done.returncode == 2 and '--frames 0' in done.stderr and 'at least 1' in done.stderr
+def test_approximations_of_no_frames_are_refused_by_name(monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['approximations.py', '--frames', '0'])
+    with pytest.raises(SystemExit, match='2'):
+        approximations.main()
+    refusal = capsys.readouterr().err
+    assert '--frames 0' in refusal and 'at least 1' in refusal

@@ -5,6 +5,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from safetensors.torch import save_file
@@ -139,26 +140,34 @@ def blind(tmp_path_factory):
     return path
 
 
-@pytest.mark.slow
-def test_two_processes_find_what_one_finds(tmp_path, blind):
-    environment = {'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
+@pytest.fixture
+def command(monkeypatch):
+    """Return a function that runs the command line in this process, which has loaded PyTorch already."""
+    threads = cv2.getNumThreads()
 
     def run(*options):
-        path = tmp_path / f'{len(list(tmp_path.iterdir()))}.json'
-        done = subprocess.run([sys.executable, 'benchmarks/nano_quality.py', *options, '--no-corrections', '--json',
-                               str(path)], cwd=ROOT, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return path
+        monkeypatch.setattr(sys, 'argv', ['nano_quality.py', *map(str, options)])
+        nano_quality.main()
+    yield run
+    cv2.setNumThreads(threads)
 
-    both = run('--clips', '2', '--jobs', '2', '--weights', 'packaged', str(blind))
-    parts = [run('--clips', '1', '--from', str(number), '--threads', '1') for number in (0, 1)]
-    joined = run('--merge', *map(str, parts))
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(tmp_path, blind, command, capsys):
+    both, *parts, joined = (tmp_path / f'{name}.json' for name in ('both', 'first', 'second', 'joined'))
+    done = subprocess.run([sys.executable, 'benchmarks/nano_quality.py', '--clips', '2', '--jobs', '2', '--weights',
+                           'packaged', str(blind), '--no-corrections', '--json', str(both)], cwd=ROOT,
+                          env={'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for number, part in enumerate(parts):
+        command('--clips', 1, '--from', number, '--threads', 1, '--no-corrections', '--json', part)
+    command('--merge', *parts, '--no-corrections', '--json', joined)
     result = json.loads(both.read_text())
     content, alone = result['weights'], json.loads(joined.read_text())['weights']
     assert content['packaged'] == alone['packaged']
     assert content[str(blind)]['summary']['J'] < alone['packaged']['summary']['J']
     assert content[str(blind)]['summary']['hidden_called_absent'] == 1
     assert result['comparison']['J']['verdict'] == 'worse' and 'J&F is not better' in result['rule_violations']
-    twice = subprocess.run([sys.executable, 'benchmarks/nano_quality.py', '--merge', str(joined), str(parts[0])],
-                           cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert twice.returncode == 2 and 'clips [0] are in another part too' in twice.stderr
+    with pytest.raises(SystemExit, match='2'):
+        command('--merge', joined, parts[0])
+    assert 'clips [0] are in another part too' in capsys.readouterr().err

@@ -4,6 +4,7 @@ import http.server
 import json
 import os
 import pickle
+import socket
 import subprocess
 import sys
 import threading
@@ -231,10 +232,12 @@ def hub(tmp_path_factory, tiny_weights):
     server.server_close()
 
 
-def fetch(cache, address, sha256, size):
+def fetch(cache, address, sha256, size, before=''):
+    """Return what load_model says in a process of its own, which runs the code ``before`` first."""
     env = dict(os.environ, HF_HOME=str(cache), HF_ENDPOINT=address, HF_HUB_DISABLE_XET='1',
                HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_ETAG_TIMEOUT='5', NO_PROXY='127.0.0.1', no_proxy='127.0.0.1')
-    run = subprocess.run([sys.executable, '-c', FETCH, sha256, str(size)], env=env, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, '-c', before + FETCH, sha256, str(size)], env=env, capture_output=True,
+                         text=True)
     assert run.stdout, run.stderr
     return json.loads(run.stdout)
 
@@ -259,6 +262,10 @@ def test_fetched_file_with_another_hash_is_refused(tmp_path, hub):
 
 
 def test_no_connection_says_so_and_what_to_do(tmp_path):
-    answer = fetch(tmp_path, 'http://127.0.0.1:1', '0' * 64, 1)
+    with socket.socket() as deaf:
+        deaf.bind(('127.0.0.1', 0))  # without listening: whoever connects is refused
+        # the hub's client tries again and again, and waits longer each time
+        answer = fetch(tmp_path, f'http://127.0.0.1:{deaf.getsockname()[1]}', '0' * 64, 1,
+                       'import time; time.sleep = lambda seconds: None')
     assert answer['error'].startswith('ConnectionError: the weights of sam2.1_hiera_tiny')
     assert 'Give a local file as checkpoint' in answer['error']

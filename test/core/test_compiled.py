@@ -83,8 +83,9 @@ def test_objects_come_go_and_are_corrected_without_compiling_again():
     compiled = copy.deepcopy(plain)
     compiled.compiled = CompiledStages(compiled, 'eager')
     told = []
-    compiled.compiled.warm_up(3, recent_frames=(None, 3), show=told.append)
+    compiled.compiled.warm_up(3, show=told.append)
     assert told == ['image encoder', 'batches of 1', 'batches of 2', 'batches of 4']
+    compiled.compiled.warm_up(1, recent_frames=(3,))
     made = counters['stats']['unique_graphs']
     assert made
     trackers = [StreamTracker(plain), StreamTracker(compiled)]
@@ -102,6 +103,7 @@ def test_objects_come_go_and_are_corrected_without_compiling_again():
             if frame == 21:
                 tracker.remove(1)
             if frame == 22:
+                tracker.remove(3)
                 tracker.recent_frames = 3
     assert counters['stats']['unique_graphs'] == made
 
