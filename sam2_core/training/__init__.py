@@ -1,1 +1,1 @@
-"""Training: synthetic clips, prompts as a user gives them, the losses of SAM 2, and the loop."""
+"""Training: clips, prompts drawn from masks, the losses of SAM 2, and the run from clips to weights."""

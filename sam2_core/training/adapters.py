@@ -1,4 +1,4 @@
-"""LoRA adapters (arXiv 2106.09685) on layers of a model: the only weights that train, merged when they are written."""
+"""LoRA adapters (arXiv 2106.09685) on layers of a model. They alone are trained, and are merged when saved."""
 from __future__ import annotations
 
 import re
@@ -14,18 +14,19 @@ DEFAULT_RANK = 8
 
 
 def add_adapters(model: Sam2Model, rank: int, pattern: str | None, frozen: Iterable[str], seed: int) -> list[str]:
-    """Put adapters on a model and return the names of the layers that have one.
+    """Add adapters to a model and return the names of the layers that have one.
 
-    pattern: a regular expression that matches the whole name of each layer to adapt, linear or convolution. None: all
-    linear layers outside the ``frozen`` parts. ValueError for a pattern that matches none, and without peft.
+    pattern: regular expression that matches the whole name of each layer to adapt, linear or convolution; None adapts
+    all linear layers outside the ``frozen`` parts. Raises ValueError for a pattern that matches no layer, and if peft
+    is not installed.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise ValueError(f'lora {rank}: adapters are those of peft, which cannot be imported ({error}): '
+        raise ValueError(f'lora {rank}: adapters need peft, which cannot be imported ({error}): '
                          f'pip install peft') from None
     names = _layers(model, pattern, tuple(frozen))
-    torch.manual_seed(seed)  # all processes draw the same
+    torch.manual_seed(seed)  # all processes draw the same adapters
     targets = '|'.join(re.escape(name) for name in names)
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets), model)
     return names
@@ -50,12 +51,12 @@ def _layers(model: Sam2Model, pattern: str | None, frozen: tuple[str, ...]) -> l
 
 
 def base_weights(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the parameters that belong to no adapter."""
+    """Return the names of the parameters outside the adapters."""
     return tuple(name for name, _ in model.named_parameters() if '.lora_' not in name)
 
 
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return a model's state dict under its own names, adapters added to the weights. The model stays as it is."""
+    """Return a model's state dict under its own names, with adapters merged. The model itself does not change."""
     state = model.state_dict()
     adapted = {name: module for name, module in model.named_modules() if hasattr(module, 'get_delta_weight')}
     for name, module in adapted.items():

@@ -1,4 +1,4 @@
-"""Values on a command line, checked while they are read: argparse names the option, these the value and its bounds."""
+"""Types for argparse that check a value: argparse names the option, the error names the value and its bounds."""
 from __future__ import annotations
 
 import math
@@ -9,22 +9,22 @@ import torch
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    """A whole number of at least ``least`` and at most ``most``."""
+    """Return a type for whole numbers of at least ``least`` and at most ``most``."""
     bounds = f'a whole number of at least {least}' if most is None else f'a whole number from {least} to {most}'
 
     def read(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
-            value = None
-        if value is None or value < least or (most is not None and value > most):
+            raise ArgumentTypeError(f'{text}: must be {bounds}') from None
+        if value < least or (most is not None and value > most):
             raise ArgumentTypeError(f'{text}: must be {bounds}')
         return value
     return read
 
 
 def number(least: float = -math.inf, above: float = -math.inf, below: float = math.inf) -> Callable[[str], float]:
-    """A finite number within these bounds."""
+    """Return a type for finite numbers within these bounds."""
     bounds = ' and '.join(f'{words} {bound:g}' for words, bound in (
         ('at least', least), ('above', above), ('below', below)) if math.isfinite(bound))
 
@@ -40,7 +40,7 @@ def number(least: float = -math.inf, above: float = -math.inf, below: float = ma
 
 
 def rate(text: str) -> tuple[str | None, float]:
-    """``RATE`` or ``PART=RATE``: the part, None for all, and the learning rate."""
+    """Read ``RATE`` or ``PART=RATE``: return the part, None for all parts, and the learning rate."""
     part, _, value = text.rpartition('=')
     try:
         return part or None, number(least=0)(value)
@@ -49,12 +49,13 @@ def rate(text: str) -> tuple[str | None, float]:
 
 
 def device(text: str) -> str:
-    """A device that this machine has: cpu, cuda, cuda:1."""
-    there = ['cpu', *(f'cuda:{i}' for i in range(torch.cuda.device_count()))]
+    """Read the name of a device that this machine has: cpu, cuda or cuda:N."""
+    known = ['cpu', *(f'cuda:{i}' for i in range(torch.cuda.device_count()))]
+    refusal = ArgumentTypeError(f'{text}: this machine has {", ".join(known)}')
     try:
         wanted = torch.device(text)
     except RuntimeError:
-        wanted = None
-    if wanted is None or (wanted.type == 'cuda' and f'cuda:{wanted.index or 0}' not in there):
-        raise ArgumentTypeError(f'{text}: this machine has {", ".join(there)}')
+        raise refusal from None
+    if wanted.type == 'cuda' and f'cuda:{wanted.index or 0}' not in known:
+        raise refusal
     return text

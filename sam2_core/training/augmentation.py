@@ -1,6 +1,7 @@
-"""How a clip is looked at: where it is cropped, mirrored, turned, moved, and in what light.
+"""Views of a clip: crop, mirroring, rotation, motion and light.
 
-A view is one affine map per frame from the image to the model's square, and one map of colours, all drawn from a seed.
+A view consists of one affine map per frame, from the image to the model's square, and one map of colours. All are drawn
+from a seed.
 """
 from __future__ import annotations
 
@@ -12,21 +13,23 @@ import numpy as np
 from sam2_core.datasets.recordings import VISIBLE_PIXELS, Labelled
 from sam2_core.training.clips import MAX_OBJECTS, Clip
 
-_BORDER = (124, 116, 104)  # mean colour, where a moving crop leaves the image
+_BORDER = (124, 116, 104)  # mean colour, for a crop that leaves the image
 _LUMINANCE = np.array([0.299, 0.587, 0.114])
 
 
 @dataclass(frozen=True)
 class ClipView:
-    """Frames of a recording, in order, as the model is shown them."""
+    """Maps that turn the frames of a recording into the frames of a clip."""
 
     maps: np.ndarray  # float64 (T, 2, 3): pixel of the image -> pixel of the square
     colours: np.ndarray  # float64 (3, 4): RGB1 -> RGB
-    ranks: np.ndarray  # (K,): where there are too many objects, the lowest stay
+    ranks: np.ndarray  # (K,): of too many objects, those with the lowest ranks are kept
 
     def clip(self, labelled: Labelled, size: int) -> Clip:
-        """The clip of ``size`` x ``size`` pixels. Objects that are never visible are left out, those in the first
-        frame come first; ``MAX_OBJECTS`` of them at most."""
+        """Return the clip of ``size`` x ``size`` pixels.
+
+        It has at most ``MAX_OBJECTS`` objects: those of the first frame come first, and none that is never visible.
+        """
         frames = np.stack([self._light(_warp(image, matrix, size, _BORDER))
                            for image, matrix in zip(labelled.images, self.maps, strict=True)])
         objects = labelled.masks[0].shape[0]
@@ -43,15 +46,17 @@ class ClipView:
 
 
 def plain_view(labelled: Labelled, size: int) -> ClipView:
-    """The whole image, stretched to the square as the tracker does."""
+    """Return a view of the whole image, stretched to the square as by the tracker."""
     height, width = labelled.images[0].shape[:2]
     maps = np.repeat(_crop((0, 0, width, height), size)[None, :2], len(labelled.images), axis=0)
     return ClipView(maps, np.eye(3, 4), np.arange(len(labelled.masks[0])))
 
 
 def random_view(labelled: Labelled, size: int, rng: np.random.Generator, still: bool) -> ClipView:
-    """A crop around one of the first frame's objects, mirrored or not, in another light. ``still``: the frames are
-    one image, over which the view moves."""
+    """Return a random view: a crop around an object of the first frame, perhaps mirrored, in another light.
+
+    still: the frames are one image, over which the view moves.
+    """
     height, width = labelled.images[0].shape[:2]
     square = _crop(_window(labelled, rng), size)
     if rng.random() < 0.5:
@@ -68,7 +73,7 @@ def _crop(window: tuple[float, float, float, float], size: int) -> np.ndarray:
 
 
 def _window(labelled: Labelled, rng: np.random.Generator) -> tuple[float, float, float, float]:
-    """A part of the image, half to all of each side, that shows one object whole if it can: x0, y0, x1, y1."""
+    """Draw a part of the image, x0, y0, x1, y1: half to all of each side, with one whole object if it fits."""
     height, width = labelled.images[0].shape[:2]
     if rng.random() < 0.2:
         return 0, 0, width, height
@@ -86,7 +91,7 @@ def _window(labelled: Labelled, rng: np.random.Generator) -> tuple[float, float,
 
 
 def _motion(count: int, size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """A hand-held camera: steady drift, turn and zoom, and a little shake, as maps of the square."""
+    """Draw the motion of a hand-held camera as maps of the square: drift, rotation, zoom and a little shake."""
     turn, zoom = rng.normal(0, 0.10), rng.normal(0, 0.10)
     drift, centre = rng.normal(0, 0.10, 2) * size, size / 2
     maps = []
@@ -101,7 +106,7 @@ def _motion(count: int, size: int, rng: np.random.Generator) -> list[np.ndarray]
 
 
 def _colours(rng: np.random.Generator) -> np.ndarray:
-    """Brightness, contrast, saturation and white balance as one map of colours."""
+    """Draw brightness, contrast, saturation and white balance as one map of colours."""
     saturation = 0.0 if rng.random() < 0.05 else rng.uniform(0.6, 1.4)
     gain = rng.uniform(0.8, 1.25) * rng.uniform(0.92, 1.08, 3)
     mix = saturation * np.eye(3) + (1 - saturation) * _LUMINANCE
@@ -109,17 +114,19 @@ def _colours(rng: np.random.Generator) -> np.ndarray:
     return np.column_stack((gain[:, None] * mix * contrast, np.full(3, 128 * (1 - contrast) + rng.uniform(-16, 16))))
 
 
-def _warp(picture: np.ndarray, matrix: np.ndarray, size: int, border: tuple[int, int, int] | int) -> np.ndarray:
-    """``picture`` through ``matrix``, first shrunk by averaging where it would be sampled too thinly. Matrices count
-    pixel edges (0 is the left edge of the first pixel), OpenCV counts centres."""
-    height, width = picture.shape[:2]
-    fine = np.hypot(*matrix[:, :2])  # pixels of the square per pixel of the picture, along x and y
+def _warp(image: np.ndarray, matrix: np.ndarray, size: int, border: tuple[int, int, int] | int) -> np.ndarray:
+    """Warp an image, shrinking it by averaging first if it would be sampled too sparsely.
+
+    The matrix counts pixel edges (0 is the left edge of the first pixel), OpenCV counts centres.
+    """
+    height, width = image.shape[:2]
+    fine = np.hypot(*matrix[:, :2])  # pixels of the square per pixel of the image, along x and y
     small = max(1, round(width * min(1.0, fine[0]))), max(1, round(height * min(1.0, fine[1])))
     if small != (width, height):
-        picture = cv2.resize(picture, small, interpolation=cv2.INTER_AREA)
+        image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
     whole = np.vstack((matrix, (0, 0, 1))) @ np.diag((width / small[0], height / small[1], 1.0))
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1.0]])
     centres = np.linalg.inv(half) @ whole @ half
     if np.allclose(centres, np.eye(3), atol=1e-3) and small == (size, size):
-        return picture
-    return cv2.warpAffine(picture, centres[:2], (size, size), flags=cv2.INTER_LINEAR, borderValue=border)
+        return image
+    return cv2.warpAffine(image, centres[:2], (size, size), flags=cv2.INTER_LINEAR, borderValue=border)

@@ -1,4 +1,4 @@
-"""Curves of a training log as a picture."""
+"""Curves of a training log, drawn as an image."""
 from __future__ import annotations
 
 import json
@@ -12,22 +12,23 @@ _PANELS = (('loss', ('loss',)),
            ('training: IoU', ('image_box_j', 'image_click_j', 'image_refined_j', 'video_tracked_j')),
            ('validation: IoU', ('validation_image_box_j', 'validation_image_click_j', 'validation_image_refined_j',
                                 'validation_video_tracked_j')),
-           ('validation: visible / hidden said so', ('validation_video_present_right',
+           ('validation: visible, hidden recognised', ('validation_video_present_right',
                                                      'validation_video_absent_right')))
 _COLOURS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40))
 
 
-def draw(log: Path, picture: Path) -> None:
-    """Draw loss, IoU and presence over minutes from ``log.jsonl`` into a PNG."""
+def draw(log: Path, image_file: Path) -> None:
+    """Draw loss, IoU and presence over minutes from ``log.jsonl`` into a PNG file."""
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     panels = [_panel(title, names, lines) for title, names in _PANELS]
     image = np.concatenate([np.concatenate(panels[:2], axis=1), np.concatenate(panels[2:], axis=1)])
-    cv2.imwrite(str(picture), image[..., ::-1])
+    cv2.imwrite(str(image_file), image[..., ::-1])
 
 
 def _panel(title: str, names: tuple[str, ...], lines: list[dict]) -> np.ndarray:
     image = np.full((_HEIGHT, _WIDTH, 3), 255, np.uint8)
-    curves = {name: np.array([(line['minutes'], line[name]) for line in lines  # a string: it was not finite
+    # A value that was not finite is a string.
+    curves = {name: np.array([(line['minutes'], line[name]) for line in lines
                               if isinstance(line.get(name), (int, float))]) for name in names}
     curves = {name: values for name, values in curves.items() if len(values)}
     cv2.putText(image, title, (_MARGIN, 20), 0, 0.5, (0, 0, 0), 1, cv2.LINE_AA)

@@ -129,6 +129,7 @@ class Augmentation:
         self.flips = [axis for axis in (2, 3) if rng.random() < 0.5]
 
     def __call__(self, clips: PackedClips) -> PackedClips:
+        """Return the changed clips."""
         device = clips.frames.device
         order, channels = self.order.to(device), self.channels.to(device)
         frames, masks = clips.frames[:, order][..., channels], clips.masks[:, order]

@@ -1,8 +1,8 @@
-"""Where a model's training starts, when it starts from nothing.
+"""Initialisation of a new model.
 
-Plain initialisation stays at "all background" for thousands of steps. Two things shorten that: the mask decoder's
-attention begins local (queries and keys share one projection, so a prompt attends to its own place), and the memory's
-path begins as a near copy (what was remembered comes back where it was).
+With plain initialisation, the masks stay empty for thousands of steps. Two changes shorten that: the mask decoder's
+attention begins local (queries and keys share one projection, so a prompt attends to its own place), and the path of
+the memory begins as a near copy (remembered features are read back at their own place).
 """
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from torch import Tensor, nn
 from sam2_core.config import Sam2Config
 from sam2_core.model import Sam2Model
 from sam2_core.nn.attention import Attention
+from sam2_core.nn.memory_attention import MemoryAttentionLayer
 from sam2_core.nn.memory_encoder import ConvNextBlock
 
 _TIED_GAIN = 1.5
-_MASK_GAIN = 3.0  # of the mask's part in a memory, beside the image's
-_DAMPED = 0.3  # other branches of the memory attention
+_MASK_GAIN = 3.0  # of the mask in a memory frame, beside the image
+_DAMPED = 0.3  # gain of the other branches of the memory attention
 
 
 @torch.no_grad()
 def new_model(config: Sam2Config, name: str = 'custom') -> Sam2Model:
-    """A model to train from nothing; drawn from torch's generator."""
+    """Return a model to train from nothing, drawn from torch's generator."""
     model = Sam2Model(config, name)
     for key, parameter in model.named_parameters():
         if 'pos_embed' in key or key.startswith(('maskmem_tpos_enc', 'no_mem_embed', 'no_obj_')):
@@ -42,25 +43,34 @@ def new_model(config: Sam2Config, name: str = 'custom') -> Sam2Model:
 
 @torch.no_grad()
 def start_memory(model: Sam2Model, features_bchw: Tensor) -> None:
-    """Start the memory's path from a trained image encoder, given its stride-16 features of some images."""
+    """Initialise the path of the memory, given stride-16 features of some images from a trained image encoder."""
     channels = features_bchw.float().transpose(0, 1).flatten(1)
     mean, std = channels.mean(dim=1), channels.std(dim=1).clamp(min=1e-3)
     encoder, attention = model.memory_encoder, model.memory_attention
-    attention.norm.weight.copy_(std)
-    attention.norm.bias.copy_(mean)
-    encoder.pix_feat_proj.weight.copy_(torch.diag(1 / std)[..., None, None])
-    encoder.pix_feat_proj.bias.copy_(-mean / std)
-    encoder.mask_downsampler.encoder[-1].weight.mul_(_MASK_GAIN)
+    _set(attention.norm, std, mean)
+    _set(encoder.pix_feat_proj, torch.diag(1 / std)[..., None, None], -mean / std)
+    downsampled = encoder.mask_downsampler.encoder[-1]
+    assert isinstance(downsampled, nn.Conv2d)
+    downsampled.weight.mul_(_MASK_GAIN)
     out = encoder.out_proj.weight[..., 0, 0]  # (memory_dim, d_model)
     nn.init.orthogonal_(out)
-    encoder.out_proj.weight.copy_(out[..., None, None])
-    encoder.out_proj.bias.zero_()
+    _set(encoder.out_proj, out[..., None, None])
     eye = torch.eye(model.config.d_model, device=out.device)
     for layer in attention.layers:
+        assert isinstance(layer, MemoryAttentionLayer)
         cross = layer.cross_attn_image
         for projection, weight in ((cross.q_proj, 1.2 * eye), (cross.k_proj, out.T), (cross.v_proj, 1.5 * out.T),
                                    (cross.out_proj, eye)):
-            projection.weight.copy_(weight)
-            projection.bias.zero_()
+            _set(projection, weight)
         layer.self_attn.out_proj.weight.mul_(_DAMPED)
         layer.linear2.weight.mul_(_DAMPED)
+
+
+def _set(layer: nn.LayerNorm | nn.Conv2d | nn.Linear, weight: Tensor, bias: Tensor | None = None) -> None:
+    """Set the weight and the bias of a layer; None sets the bias to 0."""
+    layer.weight.copy_(weight)
+    assert layer.bias is not None
+    if bias is None:
+        layer.bias.zero_()
+    else:
+        layer.bias.copy_(bias)

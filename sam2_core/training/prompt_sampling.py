@@ -1,6 +1,6 @@
-"""Prompts as a user would give them, drawn from exact masks. Batched, on the device, free of host synchronisation.
+"""Prompts as a user would give them, drawn from exact masks in batches, without synchronising with the device.
 
-Points are pixels of the model's square image. SAM 2 paper, appendix D.2 ("interactive" sampling).
+Points are pixels of the model's square image (SAM 2 paper, appendix D.2, "interactive" sampling).
 """
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from torch import Tensor
 
 from sam2_core.nn.prompt_encoder import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT
 
-BOX_NOISE = 0.08  # of the box's sides, for half of the boxes
+BOX_NOISE = 0.08  # standard deviation of half of the boxes, as a share of their sides
 
 
 def _pixel(score_bhw: Tensor) -> Tensor:
-    """Where the score is highest: int64 (B, 2), x and y."""
+    """Return the pixel with the highest score, x and y, as int64 (B, 2)."""
     best = score_bhw.flatten(1).argmax(dim=1)
     width = score_bhw.shape[-1]
     return torch.stack((best % width, best // width), dim=1)
 
 
 def points_in(masks_bhw: Tensor) -> Tensor:
-    """One point in each mask, float32 (B, 2): for half of them anywhere, else well inside. (0, 0) in an empty one."""
+    """Return one point in each mask, float32 (B, 2): anywhere for half of the masks, else well inside.
+
+    An empty mask gets the point (0, 0).
+    """
     masks = masks_bhw.float()
     anywhere = _pixel(torch.rand_like(masks) * masks)
     cells = F.avg_pool2d(masks[:, None], 4)
@@ -33,27 +36,30 @@ def points_in(masks_bhw: Tensor) -> Tensor:
 
 
 def labels_at(masks_bhw: Tensor, points_b2: Tensor) -> Tensor:
-    """Is each point on its mask: int64 (B,), 1 or 0."""
+    """Return 1 for each point on its mask, else 0, as int64 (B,)."""
     x, y = points_b2.long().unbind(dim=1)
     rows = torch.arange(len(masks_bhw), device=masks_bhw.device)
     return masks_bhw[rows, y, x].long()
 
 
 def clicks(masks_bhw: Tensor) -> tuple[Tensor, Tensor]:
-    """One click on each object: points (B, 1, 2), labels (B, 1)."""
+    """Return one point on each object: points (B, 1, 2), labels (B, 1)."""
     points = points_in(masks_bhw)
     return points[:, None], labels_at(masks_bhw, points)[:, None]
 
 
 def corrections(predicted_bhw: Tensor, masks_bhw: Tensor) -> tuple[Tensor, Tensor]:
-    """One click where the prediction (bool) is wrong, else on the object: points (B, 1, 2), labels (B, 1)."""
+    """Return one point where the prediction (bool) is wrong, or on the object if it is right.
+
+    Points have the shape (B, 1, 2), labels (B, 1).
+    """
     wrong = predicted_bhw ^ masks_bhw
     points = points_in(torch.where(wrong.flatten(1).any(dim=1)[:, None, None], wrong, masks_bhw))
     return points[:, None], labels_at(masks_bhw, points)[:, None]
 
 
 def boxes(masks_bhw: Tensor) -> tuple[Tensor, Tensor]:
-    """A box drawn around each object, half of them carelessly: points (B, 2, 2), labels (B, 2)."""
+    """Return a box around each object, half of them inexact: points (B, 2, 2), labels (B, 2)."""
     size = masks_bhw.shape[-1]
     sides = []
     for axis in (1, 2):  # columns, then rows

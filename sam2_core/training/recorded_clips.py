@@ -1,4 +1,4 @@
-"""Clips cut from recordings: the data of a fine-tuning run, and of its validation."""
+"""Clips cut from recordings, for a fine-tuning run and its validation."""
 from __future__ import annotations
 
 import hashlib
@@ -11,18 +11,19 @@ from sam2_core.datasets.recordings import BrokenSample, Labelled, LabelledRecord
 from sam2_core.training.augmentation import plain_view, random_view
 from sam2_core.training.clips import Clip, NoUsableData
 
-_WINDOWS = 6  # tries to find a part of a recording in which something can be seen
-_PACES = (1, 1, 2, 3)  # every frame, every second, ...
+_WINDOWS = 6  # attempts to find a part of a recording that shows an object
+_PACES = (1, 1, 2, 3)  # 2: every second frame
 
 
 class RecordedClips:
-    """Numbered chunks of clips (see ``data.ClipSource``). Each epoch goes through all recordings in a new order.
+    """Numbered chunks of clips (see ``data.ClipSource``). Each epoch takes all recordings in a new order.
 
-    Broken recordings are noted in ``skipped`` and the next one takes their place; NoUsableData when none can be read.
+    Broken recordings are listed in ``skipped``, and the next one takes their place.
     """
 
     def __init__(self, recordings: Sequence[LabelledRecording], frames: int, size: int, skipped: SkippedFiles,
                  seed: int = 0, chunk: int = 1, augment: bool = True) -> None:
+        """Raise ValueError if there are no recordings. frames: per clip; size: side of the clips in pixels."""
         if not recordings:
             raise ValueError('no recordings to cut clips from')
         self.recordings, self.frames, self.size, self.skipped = recordings, frames, size, skipped
@@ -33,16 +34,18 @@ class RecordedClips:
         return [self.clip(number * self.chunk + i) for i in range(self.chunk)]
 
     def clip(self, number: int) -> Clip:
-        """Clip ``number`` of the run: always the same one."""
+        """Return clip ``number`` of the run, always the same one. Raises NoUsableData if no recording can be read."""
         epoch, place = divmod(number, len(self.recordings))
         order = self._order(epoch)
         for attempt in range(len(order)):
             which = int(order[(place + attempt) % len(order)])
             try:
                 return self._cut(self.recordings[which], np.random.default_rng((self.seed, number, attempt)))
-            except BrokenSample as error:  # tried again next time: other frames of it may do, and a choice that
-                self.skipped.add(error)    # depended on what this process has seen would not be the same in another
-        raise NoUsableData(f'none of the {len(order)} recordings can be used; {self.skipped.path} says why')
+            except BrokenSample as error:
+                # The recording is tried again in the next epoch: other frames of it may be whole, and a choice that
+                # depended on what this process has met would differ in another process.
+                self.skipped.add(error)
+        raise NoUsableData(f'none of the {len(order)} recordings can be used; see {self.skipped.path}')
 
     def _order(self, epoch: int) -> np.ndarray:
         if self._epoch is None or self._epoch[0] != epoch:
@@ -50,13 +53,13 @@ class RecordedClips:
         return self._epoch[1]
 
     def _cut(self, recording: LabelledRecording, rng: np.random.Generator) -> Clip:
-        """A clip whose first frame shows an object."""
+        """Return a clip whose first frame shows an object. Raises BrokenSample if none is found."""
         for _ in range(_WINDOWS):
             frames = self._frames(len(recording), rng)
             stored = sorted(set(frames))
             read = recording.read(stored)
             place = {frame: i for i, frame in enumerate(stored)}
-            for order in (frames, frames[::-1]):  # only the last frame may show one
+            for order in (frames, frames[::-1]):  # perhaps only the last frame shows an object
                 labelled = Labelled([read.images[place[i]] for i in order], [read.masks[place[i]] for i in order])
                 if not labelled.masks[0].any():
                     continue
@@ -65,11 +68,11 @@ class RecordedClips:
                 clip = view.clip(labelled, self.size)
                 if clip.visible.any() and clip.visible[0].any():
                     return clip
-        raise BrokenSample(recording.name, f'no object to be seen in the first frame of {_WINDOWS} clips '
+        raise BrokenSample(recording.name, f'no object visible in the first frame of {_WINDOWS} clips '
                                            f'of {self.frames} frames')
 
     def _frames(self, length: int, rng: np.random.Generator) -> list[int]:
-        """Which frames: at some pace, from somewhere, forth or back; a short recording to and fro."""
+        """Draw the numbers of the frames: place, pace and direction. A short recording is played to and fro."""
         span = self.frames - 1
         pace = int(rng.choice([pace for pace in _PACES if span * pace < length] or [1])) if self.augment else 1
         if span * pace < length:
@@ -83,9 +86,10 @@ class RecordedClips:
 
 def split_recordings(recordings: Sequence[LabelledRecording],
                      share: float) -> tuple[list[LabelledRecording], list[LabelledRecording]]:
-    """Training and validation. Who goes where depends on its name alone, so that added data moves nothing over.
+    """Return recordings for training and for validation, chosen by their names: data added later moves none over.
 
-    ``share``: of the recordings for validation, 0 to below 1; with more than one recording at least one, if not 0.
+    share: share of the recordings for validation, at least 0 and below 1. Above 0, both lists have at least one of two
+    or more recordings. Raises ValueError for another share.
     """
     if not 0 <= share < 1:
         raise ValueError(f'validation share {share}: must be at least 0 and below 1')
@@ -100,5 +104,5 @@ def split_recordings(recordings: Sequence[LabelledRecording],
 
 
 def _short(name: str) -> str:
-    """The end of a path: the same wherever the data lies, the same for both JSON files of a video."""
+    """Return the end of a path, which is the same in any folder, and for both JSON files of a video."""
     return Path(name).stem.removesuffix('_manual').removesuffix('_auto')

@@ -1,11 +1,12 @@
-"""One training step's forward pass: clips in, losses out, through the functions the tracker and the segmenter call.
+"""Forward pass of a training step, from clips to losses, through the functions that tracker and segmenter call.
 
-Which rows are prompted how, and when they are corrected, follows from their number alone, so that every step runs the
-same kernels on the same shapes and can be replayed as one CUDA graph. All chance is in the data and in torch's
-generator.
+A row is one object of a clip or image. How a row is prompted, and when it is corrected, follows from its number alone,
+so that every step runs the same kernels on the same shapes and can be replayed as one CUDA graph. All randomness is in
+the data and in torch's generator.
 """
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,97 +15,102 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_core.images import IMAGE_MEAN, IMAGE_STD
-from sam2_core.model import MASK_BIAS, MASK_SCALE, ImageFeatures, Memory, ObjectMasks, Sam2Model
+from sam2_core.mask_prompts import MASK_BIAS, MASK_SCALE
+from sam2_core.model import Sam2Model
 from sam2_core.nn.mask_decoder import DecodedMasks
 from sam2_core.segmenter import MAX_PROMPT_LOGIT
+from sam2_core.tensors import ImageFeatures, ObjectMasks
 from sam2_core.training import prompt_sampling
 from sam2_core.training.clips import MAX_OBJECTS, PackedClips
 from sam2_core.training.losses import mask_iou, mask_losses, object_score_loss, weighted_mean
+from sam2_core.training.row_memory import CorrectionPlan, RowMemory
 
-ALL_MASKS_CLICK, ALL_MASKS = 0.05, 0.2  # one click is ambiguous: its masks may differ
-_FIRST_PROMPTS = (('box', 0.45), ('click', 0.2), ('clicks', 0.1), ('mask', 0.25))  # shares of the rows of a video
+# Share of the mask loss that is the mean of all masks; one click is ambiguous, so its masks may differ more.
+ALL_MASKS_CLICK, ALL_MASKS = 0.05, 0.2
+# Kinds of prompts with their share of the rows, in the first frame of a clip and in single images.
+_FIRST_PROMPTS = (('box', 0.45), ('click', 0.2), ('clicks', 0.1), ('mask', 0.25))
 _IMAGE_PROMPTS = (('box', 0.35), ('box_multimask', 0.1), ('click', 0.25), ('refined', 0.3))
 
 
 @dataclass(frozen=True)
 class Step:
-    """The shape of a training step."""
+    """Shape of a training step."""
 
     frames: int  # per clip; 1: images only
-    objects: int = 3  # followed per clip
+    objects: int = 3  # tracked per clip
     image_objects: int = 1  # prompted per image
 
 
 @dataclass(frozen=True)
 class Knobs:
-    """What changes during training, as tensors of no dimension, so that a captured step sees new values."""
+    """Values that change during training, as tensors without a dimension, so that a captured step reads new values."""
 
     balance: Tensor  # weight of the balanced loss
-    true_masks: Tensor  # probability that the memory is given the true mask
-    true_presence: Tensor  # probability that the memory is told whether the object is visible
+    true_masks: Tensor  # probability that a memory frame is written from the true mask
+    true_presence: Tensor  # probability that it is written from the true visibility
     foreground: Tensor  # weight of the auxiliary foreground loss
 
     @classmethod
     def on(cls, device: torch.device) -> Knobs:
+        """Return knobs on a device, all 0."""
         return cls(*(torch.zeros((), device=device) for _ in range(4)))
 
 
 def may_lack(name: str) -> bool:
-    """Tell whether a figure is a share of what was seen: not a number where there was nothing to see."""
+    """Return whether a figure is a share of visible or hidden objects, which is NaN if there were none."""
     return name.endswith(('_j', '_right'))
 
 
 def mean_figures(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Average the figures of several batches. A loss that is not finite stays so."""
+    """Average the figures of several batches. A loss that is not finite makes its average so."""
     together = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
     return {name: values.nanmean() if may_lack(name) else values.mean() for name, values in together.items()}
 
 
 class ForegroundHead(nn.Module):
-    """Says of every pixel whether it lies on a thing and whether on an edge. Only helps training to start."""
+    """Auxiliary head that classifies pixels as object and as edge. It only helps a new model to start."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
         self.heads = nn.ModuleList(nn.Conv2d(c, 2, kernel_size=1) for c in (d_model, d_model // 4, d_model // 8))
 
-    def loss(self, features: ImageFeatures, things: Tensor) -> Tensor:
-        """``things``: uint8 (B, S, S), bit k for object k."""
-        on_thing = (things > 0).float()[:, None]
-        edge = torch.zeros_like(on_thing)
-        edge[:, :, 1:] += (things[:, 1:] != things[:, :-1])[:, None]
-        edge[..., 1:] += (things[..., 1:] != things[..., :-1])[:, None]
-        target = torch.cat((on_thing, edge.clamp(max=1)), dim=1)
-        total = 0.0
-        for head, level in zip(self.heads, features, strict=True):
-            wanted = F.adaptive_avg_pool2d(target, level.shape[-1])
-            total = total + F.binary_cross_entropy_with_logits(head(level).float(), wanted)
-        return total
+    def loss(self, features: ImageFeatures, masks: Tensor) -> Tensor:
+        """Return the loss for packed masks uint8 (B, S, S), bit k for object k."""
+        on_object = (masks > 0).float()[:, None]
+        edge = torch.zeros_like(on_object)
+        edge[:, :, 1:] += (masks[:, 1:] != masks[:, :-1])[:, None]
+        edge[..., 1:] += (masks[..., 1:] != masks[..., :-1])[:, None]
+        target = torch.cat((on_object, edge.clamp(max=1)), dim=1)
+        losses = [F.binary_cross_entropy_with_logits(head(level).float(),
+                                                     F.adaptive_avg_pool2d(target, level.shape[-1]))
+                  for head, level in zip(self.heads, features, strict=True)]
+        return functools.reduce(torch.add, losses)
 
 
 def normalise(frames: Tensor) -> Tensor:
-    """uint8 (B, S, S, 3) -> float32 (B, 3, S, S) as ``images.to_model`` makes them."""
+    """Convert frames uint8 (B, S, S, 3) to the model's input, float32 (B, 3, S, S), as ``images.to_model`` does."""
     pixels = frames.permute(0, 3, 1, 2).float() / 255
-    # no tensor is made of the constants: that would copy from the host, which a CUDA graph cannot
+    # The constants stay numbers: a tensor of them would be copied from the host, which a CUDA graph cannot do.
     return torch.stack([(pixels[:, c] - IMAGE_MEAN[c]) / IMAGE_STD[c] for c in range(3)], dim=1)
 
 
 def object_visibility(masks: Tensor) -> Tensor:
-    """Packed masks uint8 (..., S, S) -> bool (..., MAX_OBJECTS)."""
+    """Return whether each object is visible in packed masks uint8 (..., S, S), as bool (..., MAX_OBJECTS)."""
     return torch.stack([((masks >> k) & 1).flatten(-2).any(dim=-1) for k in range(MAX_OBJECTS)], dim=-1)
 
 
 def object_mask(masks: Tensor, objects: Tensor) -> Tensor:
-    """Packed masks uint8 (B, S, S), object numbers (B,) -> bool (B, S, S)."""
+    """Return one object's mask of each row, bool (B, S, S), from packed masks uint8 (B, S, S) and numbers (B,)."""
     return ((masks >> objects.to(torch.uint8)[:, None, None]) & 1).bool()
 
 
 def cell_targets(masks_bhw: Tensor) -> Tensor:
-    """Exact masks bool (B, S, S) -> the part of each of the decoder's cells they cover, float32 (B, S / 4, S / 4)."""
+    """Return the share of each decoder cell that exact masks bool (B, S, S) cover, float32 (B, S / 4, S / 4)."""
     return F.avg_pool2d(masks_bhw[:, None].float(), 4)[:, 0]
 
 
 def shares(rows: int, parts: tuple[tuple[str, float], ...]) -> list[tuple[str, slice]]:
-    """``rows`` rows cut into named runs of given shares; none is lost, some may be empty."""
+    """Split ``rows`` rows into named runs of given shares. No row is lost; a run may be empty."""
     runs, start, reached = [], 0, 0.0
     for name, share in parts:
         reached += share
@@ -115,7 +121,7 @@ def shares(rows: int, parts: tuple[tuple[str, float], ...]) -> list[tuple[str, s
 
 
 class _Tally:
-    """Collects the losses of many decodings."""
+    """Losses and figures of many decodings."""
 
     def __init__(self, balance: Tensor) -> None:
         self.balance = balance
@@ -124,7 +130,7 @@ class _Tally:
 
     def add(self, name: str, decoded: DecodedMasks, targets: Tensor, visible: Tensor, weight: Tensor,
             all_masks: float) -> None:
-        """``visible`` bool (B,), ``weight`` (B,): 0 leaves a row out."""
+        """Add B rows. visible: bool (B,); weight: (B,), 0 ignores a row."""
         masks, iou = mask_losses(decoded.logits, decoded.iou, targets, self.balance, all_masks)
         score, importance = object_score_loss(decoded.object_score, visible)
         shown = visible * weight
@@ -140,6 +146,7 @@ class _Tally:
             self.seen.setdefault('absent_right', []).append((right, ~visible * weight))
 
     def result(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the sum of the losses, and all figures to log."""
         def joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
             return torch.cat([v for v, _ in parts]), torch.cat([w for _, w in parts])
 
@@ -147,15 +154,15 @@ class _Tally:
         figures = {name: value.detach() for name, value in losses.items()}
         for name, parts in self.seen.items():
             values, weights = joined(parts)
-            figures[name] = (values * weights).sum() / weights.sum()  # not a number where there was nothing to see
-        return sum(losses.values()), figures
+            figures[name] = (values * weights).sum() / weights.sum()  # NaN without any such row
+        return functools.reduce(torch.add, losses.values()), figures
 
 
 def step_losses(model: Sam2Model, head: ForegroundHead | None, clips: PackedClips, step: Step,
                 knobs: Knobs) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of a batch of clips of ``step.frames`` frames, and figures to log (0-dimensional tensors).
+    """Return the loss of a batch of clips of ``step.frames`` frames, and figures to log (0-dimensional tensors).
 
-    ``head``: None leaves the auxiliary foreground loss out.
+    head: head of the auxiliary foreground loss, or None for training without.
     """
     count, frames, size = clips.masks.shape[:3]
     encoded = model.encode_image(normalise(clips.frames.flatten(0, 1)))
@@ -177,15 +184,18 @@ def step_losses(model: Sam2Model, head: ForegroundHead | None, clips: PackedClip
 
 
 def _choose_objects(eligible: Tensor, favoured: Tensor, objects: int) -> tuple[Tensor, Tensor]:
-    """``objects`` of each row's eligible ones (bool (B, K)), favoured ones more often: numbers and validity."""
+    """Draw ``objects`` of the eligible ones in each row of bool (B, K), favoured ones more often.
+
+    Return their numbers and whether each is valid, both (B, objects).
+    """
     order = torch.rand_like(eligible, dtype=torch.float32) + 0.5 * favoured + 10 * eligible
     best, numbers = order.topk(objects, dim=1)
-    numbers = torch.where(best > 10, numbers, numbers[:, :1])  # too few: the first again, prompted another way
+    numbers = torch.where(best > 10, numbers, numbers[:, :1])  # of too few, the first again, with another prompt
     return numbers, (best[:, :1] > 10).expand_as(numbers)
 
 
 def _repeated(x: Tensor, times: int) -> Tensor:
-    """Every row ``times`` times: what the objects of one clip share."""
+    """Repeat every row ``times`` times, for the objects of one clip."""
     return x[:, None].expand(-1, times, *x.shape[1:]).flatten(0, 1)
 
 
@@ -197,7 +207,7 @@ def _rows(features: ImageFeatures, index: Tensor | slice) -> ImageFeatures:
 
 def _image_losses(model: Sam2Model, encoded: ImageFeatures, masks: Tensor, visibility: Tensor, step: Step,
                   knobs: Knobs) -> tuple[Tensor, dict[str, Tensor]]:
-    """Single images: boxes, clicks, and clicks that correct."""
+    """Return the loss and the figures of single images: boxes, clicks, and correcting clicks."""
     numbers, valid = _choose_objects(visibility, torch.zeros_like(visibility), step.image_objects)
     numbers, weight = numbers.flatten(), valid.flatten().float()
     image_of_row = torch.arange(len(masks), device=masks.device).repeat_interleave(step.image_objects)
@@ -212,7 +222,8 @@ def _image_losses(model: Sam2Model, encoded: ImageFeatures, masks: Tensor, visib
         features = model.without_memory(image)
 
         def decode(name: str, points: Tensor, labels: Tensor, previous: Tensor | None, multimask: bool,
-                   features=features, image=image, targets=targets, here=here, run=run) -> Tensor:
+                   features: Tensor = features, image: ImageFeatures = image, targets: Tensor = targets,
+                   here: Tensor = here, run: slice = run) -> Tensor:
             decoded = model.decode_masks(features, image, points, labels, previous, multimask)
             tally.add(name, decoded, targets, here, weight[run],
                       ALL_MASKS_CLICK if points.shape[1] == 1 else ALL_MASKS)
@@ -238,12 +249,15 @@ def _at_image_size(logits_bhw: Tensor, size: int) -> Tensor:
     return F.interpolate(logits_bhw[:, None], size=(size, size), mode='bilinear')[:, 0] > 0
 
 
-def correction_plan(frames: int, rows: int) -> dict[int, list[tuple[str, slice]]]:
-    """Which rows are corrected at which frame, and how: every eighth row each time, half of the rows never."""
+def correction_plan(frames: int, rows: int) -> CorrectionPlan:
+    """Return for each frame with corrections how which rows are corrected.
+
+    Each kind of correction takes every eighth row; half of the rows are never corrected.
+    """
     if frames < 4:
         return {}
     wanted = [(frames // 4, 'click', 0), (frames // 2, 'click', 1), (frames // 2, 'clicks', 2), (frames - 2, 'box', 3)]
-    plan: dict[int, list[tuple[str, slice]]] = {}
+    plan: CorrectionPlan = {}
     for frame, kind, first in wanted:
         if first < rows:
             plan.setdefault(frame, []).append((kind, slice(first, rows, 8)))
@@ -252,7 +266,10 @@ def correction_plan(frames: int, rows: int) -> dict[int, list[tuple[str, slice]]
 
 def _video_losses(model: Sam2Model, levels: ImageFeatures, masks: Tensor, visibility: Tensor, step: Step,
                   knobs: Knobs) -> tuple[Tensor, dict[str, Tensor]]:
-    """Clips: a prompt in the first frame, then the model's own memory; some rows are corrected on the way."""
+    """Return the loss and the figures of clips.
+
+    Each row is prompted in the first frame and tracked on the model's own memory; some are corrected on the way.
+    """
     device = masks.device
     frames = masks.shape[1]
     first = visibility[:, 0]
@@ -261,8 +278,8 @@ def _video_losses(model: Sam2Model, levels: ImageFeatures, masks: Tensor, visibi
     rows = len(numbers)
     plan = correction_plan(frames, rows)
     tally = _Tally(knobs.balance)
-    memory = _RowMemory(model, rows, plan)
-    by_frame = list(zip(*(level.unbind(1) for level in levels), strict=True))  # unbind: one gradient for all frames
+    memory = RowMemory(model, rows, plan)
+    by_frame = list(zip(*(level.unbind(1) for level in levels), strict=True))  # one gradient for all frames
     for t in range(frames):
         image = ImageFeatures(*(_repeated(level, step.objects) for level in by_frame[t]))
         truth = object_mask(_repeated(masks[:, t], step.objects), numbers)
@@ -273,8 +290,8 @@ def _video_losses(model: Sam2Model, levels: ImageFeatures, masks: Tensor, visibi
             features = model.attend_memory(image, memory.read(t))
             decoded = model.decode_masks(features, image, multimask=True, unprompted=True)
             tally.add('tracked', decoded, targets, visible, weight, ALL_MASKS)
-            told = torch.rand(rows, device=device) < knobs.true_presence
-            score = torch.where(told, visible.float() * MASK_SCALE + MASK_BIAS, decoded.object_score)
+            given = torch.rand(rows, device=device) < knobs.true_presence
+            score = torch.where(given, visible.float() * MASK_SCALE + MASK_BIAS, decoded.object_score)
             chosen = _choose(model, decoded._replace(object_score=score))
             for kind, run in plan.get(t, ()):
                 chosen = _corrected(model, kind, run, chosen, features, image, truth, targets, visible, weight, tally)
@@ -288,6 +305,7 @@ def _video_losses(model: Sam2Model, levels: ImageFeatures, masks: Tensor, visibi
 
 def _first_prompts(model: Sam2Model, image: ImageFeatures, truth: Tensor, targets: Tensor, visible: Tensor,
                    weight: Tensor, tally: _Tally) -> ObjectMasks:
+    """Prompt every row in the first frame and return the masks for its memory."""
     parts = []
     for kind, run in shares(len(truth), _FIRST_PROMPTS):
         if run.start == run.stop:
@@ -312,13 +330,13 @@ def _first_prompts(model: Sam2Model, image: ImageFeatures, truth: Tensor, target
 
 
 def _choose(model: Sam2Model, decoded: DecodedMasks) -> ObjectMasks:
-    """What goes into memory. Without a way back for gradients: over many frames they would grow without bound."""
+    """Return the masks for the memory, without gradients, which would grow without bound over many frames."""
     return model.choose_masks(decoded._replace(logits=decoded.logits.detach(), tokens=decoded.tokens.detach()))
 
 
 def _corrected(model: Sam2Model, kind: str, run: slice, chosen: ObjectMasks, features: Tensor, image: ImageFeatures,
                truth: Tensor, targets: Tensor, visible: Tensor, weight: Tensor, tally: _Tally) -> ObjectMasks:
-    """``chosen`` with the rows of ``run`` decoded again, as ``StreamTracker`` does for a known object's prompt."""
+    """Return ``chosen`` with the rows of ``run`` corrected, as ``StreamTracker`` corrects a known object."""
     logits = chosen.logits[run]
     if kind == 'box':
         points, labels = prompt_sampling.boxes(truth[run])
@@ -335,51 +353,3 @@ def _corrected(model: Sam2Model, kind: str, run: slice, chosen: ObjectMasks, fea
     better = _choose(model, decoded)
     index = torch.arange(len(truth), device=truth.device)[run]
     return ObjectMasks(*(old.index_copy(0, index, new.to(old.dtype)) for old, new in zip(chosen, better, strict=True)))
-
-
-class _RowMemory:
-    """The memories of all rows, read as ``MemoryBank`` reads them. Where a row would have more frames than the others,
-    its oldest unprompted one is left out, so that rows stay equally long."""
-
-    def __init__(self, model: Sam2Model, rows: int, plan: dict[int, list[tuple[str, slice]]]) -> None:
-        self.model, self.rows = model, rows
-        self.device = model.device
-        self.conditioning = {0: torch.ones(rows, dtype=torch.bool, device=self.device)}
-        for frame, runs in plan.items():
-            flags = torch.zeros(rows, dtype=torch.bool, device=self.device)
-            for _, run in runs:
-                flags[run] = True
-            self.conditioning[frame] = flags
-        self.frames: list[Tensor] = []
-        self.pointers: list[Tensor] = []
-        # as if the first prompt had been given long ago, for half of the rows
-        long_ago = torch.rand(rows, device=self.device) < 0.5
-        self.first_age = long_ago * torch.rand(rows, device=self.device) * model.config.max_pointer_distance * 1.2
-
-    def write(self, t: int, image: ImageFeatures, masks: ObjectMasks) -> None:
-        self.frames.append(self.model.encode_memory(image, masks, self._flags(t)))
-        self.pointers.append(masks.pointers)
-
-    def _flags(self, t: int) -> Tensor:
-        none = torch.zeros(self.rows, dtype=torch.bool, device=self.device)
-        return self.conditioning.get(t, none)
-
-    def read(self, t: int) -> Memory:
-        config = self.model.config
-        flags = torch.stack([self._flags(i) for i in range(t)], dim=1)  # (rows, t)
-        age = (t - torch.arange(t, device=self.device)).expand(self.rows, t)
-        frames, kept = self._newest(torch.stack(self.frames, dim=1), flags, age, config.memory_frames)
-        slots = torch.where(flags.gather(1, kept), config.memory_frames - 1,
-                            (age.gather(1, kept) - 1).clamp(max=config.memory_frames - 2))
-        pointers, kept = self._newest(torch.stack(self.pointers, dim=1), flags, age, config.object_pointers)
-        ages = age.gather(1, kept) + (kept == 0) * self.first_age[:, None]
-        return Memory(frames, slots, pointers, ages.clamp(max=config.max_pointer_distance))
-
-    def _newest(self, values: Tensor, flags: Tensor, age: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-        """Of each row's frames the prompted ones and the newest others, ``limit`` in all, and their numbers."""
-        count = values.shape[1]
-        if count <= limit:
-            return values, torch.arange(count, device=self.device).expand(self.rows, count)
-        kept = (flags * 1000 - age).topk(limit, dim=1).indices
-        index = kept.view(*kept.shape, *[1] * (values.ndim - 2)).expand(-1, -1, *values.shape[2:])
-        return values.gather(1, index), kept

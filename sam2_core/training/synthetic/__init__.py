@@ -1,0 +1,1 @@
+"""Synthetic clips: textures, sprites, scenes and their drawing."""

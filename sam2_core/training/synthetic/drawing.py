@@ -1,4 +1,4 @@
-"""How a thing comes into a picture: its sprites warped to their place, bent, blended, and their shadow."""
+"""Drawing of a thing into a frame: its sprites are warped, bent and blended, and cast a shadow."""
 from __future__ import annotations
 
 import cv2
@@ -8,18 +8,18 @@ from sam2_core.training.synthetic.sprites import SPRITE_SIZE, Thing
 
 
 def move(x: float, y: float) -> np.ndarray:
-    """A shift, as a matrix (3, 3) for pixels (x, y, 1)."""
+    """Return a shift as a matrix (3, 3) for pixels (x, y, 1)."""
     return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], np.float64)
 
 
 def turn(angle: float, scale_x: float = 1.0, scale_y: float = 1.0) -> np.ndarray:
-    """A scaling, then a rotation, as a matrix (3, 3) for pixels (x, y, 1)."""
+    """Return a scaling followed by a rotation, as a matrix (3, 3) for pixels (x, y, 1)."""
     c, s = np.cos(angle), np.sin(angle)
     return np.array([[c * scale_x, -s * scale_y, 0], [s * scale_x, c * scale_y, 0], [0, 0, 1]])
 
 
 def _cut(place: np.ndarray, side: int, width: int, height: int) -> tuple[int, int, int, int] | None:
-    """The part of the frame that a square sprite of ``side`` pixels can touch."""
+    """Return the part of the frame, x0, y0, x1, y1, that a square sprite of ``side`` pixels can touch, or None."""
     corners = place @ np.array([[0, side, side, 0], [0, 0, side, side], [1, 1, 1, 1]])
     x0, y0 = np.maximum(np.floor(corners[:2].min(axis=1)).astype(int), 0)
     x1, y1 = np.minimum(np.ceil(corners[:2].max(axis=1)).astype(int) + 1, (width, height))
@@ -33,14 +33,14 @@ def _warp(image: np.ndarray, place: np.ndarray, cut: tuple[int, int, int, int], 
 
 
 def _level(thing_levels: list, place: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
-    """The smaller copy of a sprite that suits its size in the frame, and its place."""
+    """Return the copy of a sprite that suits its size in the frame, with the place of that copy."""
     scale = np.sqrt(abs(np.linalg.det(place[:2, :2])))
     level = int(np.clip(np.floor(np.log2(1 / max(scale, 1e-3)) + 0.3), 0, len(thing_levels) - 1))
     return thing_levels[level], place @ turn(0.0, 2 ** level, 2 ** level)
 
 
 def _posed(thing: Thing, place: np.ndarray, t: float) -> list[np.ndarray]:
-    """The place of every part of a thing at time ``t``."""
+    """Return the place of every part of a thing at time ``t``."""
     places = []
     for part in thing.parts:
         if part.parent < 0:
@@ -66,7 +66,7 @@ def _bent(colour: np.ndarray, alpha: np.ndarray, thing: Thing, t: float) -> tupl
 
 
 def draw_thing(frame: np.ndarray, labels: np.ndarray, thing: Thing, place: np.ndarray, t: float, label: int) -> None:
-    """Paint a thing at ``place`` into a frame, uint8 (H, W, 3), and its number into the labels, uint8 (H, W)."""
+    """Draw a thing at ``place`` into a frame, uint8 (H, W, 3), and its number into the labels, uint8 (H, W)."""
     for part, part_place in zip(thing.parts, _posed(thing, place, t), strict=True):
         (colour, alpha), part_place = _level(part.sprite.levels, part_place)
         cut = _cut(part_place, alpha.shape[0], frame.shape[1], frame.shape[0])
@@ -83,9 +83,9 @@ def draw_thing(frame: np.ndarray, labels: np.ndarray, thing: Thing, place: np.nd
 
 
 def draw_shadow(frame: np.ndarray, thing: Thing, place: np.ndarray, t: float, strength: float) -> None:
-    """Darken a frame where a thing at ``place`` keeps light off."""
+    """Darken a frame by the shadow of a thing at ``place``."""
     part, place = thing.parts[0], _posed(thing, place, t)[0]
-    alpha = part.sprite.levels[-1][1]  # the smallest copy: shadows are soft
+    alpha = part.sprite.levels[-1][1]  # the smallest copy, as shadows are soft
     level = 2 ** (len(part.sprite.levels) - 1)
     place = place @ turn(0.0, level, level)
     cut = _cut(place, alpha.shape[0], frame.shape[1], frame.shape[0])

@@ -1,6 +1,6 @@
-"""Synthetic clips: textured things that move, deform, cover each other, leave and come back, under a moving camera.
+"""Synthetic clips: textured things move, deform, cover each other, leave and return under a moving camera.
 
-Every clip is a function of its seed alone.
+Every clip follows from its seed alone.
 """
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from sam2_core.training.synthetic.sprites import SPRITE_SIZE, ClutterBank, Thing
 from sam2_core.training.synthetic.textures import TEXTURE_SIZE
 
 _HALF = SPRITE_SIZE / 2
-_CANVAS = 1.6  # the background is this many times as wide as the frame
+_CANVAS = 1.6  # width of the background, in widths of the frame
 
 
 def _wander(rng: Generator, frames: int, step: float, memory: float = 0.9) -> np.ndarray:
-    """A smooth random walk (frames,) that starts at 0 and moves about ``step`` per frame."""
+    """Return a smooth random walk (frames,) that starts at 0 and moves about ``step`` per frame."""
     kicks = rng.normal(0, step * np.sqrt(1 - memory ** 2), frames)
     velocity = np.empty(frames)
     speed = rng.normal(0, step)
@@ -36,7 +36,7 @@ def _smooth(x: np.ndarray) -> np.ndarray:
 
 
 class _Path:
-    """Where one thing is in each frame: position (T, 2), angle (T,), log size (T,)."""
+    """Path of one thing: position (T, 2) in pixels, angle (T,) in radians, logarithm of the size (T,)."""
 
     def __init__(self, rng: Generator, frames: int, size: int, extent: float) -> None:
         speed = size * np.exp(rng.uniform(np.log(0.0008), np.log(0.045)))
@@ -47,7 +47,7 @@ class _Path:
         self.position = low + np.minimum(folded, 2 * (high - low) - folded)  # reflected at the border
         self.angle = rng.uniform(0, 2 * np.pi) + _wander(rng, frames, rng.choice([0.0, 0.01, 0.04, 0.12]))
         self.log_size = np.log(extent) + np.clip(_wander(rng, frames, rng.choice([0.0, 0.005, 0.02])), -0.9, 0.7)
-        if rng.random() < 0.2:  # it rests, then starts, or stops
+        if rng.random() < 0.2:  # it rests first, or stops
             at = int(rng.integers(1, frames))
             still = slice(0, at) if rng.random() < 0.5 else slice(at, frames)
             hold = at if still.start == 0 else at - 1
@@ -55,11 +55,12 @@ class _Path:
                 series[still] = series[min(hold, frames - 1)]
 
     def extent(self, t: int) -> float:
+        """Return the size in frame ``t``, pixels."""
         return float(np.exp(self.log_size[t]))
 
 
 def _window(rng: Generator, frames: int, hidden: int) -> tuple[int, int]:
-    """When something is hidden: it has been seen before, and there is time to see it again."""
+    """Return the frames, from and to, in which a thing is hidden after it was seen and before it may return."""
     start = int(rng.integers(1, max(2, frames - hidden - 1)))
     return start, min(start + hidden, frames)
 
@@ -69,7 +70,7 @@ def _hidden_frames(rng: Generator, frames: int) -> int:
 
 
 def _cover(rng: Generator, path: _Path, target: _Path, frames: int, size: int) -> None:
-    """Send ``path`` over ``target``, stay, and (mostly) go on."""
+    """Move ``path`` over ``target``, let it stay there, and mostly leave again."""
     start, stop = _window(rng, frames, _hidden_frames(rng, frames))
     approach = max(1.0, frames * rng.uniform(0.06, 0.3))
     angle, away = rng.uniform(0, 2 * np.pi), 1.4 * size
@@ -85,7 +86,7 @@ def _cover(rng: Generator, path: _Path, target: _Path, frames: int, size: int) -
 
 
 def _leave(rng: Generator, path: _Path, frames: int, size: int) -> None:
-    """Out of the picture and, mostly, back in, perhaps over another edge."""
+    """Move ``path`` out of the frame and mostly back in, perhaps over another edge."""
     start, stop = _window(rng, frames, _hidden_frames(rng, frames))
     ramp = max(1.0, frames * rng.uniform(0.05, 0.25))
     t = np.arange(frames)
@@ -101,7 +102,7 @@ def _leave(rng: Generator, path: _Path, frames: int, size: int) -> None:
 
 
 def _shuffle(rng: Generator, paths: list[_Path], frames: int, size: int) -> None:
-    """Identical things in a row change places, two at a time, as in the shell game."""
+    """Let identical things in a row change places, two at a time, as in the shell game."""
     count = len(paths)
     x = (np.arange(count) + 0.5) / count * 0.8 * size + 0.1 * size
     y = rng.uniform(0.3, 0.7) * size
@@ -127,7 +128,7 @@ def _shuffle(rng: Generator, paths: list[_Path], frames: int, size: int) -> None
 
 
 class SyntheticScene:
-    """One scene: what is in it and how it moves. ``render`` draws it."""
+    """Things of a scene with their paths, background, camera and light; ``draw`` renders a frame."""
 
     def __init__(self, rng: Generator, clutter: ClutterBank, frames: int, size: int) -> None:
         self.rng, self.bank, self.clutter, self.frames, self.size = rng, clutter.bank, clutter, frames, size
@@ -148,7 +149,7 @@ class SyntheticScene:
     def _cast(self) -> None:
         rng = self.rng
         count = int(rng.integers(2, 6))
-        surface = sprites._surface(rng, self.bank) if rng.random() < 0.2 else None
+        surface = sprites.random_surface(rng, self.bank) if rng.random() < 0.2 else None
         for _ in range(count):
             self._add(sprites.rigid(rng, self.bank, surface) if surface is not None and rng.random() < 0.7
                       else sprites.thing(rng, self.bank))
@@ -171,11 +172,11 @@ class SyntheticScene:
             target.log_size -= max(0.0, np.log(target.extent(0) / (0.4 * size)))
             is_hand = rng.random() < 0.3
             self._add(sprites.hand(rng, self.bank) if is_hand else sprites.rigid(rng, self.bank))
-            if not is_hand:  # compact enough to hide something
-                half = sprites._REACH * 0.9
-                alpha = sprites._fill(np.array([[-half, -half], [half, -half], [half, half], [-half, half]]) *
-                                      rng.uniform(0.8, 1, (4, 2)))
-                self.things[-1] = Thing([sprites.Part(sprites._sprite(rng, self.bank, alpha))])
+            if not is_hand:  # a compact shape, which can hide the target
+                half = sprites.REACH * 0.9
+                corners = np.array([[-half, -half], [half, -half], [half, half], [-half, half]])
+                alpha = sprites.filled(corners * rng.uniform(0.8, 1, (4, 2)))
+                self.things[-1] = Thing([sprites.Part(sprites.textured_sprite(rng, self.bank, alpha))])
             _cover(rng, self.paths[-1], target, frames, size)
             self.depth = np.append(self.depth, len(self.depth))
             used = 1
@@ -208,7 +209,7 @@ class SyntheticScene:
         self.shadow = rng.uniform(0.15, 0.55) if rng.random() < 0.5 else 0.0
         self.shadow_offset = rng.normal(0, 0.03, 2) * size
         self.panel = None
-        if rng.random() < 0.12:  # something in front of all of it
+        if rng.random() < 0.12:  # a bar in front of everything
             width, height = (rng.uniform(0.1, 0.3), 1.2) if rng.random() < 0.7 else (1.2, rng.uniform(0.1, 0.3))
             x, y = rng.uniform(-0.1, 0.9), rng.uniform(-0.1, 0.9)
             corner = (x, -0.1) if height > 1 else (-0.1, y)
@@ -268,17 +269,17 @@ class SyntheticScene:
 
     def _place(self, i: int, t: int) -> np.ndarray:
         path = self.paths[i]
-        scale = path.extent(t) / (2 * sprites._REACH)
+        scale = path.extent(t) / (2 * sprites.REACH)
         aspect = self.things[i].aspect
         return (self.camera[t] @ move(*path.position[t]) @ turn(path.angle[t], scale * aspect, scale / aspect)
                 @ move(-_HALF, -_HALF))
 
     def draw(self, t: int) -> tuple[np.ndarray, np.ndarray]:
-        """Frame ``t``, uint8 (S, S, 3), and the number of the thing seen in each pixel, from 1, uint8 (S, S)."""
+        """Return frame ``t``, uint8 (S, S, 3), and the number of the thing in each pixel, from 1, uint8 (S, S)."""
         size, rng = self.size, self.rng
         margin = size * (_CANVAS - 1) / 2
-        frame = cv2.warpAffine(self.background, (self.camera[t] @ move(-margin, -margin))[:2], (size, size),
-                               flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+        frame: np.ndarray = cv2.warpAffine(self.background, (self.camera[t] @ move(-margin, -margin))[:2], (size, size),
+                                           flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
         labels = np.zeros((size, size), np.uint8)
         for i in np.argsort(self.depth):
             place = self._place(i, t)
@@ -296,22 +297,25 @@ class SyntheticScene:
         frame = cv2.LUT(frame, levels.clip(0, 255).astype(np.uint8).reshape(256, 1, 3))
         if self.blur:
             frame = cv2.GaussianBlur(frame, (0, 0), self.blur)
-        if self.noise:
+        if self.grain is not None:
             x, y = rng.integers(0, 64, 2)
             frame = cv2.addWeighted(frame, 1.0, self.grain[y:y + size, x:x + size], self.noise, -128 * self.noise)
         if self.jpeg:
             _, data = cv2.imencode('.jpg', frame, [cv2.IMWRITE_JPEG_QUALITY, self.jpeg])
-            frame = cv2.imdecode(data, cv2.IMREAD_COLOR)
+            decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
+            assert decoded is not None
+            frame = decoded
         return frame, labels
 
 
 def render(seed: int | tuple[int, ...], clutter: ClutterBank, frames: int,
            size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Frames uint8 (T, S, S, 3), and in each pixel the number of the object seen, uint8 (T, S, S), 0 for none.
+    """Return frames, the objects in them, and the kind of each object.
 
-    Objects are numbered from 1 in random order. Each is visible in the first frame: things that only come later are
-    not labelled, nor are objects in frames where hardly anything of them is seen. Last, the kind of each object, int64
-    (K,): identical twins are of one kind.
+    Frames are uint8 (T, S, S, 3). Objects are uint8 (T, S, S): the number of the object in each pixel, 0 for none.
+    Kinds are int64 (K,): objects that look alike have one kind. Objects are numbered from 1 in random order. Each is
+    visible in the first frame: things that come later are not labelled, nor objects in frames that show less than
+    ``VISIBLE_PIXELS`` of them.
     """
     rng = np.random.default_rng(seed)
     scene = SyntheticScene(rng, clutter, frames, size)
@@ -328,7 +332,7 @@ def render(seed: int | tuple[int, ...], clutter: ClutterBank, frames: int,
 
 
 def make_clip(seed: int | tuple[int, ...], clutter: ClutterBank, frames: int, size: int = 256) -> Clip:
-    """A clip of ``frames`` frames of ``size`` x ``size`` pixels, a function of ``seed`` and the bank alone."""
+    """Return a clip of ``frames`` frames of ``size`` x ``size`` pixels. It follows from ``seed`` and the bank alone."""
     pixels, objects, kinds = render(seed, clutter, frames, size)
     masks = objects[:, None] == np.arange(1, objects[0].max() + 1, dtype=np.uint8)[None, :, None, None]
     return Clip(pixels, masks, masks.any(axis=(2, 3)), kinds)

@@ -1,4 +1,4 @@
-"""Procedural textures, so that training needs no image but those it makes."""
+"""Procedural textures: training on synthetic clips needs no stored images."""
 from __future__ import annotations
 
 import functools
@@ -11,7 +11,7 @@ TEXTURE_SIZE = 256
 
 
 def fractal(rng: Generator, size: int, coarsest: int = 3, roughness: float = 0.55) -> np.ndarray:
-    """Smooth noise float32 (size, size) in 0..1: octaves of random grids, each weaker by ``roughness``."""
+    """Return smooth noise, float32 (size, size) in 0..1: octaves of random grids, each weaker by ``roughness``."""
     total = np.zeros((size, size), np.float32)
     cells, weight = coarsest, 1.0
     while cells < size // 2 and weight > 0.03:
@@ -23,7 +23,7 @@ def fractal(rng: Generator, size: int, coarsest: int = 3, roughness: float = 0.5
 
 
 def colour(rng: Generator) -> np.ndarray:
-    """A random colour, float32 (3,) in 0..255; grey and muted ones as often as loud ones, as things are."""
+    """Return a random colour, float32 (3,) in 0..255, grey or muted as often as bright."""
     hue = rng.random(3)
     grey = rng.random()
     saturation = rng.random() ** 1.3
@@ -31,7 +31,7 @@ def colour(rng: Generator) -> np.ndarray:
 
 
 def _palette(rng: Generator, colours: int) -> np.ndarray:
-    """A ramp through random colours, uint8 (256, 3)."""
+    """Return a ramp through random colours, uint8 (256, 3)."""
     stops = np.stack([colour(rng) for _ in range(colours)])
     x = np.linspace(0, colours - 1, 256)
     return np.stack([np.interp(x, np.arange(colours), stops[:, c]) for c in range(3)], axis=1).astype(np.uint8)
@@ -42,7 +42,7 @@ def _paint(rng: Generator, values: np.ndarray, colours: int = 2) -> np.ndarray:
 
 
 def _coordinates(rng: Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Turned pixel coordinates, slightly warped half of the time."""
+    """Return rotated pixel coordinates, sometimes slightly warped."""
     angle = rng.uniform(0, np.pi) if rng.random() < 0.6 else 0.0
     y, x = np.mgrid[:size, :size].astype(np.float32)
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
@@ -79,7 +79,7 @@ def _checker(rng: Generator, size: int) -> np.ndarray:
 
 
 def _lines(rng: Generator, size: int) -> np.ndarray:
-    """A grid of thin lines, like a cutting mat or tiles."""
+    """Draw a grid of thin lines, like a cutting mat or tiles."""
     u, v = _coordinates(rng, size)
     side, width = rng.uniform(8, 48), rng.uniform(1, 4)
     return _paint(rng, ((u % side < width) | (v % side < width)).astype(np.float32))
@@ -107,7 +107,7 @@ def _dots(rng: Generator, size: int) -> np.ndarray:
 
 
 def _cells(rng: Generator, size: int) -> np.ndarray:
-    """Irregular cells: every pixel takes the colour of the nearest of some random points."""
+    """Draw irregular cells: every pixel has the colour of the nearest of some random points."""
     seeds = np.ones((size, size), np.uint8)
     seeds.reshape(-1)[rng.integers(0, size * size, int(rng.integers(10, 150)))] = 0
     _, labels = cv2.distanceTransformWithLabels(seeds, cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL)
@@ -116,7 +116,7 @@ def _cells(rng: Generator, size: int) -> np.ndarray:
 
 
 def _scribbles(rng: Generator, size: int) -> np.ndarray:
-    """Strokes, boxes and letters: labels, cables, printed things, clutter seen from afar."""
+    """Draw strokes, boxes and letters, as on labels, cables, prints and distant clutter."""
     image = _flat(rng, size)
     for _ in range(int(rng.integers(5, 40))):
         ink = colour(rng).tolist()
@@ -143,7 +143,7 @@ _FAMILIES = (_flat, _gradient, _clouds, _clouds, _stripes, _checker, _lines, _br
 
 
 def make_texture(rng: Generator, size: int = TEXTURE_SIZE) -> np.ndarray:
-    """A texture of a random family with dirt and grain on it, uint8 (size, size, 3)."""
+    """Return a texture of a random family with dirt and grain, uint8 (size, size, 3)."""
     image = _FAMILIES[int(rng.integers(len(_FAMILIES)))](rng, size)
     if rng.random() < 0.7:
         dirt = 1 - rng.uniform(0.05, 0.5) * fractal(rng, size, int(rng.integers(2, 8)), rng.uniform(0.4, 0.8))
@@ -157,7 +157,7 @@ def make_texture(rng: Generator, size: int = TEXTURE_SIZE) -> np.ndarray:
 
 
 class TextureBank:
-    """``count`` textures, each a function of ``seed`` and its number alone; made when first asked for."""
+    """``count`` textures. Each follows from ``seed`` and its number alone, and is made on first use."""
 
     def __init__(self, seed: int, count: int) -> None:
         self.seed, self.count = seed, count
@@ -167,7 +167,7 @@ class TextureBank:
         return make_texture(np.random.default_rng((self.seed, index)))
 
     def draw(self, rng: Generator) -> np.ndarray:
-        """One of the textures, mirrored and recoloured at random: uint8 (256, 256, 3)."""
+        """Return one of the textures, mirrored and recoloured at random, uint8 (256, 256, 3)."""
         image = self._texture(int(rng.integers(self.count)))
         kind = rng.random()
         if kind < 0.5:

@@ -157,7 +157,7 @@ def test_adapters_go_on_where_they_were_left(command, tmp_path, monkeypatch):
 def test_adapters_without_peft_name_the_package(command, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, 'peft', None)
     assert main(command('--steps', '1', '--lora')) == 2
-    assert 'lora 8: adapters are those of peft, which cannot be imported' in (text := capsys.readouterr().err)
+    assert 'lora 8: adapters need peft, which cannot be imported' in (text := capsys.readouterr().err)
     assert 'pip install peft' in text
 
 

@@ -12,6 +12,7 @@ from sam2_core.training import rollout
 from sam2_core.training.data import SyntheticClips
 from sam2_core.training.initialise import new_model
 from sam2_core.training.rollout import ForegroundHead, Knobs, Step, correction_plan, shares, step_losses
+from sam2_core.training.row_memory import RowMemory
 
 TINY = replace(VARIANTS['nano'], embed_dim=16, stages=(1, 1, 1, 1), global_attention_blocks=(2,), d_model=32,
                memory_dim=32, memory_attention_layers=1, image_size=64)
@@ -32,7 +33,7 @@ def test_shares_lose_no_row():
 @pytest.mark.parametrize('frames', [5, 10, 20])
 def test_rows_remember_what_a_memory_bank_does(model, frames):
     rows = 2
-    memory = rollout._RowMemory(model, rows, {})
+    memory = RowMemory(model, rows, {})
     memory.first_age = torch.zeros(rows)
     bank = MemoryBank(model.config, 4, model.device, model.dtype)
     side = model.grid
@@ -57,7 +58,7 @@ def test_rows_remember_what_a_memory_bank_does(model, frames):
 
 def test_corrected_rows_get_a_conditioning_frame_where_they_are_corrected(model):
     plan = correction_plan(8, 16)
-    memory = rollout._RowMemory(model, 16, plan)
+    memory = RowMemory(model, 16, plan)
     corrected = {frame: memory._flags(frame).nonzero().flatten().tolist() for frame in plan}
     assert corrected == {2: [0, 8], 4: [1, 2, 9, 10], 6: [3, 11]}
 
