@@ -1,4 +1,4 @@
-"""`make lint` and the commit hooks: one list of checks, run by the pinned tools, with or without git."""
+"""`make lint`, the commit hooks and the documentation site: one list of checks, run by the pinned tools."""
 import re
 import shutil
 import subprocess
@@ -84,3 +84,43 @@ def test_checks_pass_over_what_git_ignores(checkout, with_git):
 def test_unknown_check_is_refused_with_those_there_are(checkout):
     done = lint(checkout, 'ruf')
     assert done.returncode == 2 and 'ruf' in done.stderr and 'ruff, codespell' in done.stderr
+
+
+# --- the documentation site
+
+@pytest.fixture
+def site(checkout):
+    """A function: build a site of this page, docs/a.md, beside a root page and a source file."""
+    for name in ('mkdocs.yml', 'tools/docs_site.py'):
+        shutil.copy(ROOT / name, checkout / name)
+    config = checkout / 'mkdocs.yml'
+    config.write_text(re.sub(r'^nav:\n(?: .*\n)+', '', config.read_text(), flags=re.MULTILINE))  # of other pages
+    (checkout / 'docs').mkdir()
+    (checkout / 'README.md').write_text('# Overview\n\n[A page](docs/a.md#a-heading-20) ![](docs/picture.png)\n')
+    (checkout / 'docs' / 'picture.png').touch()
+    (checkout / 'source.py').write_text('answer = 42\n')
+
+    def build(page):
+        (checkout / 'docs' / 'a.md').write_text(f'# A heading: 2.0\n\n{page}\n')
+        return subprocess.run([sys.executable, '-m', 'mkdocs', 'build', '--strict'], cwd=checkout, capture_output=True,
+                              text=True), checkout / 'build' / 'site'
+    return build
+
+
+@of_make
+def test_links_to_files_outside_docs_lead_to_pages_of_the_site(site):
+    done, folder = site('[source](../source.py#L1) [root](../README.md) `[code](../gone.md)`\n\n```md\n[x](gone)\n```')
+    assert done.returncode == 0, done.stderr
+    page = (folder / 'a.html').read_text()
+    assert 'href="source/source.py.html"' in page and 'href="index.html"' in page
+    shown = re.sub(r'<[^>]+>', '', (folder / 'source' / 'source.py.html').read_text())
+    assert 'answer = 42' in shown
+
+
+@of_make
+def test_dead_links_fail_the_build_of_the_site(site):
+    dead = ['gone.md', '../gone.py', '#no-such-heading', '/a.md', 'images/gone.png', '../tools']
+    done, _ = site(' '.join(f'[x]({link})' for link in dead))
+    assert done.returncode == 1 and f'{len(dead)} warnings in strict mode' in done.stdout, done.stderr
+    for link in dead:
+        assert f"'{link}'" in done.stderr
