@@ -1,9 +1,9 @@
-"""How fast recordings are read: images per second of one core, listed, read and decoded, as an evaluation does it.
+"""Measure how fast one core reads recordings: list, read and decode images as sam2_evaluate does.
 
     python benchmarks/bag_reading.py
 
-Bags of 640 x 480 images are written (JPEG of quality 90, and raw in compressed chunks), then read. Counts the time of
-the processor, so that what else the machine does matters little. Prints a table (Markdown).
+Two bags of 640 x 480 images are written, as JPEG of quality 90 and raw in compressed chunks, then read. Processor time
+is measured, so that other work on the machine matters little. Prints a Markdown table.
 """
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
+import numpy as np
 from std_msgs.msg import Header
 
 from sam2_ros.evaluation.report.results_bag import jpeg_message
@@ -30,7 +33,8 @@ TRANSPORTS = {'JPEG': lambda rgb, header: jpeg_message(rgb, header, 90),
               'raw': lambda rgb, header: from_pixels(rgb, 'rgb8', header)}
 
 
-def write(path: Path, message) -> None:
+def write(path: Path, message: Callable[[np.ndarray, Header], Any]) -> None:
+    """Write a bag of IMAGES images. ``message`` makes a message of an image and a header."""
     scene = TabletopScene(0, 640, 480)
     with BagWriter(path) as bag:
         for i in range(IMAGES):
@@ -40,9 +44,10 @@ def write(path: Path, message) -> None:
 
 
 def main() -> int:
+    """Measure and print a table."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     cv2.setNumThreads(1)
-    print('| images | listed (ms each) | read (ms each) | decoded (ms each) | images per second |')
+    print('| images | list (ms each) | read (ms each) | decode (ms each) | images per second |')
     print('|---|---|---|---|---|')
     for name, message in TRANSPORTS.items():
         with tempfile.TemporaryDirectory() as folder:

@@ -1,10 +1,10 @@
-"""How exactly the node tells where things are: its oriented boxes beside the truth of the synthetic tabletop.
+"""Measure the accuracy of oriented boxes against the truth of the synthetic tabletop.
 
     python benchmarks/depth_accuracy.py
 
-Every thing that is seen whole, in images of 640 x 480 and 1280 x 720, at several distances, with its true mask and with
-one whose edge lies 2 pixels outside or inside; depth exact, or with the noise, flying pixels and holes of a structured-
-light camera. Prints a table (Markdown): the mean and the largest distance of the centre, and the range of the size.
+All objects that are completely visible are measured, in images of 640 x 480 and 1280 x 720 at several distances. Masks
+are true, or 2 pixels too large or too small. Depth is exact, or has the noise, flying pixels and holes of a structured-
+light camera. Prints a Markdown table: mean and maximum error of the centre, and range of the errors of the size.
 """
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ from testing.depth_truth import displaced, error, sights
 
 SIZES = ((640, 480), (1280, 720))
 DISTANCES = (0.5, 0.75, 1.0, 1.25, 1.5)
-MASKS = {'true': 0, '2 px too large': 2, '2 px too small': -2}
+MASKS = {'true': 0, '2 px too large': 2, '2 px too small': -2}  # name -> pixels by which the edge is displaced
 
 
 def main() -> int:
+    """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--seeds', type=int, default=2, help='tabletops (2)')
-    parser.add_argument('--frames', type=int, nargs='+', default=[5, 60, 100, 150], help='numbers of their images')
+    parser.add_argument('--seeds', type=int, default=2, help='number of scenes at each distance (default: 2)')
+    parser.add_argument('--frames', type=int, nargs='+', default=[5, 60, 100, 150],
+                        help='numbers of the images of a scene (default: 5 60 100 150)')
     options = parser.parse_args()
-    print('| image | depth | mask | boxes | centre, mean (mm) | centre, worst (mm) | size (%) |')
+    print('| image | depth | mask | boxes | centre, mean (mm) | centre, maximum (mm) | size (%) |')
     print('|---|---|---|---|---|---|---|')
     for width, height in SIZES:
         scenes = [TabletopScene(seed, width, height, fps=10, distance=distance)

@@ -1,8 +1,9 @@
-"""What depth costs the worker, per image: decoding, the boxes, and each of the messages made from it.
+"""Measure the cost of depth in the worker: decoding, oriented boxes, and each message made from depth.
 
     OMP_NUM_THREADS=1 python benchmarks/depth_cost.py
 
-The synthetic tabletop at 1280 x 720 with its true masks; median of 100 runs each, milliseconds.
+Uses the synthetic tabletop at 1280 x 720 with its true masks. Prints a Markdown table with the median of 100 runs in
+milliseconds.
 """
 from __future__ import annotations
 
@@ -34,10 +35,11 @@ from sam2_ros.topics.clouds import (
 )
 
 WIDTH, HEIGHT = 1280, 720
-NUMBER = 60  # of the image: all five objects are in view, one of them large
+NUMBER = 60  # an image with all five objects in view, one of them large
 
 
 def median(run: Callable[[], object], runs: int = 100) -> float:
+    """Return the median time of a call in milliseconds, after a warm-up."""
     run()
     seconds = []
     for _ in range(runs):
@@ -48,6 +50,7 @@ def median(run: Callable[[], object], runs: int = 100) -> float:
 
 
 def main() -> int:
+    """Measure and print a table."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     cv2.setNumThreads(1)
     scene, chosen = TabletopScene(0, WIDTH, HEIGHT), Parameters()
@@ -64,16 +67,17 @@ def main() -> int:
     frame = Frame(Header(), rgb, objects, 0, depth)
     markers = Markers()
 
-    def boxes(known_before: bool):
+    def boxes(known_before: bool) -> None:
         for item in objects:
             measure(depth, item.mask, item.box, chosen.edge_erosion, item.shape if known_before else None)
+    print('| step | ms |\n|---|---|')
     count = len(objects)
     points = points_message(frame, chosen).width
     for name, milliseconds in {
             'decode 16UC1': median(lambda: to_metres(millimetres, chosen.depth_min, chosen.depth_max)),
             'decode 32FC1': median(lambda: to_metres(floats, chosen.depth_min, chosen.depth_max)),
-            'box of an object': median(lambda: boxes(True)) / count,
-            'its first box': median(lambda: boxes(False)) / count,
+            'oriented box of an object': median(lambda: boxes(True)) / count,
+            'first oriented box of an object': median(lambda: boxes(False)) / count,
             f'~/points ({count} objects, {points} points)': median(lambda: points_message(frame, chosen)),
             'points of one object': median(lambda: object_points_message(frame, objects[0], chosen)),
             '~/markers': median(lambda: markers.message(frame, chosen)),

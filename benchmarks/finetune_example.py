@@ -1,11 +1,11 @@
-"""Fine-tune nano on 40 clips of a domain it has not seen, and show the gain on clips held out.
+"""Fine-tune nano on 40 clips of a new domain, and measure the gain on held-out clips.
 
     python benchmarks/finetune_example.py                    # under ten minutes on two cores
 
-The domain looks like ultrasound: speckle, no colour, weak outlines, shadows behind bright tissue. The clips are
-written as a DAVIS folder, as yours would be, and ``sam2_train`` is run on it as you would run it. Then the model before
-and the model after track each object of 12 clips with other seeds, from a box on the first frame. What was forgotten is
-measured too, on the scenes that nano comes from.
+The clips resemble ultrasound: speckle, no colour, weak outlines, shadows behind bright tissue. They are written as a
+DAVIS folder, and ``sam2_train`` runs on that folder as on any other. Then the models before and after training track
+each object of 12 clips with other seeds from a box in the first frame. Forgetting is measured on scenes of the kind on
+which nano was trained.
 """
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -35,31 +36,31 @@ OLD_CLIPS, OLD_SEED = 12, 1900
 
 
 def smooth_noise(rng: np.random.Generator, cell: float) -> np.ndarray:
-    """Standard normal noise (HEIGHT, WIDTH) with patches of about ``cell`` pixels."""
+    """Return standard normal noise (HEIGHT, WIDTH) with patches of about ``cell`` pixels."""
     noise = cv2.GaussianBlur(rng.standard_normal((HEIGHT, WIDTH)), (0, 0), cell)
     return (noise - noise.mean()) / noise.std()
 
 
 def organ(rng: np.random.Generator) -> dict:
-    """A closed shape that drifts, turns and pulses, and how strongly it echoes."""
+    """Return the parameters of a closed shape that drifts, rotates and pulses, and of its echo."""
     return {'centre': rng.uniform((60, 50), (WIDTH - 60, HEIGHT - 50)), 'radius': rng.uniform(18, 38),
-            'waves': rng.normal(0, 0.10, (3, 2)), 'drift': rng.normal(0, 1.3, 2), 'turn': rng.normal(0, 0.03),
+            'waves': rng.normal(0, 0.10, (3, 2)), 'drift': rng.normal(0, 1.3, 2), 'rotation': rng.normal(0, 0.03),
             'pulse': (rng.uniform(0.03, 0.12), rng.uniform(0.3, 0.8), rng.uniform(0, 6.28)),
             'echo': rng.choice([rng.uniform(0.15, 0.55), rng.uniform(1.5, 2.4)]), 'rim': rng.uniform(0.2, 1.0)}
 
 
 def inside(shape: dict, frame: int) -> np.ndarray:
-    """Distance to the outline over the radius (HEIGHT, WIDTH), negative inside."""
+    """Return the distance to the outline divided by the radius, (HEIGHT, WIDTH), negative inside."""
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     x, y = shape['centre'] + shape['drift'] * frame
-    angle = np.arctan2(rows - y, columns - x) + shape['turn'] * frame
+    angle = np.arctan2(rows - y, columns - x) + shape['rotation'] * frame
     outline = 1 + sum(a * np.cos(k * angle) + b * np.sin(k * angle) for k, (a, b) in enumerate(shape['waves'], 2))
     size, rate, phase = shape['pulse']
     return np.hypot(columns - x, rows - y) / (shape['radius'] * (1 + size * np.sin(rate * frame + phase))) - outline
 
 
 def ultrasound_clip(seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """FRAMES images uint8 (H, W, 3) and label images uint8 (H, W), 0 for the background."""
+    """Return FRAMES images, uint8 (H, W, 3), and label images, uint8 (H, W) with 0 for the background."""
     rng = np.random.default_rng(seed)
     organs = [organ(rng) for _ in range(rng.integers(1, 4))]
     tissue = 0.9 + 0.25 * smooth_noise(rng, 14)
@@ -74,19 +75,19 @@ def ultrasound_clip(seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
             labels[away < 0] = number
             echo[away < 0] = shape['echo']
             echo += shape['rim'] * np.exp(-(away / 0.06) ** 2)
-            if shape['echo'] > 1:  # little sound passes bright tissue
+            if shape['echo'] > 1:  # bright tissue casts a shadow
                 behind = np.maximum.accumulate(away < 0, axis=0) & (away > 0)
                 echo[behind] *= 0.6
         moving = np.roll(speckle[0], frame, axis=1) * 0.75 + np.roll(speckle[1], -2 * frame, axis=0) * 0.25
-        picture = 95 * np.log1p(2.2 * np.maximum(echo, 0.03) * moving) * (1 - 0.35 * rows / HEIGHT) * fan
-        picture += rng.normal(0, 5, picture.shape)
-        images.append(np.repeat(np.clip(picture, 0, 255).astype(np.uint8)[..., None], 3, axis=2))
+        image = 95 * np.log1p(2.2 * np.maximum(echo, 0.03) * moving) * (1 - 0.35 * rows / HEIGHT) * fan
+        image += rng.normal(0, 5, image.shape)
+        images.append(np.repeat(np.clip(image, 0, 255).astype(np.uint8)[..., None], 3, axis=2))
         masks.append(labels * fan)
     return images, masks
 
 
 def write_davis(folder: Path, seeds: range) -> None:
-    """JPEG images, and labels as grey PNGs of ids."""
+    """Write clips as JPEG images and grey PNG files of ids."""
     for seed in seeds:
         for kind in ('JPEGImages', 'Annotations'):
             (folder / kind / f'clip{seed:03}').mkdir(parents=True, exist_ok=True)
@@ -96,7 +97,7 @@ def write_davis(folder: Path, seeds: range) -> None:
 
 
 def held_out() -> list[tuple[list[np.ndarray], list[dict[int, np.ndarray]]]]:
-    """Clips as images and, for each image, the masks of the objects that are in the first one."""
+    """Return clips: images and, for each image, the masks of the objects that are in the first image."""
     clips = []
     for seed in range(HELD_OUT_SEED, HELD_OUT_SEED + HELD_OUT_CLIPS):
         images, labels = ultrasound_clip(seed)
@@ -106,7 +107,7 @@ def held_out() -> list[tuple[list[np.ndarray], list[dict[int, np.ndarray]]]]:
 
 
 def old_domain(size: int) -> list[tuple[list[np.ndarray], list[dict[int, np.ndarray]]]]:
-    """The same of the scenes that nano was trained on, with seeds it was not."""
+    """Return clips of the kind on which nano was trained, from other seeds, as ``held_out`` does."""
     packed = SyntheticClips(OLD_SEED, FRAMES, size, chunk=OLD_CLIPS, textures=60)[0]
     clips = []
     for frames, masks in zip(packed.frames.numpy(), packed.masks.numpy(), strict=True):
@@ -116,7 +117,7 @@ def old_domain(size: int) -> list[tuple[list[np.ndarray], list[dict[int, np.ndar
 
 
 def measure(checkpoint: Path | None, clips: list) -> dict[str, float]:
-    """J of the first frame, and over all frames, from a box on the first."""
+    """Return the mean J in the first frame and over all frames. Objects are prompted with a box in the first."""
     model = load_model('nano', checkpoint=checkpoint)
     first, all_frames = [], []
     for images, truth in clips:
@@ -131,7 +132,7 @@ def measure(checkpoint: Path | None, clips: list) -> dict[str, float]:
 
 
 def picture(path: Path, before: Path | None, after: Path, clips: list) -> None:
-    """Last frames: truth (white), before (red), after (green)."""
+    """Write the last frames of some clips with outlines: truth (white), before (red), after (green)."""
     rows = []
     for images, truth in clips[:4]:
         row = []
@@ -153,13 +154,15 @@ def picture(path: Path, before: Path | None, after: Path, clips: list) -> None:
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument('--output', type=Path, default=Path('runs/finetune_example'))
-    options.add_argument('--steps', type=int, default=160)
-    options.add_argument('--processes', type=int, default=1 if torch.cuda.is_available() else 2,
-                         help='of one thread each: two of them are faster than one of two threads')
-    options.add_argument('--checkpoint', type=Path, help='where to start from; default: the packaged nano')
-    options = options.parse_args()
+    """Write the clips, train, and print the figures before and after."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--output', type=Path, default=Path('runs/finetune_example'), metavar='FOLDER',
+                        help='folder of clips and results (default: runs/finetune_example)')
+    parser.add_argument('--steps', type=int, default=160, help='number of training steps (default: 160)')
+    parser.add_argument('--processes', type=int, default=1 if torch.cuda.is_available() else 2,
+                        help='processes of one thread each (default: 1 on a GPU, else 2)')
+    parser.add_argument('--checkpoint', type=Path, metavar='FILE', help='initial weights (default: the packaged nano)')
+    options = parser.parse_args()
     started = time.monotonic()
     data, run = options.output / 'data', options.output / 'run'
     write_davis(data, range(TRAINING_CLIPS))
@@ -175,10 +178,10 @@ def main() -> int:
 
     after = run / 'weights.safetensors'
     new, old = held_out(), old_domain(load_model('nano', checkpoint=options.checkpoint).image_size)
-    results = {'minutes': minutes, 'processor_minutes': processor_minutes, 'steps': options.steps}
-    table = Table(title=f'nano on {HELD_OUT_CLIPS} clips held out; {options.steps} steps in {minutes:.1f} minutes, '
-                        f'{processor_minutes:.1f} of one core')
-    for column in ('', 'J first frame', 'J over the clip'):
+    results: dict[str, Any] = {'minutes': minutes, 'processor_minutes': processor_minutes, 'steps': options.steps}
+    table = Table(title=f'nano on {HELD_OUT_CLIPS} held-out clips; {options.steps} steps in {minutes:.1f} minutes, '
+                        f'{processor_minutes:.1f} minutes of processor time')
+    for column in ('', 'J, first frame', 'J, all frames'):
         table.add_column(column)
     for label, checkpoint in (('before', options.checkpoint), ('after', after)):
         for domain, clips in (('ultrasound', new), ('old scenes', old)):
@@ -187,7 +190,7 @@ def main() -> int:
     Console().print(table)
     picture(options.output / 'last_frames.png', options.checkpoint, after, new)
     (options.output / 'results.json').write_text(json.dumps(results, indent=1))
-    print(f'pictures and figures: {options.output}')
+    print(f'figures and picture: {options.output}')
     return 0
 
 

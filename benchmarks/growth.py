@@ -1,14 +1,16 @@
-"""Does a tracker get slower or larger the longer it runs, and what does each further object cost?
+"""Measure how time and memory of a tracker grow with the number of frames and objects.
 
     python benchmarks/growth.py                                          # nano, 10,000 frames with 2 objects
     python benchmarks/growth.py --frames 500 --model sam2.1_hiera_tiny --image-size 512
 
-Over frames: a texture moves and objects are tracked without end. Processor time per frame and the memory of the process
-are read, and the last window of frames is compared with the one that begins at frame 100. A computer that does other
-work drifts by more than the few per cent in question, so a copy of the tracker as it was in the beginning takes every
-tenth image as well: the ratio of the old one's change to the young one's is what age costs. Over objects: the same
-images with 1, 2, 4, ... objects, medians. On a GPU the counters of PyTorch's allocator are read too: bytes it holds,
-and how often it had to ask the driver for more (segments).
+Over frames: objects are tracked on a moving texture. Processor time per frame and memory of the process are recorded,
+and the last window of frames is compared with the window from frame 100. The speed of a busy computer drifts by more
+than the few per cent in question. Therefore a copy of the initial tracker processes every tenth image, too, and the
+cost of age is the change of the old tracker relative to that of the new one.
+
+Over objects: the same images with 1, 2, 4, ... objects, medians.
+
+On a GPU, the counters of PyTorch's allocator are recorded, too: bytes, and allocations from the driver (segments).
 """
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ import argparse
 import json
 import statistics
 import time
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -25,38 +27,38 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.lib import plots
-from benchmarks.lib.parts import boxes, facts, make_model, resident
+from benchmarks.lib.parts import (
+    add_model_options,
+    add_output_options,
+    boxes,
+    facts,
+    make_model,
+    moving_texture,
+    resident,
+)
 from sam2_core import Prompt, Sam2Model, StreamTracker
-from sam2_core.config import VARIANTS
 
-FILLED = 20  # frames after which memories do not get longer
-YOUNG_EVERY = 10  # frames
-POINTS = 100  # of a curve
+FILLED = 20  # number of frames after which memories stop growing
+YOUNG_EVERY = 10  # frames between two steps of the new tracker
+POINTS = 100  # maximum number of points of a curve
 
-Memory = dict[str, float]  # what is counted -> how much
+Memory = dict[str, float]  # name of a counter -> its value
 
 
 def memory_now(device: torch.device) -> Memory:
-    """Resident memory, MiB; on a GPU the allocator's counters as well."""
+    """Return the resident memory in MiB and, on a GPU, the counters of the allocator."""
     if device.type != 'cuda':
         return {'resident_mib': resident()}
     counters = torch.cuda.memory_stats(device)
     return {'resident_mib': resident(),
             'allocated_mib': counters['allocated_bytes.all.current'] / 2 ** 20,
             'reserved_mib': counters['reserved_bytes.all.current'] / 2 ** 20,
-            'segments': counters['segment.all.allocated'],  # since the process began, as the next
+            'segments': counters['segment.all.allocated'],  # since startup, as allocations
             'allocations': counters['allocation.all.allocated']}
 
 
-def picture(number: int, side: int) -> np.ndarray:
-    """A texture that moves, uint8 RGB (side, side, 3)."""
-    rows, columns = np.mgrid[:side, :side] + 3 * (number % 40)
-    waves = [np.sin(rows / a) + np.sin(columns / b) for a, b in ((9, 14), (17, 11), (23, 29))]
-    return (np.stack(waves, axis=-1) * 60 + 128).astype(np.uint8)
-
-
 def started(model: Sam2Model, images: list[np.ndarray], objects: int) -> StreamTracker:
-    """A tracker of ``objects`` objects with full memories."""
+    """Return a tracker of a number of objects with full memories."""
     tracker = StreamTracker(model)
     prompts = [Prompt(i + 1, box=box) for i, box in enumerate(boxes(objects, images[0].shape[0]))]
     for number in range(FILLED):
@@ -65,7 +67,7 @@ def started(model: Sam2Model, images: list[np.ndarray], objects: int) -> StreamT
 
 
 def timed(tracker: StreamTracker, image: np.ndarray) -> float:
-    """Processor time of one step, milliseconds; on a GPU the time by the clock."""
+    """Return the milliseconds of one step: processor time on a CPU, wall-clock time on a GPU."""
     gpu = tracker.model.device.type == 'cuda'
     clock = time.perf_counter if gpu else time.process_time
     start = clock()
@@ -76,7 +78,7 @@ def timed(tracker: StreamTracker, image: np.ndarray) -> float:
 
 
 def over_frames(model: Sam2Model, images: list[np.ndarray], frames: int, objects: int, console: Console) -> dict:
-    """One tracker that gets old, beside copies of what it was in the beginning."""
+    """Run a tracker over many frames beside copies of the initial tracker, and return the figures."""
     old = started(model, images, objects)
     young = old.fork(old.object_ids)
     times: list[tuple[float, float | None]] = []
@@ -102,8 +104,8 @@ def over_frames(model: Sam2Model, images: list[np.ndarray], frames: int, objects
             'tracker_mib': old.memory_bytes / 2 ** 20, 'curve': curve(times, memory)}
 
 
-def curve(times: list[tuple[float, float | None]], memory: list[Memory]) -> dict[str, list[float]]:
-    """At most POINTS points of the run: the frame, the median time of those up to it, memory there."""
+def curve(times: list[tuple[float, float | None]], memory: list[Memory]) -> dict[str, Sequence[float]]:
+    """Return at most POINTS points of the run: frame, median time since the previous point, memory."""
     stretch = -(-len(times) // POINTS)
     ends = list(range(stretch, len(times) + 1, stretch))
     return {'frame': ends, 'ms': [statistics.median(ms for ms, _ in times[end - stretch:end]) for end in ends],
@@ -111,7 +113,7 @@ def curve(times: list[tuple[float, float | None]], memory: list[Memory]) -> dict
 
 
 def over_objects(model: Sam2Model, images: list[np.ndarray], counts: list[int], runs: int) -> list[dict]:
-    """Median time of a frame with so many objects, and what each costs beyond the first."""
+    """Return the median time of a frame for each number of objects, and the cost of an additional object."""
     rows: list[dict] = []
     for count in counts:
         tracker = started(model, images, count)
@@ -123,7 +125,7 @@ def over_objects(model: Sam2Model, images: list[np.ndarray], counts: list[int], 
 
 
 def panels(growth: dict, rows: list[dict]) -> list[plots.Panel]:
-    """Time and memory over frames, time over objects."""
+    """Return panels of time and memory over frames, and of time over objects."""
     points = growth['curve']
 
     def over_frames(*names: str) -> dict[str, list[tuple[float, float]]]:
@@ -134,40 +136,39 @@ def panels(growth: dict, rows: list[dict]) -> list[plots.Panel]:
 
 
 def main() -> None:
+    """Measure over frames, then over objects, and print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--model', default='nano', choices=list(VARIANTS), metavar='NAME')
-    parser.add_argument('--image-size', type=int, help="default: the model's own")
-    parser.add_argument('--random-weights', action='store_true', help='fetch none: they do not change the time')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--frames', type=int, default=10_000)
-    parser.add_argument('--tracked', type=int, default=2, help='objects over all frames')
-    parser.add_argument('--objects', nargs='+', type=int, default=[1, 2, 4, 8, 16])
-    parser.add_argument('--runs', type=int, default=9, help='frames for each number of objects')
-    parser.add_argument('--json', type=Path, help='write the figures here too')
-    parser.add_argument('--plot', type=Path, help='draw them here, as SVG')
+    add_model_options(parser)
+    parser.add_argument('--frames', type=int, default=10_000, help='number of frames, at least 200 (default: 10000)')
+    parser.add_argument('--tracked', type=int, default=2, help='number of objects tracked over all frames (default: 2)')
+    parser.add_argument('--objects', nargs='+', type=int, default=[1, 2, 4, 8, 16],
+                        help='numbers of objects to compare (default: 1 2 4 8 16)')
+    parser.add_argument('--runs', type=int, default=9, help='timed frames for each number of objects (default: 9)')
+    add_output_options(parser)
     options = parser.parse_args()
     if options.frames < 200:
-        parser.error(f'--frames {options.frames}: at least 200')
+        parser.error(f'--frames {options.frames}: must be at least 200')
     model = make_model(options.model, options.image_size, options.device, options.random_weights)
-    images = [picture(number, model.image_size) for number in range(40)]
+    images = [moving_texture(number, model.image_size) for number in range(40)]
     console = Console(width=120)
     growth = over_frames(model, images, options.frames, options.tracked, console)
     known = facts(model.device)
-    kind = 'by the clock' if model.device.type == 'cuda' else 'of processor time'
+    kind = 'of wall-clock time' if model.device.type == 'cuda' else 'of processor time'
     title = (f'{options.model} {model.image_size} px, {known["hardware"]}, {known["threads"]} CPU threads, '
              f'milliseconds {kind}, {known["date"]}')
-    table = Table('', f'{growth["window"]} frames from 100', 'the last as many', title=title)
-    table.add_row('a frame', f'{growth["first_ms"]:.1f}', f'{growth["last_ms"]:.1f}')
-    table.add_row('a frame of the tracker as it began', f'{growth["young_first_ms"]:.1f}',
+    window = growth['window']
+    table = Table('median', f'{window} frames from frame 100', f'last {window} frames', title=title)
+    table.add_row('frame, ms', f'{growth["first_ms"]:.1f}', f'{growth["last_ms"]:.1f}')
+    table.add_row('frame of the initial tracker, ms', f'{growth["young_first_ms"]:.1f}',
                   f'{growth["young_last_ms"]:.1f}')
-    for name, what in (('resident_mib', 'memory of the process, MiB'), ('allocated_mib', 'memory of tensors, GPU, MiB'),
-                       ('reserved_mib', 'memory held, GPU, MiB'), ('segments', 'times the driver was asked for more'),
-                       ('allocations', 'tensors allocated')):
+    for name, what in (('resident_mib', 'memory of the process, MiB'), ('allocated_mib', 'GPU memory of tensors, MiB'),
+                       ('reserved_mib', 'GPU memory reserved, MiB'), ('segments', 'allocations from the driver'),
+                       ('allocations', 'allocations of tensors')):
         if name in growth['memory_last']:
             table.add_row(what, f'{growth["memory_first"][name]:.0f}', f'{growth["memory_last"][name]:.0f}')
-    console.print(table, f'after {growth["frames"]} frames, what age costs: {growth["age_ratio"]:.3f}')
+    console.print(table, f'cost of age after {growth["frames"]} frames, old to new tracker: {growth["age_ratio"]:.3f}')
     rows = over_objects(model, images, options.objects, options.runs)
-    table = Table('objects', 'ms per frame', 'per added object', 'tracker MiB', title=title)
+    table = Table('objects', 'ms per frame', 'ms per additional object', 'tracker, MiB', title=title)
     for row in rows:
         added = row['ms_per_added_object']
         table.add_row(str(row['objects']), f'{row["ms"]:.1f}', '' if added is None else f'{added:.1f}',

@@ -1,13 +1,13 @@
-"""The speed of the whole node: images per second, latency and drops, over DDS, between real processes.
+"""Measure images per second, latency and drops of the whole node over DDS, between processes.
 
     python benchmarks/node.py                                            # nano, 1, 2, 4 and 8 objects
     python benchmarks/node.py --model sam2.1_hiera_tiny --image-size 512 --random-weights --rate 15
 
-A camera (the demo's, with a clip of its tabletop), the node and this process as the subscriber to ~/instances. For each
-number of objects the camera streams at --rate for --seconds; the first images, in which memories fill, do not count.
-Latency is from an image's stamp to the publication of its result, as the node tells it, and to its arrival here. An
-image is dropped when a newer one arrives before its turn, lost when it never came to the node. Before and after each
-stream the tracker alone, in this process with the same model, takes the same images.
+Three processes run: the camera of the demo with a clip of the tabletop, the node, and this one, which subscribes to
+~/instances. For each number of objects, the camera streams at --rate for --seconds; the first images, which fill the
+memories, do not count. Latency is the time from the stamp of an image to the publication of its result, as the node
+reports it, and to the arrival here. An image is dropped if a newer one arrives before it is processed, and lost if it
+never arrives at the node. Before and after each stream, the tracker alone processes the same images in this process.
 """
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from rich.console import Console
@@ -35,32 +34,29 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.lib import plots
-from benchmarks.lib.parts import boxes, facts, make_model, random_model
+from benchmarks.lib.parts import add_model_options, add_output_options, boxes, facts, make_model, random_model
 from sam2_core import Prompt, Sam2Model, StreamTracker
 from sam2_core.config import VARIANTS
+from sam2_ros.drawing.video import VideoFile
 from sam2_ros.messages.conversions import to_nanoseconds
 from sam2_ros.msg import InstanceArray
 from sam2_ros.tabletop.scene import TabletopScene
 from testing.peer import Peer, running_node
 
-FILLED = 16  # images after which memories do not get longer
-FRAMES = 60  # of the clip
-PATIENCE = 120.0  # seconds for the last images of a slow node
+FILLED = 16  # number of images after which memories stop growing
+FRAMES = 60  # length of the clip
+PATIENCE = 120.0  # seconds; maximum wait for the last images of a slow node
 
 
 def write_clip(path: Path, images: list[np.ndarray]) -> None:
-    """A video that the demo's camera can stream: drawing the scene would take the model's processor time."""
-    height, width = images[0].shape[:2]
-    video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), 30, (width, height))
-    if not video.isOpened():
-        raise RuntimeError(f'{path}: OpenCV cannot write a video here')
-    for image in images:
-        video.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    video.release()
+    """Write a video for the camera of the demo. Rendering the scene would take processor time from the model."""
+    with VideoFile(path, 30, ('mp4v',)) as video:
+        for image in images:
+            video.write(image)
 
 
 class Subscriber:
-    """Keeps what arrives of ~/instances: stamp, the node's latency, when it came (ns), images dropped before it."""
+    """Subscriber to ~/instances that records stamp, latency, time of arrival (ns) and images dropped before."""
 
     def __init__(self, peer: Peer) -> None:
         self.arrived: list[tuple[int, float, int, int]] = []
@@ -74,13 +70,13 @@ class Subscriber:
             self.arrived.append((stamp, latency, now, message.dropped))
 
     def restart(self) -> None:
-        """Forget what came so far; what is on its way about older images does not count either."""
+        """Forget all messages so far, and ignore messages about older images from now on."""
         self.arrived.clear()
         self._since = time.time_ns()
 
 
 def stream(peer: Peer, subscriber: Subscriber, clip: Path, rate: float, seconds: float) -> dict:
-    """The camera streams once; what came of it."""
+    """Run the camera once and return the figures."""
     subscriber.restart()
     environment = {**os.environ, 'ROS_DOMAIN_ID': str(peer.node.context.get_domain_id())}
     command = [sys.executable, '-m', 'sam2_ros.demo.camera', '--ros-args', '-p', f'clip:={clip}', '-p', 'loop:=true',
@@ -105,7 +101,7 @@ def stream(peer: Peer, subscriber: Subscriber, clip: Path, rate: float, seconds:
 
 
 def summary(arrived: list[tuple[int, float, int, int]], sent: int) -> dict:
-    """Images per second and latency of the images after memories were full; drops of the whole stream."""
+    """Return rate and latency of the images after memories were full, and the drops of the whole stream."""
     counted = arrived[FILLED:]
     gaps = [(after[2] - before[2]) / 1e9 for before, after in itertools.pairwise(counted)]
     dropped = sum(entry[3] for entry in arrived)
@@ -119,7 +115,7 @@ def summary(arrived: list[tuple[int, float, int, int]], sent: int) -> dict:
 
 
 class Bare:
-    """The tracker alone, with full memories."""
+    """The tracker without the node, with full memories."""
 
     def __init__(self, model: Sam2Model, images: list[np.ndarray], objects: int) -> None:
         height, width = images[0].shape[:2]
@@ -129,7 +125,7 @@ class Bare:
             self._tracker.step(next(self._images))
 
     def times(self, runs: int) -> list[float]:
-        """Seconds of so many steps. They end with masks on the CPU."""
+        """Return the seconds of each of a number of steps. They end with masks on the CPU."""
         seconds = []
         for _ in range(runs):
             start = time.perf_counter()
@@ -139,10 +135,10 @@ class Bare:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> list[dict]:
-    """A row for each number of objects."""
+    """Return the figures for each number of objects."""
     scene = TabletopScene(seed=0, width=options.size[0], height=options.size[1])
     images = [scene.render(number + 60)[0] for number in range(FRAMES)]
-    images += images[-2:0:-1]  # and back again: where the clip starts over, nothing jumps
+    images += images[-2:0:-1]  # and back, so that the clip loops without a jump
     clip = folder / 'clip.mp4'
     write_clip(clip, images)
     parameters = {'model': options.model, 'image_size': options.image_size or 0, 'device': options.device,
@@ -163,7 +159,7 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict]:
             known = count
             bare = Bare(model, images, count)
             seconds = bare.times(options.runs)
-            peer.process_image(images[0])  # what was dropped until now is told with it
+            peer.process_image(images[0])  # its result reports the images dropped so far
             row = stream(peer, subscriber, clip, options.rate, options.seconds)
             seconds += bare.times(options.runs)
             alone = 1 / statistics.median(seconds)
@@ -174,22 +170,24 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict]:
 
 
 def main() -> None:
+    """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--model', default='nano', choices=list(VARIANTS), metavar='NAME')
-    parser.add_argument('--image-size', type=int, help="default: the model's own")
-    parser.add_argument('--random-weights', action='store_true', help='fetch none: they do not change the time')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--dtype', default='float32', choices=['float32', 'bfloat16', 'float16'])
-    parser.add_argument('--objects', nargs='+', type=int, default=[1, 2, 4, 8])
-    parser.add_argument('--size', nargs=2, type=int, default=[640, 480], metavar=('WIDTH', 'HEIGHT'))
-    parser.add_argument('--rate', type=float, default=30.0, help='images per second of the camera')
-    parser.add_argument('--seconds', type=float, default=10.0, help='of each stream, once memories are full')
-    parser.add_argument('--runs', type=int, default=10, help='steps of the tracker alone, before and after each stream')
-    parser.add_argument('--json', type=Path, help='write the figures here too')
-    parser.add_argument('--plot', type=Path, help='draw them here, as SVG')
+    add_model_options(parser)
+    parser.add_argument('--dtype', default='float32', choices=['float32', 'bfloat16', 'float16'],
+                        help='floating-point type of the model (default: float32)')
+    parser.add_argument('--objects', nargs='+', type=int, default=[1, 2, 4, 8],
+                        help='numbers of objects, in ascending order (default: 1 2 4 8)')
+    parser.add_argument('--size', nargs=2, type=int, default=[640, 480], metavar=('WIDTH', 'HEIGHT'),
+                        help='size of the images in pixels (default: 640 480)')
+    parser.add_argument('--rate', type=float, default=30.0, help='images per second of the camera (default: 30)')
+    parser.add_argument('--seconds', type=float, default=10.0,
+                        help='duration of each stream once memories are full (default: 10)')
+    parser.add_argument('--runs', type=int, default=10,
+                        help='steps of the tracker alone, before and after each stream (default: 10)')
+    add_output_options(parser)
     options = parser.parse_args()
     if sorted(set(options.objects)) != options.objects or options.objects[0] < 1:
-        parser.error(f'--objects {options.objects}: must grow, from 1 or more')
+        parser.error(f'--objects {options.objects}: must ascend from at least 1')
     known = facts(torch.device(options.device))
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(options, Path(folder))
@@ -197,7 +195,7 @@ def main() -> None:
              f'{options.size[0]}x{options.size[1]} at {options.rate:g}/s, {known["hardware"]}, {known["threads"]} CPU '
              f'threads, {known["date"]}')
     table = Table(title=title, title_justify='left')
-    for column in ('objects', 'frames/s', 'the tracker alone', 'latency p50 / p95, ms', 'to arrival', 'sent',
+    for column in ('objects', 'images/s', 'tracker only', 'latency p50 / p95, ms', 'to arrival', 'sent',
                    'processed', 'dropped', 'lost'):
         table.add_column(column, justify='right')
     for row in rows:
@@ -212,7 +210,7 @@ def main() -> None:
     if options.plot:
         plots.write(options.plot, title, [
             plots.bars('images per second', {f'{row["objects"]} objects': {
-                'node': row['frames_per_s'], 'the tracker alone': row['tracker_frames_per_s']} for row in rows}),
+                'node': row['frames_per_s'], 'tracker only': row['tracker_frames_per_s']} for row in rows}),
             plots.bars('latency, milliseconds', {f'{row["objects"]} objects': row['latency_ms'] for row in rows})])
 
 

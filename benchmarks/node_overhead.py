@@ -1,12 +1,11 @@
-"""What the node adds to the model for each image: from taking the message off DDS to publishing what was found.
+"""Measure what the node adds to the model for each image, from taking the message to publishing the results.
 
     python benchmarks/node_overhead.py
     python benchmarks/node_overhead.py --encoding bgr8 --size 1920 1080 --objects 4 --rate 20
 
-The node runs in a process of its own, with a camera at its real rate and a subscriber: to the instances alone first,
-then to the label image and the cloud of the objects too, with depth that comes beside the images, then to the overlay
-as well. Medians for each processed image: by the clock, and the processor time of the thread at work in brackets
-(camera and subscriber share the machine).
+The node runs in a separate process with a camera in real time and a subscriber: first to the instances, then also to
+the label image and the point cloud, with depth, and then also to the overlay. The table shows medians per processed
+image in wall-clock time and, in brackets, in processor time of the thread. Camera and subscriber share the machine.
 """
 from __future__ import annotations
 
@@ -17,28 +16,37 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+if TYPE_CHECKING:  # imported in each of the two processes when they need it
+    from sensor_msgs.msg import Image
+
+    from testing.peer import Peer
+
 WARM_UP = 5  # images
 STAGES = {
     'take': 'receive: DDS to a Python message',
     'convert': 'convert: message to RGB',
-    'depth': 'depth: message to metres (waiting for it left out), boxes of the objects',
+    'depth': 'depth: message to metres (without waiting), oriented boxes',
     'other': 'prompts, states, history, bookkeeping',
-    'publish': 'publish: messages, pictures, clouds, DDS',
+    'publish': 'publish: messages, images, clouds, DDS',
 }
 
 
-# --- the node's side
+# --- the process of the node
 
 def run_node(records: Path, arguments: list[str]) -> int:
-    """Run the node with a stopwatch in it; at the end it writes {name: [[start, seconds, processor seconds], ...]}.
+    """Run the node with stopwatches.
 
-    arguments: for the node.
+    Args:
+        records: File to which {name: [[start, seconds, processor seconds], ...]} is written at the end.
+        arguments: Command line of the node.
     """
     from rclpy.executors import SingleThreadedExecutor
     from sensor_msgs.msg import Image
@@ -51,12 +59,12 @@ def run_node(records: Path, arguments: list[str]) -> int:
 
     measured: dict[str, list[tuple[float, float, float]]] = {}
 
-    def timed(owner, attribute: str, name: str, counts=lambda *_: True) -> None:
+    def timed(owner: Any, attribute: str, name: str, counts: Callable[..., bool] = lambda *_: True) -> None:
         original = getattr(owner, attribute)
         entries = measured.setdefault(name, [])
 
         @functools.wraps(original)
-        def run(*arguments, **options):
+        def run(*arguments: Any, **options: Any) -> Any:
             start, cpu = time.monotonic(), time.thread_time()
             result = original(*arguments, **options)
             if counts(*arguments):
@@ -79,12 +87,12 @@ def run_node(records: Path, arguments: list[str]) -> int:
         records.write_text(json.dumps(measured))
 
 
-# --- the other side
+# --- the process of camera and subscriber
 
 class Show:
-    """A camera, with depth beside its images once it is wanted."""
+    """Camera, with depth if ``with_depth`` is set."""
 
-    def __init__(self, peer, images: list[np.ndarray], encoding: str) -> None:
+    def __init__(self, peer: Peer, images: list[np.ndarray], encoding: str) -> None:
         from sensor_msgs.msg import CameraInfo, Image
 
         from testing.camera_images import image_message
@@ -101,7 +109,7 @@ class Show:
         self.with_depth = False
 
     def run(self, count: int, rate: float) -> tuple[float, float]:
-        """Show so many images at this rate; from when till when (time.monotonic)."""
+        """Publish a number of images at a rate, and return the start and the end (time.monotonic)."""
         for number in range(WARM_UP):
             self._peer.process_image(self._next(number))
         start = time.monotonic()
@@ -112,7 +120,8 @@ class Show:
         self._peer.wait_for(lambda: self._peer.instances_at(message.header.stamp), 'the last image')
         return start, time.monotonic()
 
-    def _next(self, number: int):
+    def _next(self, number: int) -> Image:
+        """Return an image with the current stamp, after publishing its depth."""
         message = self._messages[number % len(self._messages)]
         message.header = self._peer.header()
         if self.with_depth:
@@ -122,13 +131,13 @@ class Show:
         return message
 
 
-def summary(measured: dict, window: tuple[float, float]) -> dict:
-    """Milliseconds per image in this time, median by the clock and of processor time."""
+def summary(measured: dict, window: tuple[float, float]) -> dict[str, Any]:
+    """Return the median milliseconds per image in a window of time, by wall clock and by processor time."""
     def entries(name: str, column: int) -> np.ndarray:
         return np.array([entry[column] for entry in measured[name] if window[0] <= entry[0] <= window[1]]) * 1e3
 
     count = len(entries('publish', 1))
-    figures = {'images': count}
+    figures: dict[str, Any] = {'images': count}
     for kind, column in (('wall', 1), ('cpu', 2)):
         sums = {name: entries(name, column)[:count]
                 for name in ('convert', 'encode', 'step', 'metres', 'boxes', 'publish')}
@@ -145,13 +154,16 @@ def summary(measured: dict, window: tuple[float, float]) -> dict:
 
 
 def main() -> None:
+    """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--size', nargs=2, type=int, default=[1280, 720], metavar=('WIDTH', 'HEIGHT'))
-    parser.add_argument('--encoding', default='rgb8', choices=['rgb8', 'bgr8'])
-    parser.add_argument('--objects', type=int, default=2, choices=[1, 2])
-    parser.add_argument('--rate', type=float, default=8.0, help='images per second')
-    parser.add_argument('--images', type=int, default=60, help='for each of the rows')
-    parser.add_argument('--json', type=Path, help='write the figures here too')
+    parser.add_argument('--size', nargs=2, type=int, default=[1280, 720], metavar=('WIDTH', 'HEIGHT'),
+                        help='size of the images in pixels (default: 1280 720)')
+    parser.add_argument('--encoding', default='rgb8', choices=['rgb8', 'bgr8'],
+                        help='encoding of the images (default: rgb8)')
+    parser.add_argument('--objects', type=int, default=2, choices=[1, 2], help='number of objects (default: 2)')
+    parser.add_argument('--rate', type=float, default=8.0, help='images per second of the camera (default: 8)')
+    parser.add_argument('--images', type=int, default=60, help='number of images for each set of topics (default: 60)')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write the results to this file, too')
     parser.add_argument('--node', type=Path, help=argparse.SUPPRESS)
     arguments, others = parser.parse_known_args()
     if arguments.node:
@@ -180,7 +192,7 @@ def main() -> None:
     rows = {name: summary(measured, window) for name, window in windows.items()}
 
     width, height = arguments.size
-    table = Table(title=f'milliseconds per {width}x{height} {arguments.encoding} image, {arguments.objects} objects; '
+    table = Table(title=f'milliseconds per {width}x{height} {arguments.encoding} image, {arguments.objects} objects '
                         f'(processor time)', title_justify='left')
     table.add_column('')
     for name in rows:
@@ -192,7 +204,7 @@ def main() -> None:
         line(title, stage)
     table.add_section()
     line('added by the node', 'total')
-    line('the model, nano', 'model')
+    line('model, nano', 'model')
     Console(width=130).print(table)
     if arguments.json:
         arguments.json.write_text(json.dumps({'size': arguments.size, 'encoding': arguments.encoding,

@@ -1,7 +1,9 @@
-"""How far sam2_core is from transformers' SAM 2 on the same random weights: one table, variants by stages.
+"""Compare sam2_core with SAM 2 of transformers on the same weights: one table, variants by stages.
 
-python benchmarks/parity.py                       tiny and base_plus of both releases, and the packaged nano
-python benchmarks/parity.py sam2.1_hiera_large    just these
+    python benchmarks/parity.py                       # tiny and base_plus of both releases, and the packaged nano
+    python benchmarks/parity.py sam2.1_hiera_large    # this variant only
+
+Weights are random, except those of nano, which are the packaged ones.
 """
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ DEFAULT = ('sam2.1_hiera_tiny', 'sam2.1_hiera_base_plus', 'sam2_hiera_tiny', 'sa
 
 
 def measure(name: str, frames: int) -> dict[str, float]:
-    """The largest absolute difference of each stage, and of mask logits over streams. Nano: its trained weights."""
+    """Return the largest absolute difference of each stage, and of the mask logits over a stream."""
     pair = comparisons.trained_nano_pair() if name == 'nano' else comparisons.make_pair(name)
     stages = {
         **{f'encoder, {level}': error for level, error in comparisons.encoder_errors(pair).items()},
@@ -33,7 +35,7 @@ def measure(name: str, frames: int) -> dict[str, float]:
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
-    """Markdown: a row for each stage, a column for each variant."""
+    """Return a Markdown table with a row for each stage and a column for each variant."""
     names = list(results)
     rows = [['largest difference', *names], ['---', *('---:' for _ in names)]]
     rows += [[stage, *(f'{results[name][stage]:.1e}' for name in names)] for stage in results[names[0]]]
@@ -41,13 +43,15 @@ def table(results: dict[str, dict[str, float]]) -> str:
 
 
 def main() -> None:
+    """Compare the variants and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('variants', nargs='*', default=DEFAULT)
-    parser.add_argument('--frames', type=int, default=10, help='length of the stream, at least 6')
-    parser.add_argument('--json', type=Path, help='also write the figures here')
+    parser.add_argument('variants', nargs='*', default=DEFAULT, metavar='VARIANT',
+                        help=f'model variants (default: {" ".join(DEFAULT)})')
+    parser.add_argument('--frames', type=int, default=10, help='frames of the stream, at least 6 (default: 10)')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write the results to this file, too')
     arguments = parser.parse_args()
     if arguments.frames < 6:
-        parser.error(f'--frames {arguments.frames}: the stream has a correction at frame 5, so at least 6')
+        parser.error(f'--frames {arguments.frames}: must be at least 6, since frame 5 has a correction')
     results = {}
     for name in arguments.variants:
         print(f'{name} ...', file=sys.stderr)

@@ -1,16 +1,16 @@
-"""Time per frame with full memories, beside transformers and the package sam2 on the same weights in the same run.
+r"""Compare the time per frame with transformers and the package sam2, on the same weights in the same run.
 
     python benchmarks/speed.py                                   # tiny at 1024, 1 and 4 objects
     python benchmarks/speed.py --quick                           # nano and tiny at 256, a minute
-    python benchmarks/speed.py --models nano sam2.1_hiera_tiny sam2.1_hiera_large --objects 1 2 4 8 16 \\
+    python benchmarks/speed.py --models nano sam2.1_hiera_tiny sam2.1_hiera_large --objects 1 2 4 8 16 \
         --devices cuda --dtype bfloat16 --compile --runs 9 --json speed.json --plot speed.svg
 
-The sides take turns; medians, their ratio and the overlap of their masks in the timed frames are shown. Memories are
-filled first (one conditioning frame, six recent ones, sixteen pointers), so that every timed frame costs what frames
-cost on a robot. Weights are random: they do not change the time. After the timed frames ours runs a few more with a
-stopwatch around each stage. Operations are counted in the frame that warms up; the machine's best is the fastest of
-large matrix products that are done before each row, in the same numbers and threads. Peak memory is that of one side
-in a process of its own. The package sam2 takes part where it is installed; it has no nano.
+The sides take turns. The tables show medians, their ratios, and the IoU of the masks in the timed frames. Memories are
+full (one conditioning frame, six recent frames, sixteen pointers), so that a timed frame costs as much as on a robot.
+Weights are random, which does not change the time. After the timed frames, sam2_core runs a few more with a stopwatch
+around each stage. Operations are counted in a frame before the timed ones. The peak of the machine is the fastest of
+several large matrix products before each row, with the same dtype and threads. Peak memory is measured with each side
+in a separate process. The package sam2 takes part if it is installed; it has no nano.
 """
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ from benchmarks.lib.speed_sides import SIDES, Setting, Step, moving_scene, sides
 from sam2_core.config import VARIANTS
 from sam2_core.metrics import iou
 
-KEY = ('model', 'image_size', 'objects', 'device')  # of a row
+KEY = ('model', 'image_size', 'objects', 'device')  # identifies a row
 
 
 def timed(step: Step, image: np.ndarray, device: torch.device, clock: Clock) -> tuple[float, list[np.ndarray]]:
-    """Seconds, masks."""
+    """Return the seconds of a step, and its masks."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
     start = clock()
@@ -56,23 +56,25 @@ def timed(step: Step, image: np.ndarray, device: torch.device, clock: Clock) -> 
 
 
 def median_ms(seconds: list[float]) -> float:
+    """Return the median in milliseconds."""
     return statistics.median(seconds) * 1e3
 
 
 class Measurement:
-    """One model at one size on one device: every side of it, built once for all numbers of objects."""
+    """All sides for one model, image size and device, built once for all numbers of objects."""
 
     def __init__(self, setting: Setting, wanted: list[str], runs: int, warm_up: int, clock: Clock) -> None:
+        """Build the models of the wanted sides."""
         self.setting, self.runs, self.warm_up, self.clock = setting, runs, warm_up, clock
         self.names = sides_for(setting.model, wanted)
         write_weights(setting)
         self.models = {name: SIDES[name].build(setting) for name in self.names}
         self._plain = SIDES['sam2_core'].build(replace(setting, compile='')) if setting.compile else (
-            self.models['sam2_core'])  # compiled code cannot be looked into
+            self.models['sam2_core'])  # operations of compiled code cannot be counted
         self.images = moving_scene(1 + warm_up + runs, setting.image_size)
 
     def row(self, objects: int) -> dict:
-        """The figures with so many objects, but for memory."""
+        """Return the figures for a number of objects, without memory."""
         setting, (first, *images) = self.setting, self.images
         started, warm_up = {}, {}
         for name in self.names:
@@ -100,7 +102,7 @@ class Measurement:
                 'stages': self._stages(step, flop['sam2_core']), 'tracker_mib': tracker.memory_bytes / 2 ** 20}
 
     def _count(self, objects: int, steps: dict[str, Step]) -> dict[str, dict]:
-        """Operations of a frame of each side; of compiled peers they are not known."""
+        """Return the operations of a frame of each side. Those of the compiled sam2 are unknown."""
         first, image = self.images[0], self.images[1]
         counted: dict[str, dict] = {}
         for name in self.names:
@@ -117,7 +119,7 @@ class Measurement:
         return counted
 
     def _stages(self, step: Step, flop: dict[str, int]) -> dict[str, dict]:
-        """Median time and operations of each stage of ours."""
+        """Return the median time and the operations of each stage of sam2_core."""
         model, setting = self.models['sam2_core'], self.setting
         runs = [stage_seconds(model, lambda image=image: step(image), setting.device, self.clock)
                 for image in self.images[-min(5, self.runs):]]
@@ -127,7 +129,7 @@ class Measurement:
 
 
 def measure(options: argparse.Namespace, result: dict, save: Callable[[], None]) -> None:
-    """Fills ``result['rows']`` and saves after each."""
+    """Append rows to ``result['rows']`` and save after each."""
     clock = time.process_time if options.processor_time else time.perf_counter
     dtype, done = getattr(torch, options.dtype), {tuple(row[key] for key in KEY) for row in result['rows']}
     folder = Path.home() / '.cache' / 'sam2_ros_benchmarks'
@@ -157,33 +159,38 @@ def measure(options: argparse.Namespace, result: dict, save: Callable[[], None])
 
 
 def parse() -> argparse.Namespace:
+    """Return the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--models', nargs='+', default=['sam2.1_hiera_tiny'], choices=list(VARIANTS), metavar='NAME')
-    parser.add_argument('--objects', nargs='+', type=int, default=[1, 4])
-    parser.add_argument('--image-sizes', nargs='+', type=int, help="default: each model's own")
+    parser.add_argument('--models', nargs='+', default=['sam2.1_hiera_tiny'], choices=list(VARIANTS), metavar='NAME',
+                        help='model variants (default: sam2.1_hiera_tiny)')
+    parser.add_argument('--objects', nargs='+', type=int, default=[1, 4], help='numbers of objects (default: 1 4)')
+    parser.add_argument('--image-sizes', nargs='+', type=int, help="image sizes in pixels (default: each model's own)")
     parser.add_argument('--devices', nargs='+', type=torch.device,
-                        default=[torch.device('cuda' if torch.cuda.is_available() else 'cpu')])
-    parser.add_argument('--dtype', default='float32', choices=DTYPES)
+                        default=[torch.device('cuda' if torch.cuda.is_available() else 'cpu')],
+                        help='devices (default: cuda if available, else cpu)')
+    parser.add_argument('--dtype', default='float32', choices=DTYPES,
+                        help='floating-point type of the models (default: float32)')
     parser.add_argument('--compile', nargs='?', const='inductor', default='', metavar='BACKEND',
-                        help='ours with load_model(..., compile=BACKEND), and with inductor, the default, sam2 in its '
-                             'own compiled mode; transformers has none')
-    parser.add_argument('--sides', nargs='+', default=list(SIDES), choices=list(SIDES), help='sam2_core always is one')
-    parser.add_argument('--runs', type=int, default=3, help='timed frames')
-    parser.add_argument('--warm-up', type=int, help='frames before them, at least 1; default: 1, on a GPU 3')
-    parser.add_argument('--quick', action='store_true', help='nano and tiny at 256 with 1 and 4 objects')
-    parser.add_argument('--no-memory', dest='memory', action='store_false', help='leave peak memory out')
+                        help='compile sam2_core with load_model(..., compile=BACKEND); with inductor, the default, '
+                             'compile sam2 in its own way, too; transformers has none')
+    parser.add_argument('--sides', nargs='+', default=list(SIDES), choices=list(SIDES),
+                        help='sides to compare; sam2_core is always included (default: all)')
+    parser.add_argument('--runs', type=int, default=3, help='number of timed frames (default: 3)')
+    parser.add_argument('--warm-up', type=int, help='number of frames before them, at least 1 (default: 1, on a GPU 3)')
+    parser.add_argument('--quick', action='store_true', help='only nano and tiny at 256 pixels, 1 and 4 objects')
+    parser.add_argument('--no-memory', dest='memory', action='store_false', help='do not measure peak memory')
     parser.add_argument('--processor-time', action='store_true',
-                        help='instead of the clock: for a CPU that does other work too, with OMP_NUM_THREADS=1')
-    parser.add_argument('--json', type=Path, help='write the figures here too, after each row')
-    parser.add_argument('--resume', action='store_true', help='go on with the file of --json: leave its rows out')
-    parser.add_argument('--plot', type=Path, help='draw them here, as SVG')
+                        help='measure processor time, for a CPU that does other work, too; set OMP_NUM_THREADS=1')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write the results to this file after each row')
+    parser.add_argument('--resume', action='store_true', help='continue the file of --json: skip the rows that it has')
+    parser.add_argument('--plot', type=Path, metavar='FILE', help='write a plot of the results to this SVG file')
     options = parser.parse_args()
     if options.processor_time and any(device.type == 'cuda' for device in options.devices):
-        parser.error('--processor-time says nothing about a GPU')
+        parser.error('--processor-time: cannot measure a GPU; measure a CPU (--devices cpu)')
     if options.resume and not options.json:
-        parser.error('--resume: goes on with the file of --json, which is not given')
+        parser.error('--resume: needs --json FILE')
     if options.runs < 1 or min(options.objects) < 1:
-        parser.error(f'--runs {options.runs}, --objects {options.objects}: at least 1')
+        parser.error(f'--runs {options.runs}, --objects {options.objects}: must be at least 1')
     if options.quick:
         options.models, options.image_sizes, options.objects = ['nano', 'sam2.1_hiera_tiny'], [256], [1, 4]
     options.sides = ['sam2_core', *(name for name in options.sides if name != 'sam2_core')]
@@ -191,6 +198,7 @@ def parse() -> argparse.Namespace:
 
 
 def version(package: str) -> str | None:
+    """Return the version of a package, or None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -198,6 +206,7 @@ def version(package: str) -> str | None:
 
 
 def main() -> None:
+    """Measure, save and print tables."""
     options = parse()
     result = facts(options.devices[0]) | {
         'transformers': version('transformers'), 'sam2': version('sam2'), 'dtype': options.dtype,
@@ -208,7 +217,8 @@ def main() -> None:
         differing = [key for key in ('hardware', 'threads', 'torch', 'dtype', 'compile', 'clock')
                      if earlier[key] != result[key]]
         if differing:
-            raise SystemExit(f'--resume: {options.json} was measured with another {", ".join(differing)}')
+            raise SystemExit(f'--resume: {options.json} was measured with another {", ".join(differing)}; choose '
+                             f'another file')
         result = earlier
 
     def save() -> None:

@@ -1,11 +1,11 @@
-"""How fast nano trains, how fast its clips are made, and whether training ever waits for them.
+"""Measure how fast nano trains, how fast its clips are made, and whether training waits for clips.
 
-    OMP_NUM_THREADS=1 python benchmarks/training_speed.py               # on a CPU: of one core
-    python benchmarks/training_speed.py --chunks 4 --clips 4 --echo 2 --steps 50      # as on a GPU, with its settings
+    OMP_NUM_THREADS=1 python benchmarks/training_speed.py                       # one core of a CPU
+    python benchmarks/training_speed.py --chunks 4 --clips 4 --echo 2 --steps 50      # the settings for a GPU
 
-Three things are measured: steps (forward, backward, update) on clips that are there already; making clips, by one
-process that does nothing else; and the loop as it is used, with worker processes, which logs the share of its time that
-it waited for data.
+Three rates are measured: training steps (forward, backward, update) on clips in memory; clips made by one process that
+does nothing else; and the complete training loop with worker processes, which logs the share of its time in which it
+waits for data.
 """
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from sam2_core.training.run_state import load_weights
 from sam2_core.training.settings import Schedule, TrainConfig
 from sam2_core.training.trainer import Trainer
 
-FRAMES = 8  # that training follows an object for
-MADE = 16  # frames of a clip as it is made; training cuts it in two
+FRAMES = 8  # frames over which training tracks an object
+MADE = 16  # frames of a clip when it is made; training cuts it in two
 SEED = 990
 
 
 def per_second(count: int, work: Callable[[], None], device: str) -> tuple[float, float]:
-    """``count`` in a second of the clock, and of this process's processor time."""
+    """Return ``count`` per second of wall-clock time, and per second of processor time of this process."""
     def synchronise() -> None:
         if device.startswith('cuda'):
             torch.cuda.synchronize()
@@ -49,7 +49,7 @@ def per_second(count: int, work: Callable[[], None], device: str) -> tuple[float
 
 
 def trainer(options: argparse.Namespace, output: Path, source: SyntheticClips, steps: int) -> Trainer:
-    """A run that goes on from the packaged weights."""
+    """Return a trainer that continues from the packaged weights."""
     on_gpu = options.device.startswith('cuda')
     config = TrainConfig(
         output, VARIANTS['nano'], steps=steps, schedule=Schedule.going_on(stages=((1.0, FRAMES),)),
@@ -60,10 +60,10 @@ def trainer(options: argparse.Namespace, output: Path, source: SyntheticClips, s
 
 def _steps(options: argparse.Namespace, output: Path, source: SyntheticClips,
            chunk: PackedClips) -> tuple[float, float]:
-    """Clips of FRAMES frames trained on per second, when all are at hand."""
+    """Return the clips of FRAMES frames per second that training processes if they are in memory."""
     alone = trainer(options, output, source, 10 ** 6)
     chunks = [chunk] * options.chunks
-    for _ in range(6 if alone.config.graph else 1):  # a GPU's steps are captured after three
+    for _ in range(6 if alone.config.graph else 1):  # on a GPU, steps are captured after three
         alone.run_step(chunks)
 
     def train() -> None:
@@ -74,7 +74,7 @@ def _steps(options: argparse.Namespace, output: Path, source: SyntheticClips,
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
-    """Clips of FRAMES frames per second, and the share of time that was waited."""
+    """Return rates in clips of FRAMES frames per second, and the share of the time spent waiting."""
     parts = MADE // FRAMES
     results = {}
     with Progress(console=Console(stderr=True)) as progress, tempfile.TemporaryDirectory() as folder:
@@ -99,25 +99,27 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         trainer(options, Path(folder) / 'loop', source, 2 * options.steps).run(lines.append)
         progress.update(bar, advance=1)
     results['loop_per_s'] = lines[-1]['images_per_s'] / FRAMES
-    results['waited'] = lines[-1]['data_wait']  # of the second half: the first one filled the queues
+    results['waited'] = lines[-1]['data_wait']  # in the second half; the first half fills the queues
     trained = results['trained_per_s' if options.device.startswith('cuda') else 'trained_per_processor_s']
-    # processor time: on cores that are shared the clock says less of what a process can do
+    # on shared cores, processor time shows better what a process can do
     results['processes_that_keep_up'] = trained / (results['made_per_processor_s'] * options.echo)
     return results
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--bf16', action='store_true', help='bfloat16 autocast on a CPU too')
-    parser.add_argument('--clips', type=int, default=1, help=f'of {MADE} frames, in a chunk')
-    parser.add_argument('--chunks', type=int, default=1, help='in a step')
-    parser.add_argument('--echo', type=int, default=1, help='steps that each clip serves')
-    parser.add_argument('--workers', type=int, default=max(1, (os.cpu_count() or 1) - 1), help='processes of the loop')
-    parser.add_argument('--steps', type=int, default=3)
-    parser.add_argument('--made', type=int, default=8, help='chunks to make')
-    parser.add_argument('--json', type=Path, help='write the result here')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu',
+                        help='device of the model (default: cuda if available, else cpu)')
+    parser.add_argument('--bf16', action='store_true', help='use bfloat16 autocast on a CPU, too')
+    parser.add_argument('--clips', type=int, default=1, help=f'clips of {MADE} frames in a chunk (default: 1)')
+    parser.add_argument('--chunks', type=int, default=1, help='chunks in a step (default: 1)')
+    parser.add_argument('--echo', type=int, default=1, help='steps in which each clip is used (default: 1)')
+    parser.add_argument('--workers', type=int, default=max(1, (os.cpu_count() or 1) - 1),
+                        help='worker processes of the loop (default: all cores but one)')
+    parser.add_argument('--steps', type=int, default=3, help='number of timed steps (default: 3)')
+    parser.add_argument('--made', type=int, default=8, help='number of chunks to make (default: 8)')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write the results to this file, too')
     options = parser.parse_args()
     cv2.setNumThreads(1)
     found = measure(options)
@@ -125,14 +127,14 @@ def main() -> None:
     device = torch.cuda.get_device_name() if on_gpu else f'{torch.get_num_threads()} thread(s)'
     table = Table(title=f'clips of {FRAMES} frames of 256 x 256 per second; {device}, '
                         f'{options.chunks} x {options.clips} x {MADE} frames a step{", bf16" if options.bf16 else ""}')
-    for column in ('', 'of the clock', 'of processor time'):
+    for column in ('', 'wall-clock time', 'processor time'):
         table.add_column(column, justify='right')
-    for name, label in (('made', 'made by one process'), ('trained', 'trained, clips at hand')):
+    for name, label in (('made', 'made by one process'), ('trained', 'trained, clips in memory')):
         table.add_row(label, f'{found[f"{name}_per_s"]:.2f}', f'{found[f"{name}_per_processor_s"]:.2f}')
     table.add_row(f'trained by the loop, {options.workers} worker(s)', f'{found["loop_per_s"]:.2f}', '')
     Console(width=None if Console().is_terminal else 120).print(table)
     print(f'the loop waited for data {found["waited"]:.1%} of its time; '
-          f'{found["processes_that_keep_up"]:.2f} processes that make clips keep up with training')
+          f'{found["processes_that_keep_up"]:.2f} processes make clips as fast as training uses them')
     if options.json:
         options.json.write_text(json.dumps(found | {'device': device, 'bf16': options.bf16}))
 

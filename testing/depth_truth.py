@@ -83,7 +83,9 @@ def truth(sight: Sight) -> tuple[np.ndarray, np.ndarray]:
 def error(sight: Sight, mask: np.ndarray, previous: OrientedBox | None = None,
           erosion: int = 2) -> tuple[Error, OrientedBox]:
     """Return the error of the box that is measured with a mask, and the box."""
-    found = measure(sight.depth, mask, mask_box(mask), erosion, previous)
-    assert found is not None
+    box = mask_box(mask)
+    assert box is not None, 'the mask is empty'
+    found = measure(sight.depth, mask, box, erosion, previous)
+    assert found is not None, 'too little depth'
     centre, size = truth(sight)
     return Error(float(np.linalg.norm(found.centre - centre)), np.sort(found.size)[::-1] / size - 1), found

@@ -1,5 +1,7 @@
 """Calibrations for tests, and an independent implementation of the lens models by their formulas."""
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from builtin_interfaces.msg import Time
@@ -13,7 +15,8 @@ WIDTH, HEIGHT = 64, 48
 SIZE = HEIGHT, WIDTH
 
 
-def info(width=WIDTH, height=HEIGHT, focal=60.0, d=(), model='plumb_bob', k=None, frame='camera', **fields):
+def info(width: int = WIDTH, height: int = HEIGHT, focal: float = 60.0, d: Sequence[float] = (),
+         model: str = 'plumb_bob', k: list[float] | None = None, frame: str = 'camera', **fields: Any) -> CameraInfo:
     """Return a calibration with its principal point in the middle of the image, unless ``k`` is given."""
     k = k or [focal, 0.0, (width - 1) / 2, 0.0, focal, (height - 1) / 2, 0.0, 0.0, 1.0]
     return CameraInfo(header=Header(stamp=Time(sec=5), frame_id=frame), width=width, height=height,
@@ -21,7 +24,7 @@ def info(width=WIDTH, height=HEIGHT, focal=60.0, d=(), model='plumb_bob', k=None
                       p=[k[0], 0.0, k[2], 0.0, 0.0, k[4], k[5], 0.0, 0.0, 0.0, 1.0, 0.0], **fields)
 
 
-def brown(x, y, d):
+def brown(x: np.ndarray, y: np.ndarray, d: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """Distort rays by OpenCV's model with up to 12 coefficients."""
     k1, k2, p1, p2, k3, k4, k5, k6, s1, s2, s3, s4 = [*d, *[0.0] * 12][:12]
     r2 = x * x + y * y
@@ -30,7 +33,7 @@ def brown(x, y, d):
             y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y + s3 * r2 + s4 * r2**2)
 
 
-def tilted(x, y, tx, ty):
+def tilted(x: np.ndarray, y: np.ndarray, tx: float, ty: float) -> tuple[np.ndarray, np.ndarray]:
     """Project image coordinates onto a sensor that is rotated about x, then y, around its principal point."""
     about_x = np.array([[1, 0, 0], [0, math.cos(tx), math.sin(tx)], [0, -math.sin(tx), math.cos(tx)]])
     about_y = np.array([[math.cos(ty), 0, -math.sin(ty)], [0, 1, 0], [math.sin(ty), 0, math.cos(ty)]])
@@ -39,7 +42,7 @@ def tilted(x, y, tx, ty):
     return (rotation[2, 2] * u - rotation[0, 2] * w) / w, (rotation[2, 2] * v - rotation[1, 2] * w) / w
 
 
-def kannala_brandt(x, y, d):
+def kannala_brandt(x: np.ndarray, y: np.ndarray, d: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """Distort rays by the fisheye model of Kannala and Brandt."""
     r = np.hypot(x, y)
     angle = np.arctan(r)
@@ -48,7 +51,7 @@ def kannala_brandt(x, y, d):
     return x * scale, y * scale
 
 
-def forward(calibration: CameraInfo, x, y):
+def forward(calibration: CameraInfo, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the pixels of rays (x, y, 1), float64."""
     d = [*calibration.d]
     if calibration.distortion_model == 'equidistant':
@@ -69,7 +72,8 @@ def miss(calibration: CameraInfo) -> np.ndarray:
     return np.hypot(x - columns, y - rows)
 
 
-def published(width, height, fx, fy, cx, cy, d, model='plumb_bob'):
+def published(width: int, height: int, fx: float, fy: float, cx: float, cy: float, d: Sequence[float],
+              model: str = 'plumb_bob') -> CameraInfo:
     """Return a calibration by the numbers with which it was published."""
     return info(width, height, d=d, model=model, k=[fx, 0.0, cx, 0.0, fy, cy, 0.0, 0.0, 1.0])
 

@@ -1,19 +1,24 @@
 #!/usr/bin/env python3
-"""Build other ROS packages against the ROS 2 wheels of this virtual environment: INTO SOURCE...
+"""Build other ROS packages against the ROS 2 wheels of a virtual environment.
 
-For what is not on PyPI: vision_msgs, tf2 (CONTRIBUTING.md). SOURCE is the folder of a package (CMake or Python),
-INTO where it is to be installed; each may use those before it. Run with the venv's python.
+    python tools/build_package.py INTO SOURCE...
+
+For packages that are not on PyPI, for example vision_msgs and tf2 (CONTRIBUTING.md). SOURCE is the folder of a
+package (CMake or Python), which may use those before it; INTO is the folder of the installation. Run with the python of
+the virtual environment.
 """
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from ros_wheels import CMAKE_ARGUMENTS, SITE_PACKAGES, build_environment
 
 
-def main():
+def main() -> None:
+    """Build and install the packages, and print how to use them."""
     if len(sys.argv) < 3:
         sys.exit(f'usage: {sys.argv[0]} INTO SOURCE...')
     prefix, *sources = (Path(argument).resolve() for argument in sys.argv[1:])
@@ -27,11 +32,12 @@ def main():
         with tempfile.TemporaryDirectory() as build:
             for command in _commands(source, build, prefix):
                 subprocess.run([str(part) for part in command], check=True, env=environment, cwd=build)
-    print(f'\nto use it:\nexport PYTHONPATH={prefix / SITE_PACKAGES} LD_LIBRARY_PATH={prefix / "lib"} '
+    print(f'\nTo use them:\nexport PYTHONPATH={prefix / SITE_PACKAGES} LD_LIBRARY_PATH={prefix / "lib"} '
           f'AMENT_PREFIX_PATH={prefix}:{sys.prefix}')
 
 
-def _commands(source, build, prefix):
+def _commands(source: Path, build: str, prefix: Path) -> Sequence[Sequence[object]]:
+    """Return the commands that build and install a package."""
     if (source / 'CMakeLists.txt').is_file():
         return (['cmake', '-S', source, '-B', build, '-G', 'Ninja', f'-DCMAKE_INSTALL_PREFIX={prefix}',
                  *CMAKE_ARGUMENTS],

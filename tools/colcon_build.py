@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Build the package with colcon against the ROS 2 wheels of this virtual environment, into build/colcon/install.
+"""Build the package with colcon against the ROS 2 wheels of a virtual environment, into build/colcon/install.
 
-Run with the venv's python. On a real ROS 2 machine plain `colcon build` does this.
+Run with the python of the virtual environment. On a machine with ROS 2, use plain `colcon build`.
 """
 import subprocess
 import sys
@@ -11,7 +11,8 @@ from ros_wheels import CMAKE_ARGUMENTS, PREFIX, ROOT, build_environment
 OUTPUT = ROOT / 'build' / 'colcon'
 
 
-def main():
+def main() -> int:
+    """Run colcon and return its exit code."""
     environment = build_environment()
     OUTPUT.mkdir(parents=True, exist_ok=True)
     return subprocess.run([

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Print the Python that the virtual environment is made with; say what this machine lacks and how to get it.
+# Print the path of a Python for the virtual environment, or print what this machine lacks and how to install it.
 # usage: find_python.sh [PYTHON]
 fail() {
     printf '%s\n' "$@" >&2
@@ -13,7 +13,7 @@ machine=$(uname -sm)
 for compiler in ${CXX:-c++ g++ clang++}; do
     command -v "$compiler" >/dev/null && found_compiler=yes
 done
-[ "$found_compiler" ] || fail "No C++ compiler (${CXX:-c++, g++ or clang++}): the ROS 2 messages are compiled." \
+[ "$found_compiler" ] || fail "No C++ compiler (${CXX:-c++, g++ or clang++}), which the ROS 2 messages need." \
     "Debian, Ubuntu: apt install g++"
 
 check='
@@ -38,4 +38,4 @@ for candidate in ${1:-python3 python3.12 python3.11 python3.13 python3.10 python
     problems="$problems
 $path $(echo "$problem" | tail -n 1)"
 done
-fail "No Python 3.10 or newer to work with${1:+ ($1)}; name another with make PYTHON=/path/to/python3.$problems"
+fail "No usable Python 3.10 or newer${1:+ ($1)}; name one with make PYTHON=/path/to/python3.$problems"

@@ -1,4 +1,4 @@
-"""The benchmarks' pictures: bars and lines as one SVG file, readable on light and dark pages."""
+"""Plots of the benchmarks: bars and lines in one SVG file, readable on light and dark pages."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,20 @@ COLOURS = ('#1f77b4', '#ff7f0e', '#2ca02c', '#d62728', '#9467bd', '#8c564b', '#7
 
 @dataclass(frozen=True)
 class Panel:
-    """A part of a picture: its height and its elements, placed from 0."""
+    """Part of a plot: its height and its SVG elements, with y from 0."""
 
     height: float
     parts: Sequence[str]
 
 
 def bars(title: str, rows: Mapping[str, Mapping[str, float]], stacked: bool = False) -> Panel:
-    """Horizontal bars, a group for each row, a colour for each name; stacked: the parts of one bar, with their sum."""
+    """Return horizontal bars: one group per row, one colour per name.
+
+    Args:
+        title: Title of the panel.
+        rows: Label of the row -> name -> value.
+        stacked: Draw the values of a row as parts of one bar, with their sum.
+    """
     names = list(dict.fromkeys(name for values in rows.values() for name in values))
     widest = max(sum(values.values()) if stacked else max(values.values()) for values in rows.values())
     scale = (WIDTH - LEFT - RIGHT) / (widest or 1.0)
@@ -48,7 +54,7 @@ def bars(title: str, rows: Mapping[str, Mapping[str, float]], stacked: bool = Fa
 
 
 def lines(title: str, under: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> Panel:
-    """Lines over a common x axis, whose meaning ``under`` tells; y begins at 0."""
+    """Return lines over a common x axis, labelled ``under``. The y axis starts at 0."""
     top, bottom = TOP + 6, TOP + 186
     right = max(x for points in series.values() for x, _ in points) or 1.0
     highest = 1.1 * max(y for points in series.values() for _, y in points) or 1.0
@@ -72,7 +78,7 @@ def lines(title: str, under: str, series: Mapping[str, Sequence[tuple[float, flo
 
 
 def write(picture: Path, title: str, panels: Sequence[Panel]) -> None:
-    """The panels under each other."""
+    """Write the panels, one below the other, to an SVG file."""
     parts, y = [f'<text x="16" y="22" font-size="14" font-weight="bold">{escape(title)}</text>'], 34.0
     for panel in panels:
         parts.append(f'<g transform="translate(0 {y:.0f})">{"".join(panel.parts)}</g>')
@@ -83,7 +89,7 @@ def write(picture: Path, title: str, panels: Sequence[Panel]) -> None:
 
 
 def _heading(title: str, names: Sequence[str]) -> list[str]:
-    """Title and legend."""
+    """Return the elements of title and legend."""
     parts, x = [_text(LABEL, 14, title)], float(LABEL)
     for name in names:
         parts += [f'<rect x="{x}" y="22" width="11" height="11" fill="{_colour(names, name)}"/>',
@@ -93,8 +99,10 @@ def _heading(title: str, names: Sequence[str]) -> list[str]:
 
 
 def _colour(names: Sequence[str], name: str) -> str:
+    """Return the colour of a name."""
     return COLOURS[names.index(name) % len(COLOURS)]
 
 
 def _text(x: float, y: float, text: str, anchor: str = 'start') -> str:
+    """Return a text element."""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'

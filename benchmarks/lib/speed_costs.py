@@ -1,4 +1,4 @@
-"""What speed.py measures besides whole frames: operations, the machine's best, the time of each stage, memory."""
+"""Costs that speed.py measures besides whole frames: operations, peak of the machine, time of each stage, memory."""
 from __future__ import annotations
 
 import argparse
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,22 +25,22 @@ STAGES = {'encode_image': 'encode_image', 'attend_memory': 'attend_memory', 'dec
           'choose_masks': 'decode_masks', 'encode_memory': 'encode_memory'}  # method of the model -> stage
 TRACK = 'attend_memory and decode_masks'
 COMPILED_STAGES = {'encode_image': 'encode_image', 'track_objects': TRACK, 'encode_memory': 'encode_memory'}
-REST = 'images in, masks out'
+REST = 'images in, masks out'  # the stage of everything that is not in STAGES
 DTYPES = ('float32', 'bfloat16', 'float16')
 
 
-def fused_on_cpu(query, key, value, *_, out_shape=None, **__) -> int:
-    """PyTorch's counter does not know the CPU's fused attention; shapes are what it is given."""
+def fused_on_cpu(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """Count the fused attention of the CPU, which PyTorch's counter does not know. The arguments are shapes."""
     return sdpa_flop_count(query, key, value)
 
 
-def added_in_place(_, first, second, *, out_shape=None, **__) -> int:
-    """Nor the matrix product that is added to what is there."""
+def added_in_place(_: Any, first: Any, second: Any, *, out_shape: Any = None, **__: Any) -> int:
+    """Count a matrix product that is added in place, which PyTorch's counter does not know either."""
     return 2 * first[0] * first[1] * second[1]
 
 
 def flop_counter() -> FlopCounterMode:
-    """Counts 2 for each multiplication and addition of matrix products, convolutions and attention."""
+    """Return a counter that counts 2 for each multiply-add in matrix products, convolutions and attention."""
     return FlopCounterMode(display=False, custom_mapping={
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: fused_on_cpu,
         torch.ops.aten.addmm_: added_in_place})
@@ -47,7 +48,7 @@ def flop_counter() -> FlopCounterMode:
 
 @contextmanager
 def around_stages(model: nn.Module, around: Callable[[str, Callable], Callable]) -> Iterator[None]:
-    """What a tracker calls of the model replaced by ``around(stage, method)``, for as long as this lasts."""
+    """Replace the methods of the model that a tracker calls by ``around(stage, method)`` within this context."""
     owner, stages = (model, STAGES) if model.compiled is None else (model.compiled, COMPILED_STAGES)
     try:
         for name, stage in stages.items():
@@ -56,15 +57,15 @@ def around_stages(model: nn.Module, around: Callable[[str, Callable], Callable])
         yield
     finally:
         for name in stages:
-            owner.__dict__.pop(name, None)  # the class has the method
+            owner.__dict__.pop(name, None)  # restores the method of the class
 
 
 def count_flop(model: nn.Module, frame: Callable[[], object]) -> dict[str, int]:
-    """Operations of one frame of ours, not compiled, by stage and in all: {stage: FLOP, 'all': FLOP}."""
+    """Return the operations of one frame of sam2_core, not compiled: {stage: FLOP, 'all': FLOP}."""
     counted = dict.fromkeys(STAGES.values(), 0)
 
     def around(stage: str, method: Callable) -> Callable:
-        def run(*arguments, **options):
+        def run(*arguments: Any, **options: Any) -> Any:
             before = counter.get_total_flops()
             result = method(*arguments, **options)
             counted[stage] += counter.get_total_flops() - before
@@ -77,35 +78,37 @@ def count_flop(model: nn.Module, frame: Callable[[], object]) -> dict[str, int]:
 
 
 class Stopwatch:
-    """Seconds between ``start`` and ``stop``: events on a GPU, which do not hold it up, a clock elsewhere."""
+    """Sum of the times between ``mark`` and ``stop``, by events on a GPU, which do not delay it, else by a clock."""
 
     def __init__(self, device: torch.device, clock: Clock) -> None:
         self._gpu, self._clock = device.type == 'cuda', clock
-        self._marks: list[tuple] = []
+        self._marks: list[tuple[Any, Any]] = []
 
-    def mark(self):
+    def mark(self) -> Any:
+        """Return a start time for ``stop``."""
         if not self._gpu:
             return self._clock()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
-    def stop(self, start) -> None:
+    def stop(self, start: Any) -> None:
+        """Add the time since a mark."""
         self._marks.append((start, self.mark()))
 
     def seconds(self) -> float:
-        """The sum of all so far. On a GPU once it is idle."""
+        """Return the sum in seconds. Synchronise a GPU before the call."""
         return sum(a.elapsed_time(b) / 1e3 if self._gpu else b - a for a, b in self._marks)
 
 
 def stage_seconds(model: nn.Module, frame: Callable[[], object], device: torch.device,
                   clock: Clock) -> dict[str, float]:
-    """Seconds of one frame of ours by stage, and the rest: images to the model, masks to the image."""
+    """Return the seconds of one frame of sam2_core by stage; REST is the conversion of images and masks."""
     stages = STAGES if model.compiled is None else COMPILED_STAGES
     watches = {stage: Stopwatch(device, clock) for stage in [*stages.values(), REST]}
 
     def around(stage: str, method: Callable) -> Callable:
-        def run(*arguments, **options):
+        def run(*arguments: Any, **options: Any) -> Any:
             start = watches[stage].mark()
             result = method(*arguments, **options)
             watches[stage].stop(start)
@@ -124,7 +127,7 @@ def stage_seconds(model: nn.Module, frame: Callable[[], object], device: torch.d
 
 
 def matrix_product(device: torch.device, dtype: torch.dtype, clock: Clock) -> float:
-    """FLOP/s of the best of a few large matrix products."""
+    """Return the FLOP/s of the fastest of a few large matrix products."""
     gpu = device.type == 'cuda'
     side, runs = (8192, 10) if gpu else (2048, 4)
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
@@ -140,13 +143,13 @@ def matrix_product(device: torch.device, dtype: torch.dtype, clock: Clock) -> fl
     return best
 
 
-# --- memory: each side in a process of its own
+# --- memory: each side runs in a separate process
 
 def peak_memory(side: str, setting: Setting, objects: list[int]) -> dict[int, float]:
-    """MiB that a side takes at most for so many objects, weights and state included.
+    """Return the peak memory of a side in MiB for each number of objects, weights and state included.
 
-    On a GPU the most that tensors took. On a CPU the most that the process grew after everything was imported; work
-    buffers that PyTorch keeps are in it.
+    On a GPU it is the peak of the tensors. On a CPU it is the peak growth of the process after all imports, which
+    includes buffers that PyTorch keeps.
     """
     command = [sys.executable, __file__, side, setting.model, str(setting.image_size), str(setting.device),
                str(setting.dtype).removeprefix('torch.'), str(setting.weights), *map(str, objects)]
@@ -158,7 +161,7 @@ def peak_memory(side: str, setting: Setting, objects: list[int]) -> dict[int, fl
 
 
 def measure_memory(side: str, setting: Setting, objects: list[int]) -> dict[int, float]:
-    """The same in this process, which should have done nothing else."""
+    """Return the peak memory of a side in this process, which must have done nothing else."""
     from testing.reference import moving_scene
     gpu = setting.device.type == 'cuda'
     images = moving_scene(3, setting.image_size)
@@ -169,8 +172,8 @@ def measure_memory(side: str, setting: Setting, objects: list[int]) -> dict[int,
         if gpu:
             torch.cuda.reset_peak_memory_stats(setting.device)
         else:
-            ctypes.CDLL(None).malloc_trim(0)  # what loading took and gave back
-            Path('/proc/self/clear_refs').write_text('5')  # VmHWM begins anew
+            ctypes.CDLL(None).malloc_trim(0)  # returns the memory that loading has freed
+            Path('/proc/self/clear_refs').write_text('5')  # resets VmHWM
         step, state = SIDES[side].start(model, setting, images[0], count)
         for image in images[1:]:
             step(image)
@@ -181,6 +184,7 @@ def measure_memory(side: str, setting: Setting, objects: list[int]) -> dict[int,
 
 
 def main() -> None:
+    """Print the peak memory of one side as JSON."""
     parser = argparse.ArgumentParser(description=measure_memory.__doc__)
     parser.add_argument('side', choices=list(SIDES))
     parser.add_argument('model', choices=list(VARIANTS))

@@ -1,7 +1,7 @@
-"""The sides that speed.py compares: ours, transformers' Sam2VideoModel, and the package sam2 where it is installed.
+"""Sides that speed.py compares: sam2_core, Sam2VideoModel of transformers, and the package sam2 if it is installed.
 
-Each is built from the same weights and driven through its own public way of tracking, frame by frame, with memories
-that are full: one conditioning frame, six recent ones, sixteen pointers.
+Each is built from the same weights and tracks frame by frame through its own public API, with full memories: one
+conditioning frame, six recent frames and sixteen pointers.
 """
 from __future__ import annotations
 
@@ -18,48 +18,56 @@ from torch import nn
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
 
 from benchmarks.lib.parts import boxes, full_tracker
-from sam2_core import StreamTracker, load_model
+from sam2_core import Sam2Model, StreamTracker, load_model
 from testing.reference import moving_scene, pixel_values, published_state, reference_model  # noqa: F401
 
-FILLED = 16  # frames after which memories do not get longer
-Step = Callable[[np.ndarray], list[np.ndarray]]  # an image -> one mask (image_size / 4 squared) for each object
+FILLED = 16  # number of frames after which memories stop growing
+Step = Callable[[np.ndarray], list[np.ndarray]]  # image -> one mask (image_size / 4, image_size / 4) per object
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured, but for the number of objects."""
+    """Settings of a measurement, apart from the number of objects."""
 
     model: str
     image_size: int
     device: torch.device
     dtype: torch.dtype
-    weights: Path  # random ones, as a published checkpoint
+    weights: Path  # random weights in the layout of a published checkpoint
     compile: str = ''  # backend of torch.compile; empty: not compiled
 
 
 class Side(NamedTuple):
-    """A way of tracking: a model from weights, then its step after a first image with so many objects."""
+    """Implementation of tracking: build a model, then start to track a number of objects on a first image."""
 
     build: Callable[[Setting], Any]
-    start: Callable[[Any, Setting, np.ndarray, int], tuple[Step, Any]]  # with what is remembered
+    start: Callable[[Any, Setting, np.ndarray, int], tuple[Step, Any]]  # the step and the state
 
 
 def write_weights(setting: Setting) -> None:
-    """Random weights of a model where a setting expects them."""
+    """Write random weights of a model to the path in the setting."""
     state = published_state(reference_model(setting.model, setting.image_size))
     setting.weights.parent.mkdir(parents=True, exist_ok=True)
     torch.save({'model': state}, setting.weights)
 
 
-# --- ours
+def _fill(outputs_by_object: dict[int, dict[str, dict[int, Any]]]) -> None:
+    """Fill memories with the output of the first frame. transformers stores outputs in the layout of sam2."""
+    for outputs in outputs_by_object.values():
+        for number in range(1, FILLED):
+            outputs['non_cond_frame_outputs'][number] = outputs['cond_frame_outputs'][0]
 
-def build_ours(setting: Setting) -> nn.Module:
-    options = {'compile': setting.compile} if setting.compile else {}
+
+# --- sam2_core
+
+def build_ours(setting: Setting) -> Sam2Model:
+    """Return the model of sam2_core."""
     return load_model(setting.model, setting.weights, device=setting.device, dtype=setting.dtype,
-                      image_size=setting.image_size, **options)
+                      image_size=setting.image_size, compile=setting.compile or False)
 
 
-def start_ours(model: nn.Module, setting: Setting, image: np.ndarray, objects: int) -> tuple[Step, StreamTracker]:
+def start_ours(model: Sam2Model, setting: Setting, image: np.ndarray, objects: int) -> tuple[Step, StreamTracker]:
+    """Return a step and its tracker."""
     tracker = full_tracker(model, image, objects)
 
     def step(image: np.ndarray) -> list[np.ndarray]:
@@ -71,12 +79,14 @@ def start_ours(model: nn.Module, setting: Setting, image: np.ndarray, objects: i
 # --- transformers
 
 def build_transformers(setting: Setting) -> nn.Module:
+    """Return the model of transformers."""
     return reference_model(setting.model, setting.image_size).to(setting.device, setting.dtype)
 
 
 @torch.inference_mode()
 def start_transformers(model: nn.Module, setting: Setting, image: np.ndarray,
                        objects: int) -> tuple[Step, Sam2VideoInferenceSession]:
+    """Return a step and its inference session."""
     device, dtype = setting.device, setting.dtype
     session = Sam2VideoInferenceSession(inference_device=device, inference_state_device=device, dtype=dtype)
     for i, box in enumerate(boxes(objects, setting.image_size)):
@@ -86,14 +96,12 @@ def start_transformers(model: nn.Module, setting: Setting, image: np.ndarray,
             'point_labels': torch.tensor([[[2, 3]]], dtype=torch.int32, device=device)})
     session.obj_with_new_inputs = list(range(1, objects + 1))
 
-    def show(image: np.ndarray, number: int):
+    def show(image: np.ndarray, number: int) -> torch.Tensor:
         frame = pixel_values(image).to(device, dtype)
         return model(session, frame=frame, frame_idx=number).pred_masks
 
     show(image, 0)
-    for outputs in session.output_dict_per_obj.values():
-        for number in range(1, FILLED):
-            outputs['non_cond_frame_outputs'][number] = outputs['cond_frame_outputs'][0]
+    _fill(session.output_dict_per_obj)
     number = FILLED
 
     @torch.inference_mode()
@@ -108,11 +116,11 @@ def start_transformers(model: nn.Module, setting: Setting, image: np.ndarray,
 
 # --- the package sam2
 
-def build_sam2(setting: Setting) -> nn.Module:
-    """Through its own builder, from its own configuration; compiled with what it calls vos_optimized."""
+def build_sam2(setting: Setting) -> Any:
+    """Return the predictor of sam2, from its own builder and configuration; compiled, it is "vos_optimized"."""
     import sam2.sam2_video_predictor as package
     from sam2.build_sam import build_sam2_video_predictor
-    package.tqdm = lambda items, **_: items  # a bar for each frame
+    package.tqdm = lambda items, **_: items  # it shows a progress bar for each frame
     family, size = setting.model.split('_hiera_')
     letters = {'tiny': 't', 'small': 's', 'base_plus': 'b+', 'large': 'l'}
     grid = setting.image_size // 16
@@ -122,14 +130,16 @@ def build_sam2(setting: Setting) -> nn.Module:
                                *(f'++model.memory_attention.layer.{name}_attention.feat_sizes=[{grid},{grid}]'
                                  for name in ('self', 'cross'))],
         vos_optimized=setting.compile == 'inductor')
-    predictor.fill_hole_area = 0  # work on finished masks that nobody else here does
+    predictor.fill_hole_area = 0  # the other sides do not fill holes in masks
     return predictor.requires_grad_(False)
 
 
 @torch.inference_mode()
-def start_sam2(predictor: nn.Module, setting: Setting, image: np.ndarray, objects: int) -> tuple[Step, dict]:
-    """Its inference state over a video that has no end, of which it holds the newest frame. Half precision is
-    autocast, as its authors use it."""
+def start_sam2(predictor: Any, setting: Setting, image: np.ndarray, objects: int) -> tuple[Step, dict]:
+    """Return a step and the inference state of an endless video, of which only the newest frame is stored.
+
+    Half precision runs under autocast, as its authors use it.
+    """
     size, device = setting.image_size, setting.device
     frames = {0: pixel_values(image)[0].to(device)}
     half = torch.autocast(device.type, setting.dtype, enabled=setting.dtype != torch.float32)
@@ -140,9 +150,7 @@ def start_sam2(predictor: nn.Module, setting: Setting, image: np.ndarray, object
             predictor.add_new_points_or_box(state, frame_idx=0, obj_id=i + 1, box=box)
         predictor.propagate_in_video_preflight(state)
     remembered = state['output_dict_per_obj']
-    for outputs in remembered.values():
-        for number in range(1, FILLED):
-            outputs['non_cond_frame_outputs'][number] = outputs['cond_frame_outputs'][0]
+    _fill(remembered)
     number = FILLED
 
     @torch.inference_mode()
@@ -164,6 +172,6 @@ SIDES = {'sam2_core': Side(build_ours, start_ours), 'transformers': Side(build_t
 
 
 def sides_for(model: str, wanted: list[str]) -> list[str]:
-    """Which of the wanted sides can run this model: sam2 has no nano, and has to be installed."""
+    """Return the sides that can run a model: sam2 has no nano, and may not be installed."""
     return [name for name in wanted
             if name != 'sam2' or (model != 'nano' and importlib.util.find_spec('sam2') is not None)]

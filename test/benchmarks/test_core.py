@@ -1,4 +1,5 @@
-"""The benchmarks of the core run from end to end, on tiny settings, and count what is published."""
+"""The benchmarks of the core run from end to end with tiny settings, and count the operations of published models."""
+import ast
 import json
 import subprocess
 import sys
@@ -12,20 +13,29 @@ from benchmarks import approximations, speed
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / 'benchmarks'
 STAGES = ('encode_image', 'attend_memory', 'decode_masks', 'encode_memory', 'images in, masks out')
-# GFLOP at 512 pixels, one object, full memory: trunk, neck, high-resolution convolutions, memory attention, decoder,
-# memory encoder, counted on the published modules
+# GFLOP of the published modules at 512 pixels with one object and full memory: trunk, neck, high-resolution
+# convolutions, memory attention, decoder, memory encoder
 PUBLISHED_TINY = 62.4 + 6.0 / 4 + 1.61 / 4 + 48.3 + 3.64 / 4 + 11.6 / 4
 
 pytest.importorskip('transformers', reason='the peer and the reference')
 
 
 def run(name, folder, *arguments):
-    """What a benchmark writes: its figures, and the texts in its picture."""
+    """Run a benchmark. Return its figures and the texts in its plot."""
     figures, picture = folder / 'figures.json', folder / 'picture.svg'
     done = subprocess.run([sys.executable, BENCHMARKS / name, *arguments, '--json', figures, '--plot', picture],
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(figures.read_text()), [element.text for element in ElementTree.parse(picture).iter()]
+
+
+def test_every_file_beside_lib_is_a_command_and_imports_no_other_command():
+    for path in BENCHMARKS.glob('*.py'):
+        names = {f'{getattr(node, "module", "")}.{alias.name}'.lstrip('.')
+                 for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)
+                 for alias in node.names}
+        others = {name for name in names if name.startswith('benchmarks.') and not name.startswith('benchmarks.lib')}
+        assert others == set() and "if __name__ == '__main__'" in path.read_text(), path.name
 
 
 @pytest.mark.slow
@@ -52,8 +62,7 @@ def test_speed_writes_times_stages_peak_and_memory_of_each_side(tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_operations_are_those_of_the_published_model(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def test_operations_are_those_of_the_published_model(tmp_path):
     from benchmarks.lib.speed_costs import flop_counter
     from benchmarks.lib.speed_sides import SIDES, Setting
     from testing.reference import moving_scene
@@ -66,8 +75,7 @@ def test_operations_are_those_of_the_published_model(tmp_path, monkeypatch):
 
 
 @torch.no_grad()
-def test_operations_of_attention_block_by_block_are_counted(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def test_operations_of_attention_block_by_block_are_counted():
     from benchmarks.lib.speed_costs import flop_counter
     from sam2_core.nn.attention import _average
     query, key, value = torch.randn(8, 4), torch.randn(1000, 4), torch.randn(1000, 3)
@@ -98,7 +106,7 @@ def test_approximations_have_speed_and_quality_side_by_side(tmp_path):
     assert {'exact', 'bfloat16', 'image 1/2', '1 recent frame', 'pooled memory', 'int8 encoder'} <= rows.keys()
     for row in rows.values():
         assert row['ms']['1'] > 0 and 0 < row['J&F'] <= 1 and 0 < row['first_frame_box'] <= 1
-    assert len({row['J&F'] for row in rows.values()}) == len(rows)  # each row is another computation
+    assert len({row['J&F'] for row in rows.values()}) == len(rows)  # each row is a different computation
 
 
 def test_approximations_of_no_frames_are_refused_by_name(monkeypatch, capsys):
@@ -106,4 +114,4 @@ def test_approximations_of_no_frames_are_refused_by_name(monkeypatch, capsys):
     with pytest.raises(SystemExit, match='2'):
         approximations.main()
     refusal = capsys.readouterr().err
-    assert '--frames 0' in refusal and 'at least 1' in refusal
+    assert '--frames 0' in refusal and 'must be at least 1' in refusal
