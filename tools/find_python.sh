@@ -38,4 +38,4 @@ for candidate in ${1:-python3 python3.12 python3.11 python3.13 python3.10 python
     problems="$problems
 $path $(echo "$problem" | tail -n 1)"
 done
-fail "No usable Python 3.10 or newer${1:+ ($1)}; name one with make PYTHON=/path/to/python3.$problems"
+fail "No Python 3.10 or newer is usable${1:+ ($1)}; name one with make PYTHON=/path/to/python3.$problems"
