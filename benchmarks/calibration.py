@@ -87,7 +87,7 @@ def reliability(told: np.ndarray, true: np.ndarray) -> Reliability:
 
 
 def fit(told: np.ndarray, true: np.ndarray) -> Platt:
-    """The scale and offset of the logit with the least cross-entropy to ``true``, 0..1. By Newton's method."""
+    """Return the scale and offset of the logit with the least cross-entropy to ``true``, 0..1, by Newton's method."""
     value = np.clip(told, 0.001, 0.999)
     features = np.stack((np.log(value / (1 - value)), np.ones(len(value))), axis=1)
     weights = np.array([1.0, 0.0])
@@ -98,7 +98,7 @@ def fit(told: np.ndarray, true: np.ndarray) -> Platt:
 
 
 def judge(samples: Samples, correction: Platt | None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """What was told and what was true, for each number that is told."""
+    """Return the reported and the true values of each reported number."""
     later, first = ~samples.prompted & samples.tracked, samples.prompted & samples.tracked
     predicted = np.array([unit(value) for value in samples.iou])
     visibility = np.array([probability(value) for value in samples.object_score])
@@ -113,7 +113,7 @@ def judge(samples: Samples, correction: Platt | None) -> dict[str, tuple[np.ndar
 
 
 def draw(curves: dict[str, Reliability], picture: Path) -> None:
-    """The reliability diagram: on the diagonal what is told is what is true; the grey bars are how often it is told."""
+    """Draw the reliability diagram: reported against true values; grey bars show how often a value is reported."""
     side, margin = 260, 36
     panels = []
     for name, curve in curves.items():
@@ -140,7 +140,7 @@ def draw(curves: dict[str, Reliability], picture: Path) -> None:
 
 
 def table(numbers: dict[str, tuple[np.ndarray, np.ndarray]], curves: dict[str, Reliability]) -> Table:
-    """What is told against what is true, and the error."""
+    """Print reported against true values, and the error."""
     result = Table('', 'count', 'mean told', 'mean true', 'ECE', 'squared error')
     for name, (told, true) in numbers.items():
         result.add_row(name, str(len(told)), f'{told.mean():.3f}', f'{true.mean():.3f}', f'{curves[name].error:.3f}',

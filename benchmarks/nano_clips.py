@@ -48,7 +48,7 @@ class Row(NamedTuple):
 
 
 def frames_of(video: Path, count: int = FRAMES) -> list[np.ndarray]:
-    """The first frames, uint8 RGB (H, W, 3). ValueError when the file is no video or too short."""
+    """Return the first frames, uint8 RGB (H, W, 3). ValueError when the file is no video or too short."""
     capture = cv2.VideoCapture(str(video))
     images = []
     while len(images) < count:
@@ -87,7 +87,7 @@ def follow(model: Sam2Model, images: list[np.ndarray], box: Box) -> Row:
 
 
 def sheet(rows: dict[str, Row]) -> np.ndarray:
-    """The rows below each other, each under the name of its weights, uint8 RGB."""
+    """Return the rows below each other, each under the name of its weights, uint8 RGB."""
     height, width = next(iter(rows.values())).pictures[0].shape[:2]
     high, wide = height + TITLE + MARGIN, width + MARGIN
     canvas = np.empty((len(rows) * high + MARGIN, len(SHOWN) * wide + MARGIN, 3), np.uint8)

@@ -56,7 +56,7 @@ def ros_logs(tmp_path_factory):
 
 @pytest.fixture
 def ros_domain(monkeypatch):
-    """A ROS_DOMAIN_ID of this test alone, for this process and those it starts."""
+    """Set a ROS_DOMAIN_ID of this test alone, for this process and those it starts."""
     pytest.importorskip('rclpy', reason='needs ROS 2 or its wheels (make setup)')
     with own_domain() as number:
         monkeypatch.setenv('ROS_DOMAIN_ID', str(number))

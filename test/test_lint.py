@@ -19,7 +19,7 @@ of_make = pytest.mark.skipif(not Path(sys.prefix, 'share', 'rclpy').is_dir(),
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A folder with the checks and no other file of this repository."""
+    """Return a folder with the checks and no other file of this repository."""
     for name in ('.pre-commit-config.yaml', '.gitignore', 'pyproject.toml', 'tools/lint.py',
                  'tools/british_spelling.txt'):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -90,7 +90,7 @@ def test_unknown_check_is_refused_with_those_there_are(checkout):
 
 @pytest.fixture
 def site(checkout):
-    """A function: build a site of this page, docs/a.md, beside a root page and a source file."""
+    """Return a function that builds a site of this page, docs/a.md, beside a root page and a source file."""
     for name in ('mkdocs.yml', 'tools/docs_site.py'):
         shutil.copy(ROOT / name, checkout / name)
     config = checkout / 'mkdocs.yml'

@@ -24,7 +24,7 @@ needs_make = pytest.mark.skipif(not shutil.which('make'), reason='needs make')
 
 
 def normal(name):
-    """The name of a Python distribution as they are compared."""
+    """Return the name of a Python distribution in the form in which names are compared."""
     return re.sub(r'[-_.]+', '-', name).lower()
 
 
@@ -140,7 +140,7 @@ def is_installed(name):
 
 @pytest.fixture
 def plan(tmp_path):
-    """A function: what `make` would run, given its arguments, in a clone where all of the set-up has been done."""
+    """Return a function that gives what `make` would run in a clone where the set-up has been done."""
     done = tmp_path / '.done'
     done.mkdir()
     for step in ('venv', 'torch', 'wheels', 'package', 'interfaces'):
@@ -184,7 +184,7 @@ def test_demo_takes_a_clip_and_a_box(plan):
 
 @pytest.fixture
 def machine(tmp_path):
-    """A function: tools/find_python.sh on a machine that has only these programs, name to content."""
+    """Return a function that runs tools/find_python.sh on a machine with only these programs, name to content."""
     def look(*arguments, **programs):
         for name in ('uname', 'tail'):
             programs[name] = f'exec {shutil.which(name)} "$@"'
@@ -198,7 +198,7 @@ def machine(tmp_path):
 
 
 def python_with(change):
-    """A program that runs -c CODE in the real Python after a change to it."""
+    """Return a program that runs -c CODE in the real Python after a change to it."""
     return f'''exec {sys.executable} -c "import sys; {change}; exec(sys.argv[1])" "$2"'''
 
 

@@ -47,14 +47,14 @@ class Pair:
     encoded: dict[int, Encoded] = field(default_factory=dict)
 
     def encode(self, image: np.ndarray) -> Encoded:
-        """transformers' features of an image, made once."""
+        """Return transformers' features of an image, made once."""
         key = hash(image.tobytes())
         if key not in self.encoded:
             self.encoded[key] = reference.encode(self.theirs, image)
         return self.encoded[key]
 
     def features(self, image: np.ndarray) -> ImageFeatures:
-        """transformers' features of an image as sam2_core takes them."""
+        """Return transformers' features of an image as sam2_core takes them."""
         return ImageFeatures(*reversed(self.encode(image).maps(self.theirs)))
 
     def set_object_score_bias(self, bias: float) -> None:
@@ -74,7 +74,7 @@ def make_pair(name: str, seed: int = 0, image_size: int = reference.IMAGE_SIZE) 
 
 
 def trained_nano_pair() -> Pair:
-    """The packaged nano weights in both."""
+    """Return the packaged nano weights in both."""
     ours = load_model('nano', device='cpu')
     theirs = reference.reference_model('nano', ours.image_size)
     reference.load_published(theirs, ours.state_dict())
@@ -82,7 +82,7 @@ def trained_nano_pair() -> Pair:
 
 
 def error(ours: Tensor | np.ndarray, theirs: Tensor | np.ndarray) -> float:
-    """The largest absolute difference. ValueError where shapes differ."""
+    """Return the largest absolute difference. ValueError where shapes differ."""
     ours, theirs = torch.as_tensor(ours).float(), torch.as_tensor(theirs).float()
     if ours.shape != theirs.shape:
         raise ValueError(f'shapes {tuple(ours.shape)} and {tuple(theirs.shape)}')
@@ -138,7 +138,7 @@ def prompt_errors(pair: Pair) -> dict[str, float]:
 
 
 def _mask_alone(model: reference.Sam2ImageModel, embeddings: list[Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:
-    """transformers adds a point that is none where only a mask is given; published: no prompt token at all."""
+    """Decode a mask alone. transformers adds a point that is none; the published code adds no prompt token at all."""
     _, dense = model.prompt_encoder(None, None, None, logits[None, None])
     masks, iou, _, _ = model.mask_decoder(
         image_embeddings=embeddings[-1], image_positional_embeddings=model.get_image_wide_positional_embeddings(),
@@ -149,7 +149,7 @@ def _mask_alone(model: reference.Sam2ImageModel, embeddings: list[Tensor], logit
 
 @torch.inference_mode()
 def stage_errors(pair: Pair, tracked: int = 8) -> dict[str, float]:
-    """The stages of tracking, each fed with what transformers has after ``tracked`` frames."""
+    """Compare the stages of tracking, each fed with what transformers has after ``tracked`` frames."""
     scene = reference.moving_scene(tracked + 1)
     followed = ReferenceObject(pair.theirs)
     followed.start(0, pair.encode(scene[0]), *as_points([CLICK], [1]))
@@ -179,12 +179,12 @@ def stage_errors(pair: Pair, tracked: int = 8) -> dict[str, float]:
 
 
 def high_level(frame: Encoded, pair: Pair) -> Tensor:
-    """The raw features of stride 16, (1, channels, h, w)."""
+    """Return the raw features of stride 16, (1, channels, h, w)."""
     return frame.maps(pair.theirs)[-1]
 
 
 def memory_of(followed: ReferenceObject, now: int, pair: Pair) -> Memory:
-    """transformers' memories as sam2_core takes them, put in order by the published rules.
+    """Return transformers' memories as sam2_core takes them, put in order by the published rules.
 
     Time slots: 6 for a conditioning frame, k - 1 for the frame k back, up to 6 back. Pointers: the conditioning
     frames', then those of up to 15 frames back.
@@ -202,7 +202,7 @@ def memory_of(followed: ReferenceObject, now: int, pair: Pair) -> Memory:
 
 @torch.inference_mode()
 def stored_memories(pair: Pair, prompted: bool, object_score: float) -> tuple[Tensor, Tensor]:
-    """What is stored for one frame, ours and theirs, (tokens, memory_dim), bfloat16."""
+    """Return what is stored for one frame, ours and theirs, (tokens, memory_dim), bfloat16."""
     image = reference.moving_scene(1)[0]
     frame, features = pair.encode(image), pair.features(image)
     logits = pair.theirs._single_frame_forward(

@@ -10,7 +10,7 @@ HEIGHT, WIDTH = 96, 128
 
 
 def scene(frame: int, height: int = HEIGHT, width: int = WIDTH):
-    """A picture and its labels: a bright disc (id 1) that moves right, a dark square (id 3) that stands still."""
+    """Return a picture and its labels: a bright disc (id 1) that moves right, and a dark square (id 3) that rests."""
     rows, columns = np.mgrid[:height, :width]
     image = np.stack([100 + 40 * np.sin(columns / 9), 110 + 0 * rows, 90 + 30 * np.cos(rows / 7)], -1).astype(np.uint8)
     labels = np.zeros((height, width), np.uint8)
@@ -27,8 +27,10 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def indexed_png(indices: np.ndarray, depth: int = 8) -> bytes:
-    """A palette PNG with ``depth`` bits for each pixel, colours that have nothing to do with the indices, and one of
-    them transparent."""
+    """Return a palette PNG with ``depth`` bits for each pixel.
+
+    Its colours have nothing to do with the indices, and one of them is transparent.
+    """
     height, width = indices.shape
     palette = np.random.default_rng(5).integers(0, 256, (1 << depth, 3), np.uint8)
     lines = []
@@ -81,7 +83,7 @@ def compressed(counts: list[int]) -> str:
 
 
 def sav_video(folder, number: int, annotated: int = 6, kind: str = 'manual', frames: int = 0, claimed: int = 0):
-    """A video of 24 frames/s, every fourth frame labelled; ``scene`` counts in frames of the video.
+    """Return a video of 24 frames/s, every fourth frame labelled; ``scene`` counts in frames of the video.
 
     frames: that the video has; claimed: that the JSON says it has.
     """
@@ -101,7 +103,7 @@ def sav_video(folder, number: int, annotated: int = 6, kind: str = 'manual', fra
 
 
 def polygon(mask: np.ndarray) -> list[float]:
-    """The outline of a mask, as corners counted the way COCO does."""
+    """Return the outline of a mask, as corners counted the way COCO does."""
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     corners = contours[0][:, 0].astype(float)
     centre = corners.mean(axis=0)

@@ -27,14 +27,14 @@ class GraphTracker:
         self.banks: dict[int, MemoryBank] = {}
 
     def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs of a graph by name; of the inputs it takes those that it has."""
+        """Return outputs of a graph by name; of the inputs it takes those that it has."""
         file = f'{graph}.onnx'
         session = self.sessions[file]
         return dict(zip(self.outputs[file], session.run(None, {i.name: inputs[i.name] for i in session.get_inputs()}),
                         strict=True))
 
     def step(self, image: np.ndarray, prompts: Mapping[int, Prompt]) -> dict[int, np.ndarray]:
-        """The mask logits of every object in the next image."""
+        """Return the mask logits of every object in the next image."""
         features = self.run('encode_image', {'image': self._square(image)})
         found = self._track(features)
         for object_id, prompt in prompts.items():

@@ -12,7 +12,7 @@ FRAMES = 7
 
 
 def edge_mask(kind: str, size: tuple[int, int], seed: int) -> np.ndarray:
-    """bool (H, W): one of EDGES, its place drawn from the seed."""
+    """Return a mask, bool (H, W): one of EDGES, its place drawn from the seed."""
     height, width = size
     rng = np.random.default_rng([seed, height, width, EDGES.index(kind)])
     mask = np.zeros(size, bool)
@@ -46,7 +46,7 @@ def ellipse(size: tuple[int, int], centre: tuple[float, float], axes: tuple[floa
 
 
 def blobs(rng: np.random.Generator, size: tuple[int, int], count: int) -> np.ndarray:
-    """Some of them touch the borders of the image."""
+    """Return masks, some of which touch the borders of the image."""
     mask = np.zeros(size, bool)
     for _ in range(count):
         mask |= ellipse(size, rng.uniform(-0.1, 1.1, 2) * size, rng.uniform(1, 2 + min(size) / 3, 2))

@@ -101,7 +101,7 @@ class PlainFrames:
     past: list[Frame] = field(default_factory=list)  # all there ever were
 
     def attended(self, now: int) -> tuple[list[Frame], list[Frame]]:
-        """The newest prompted frames, and the others that are no more than ``reach`` frames old."""
+        """Return the newest prompted frames, and the others that are no more than ``reach`` frames old."""
         chosen = [frame for frame in self.past if frame.prompted][-self.limit:]
         names = [id(frame) for frame in chosen]
         others = [frame for frame in self.past if id(frame) not in names and not frame.foreseen

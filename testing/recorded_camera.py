@@ -62,7 +62,7 @@ def messages(frames=12, compressed=False):
 
 
 def write(path, records, storage=StoragePlugin.MCAP, mode=CompressionMode.NONE):
-    """records: (topic, message or serialized message, time) with the type where it is serialized."""
+    """Write a bag. records: (topic, message or serialized message, time), with the type where it is serialized."""
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = Writer(path, version=9, storage_plugin=storage)
     writer.set_compression(mode, CompressionFormat.ZSTD)

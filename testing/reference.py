@@ -54,7 +54,7 @@ _NANO = _Size(32, 1, (1, 2, 4, 1), (4, 6), (8, 4, 8, 8), 8, d_model=96, memory_d
 
 
 def reference_config(name: str, image_size: int = IMAGE_SIZE) -> Sam2VideoConfig:
-    """The transformers configuration of a published variant ('sam2.1_hiera_tiny', ...) or of nano."""
+    """Return the transformers configuration of a published variant ('sam2.1_hiera_tiny', ...) or of nano."""
     size = _NANO if name == 'nano' else _SIZES[name.split('_hiera_')[1]]
     is_21 = not name.startswith('sam2_hiera_')
     dims = [size.embed_dim << i for i in range(4)]
@@ -83,7 +83,7 @@ def reference_config(name: str, image_size: int = IMAGE_SIZE) -> Sam2VideoConfig
 
 
 def reference_model(name: str, image_size: int = IMAGE_SIZE, seed: int = 0) -> Sam2VideoModel:
-    """A Sam2VideoModel with random weights that let every part of it matter."""
+    """Return a Sam2VideoModel with random weights that let every part of it matter."""
     config = reference_config(name, image_size)
     model = Sam2VideoModel(config).eval().requires_grad_(False)
     if config.memory_encoder_output_channels != 64:  # transformers has the published 64 in its code
@@ -98,7 +98,7 @@ def reference_model(name: str, image_size: int = IMAGE_SIZE, seed: int = 0) -> S
 
 
 def image_model(video: Sam2VideoModel) -> Sam2ImageModel:
-    """The Sam2Model for single images that shares the weights of ``video``."""
+    """Return the Sam2Model for single images that shares the weights of ``video``."""
     config = Sam2Config(vision_config=video.config.vision_config,
                         prompt_encoder_config=video.config.prompt_encoder_config.to_dict(),
                         mask_decoder_config=video.config.mask_decoder_config.to_dict())
@@ -203,7 +203,7 @@ def _published_name(key: str) -> str:
 
 
 def published_state(model: Sam2VideoModel) -> dict[str, Tensor]:
-    """The weights under the names of the published checkpoints."""
+    """Return the weights under the names of the published checkpoints."""
     state = {_published_name(key): value.clone() for key, value in model.state_dict().items() if key != _DUPLICATE}
     for i, row in enumerate(state.pop(_POINT_EMBEDDINGS)):
         state[f'sam_prompt_encoder.point_embeddings.{i}.weight'] = row[None].clone()
@@ -211,7 +211,7 @@ def published_state(model: Sam2VideoModel) -> dict[str, Tensor]:
 
 
 def load_published(model: Sam2VideoModel, state: dict[str, Tensor]) -> None:
-    """The other way: weights under published names into transformers. KeyError for a name that is missing."""
+    """Load weights under published names into transformers. KeyError for a name that is missing."""
     points = [state[f'sam_prompt_encoder.point_embeddings.{i}.weight'] for i in range(4)]
     state = {**state, _POINT_EMBEDDINGS: torch.cat(points)}
     own = {key: state['sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix' if key == _DUPLICATE
@@ -234,7 +234,7 @@ class Encoded(NamedTuple):
     positions: list[Tensor]
 
     def maps(self, model: Sam2VideoModel) -> list[Tensor]:
-        """The levels as (1, channels, h, w)."""
+        """Return the levels as (1, channels, h, w)."""
         return [level.permute(1, 2, 0).unflatten(-1, size) for level, size in
                 zip(self.levels, model.backbone_feature_sizes, strict=True)]
 
@@ -248,8 +248,9 @@ def encode(model: Sam2VideoModel, image: np.ndarray) -> Encoded:
 
 
 def moving_scene(count: int, size: int = IMAGE_SIZE, seed: int = 0) -> list[np.ndarray]:
-    """Frames, uint8 RGB (size, size, 3): a textured square and a disc cross a textured ground. A longer scene begins
-    like a shorter one.
+    """Return frames, uint8 RGB (size, size, 3): a textured square and a disc cross a textured ground.
+
+    A longer scene begins like a shorter one.
     """
     random = np.random.default_rng(seed)
     ground = _texture(random, size + 2 * GROUND_MARGIN)

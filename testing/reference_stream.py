@@ -51,7 +51,10 @@ class ReferenceObject:
 
     @torch.inference_mode()
     def start(self, time: int, frame: Encoded, points: Tensor, labels: Tensor) -> Followed:
-        """The first prompt. points (P, 2) in the model's pixels, a box as two points with labels 2 and 3, first."""
+        """Start with the first prompt.
+
+        points: (P, 2) in the model's pixels; a box is two points with labels 2 and 3 and comes first.
+        """
         self._show(time, frame)
         self.session.add_point_inputs(0, time, _inputs(points, labels))
         self.session.obj_with_new_inputs = [1]
@@ -59,7 +62,7 @@ class ReferenceObject:
 
     @torch.inference_mode()
     def track(self, time: int, frame: Encoded) -> Followed:
-        """A frame without a prompt."""
+        """Track through a frame without a prompt."""
         self._arrange_conditioning(time)
         self._show(time, frame)
         return self._forward(time, frame)
@@ -82,7 +85,7 @@ class ReferenceObject:
 
     @torch.inference_mode()
     def adopt(self, time: int, frame: Encoded, mask: Tensor) -> Followed:
-        """A mask (S, S) given by the user.
+        """Start with a mask (S, S) given by the user.
 
         transformers lets the decoder choose among three masks when it makes the pointer, and writes the memory from
         the mask at full size. Published: a single mask, and the memory is written from the low-resolution logits
@@ -114,9 +117,11 @@ class ReferenceObject:
             time, {'vision_feats': frame.levels, 'vision_pos_embeds': frame.positions})
 
     def _arrange_conditioning(self, now: int) -> None:
-        """transformers reads the pointers of all conditioning frames, however many memories it may choose, and their
-        distance grows without end. Published: pointers of the chosen frames alone, the others count as ordinary ones;
-        the limit on the distance is sam2_core's own rule.
+        """Leave to transformers the conditioning frames whose pointers the published code reads.
+
+        transformers reads the pointers of all of them, however many memories it may choose, and their distance grows
+        without end. The published code reads pointers of the chosen frames alone, and counts the others as ordinary
+        ones; the limit on the distance is sam2_core's own rule.
         """
         while len(self.conditioning) > self.max_conditioning_frames:
             oldest = min(self.conditioning)

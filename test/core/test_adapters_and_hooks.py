@@ -77,7 +77,7 @@ def adapt(peft, model, target, **options):
 
 
 def merged(model):
-    """The same model with its adapters added to its weights, by peft, and plain layers."""
+    """Return the same model with its adapters added to its weights, by peft, and plain layers."""
     model = copy.deepcopy(model)
     for name, module in list(model.named_modules()):
         if hasattr(module, 'base_layer'):
@@ -89,7 +89,7 @@ def merged(model):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """The layers that a fast path asks about, as they are asked."""
+    """Return the layers that a fast path asks about, as they are asked."""
     found = set()
 
     def record(module):
@@ -182,7 +182,7 @@ def test_a_tracker_runs_on_a_peft_model_and_on_what_it_merges_to(peft, model, sc
 
 
 def video(model, scene):
-    """A stream with a prompt of each kind, and a single image."""
+    """Run a stream with a prompt of each kind, and a single image."""
     tracker = StreamTracker(model)
     tracker.step(scene.image(0), [Prompt(1, box=scene.box(1)), Prompt(2, mask=scene.truth(2, 0))])
     tracker.step(scene.image(1))

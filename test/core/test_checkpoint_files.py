@@ -29,7 +29,7 @@ def weights():
 
 @pytest.fixture
 def refused(tmp_path):
-    """A function: the text with which the content of a file is refused."""
+    """Return a function that gives the text with which the content of a file is refused."""
     def text(content, name='file.pt'):
         path = content if isinstance(content, pathlib.Path) else tmp_path / name
         if isinstance(content, bytes):

@@ -15,13 +15,13 @@ from sam2_core.memory import MemoryBank, stack_memories
 
 @pytest.fixture(autouse=True, scope='module')
 def traces():
-    """What Dynamo keeps is forgotten: tensors without storage are among it, at which other tests would stumble."""
+    """Forget Dynamo's traces: they contain tensors without storage, at which other tests would stumble."""
     yield
     torch._dynamo.reset()
 
 
 def remembering(model, conditioning):
-    """A bank of a frame for each flag, filled with noise."""
+    """Return a bank of a frame for each flag, filled with noise."""
     bank = MemoryBank(model.config, 4, model.device, model.dtype)
     generator = torch.Generator().manual_seed(len(conditioning))
     for flag in conditioning:

@@ -14,12 +14,12 @@ BOX = (36, 36, 104, 104)
 
 @pytest.fixture
 def own(nano):
-    """A model of this test alone."""
+    """Return a model of this test alone."""
     return copy.deepcopy(nano)
 
 
 def uses(model):
-    """What takes an encoded image."""
+    """Return the functions that take an encoded image."""
     segmenter = ImageSegmenter(model)
     return (lambda image: StreamTracker(model).step(image, [Prompt(1, box=BOX)]),
             lambda image: StreamTracker(model).step(image),

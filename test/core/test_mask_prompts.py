@@ -11,20 +11,20 @@ from sam2_core.metrics import iou
 
 
 def published(mask: np.ndarray, size: int) -> np.ndarray:
-    """The published way of a mask to the model's square."""
+    """Resize a mask to the model's square as the published code does."""
     pixels = torch.from_numpy(mask).float()[None, None]
     return (F.interpolate(pixels, size=(size, size), mode='bilinear', antialias=True)[0, 0] >= 0.5).numpy()
 
 
 def returned(square: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The mask that the published tracker returns for a mask prompt in the model's square."""
+    """Return the mask that the published tracker returns for a mask prompt in the model's square."""
     logits = torch.from_numpy(square).float()[None, None] * 20 - 10
     low = F.interpolate(logits, size=(len(square) // 4,) * 2, mode='bilinear', antialias=True)
     return (F.interpolate(low, size=(height, width), mode='bilinear')[0, 0] > 0).numpy()
 
 
 def line(height, width, thickness, degrees=90.0, centre=None, length=0.6):
-    """A straight line through ``centre``, ``length`` in units of the image's shorter side."""
+    """Return a straight line through ``centre``, ``length`` in units of the image's shorter side."""
     centre = np.array(centre or (width / 2, height / 2))
     along = np.array([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))])
     across = np.array([-along[1], along[0]]) * thickness / 2

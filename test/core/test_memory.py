@@ -13,7 +13,7 @@ from testing.plain_tracker import Frame, PlainFrames
 
 
 def remember(nano, conditioning, limit=4):
-    """A bank after frames 0, 1, ...; each frame's memory and pointer are filled with its number."""
+    """Return a bank after frames 0, 1, ...; each frame's memory and pointer are filled with its number."""
     bank = MemoryBank(nano.config, limit, nano.device, nano.dtype)
     for frame, flag in enumerate(conditioning):
         bank.write(torch.full((nano.grid ** 2, nano.config.memory_dim), float(frame)),

@@ -68,7 +68,7 @@ def test_features_encoded_under_autocast_have_the_models_type(model, scene):
 
 @pytest.fixture
 def settings():
-    """Puts PyTorch's global settings back."""
+    """Put PyTorch's global settings back."""
     yield
     torch.set_default_dtype(torch.float32)
     torch.set_default_device(None)

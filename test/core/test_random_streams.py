@@ -178,7 +178,7 @@ class World:
             assert all(torch.equal(a, b) for a, b in zip(stack_memories([bank])[:4], expected[:4], strict=True))
 
     def attempt(self, call: Callable[[], object]) -> object:
-        """The result, perhaps after an attempt that was interrupted at some line."""
+        """Return the result, perhaps after an attempt that was interrupted at some line."""
         if self.rng.random() < 0.1:
             before = [state(tracker) for tracker, _ in self.pairs]
             if not self.interrupted(call):
@@ -239,7 +239,7 @@ class World:
             assert (item.iou, item.object_score) == (float(masks.iou), float(masks.object_score))
 
     def step_apart(self) -> None:
-        """A step of each object in a fork of its own; one of them may fail, and misses the image."""
+        """Step each object in a fork of its own; one of them may fail, and misses the image."""
         tracker, plain = self.pick()
         image, failed = self.rng.choice(self.images), []
         self.model.fails_after = self.rng.randrange(12)
@@ -297,7 +297,7 @@ class World:
         tracker.recent_frames = plain.recent_frames = self.rng.choice((None, None, 0, 1, 3, 9))
 
     def catch_up(self) -> None:
-        """A late correction, as the node applies it: some of the images since, then the object is adopted."""
+        """Apply a late correction as the node does: some of the images since, then the object is adopted."""
         live, plain = self.pairs[0]
         if not live.object_ids:
             return

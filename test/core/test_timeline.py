@@ -25,7 +25,7 @@ def images():
 
 @pytest.fixture
 def live(model, images):
-    """A tracker that has processed images 0 to 19 with two objects."""
+    """Return a tracker that has processed images 0 to 19 with two objects."""
     tracker = StreamTracker(model)
     for number in range(20):
         tracker.step(images[number], [BOX, OTHER] if number == 0 else [])
@@ -33,7 +33,7 @@ def live(model, images):
 
 
 def caught_up(live, images, first, *others):
-    """A fork that begins at image ``first`` of 20, corrects object 1 there, and goes through others."""
+    """Return a fork that begins at image ``first`` of 20, corrects object 1 there, and goes through others."""
     late = live.fork([1], 20 - first)
     for number in (first, *others):
         late.step(images[number], [CLICK] if number == first else [])

@@ -255,7 +255,7 @@ def test_encoded_image_serves_as_the_image(nano, scene):
 
 @pytest.fixture
 def followed(nano, scene):
-    """A tracker that has followed both discs over images 0 to 9."""
+    """Return a tracker that has followed both discs over images 0 to 9."""
     tracker = StreamTracker(nano)
     for frame in range(10):
         tracker.step(scene.image(frame), [box_prompt(scene, 1), box_prompt(scene, 2)] if frame == 0 else [])

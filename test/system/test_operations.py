@@ -60,7 +60,7 @@ def node(tmp_path_factory):
 
 @pytest.fixture
 def watched(node):
-    """A peer and a watch of the test's own; the node is configured anew, with the parameters it was started with."""
+    """Return a peer and a watch of this test; the node is configured anew, with the parameters it was started with."""
     for transition in (Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_CLEANUP,
                        Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE):
         assert node.change_state(transition)

@@ -14,7 +14,7 @@ from testing.dataset_files import HEIGHT, WIDTH, coco_folder, davis_clip, indexe
 
 
 def named(found, folder):
-    """What was noted, by its place in the data."""
+    """Return the notes by their place in the data."""
     return {name.removeprefix(f'{folder}/'): reason for name, reason in found.items()}
 
 
@@ -112,7 +112,7 @@ def test_void_beside_an_object_is_void_and_alone_in_the_colours_of_davis_too(dat
 # --- COCO
 
 def coco(data, change, name='instances_train.json'):
-    """A COCO folder whose JSON file was changed by ``change``."""
+    """Return a COCO folder whose JSON file was changed by ``change``."""
     coco_folder(data)
     path = data / 'annotations' / 'instances_train.json'
     content = json.loads(path.read_text())

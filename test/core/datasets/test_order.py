@@ -104,7 +104,7 @@ def test_linked_folders_are_entered_once_and_circles_end(tmp_path):
 # --- orientation
 
 def tiff(value, order='<', kind=3, before=1):
-    """A TIFF structure whose first directory has an orientation, behind other tags."""
+    """Return a TIFF structure whose first directory has an orientation, behind other tags."""
     tags = [struct.pack(f'{order}HHII', 0x0100 + i, 4, 1, 7) for i in range(before)]
     number = struct.pack(order + ('I' if kind == 4 else 'HH'), *((value,) if kind == 4 else (value, 0)))
     tags.append(struct.pack(f'{order}HHI', 0x0112, kind, 1) + number)
@@ -162,7 +162,7 @@ def test_damaged_headers_have_some_orientation(rounds):
 
 
 def photo(folder, value, labels_like, side=None):
-    """A photo with an orientation, and labels drawn on it as stored or as shown."""
+    """Return a photo with an orientation, and labels drawn on it as stored or as shown."""
     image, labels = scene(0, *((side, side) if side else ()))
     if labels_like == 'shown':
         labels = upright(labels, value)
@@ -199,7 +199,7 @@ def encoded(suffix, pixels):
 
 
 def cmyk(data):
-    """A JPEG whose frame header says four components."""
+    """Return a JPEG whose frame header says four components."""
     at = data.index(b'\xff\xc0')
     return data[:at + 9] + b'\4' + data[at + 10:]
 

@@ -113,7 +113,7 @@ def test_core_does_not_need_the_packages():
 
 @pytest.fixture
 def build(tmp_path):
-    """A function: run the script beside two graphs; the script's answer and trtexec's calls."""
+    """Return a function that runs the script beside two graphs: the script's answer and trtexec's calls."""
     folder, calls = tmp_path / 'graphs', tmp_path / 'calls'
     folder.mkdir()
     for name in ('encode_image.onnx', 'attend_memory_1.onnx'):

@@ -51,7 +51,7 @@ def image(model, frames):
 
 @contextlib.contextmanager
 def inputs_of(module):
-    """What a module is called with: a list of argument tuples."""
+    """Return a list that collects the arguments of each call of a module."""
     calls = []
     handle = module.register_forward_pre_hook(lambda _, arguments: calls.append(arguments))
     try:
@@ -362,7 +362,7 @@ def test_correction_reads_memory_and_replaces_the_tracked_frame(model, frames):
 
 
 def filled(model, count, conditioning=(0,)):
-    """A bank after ``count`` frames; frame i holds the number i."""
+    """Return a bank after ``count`` frames; frame i holds the number i."""
     bank = MemoryBank(model.config, 4, model.device, model.dtype)
     for i in range(count):
         bank.write(torch.full((model.grid ** 2, model.config.memory_dim), float(i), dtype=torch.bfloat16),

@@ -49,7 +49,7 @@ def stream(pair):
 
 @pytest.fixture(scope='module')
 def interrupted(pair):
-    """An object that is not seen for two frames: both score heads are made to say so."""
+    """Track an object that is not visible in two frames: both score heads are made to say so."""
     try:
         return comparisons.run_stream(
             pair, {1: STREAM[1]}, reference.moving_scene(7),

@@ -34,7 +34,7 @@ ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
 
 @pytest.fixture(scope='module')
 def start(tmp_path_factory):
-    """A nano that has learnt nothing, as a published checkpoint would be stored."""
+    """Return a nano that has learnt nothing, as a published checkpoint would be stored."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp('start') / 'nano.pt'
     torch.save({'model': new_model(VARIANTS['nano']).state_dict()}, path)
@@ -51,7 +51,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def command(start, data, tmp_path):
-    """The arguments of a run that takes seconds; others can be added."""
+    """Return the arguments of a run that takes seconds; others can be added."""
     def build(*more, output='run'):
         return ['--checkpoint', str(start), '--data', str(data), '--output', str(tmp_path / output),
                 '--image-size', '64', '--frames', '2', '--batch', '1', '--workers', '0', '--device', 'cpu',
@@ -60,7 +60,7 @@ def command(start, data, tmp_path):
 
 
 def changed(start, weights):
-    """The names of weights that are not as they were."""
+    """Return the names of weights that are not as they were."""
     before = torch.load(start)['model']
     assert before.keys() == weights.keys()
     return {name for name, value in weights.items() if not torch.equal(value, before[name])}

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture
 def command(tmp_path, monkeypatch):
-    """The arguments of a run of a tiny model that takes seconds; others can be added."""
+    """Return the arguments of a run of a tiny model that takes seconds; others can be added."""
     monkeypatch.setitem(VARIANTS, 'nano', TINY)
     torch.manual_seed(0)
     start = tmp_path / 'start.safetensors'

@@ -1,5 +1,4 @@
-"""Clips cut from recordings: labels stay on their objects whatever is done to the picture, and equal numbers give equal
-clips."""
+"""Clips cut from recordings: labels stay on their objects, and equal numbers give equal clips."""
 import numpy as np
 import pytest
 
@@ -24,7 +23,7 @@ def data(tmp_path):
 
 
 def two_boxes(height=150, width=200):
-    """A picture that says where its objects are: one is all the red in it, the other all the green."""
+    """Return a picture that shows where its objects are: one is all the red in it, the other all the green."""
     labels = np.zeros((height, width), np.uint8)
     labels[30:90, 20:110] = 1
     labels[100:140, 120:190] = 2

@@ -42,7 +42,7 @@ def spoil(run, monkeypatch, step, how):
 
 
 def states(run):
-    """The saved tensors of a run, now."""
+    """Return the saved tensors of a run, now."""
     return {f'{prefix}.{key}': value.clone() for prefix, module in run.learner.saved.items()
             for key, value in module.state_dict().items()}
 

@@ -17,7 +17,7 @@ IMAGES = 4
 @pytest.fixture(scope='module', params=[
     pytest.param(False, id='plain'), pytest.param('eager', id='compiled', marks=pytest.mark.slow)])
 def model(request):
-    """nano at a small size; torch.compile traces it for every backend, and 'eager' is the fastest of them."""
+    """Return nano at a small size; torch.compile traces it for every backend, and 'eager' is the fastest of them."""
     yield load_model('nano', device='cpu', image_size=64, compile=request.param)
     torch._dynamo.reset()
 

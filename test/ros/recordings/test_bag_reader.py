@@ -1,5 +1,7 @@
-"""Bags of recorders that were killed, and bags with more in them than ROS 2 messages: what is there is read, what is
-lost is counted, and the files are never touched."""
+"""Bags of recorders that were killed, and bags with more in them than ROS 2 messages.
+
+What is there is read, what is lost is counted, and the files are never touched.
+"""
 import contextlib
 import hashlib
 import shutil
@@ -42,8 +44,11 @@ from testing.recorded_camera import (
 
 
 def live_database(folder, mode, committed, written):
-    """A copy of the files of a recorder as a power cut leaves them: ``committed`` messages of the camera are in the
-    database, ``written`` more in what it has not finished (a write-ahead log, or half a transaction)."""
+    """Return a copy of the files of a recorder as a power cut leaves them.
+
+    ``committed`` messages of the camera are in the database, ``written`` more in what the recorder has not finished: a
+    write-ahead log, or half a transaction.
+    """
     made = next(write(folder / 'made', messages(), StoragePlugin.SQLITE3).glob('*.db3'))
     source = sqlite3.connect(made)
     rows = source.execute('SELECT id, topic_id, timestamp, data FROM messages ORDER BY timestamp').fetchall()
@@ -306,7 +311,7 @@ def text(value):
 
 
 def channel(number, topic, kind, language, definition, encoding='cdr'):
-    """Schema and channel; without a schema where ``language`` is None."""
+    """Return schema and channel; without a schema where ``language`` is None."""
     schema = b'' if language is None else record(3, struct.pack('<H', number) + text(kind) + text(language)
                                                  + text(definition))
     return schema + record(4, struct.pack('<HH', number, 0 if language is None else number) + text(topic)
@@ -325,7 +330,7 @@ def chunk(records, start, end, compression=''):
 
 
 def mcap(records, profile='ros2', compression='', more=b'', finished=True):
-    """An mcap file by its specification, without an index; ``more``: records before those of the camera."""
+    """Return an mcap file by its specification, without an index; ``more``: records before those of the camera."""
     out, numbers = b'', {}
     for topic, message, time in records:
         kind, raw = message if isinstance(message, tuple) else (type(message), serialize_message(message))

@@ -88,7 +88,7 @@ def test_split_bag_is_one_recording(tmp_path, storage):
 
 
 def without_chunks(path):
-    """The mcap file as the recorder's preset fastwrite leaves it: no chunks, no index (mcap.dev/spec)."""
+    """Return the mcap file as the recorder's preset fastwrite leaves it: no chunks, no index (mcap.dev/spec)."""
     content, parts, at = path.read_bytes(), [b'\x89MCAP0\r\n'], 8
     while True:
         kind, size = content[at], int.from_bytes(content[at + 1:at + 9], 'little')

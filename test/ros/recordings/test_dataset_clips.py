@@ -24,8 +24,10 @@ def davis(tmp_path):
 
 
 def sav_folders(folder):
-    """SA-V as its validation set comes: every image, every fourth annotated, one folder for each object; the second
-    object lies on the first."""
+    """Write SA-V as its validation set comes: every fourth image annotated, one folder for each object.
+
+    The second object lies on the first.
+    """
     images = folder / 'JPEGImages_24fps' / 'sav_000007'
     images.mkdir(parents=True)
     for frame in range(9):

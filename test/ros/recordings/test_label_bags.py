@@ -33,7 +33,7 @@ SECOND = 1_000_000_000
 
 
 def make(name, **fields):
-    """A message with zeros where nothing is given."""
+    """Return a message with zeros where nothing is given."""
     def default(kind, detail):
         if kind.name == 'NAME':
             return make(detail)
@@ -63,7 +63,7 @@ def jpeg_message(rgb, stamp):
 
 
 def picture(frame):
-    """A camera image and the masks of objects 7 and 12, which overlap; 12 is hidden in frames 3 to 5."""
+    """Return a camera image and the masks of objects 7 and 12, which overlap; 12 is hidden in frames 3 to 5."""
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     image = np.repeat((80 + 30 * np.sin(columns / 8)).astype(np.uint8)[..., None], 3, axis=2)
     masks = {7: (columns - 20 - 3 * frame) ** 2 + (rows - 30) ** 2 <= 144,

@@ -54,7 +54,7 @@ LONG_AGO = (0, 0)
 
 @pytest.fixture(autouse=True)
 def untouched(monkeypatch):
-    """An environment in which the user has set no profile and no transports."""
+    """Have an environment in which the user has set no profile and no transports."""
     for name in (*PROFILE_VARIABLES, TRANSPORT_VARIABLE):
         monkeypatch.delenv(name, raising=False)
 
@@ -158,7 +158,7 @@ def test_a_lock_whose_segment_is_gone_is_removed_too(tmp_path, naming):
 
 @pytest.fixture
 def shared_folder():
-    """A folder in the shared memory, where segments can be hard links."""
+    """Return a folder in the shared memory, where segments can be hard links."""
     with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as folder:
         yield Path(folder)
 
