@@ -43,7 +43,7 @@ class Change(NamedTuple):
     """Difference of one figure between two weights."""
 
     change: float
-    low: float  # 95 % interval of the change; NaN if the figure has no value in too many draws
+    low: float  # 95 % interval of the change, over the draws in which the figure has a value
     high: float
     verdict: str  # better, worse, or same
 
@@ -132,7 +132,8 @@ def comparison(weights: dict[str, list[Figures]]) -> dict[str, Change]:
         change = round(after[name] - before[name], 4)
         gain = -change if name in LOWER_IS_BETTER else change
         verdict = 'better' if gain > 0 else 'worse' if gain < 0 else 'same'
-        low, high = np.percentile(draws_after[name] - draws_before[name], (2.5, 97.5)).tolist()
+        changes = draws_after[name] - draws_before[name]
+        low, high = np.percentile(changes[np.isfinite(changes)], (2.5, 97.5)).tolist()
         found[name] = Change(change, low, high, verdict)
     return found
 
@@ -159,7 +160,7 @@ def show(summaries: dict[str, dict[str, float]], compared: dict[str, Change]) ->
         if name in compared:
             change = compared[name]
             row += [f'{change.change:+.4f}', f'{change.low:+.3f} to {change.high:+.3f}',
-                    change.verdict if change.sure else f'{change.verdict}, may be chance']
+                    change.verdict if change.sure or not change.change else f'{change.verdict}, may be chance']
         table.add_row(name, *row)
     Console(width=None if Console().is_terminal else 120).print(table)
     if compared:

@@ -117,6 +117,12 @@ def test_a_change_within_the_scatter_of_the_clips_may_be_chance():
     assert change.verdict == 'worse' and change.low < change.change < change.high and not change.sure
 
 
+def test_a_figure_that_one_clip_has_is_compared_over_the_draws_with_that_clip():
+    old, new = clips_of(), clips_of()
+    old[7]['recovered'], new[7]['recovered'] = [0.0, 1.0], [1.0, 1.0]
+    assert nano_quality.comparison({'old': old, 'new': new})['recovered'] == (0.5, 0.5, 0.5, 'better')
+
+
 @pytest.mark.parametrize(('change', 'reasons'), [
     ({'J&F': (0.1, 0.05, 0.15), 'box': (0.1, 0.05, 0.15), 'drift': (0.02, -0.01, 0.05)}, []),
     ({'J&F': (0.1, -0.05, 0.25), 'box': (0.0, 0.0, 0.0), 'drift': (-0.1, -0.2, -0.05)}, ['box is not better']),
