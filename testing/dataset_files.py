@@ -1,4 +1,4 @@
-"""Data sets as people store them, written to disk byte by byte for the tests of their readers."""
+"""Data sets in their published layouts, written byte by byte for the tests of their readers."""
 import json
 import struct
 import zlib
@@ -10,7 +10,7 @@ HEIGHT, WIDTH = 96, 128
 
 
 def scene(frame: int, height: int = HEIGHT, width: int = WIDTH):
-    """Return a picture and its labels: a bright disc (id 1) that moves right, and a dark square (id 3) that rests."""
+    """Return an image and its labels: a bright disc (id 1) that moves right, and a dark square (id 3) at rest."""
     rows, columns = np.mgrid[:height, :width]
     image = np.stack([100 + 40 * np.sin(columns / 9), 110 + 0 * rows, 90 + 30 * np.cos(rows / 7)], -1).astype(np.uint8)
     labels = np.zeros((height, width), np.uint8)
@@ -27,10 +27,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def indexed_png(indices: np.ndarray, depth: int = 8) -> bytes:
-    """Return a palette PNG with ``depth`` bits for each pixel.
-
-    Its colours have nothing to do with the indices, and one of them is transparent.
-    """
+    """Return a palette PNG with ``depth`` bits per pixel, random colours, and one transparent colour."""
     height, width = indices.shape
     palette = np.random.default_rng(5).integers(0, 256, (1 << depth, 3), np.uint8)
     lines = []
@@ -47,7 +44,7 @@ def jpeg(image: np.ndarray) -> bytes:
 
 
 def davis_clip(folder, name: str, frames: int = 10, make=scene):
-    """One clip in the DAVIS layout, its labels as indexed PNGs."""
+    """Write a clip in the layout of DAVIS, its labels as indexed PNGs."""
     images, labels = folder / 'JPEGImages' / name, folder / 'Annotations' / name
     images.mkdir(parents=True)
     labels.mkdir(parents=True)
@@ -58,7 +55,7 @@ def davis_clip(folder, name: str, frames: int = 10, make=scene):
 
 
 def runs(mask: np.ndarray) -> list[int]:
-    """Lengths of the runs of a mask, column by column, the first one of zeros."""
+    """Return the lengths of the runs of a mask, column by column, the first one of zeros."""
     counts, value = [0], False
     for pixel in mask.T.reshape(-1):
         if pixel != value:
@@ -69,7 +66,7 @@ def runs(mask: np.ndarray) -> list[int]:
 
 
 def compressed(counts: list[int]) -> str:
-    """COCO's text of run lengths."""
+    """Return run lengths as COCO's compressed text."""
     text = ''
     for i, count in enumerate(counts):
         number = count - (counts[i - 2] if i > 2 else 0)
@@ -83,9 +80,9 @@ def compressed(counts: list[int]) -> str:
 
 
 def sav_video(folder, number: int, annotated: int = 6, kind: str = 'manual', frames: int = 0, claimed: int = 0):
-    """Return a video of 24 frames/s, every fourth frame labelled; ``scene`` counts in frames of the video.
+    """Write a video of 24 frames/s with every fourth frame labelled; frame numbers of ``scene`` are those of the video.
 
-    frames: that the video has; claimed: that the JSON says it has.
+    frames: number of frames of the video; claimed: number that the JSON states.
     """
     frames = frames or 4 * (annotated - 1) + 1
     name = f'sav_{number:06}'
@@ -103,7 +100,7 @@ def sav_video(folder, number: int, annotated: int = 6, kind: str = 'manual', fra
 
 
 def polygon(mask: np.ndarray) -> list[float]:
-    """Return the outline of a mask, as corners counted the way COCO does."""
+    """Return the outline of a mask as corners in COCO's coordinates."""
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     corners = contours[0][:, 0].astype(float)
     centre = corners.mean(axis=0)
@@ -111,7 +108,7 @@ def polygon(mask: np.ndarray) -> list[float]:
 
 
 def coco_folder(folder, images: int = 4):
-    """Images whose objects are given as polygon, run lengths, compressed run lengths, and a crowd."""
+    """Write images whose objects are a polygon, run lengths, compressed run lengths, and a crowd."""
     (folder / 'train').mkdir(parents=True)
     (folder / 'annotations').mkdir()
     entries, annotations = [], []

@@ -1,4 +1,4 @@
-"""Tiny training runs, in this process and in others that are started clean: a process that has computed cannot fork."""
+"""Tiny training runs, in this process and in clean ones: a process that has computed cannot fork."""
 import math
 import multiprocessing
 import os
@@ -22,7 +22,7 @@ TINY = replace(VARIANTS['nano'], embed_dim=16, stages=(1, 1, 1, 1), global_atten
 
 
 class Boxes:
-    """Clips of noise with one bright box in it."""
+    """Clips of noise with one bright box."""
 
     def __getitem__(self, number):
         frames = torch.randint(0, 120, (1, 4, 64, 64, 3), generator=torch.Generator().manual_seed(number)).byte()
@@ -39,7 +39,7 @@ def trainer(output, steps=5, source=None, chunks=1, **more):
 
 
 def child(work, log, *arguments):
-    """Run ``work`` in a process group of its own, its errors written to ``log``; the exit code is what it returns."""
+    """Call ``work`` in a process group of its own, write its errors to ``log``, and exit with the code it returns."""
     os.setsid()
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     sys.stderr = os.fdopen(2, 'w', closefd=False)
@@ -49,7 +49,7 @@ def child(work, log, *arguments):
 
 
 def ended(*calls):
-    """Run the calls at the same time, each in a child; their exit codes, negative where a signal ended one."""
+    """Make the calls at the same time, each in a child, and return their exit codes, negative after a signal."""
     context = multiprocessing.get_context('forkserver')  # which imports PyTorch once
     context.set_forkserver_preload([__name__])
     children = [context.Process(target=child, args=call) for call in calls]
@@ -93,7 +93,7 @@ def interrupted_twice(folder):
 def group_signal(number, folder):
     run = trainer(folder / 'run', workers=2)
 
-    def send():  # from another process: readers obey their parent
+    def send():  # from another process, as readers obey their parent
         if run.step == 2:
             subprocess.run(['kill', f'-{int(number)}', '--', f'-{os.getpgrp()}'])
 

@@ -1,4 +1,4 @@
-"""Real data for training: DAVIS folders, SA-V, COCO images; bags join from sam2_ros."""
+"""Data sets for training: DAVIS folders, SA-V videos and COCO images. sam2_ros adds bags."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +12,11 @@ __all__ = ['FORMATS', 'BrokenSample', 'Format', 'Labelled', 'LabelledRecording',
 
 
 class Format(NamedTuple):
-    """A data layout."""
+    """Layout of a data set."""
 
     matches: Callable[[Path], bool]
     find: Callable[[Path, SkippedFiles], Sequence[LabelledRecording]]
-    layout: str  # in a few words
+    layout: str  # described in a few words
 
 
 FORMATS: Mapping[str, Format] = {
@@ -28,22 +28,22 @@ FORMATS: Mapping[str, Format] = {
 
 def open_recordings(folder: Path, skipped: SkippedFiles, name: str = 'auto',
                     formats: Mapping[str, Format] = FORMATS) -> list[LabelledRecording]:
-    """Return what there is to train on in ``folder``, whose layout is ``name`` of ``formats``, or found out.
+    """Return the recordings of a folder. Its layout is ``name`` of ``formats``; ``auto`` recognises it.
 
-    ``folder`` may also be one JSON file of the layout coco. FileNotFoundError when there is no such folder; ValueError
-    when its layout is not known or nothing is in it.
+    ``folder`` may also be one JSON file of the layout coco. Raises FileNotFoundError if there is no such folder,
+    ValueError if its layout is unknown or it holds no recording.
     """
     if folder.is_file() and folder.suffix.lower() == '.json' and name in ('auto', 'coco'):
         name = 'coco'
     elif not folder.is_dir():
         raise FileNotFoundError(f'data {folder}: no such folder')
     if name == 'auto':
-        name = next((known for known, layout in formats.items() if layout.matches(folder)), None)
-        if name is None:
+        name = next((known for known, layout in formats.items() if layout.matches(folder)), '')
+        if not name:
             layouts = '; '.join(f'{known}: {layout.layout}' for known, layout in formats.items())
-            raise ValueError(f'data {folder}: no layout that is known. {layouts}')
+            raise ValueError(f'data {folder}: unknown layout. Known layouts are {layouts}')
     recordings = list(formats[name].find(folder, skipped))
     if not recordings:
         raise ValueError(f'data {folder}: nothing to train on in the layout {name} ({formats[name].layout}); '
-                         f'{len(skipped.all())} files were left out, see {skipped.path}')
+                         f'{len(skipped.all())} files were skipped, see {skipped.path}')
     return recordings

@@ -1,7 +1,9 @@
-"""The DAVIS folder layout, also that of YouTube-VOS and MOSE:
+"""Folders in the layout of DAVIS, which YouTube-VOS and MOSE have too.
 
     DIR/JPEGImages/[480p/]<clip>/00000.jpg ...
-    DIR/Annotations/[480p/]<clip>/00000.png ...     indexed PNG, the index is the object, 0 the background
+    DIR/Annotations/[480p/]<clip>/00000.png ...     indexed PNG: index = object, 0 = background
+
+Both folders may hold one folder per resolution.
 """
 from __future__ import annotations
 
@@ -22,20 +24,20 @@ from sam2_core.files import (
     other_spelling,
 )
 
-RESOLUTIONS = ('480p', 'Full-Resolution', '1080p')  # the first that is there is read
+RESOLUTIONS = ('480p', 'Full-Resolution', '1080p')  # the first that exists is read
 IMAGES, LABELS = {'.jpg', '.jpeg', '.png'}, {'.png'}
-Folder = dict[str, list[Path]]  # files of every folder, by its path below the first
+Folder = dict[str, list[Path]]  # relative path of a folder -> its files
 
 
 def matches(folder: Path) -> bool:
-    """Tell whether the folder has this layout."""
+    """Return whether the folder has this layout."""
     return (folder / 'JPEGImages').is_dir() and (folder / 'Annotations').is_dir()
 
 
 def find(folder: Path, skipped: SkippedFiles) -> list[DavisClip]:
-    """Return every folder of images that has labels; frames without a label file are not labelled and not used.
+    """Return a clip for every folder of images that has labels. Frames without a label file are not used.
 
-    Pictures that are no frames of one video become clips of one image each.
+    Images that are not frames of one video become clips of one image each.
     """
     images, labels = folder / 'JPEGImages', folder / 'Annotations'
     stored, drawn = _files(images, IMAGES, skipped), _files(labels, LABELS, skipped)
@@ -46,26 +48,26 @@ def find(folder: Path, skipped: SkippedFiles) -> list[DavisClip]:
         place, beside = labels / name, images / name
         if not stored.get(name):
             if files:
-                skipped.leave_out(place, f'{_count(files, "label file")} without images: no JPEG or PNG in {beside}'
+                skipped.skip(place, f'{_count(files, "label file")} without images: no JPEG or PNG in {beside}'
                                          f'{other_spelling(name, stored_names)}')
             continue
         try:
             frames = _pairs(beside, frames_in_order(stored[name]), frames_in_order(files), skipped)
         except OrderError as error:
-            skipped.leave_out(beside, str(error))
+            skipped.skip(beside, str(error))
             continue
         clips += _clips(beside, name, frames, skipped)
     for name, files in stored.items():
         if not drawn.get(name) and (files or not _has_folders(name, stored)):
             hint = other_spelling(name, drawn_names)
-            skipped.leave_out(images / name, f'{_count(files, "image")} without labels: no PNG in {labels / name}{hint}'
+            skipped.skip(images / name, f'{_count(files, "image")} without labels: no PNG in {labels / name}{hint}'
                               if files else 'no JPEG or PNG in it')
     return clips
 
 
 def _files(folder: Path, suffixes: set[str], skipped: SkippedFiles) -> Folder:
     return {place.relative_to(folder).as_posix(): files_in(place, suffixes)
-            for place in folders_below(folder, skipped.leave_out)}
+            for place in folders_below(folder, skipped.skip)}
 
 
 def _has_folders(name: str, folders: Folder) -> bool:
@@ -73,10 +75,10 @@ def _has_folders(name: str, folders: Folder) -> bool:
 
 
 def _one_resolution(images: Path, stored: Folder, drawn: Folder, skipped: SkippedFiles) -> None:
-    """Leave the same clips in other resolutions out."""
+    """Skip copies of the clips in other resolutions."""
     present = [name for name in RESOLUTIONS if _has_folders(name, stored) and _has_folders(name, drawn)]
     for name in present[1:]:
-        skipped.leave_out(images / name, f'the clips of {present[0]} in another resolution')
+        skipped.skip(images / name, f'the clips of {present[0]} in another resolution')
         for folders in (stored, drawn):
             for key in [key for key in folders if key == name or key.startswith(f'{name}/')]:
                 del folders[key]
@@ -88,7 +90,7 @@ def _pairs(folder: Path, images: list[Path], labels: list[Path], skipped: Skippe
     stems = by_spelling(by_stem)
     for path in labels:
         if path.stem not in by_stem:
-            skipped.leave_out(path, f'no image {path.stem}.jpg in {folder}{other_spelling(path.stem, stems)}')
+            skipped.skip(path, f'no image {path.stem}.jpg in {folder}{other_spelling(path.stem, stems)}')
     return [(by_stem[path.stem], path) for path in labels if path.stem in by_stem]
 
 
@@ -98,11 +100,11 @@ def _clips(folder: Path, name: str, frames: list[tuple[Path, Path]], skipped: Sk
         return []
     reason = not_one_sequence([image.stem for image, _ in frames])
     if name == '.' or name in RESOLUTIONS:
-        reason = 'they lie in no folder of a clip'
+        reason = 'they are not in a folder of their own'
     if reason is None or len(frames) == 1:
         return [DavisClip(str(folder), frames)]
     skipped.doubt(folder, f'{len(frames)} labelled images are used as single images, not as a video: {reason}; put '
-                          f'the frames of one video, numbered alike, into a folder of their own')
+                          f'the frames of one video, numbered alike, into one folder')
     return [DavisClip(str(image), [(image, label)]) for image, label in frames]
 
 
@@ -120,7 +122,7 @@ class DavisClip:
         return len(self.frames)
 
     def read(self, frames: Sequence[int]) -> Labelled:
-        """Objects are the ids found in these frames."""
+        """Return these frames; objects are the ids found in them. Raises BrokenSample."""
         labels = [read_labels(self.frames[i][1]) for i in frames]
         images = [read_image(self.frames[i][0], label.shape) for i, label in zip(frames, labels, strict=True)]
         for i, image, label in zip(frames, images, labels, strict=True):

@@ -1,4 +1,4 @@
-"""The orientation that image files tell their viewers (EXIF 2.32, tag 0x0112), read without decoding the picture."""
+"""Orientation in which an image file is to be shown (EXIF 2.32, tag 0x0112), read without decoding pixels."""
 from __future__ import annotations
 
 import struct
@@ -11,13 +11,13 @@ _PREFIX = b'Exif\0\0'
 
 
 def orientation(data: bytes) -> int:
-    """Return the orientation 1..8 of a JPEG, PNG, WebP or TIFF file; 1 where it says nothing, or nothing valid."""
+    """Return the orientation 1..8 of a JPEG, PNG, WebP or TIFF file; 1 if it has none, or an invalid one."""
     blob = _tiff_in(data)
     return UPRIGHT if blob is None else _read(blob)
 
 
 def upright(image: np.ndarray, value: int) -> np.ndarray:
-    """Return a stored image (H, W, ...) as viewers show it that follow the orientation ``value``."""
+    """Rotate and mirror a stored image (H, W, ...) as viewers show it for the orientation ``value``."""
     if value >= 5:  # rows and columns are exchanged
         image = np.swapaxes(image, 0, 1)
     if value in (3, 4, 7, 8):
@@ -44,7 +44,7 @@ def _in_jpeg(data: bytes) -> bytes | None:
         if marker == 0xff:  # padding
             at += 1
             continue
-        if marker in (0xd9, 0xda):  # the picture begins or ends
+        if marker in (0xd9, 0xda):  # the pixels begin, or the file ends
             return None
         size = int.from_bytes(data[at + 2:at + 4], 'big')
         if marker == 0xe1 and data.startswith(_PREFIX, at + 4):
@@ -54,18 +54,18 @@ def _in_jpeg(data: bytes) -> bytes | None:
 
 
 def _in_chunks(data: bytes, at: int, head: str, wanted: bytes, check: int) -> bytes | None:
-    """The body of a chunk of PNG or RIFF. check: bytes behind each body."""
+    """Return the body of a chunk of PNG or RIFF, or None. check: number of bytes behind each body."""
     while at + 8 <= len(data):
         one, other = struct.unpack_from(head, data, at)
         size, kind = (one, other) if isinstance(one, int) else (other, one)
         if kind == wanted:
             return data[at + 8:at + 8 + size].removeprefix(_PREFIX)
-        at += 8 + size + check + (size & 1 if not check else 0)  # bodies of RIFF are even
+        at += 8 + size + check + (size & 1 if not check else 0)  # RIFF pads bodies to an even length
     return None
 
 
 def _read(blob: bytes) -> int:
-    """The orientation in the first directory of a TIFF structure."""
+    """Return the orientation in the first directory of a TIFF structure."""
     order = {b'II*\0': '<', b'MM\0*': '>'}.get(blob[:4])
     if order is None or len(blob) < 8:
         return UPRIGHT

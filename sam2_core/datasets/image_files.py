@@ -1,4 +1,4 @@
-"""Image files as training needs them: whole, of 8 bits, the right way up, or refused; indexed PNGs as their indices."""
+"""Image files and label PNGs for training. Files that are damaged or ambiguous are refused."""
 from __future__ import annotations
 
 import struct
@@ -24,50 +24,51 @@ from sam2_core.image_headers import (
 _TIFF = (b'II*\0', b'MM\0*')
 _NO_LABELS = {COLOUR: 'a colour PNG', GREY_ALPHA: 'a grey PNG with transparency',
               COLOUR_ALPHA: 'a colour PNG with transparency'}
-VOID = 255  # of a palette: pixels that belong to nothing, as in DAVIS
+VOID = 255  # index of pixels that are not annotated, as in DAVIS
 _VOID_COLOUR = bytes((224, 224, 192))  # of index 255 in the palette of PASCAL VOC and DAVIS
-_FEW_IDS = 8  # a label image with more, most of them specks, is a picture
+_FEW_IDS = 8  # a grey image with more values, most of few pixels, holds no ids
 _REMOVE = 'rotate the pixels (exiftran -ai, mogrify -auto-orient), which removes the tag'
-_SCALE = ('scale all pictures by one range and save them with 8 bits, as the node must be given them: '
+_SCALE = ('scale all images by one range and save them with 8 bits, as the node needs them: '
           'np.clip((x - low) * (255 / (high - low)), 0, 255).astype(np.uint8)')
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Return an image file as uint8 RGB (H, W, 3) in the orientation that its annotation was drawn on.
+    """Return an image file as uint8 RGB (H, W, 3), in the orientation in which it was annotated.
 
-    size: height and width of the annotation, None if it does not tell. A photo that viewers rotate by its EXIF
-    orientation is rotated where the size fits only so. Raises BrokenSample where that cannot be known, for files that
-    are cut off or no images, and for what ``decode_image`` refuses.
+    size: height and width of the annotation, None if unknown. A photo with an EXIF orientation is rotated if the size
+    fits only then. Raises BrokenSample if the orientation remains ambiguous, if the file cannot be read, and for images
+    that ``decode_image`` refuses.
     """
     data = _bytes(path)
     return _oriented(decode_image(data, path), orientation(data), size, path)
 
 
 def check_orientation(path: Path, size: tuple[int, int]) -> None:
-    """Raise BrokenSample unless an annotation of this height and width belongs to an image file as it is stored."""
+    """Raise BrokenSample unless an annotation of this height and width fits an image file as it is stored."""
     data = _bytes(path)
     if (value := orientation(data)) != UPRIGHT:
         image = decode_image(data, path)
         if _oriented(image, value, size, path) is not image:
-            raise BrokenSample(path, f'EXIF orientation {value}: the annotation fits the rotated picture only, and '
+            raise BrokenSample(path, f'EXIF orientation {value}: the annotation fits the rotated image only, and '
                                      f'images are used as they are stored: {_REMOVE}')
 
 
 def _oriented(image: np.ndarray, value: int, size: tuple[int, int] | None, name: Path | str) -> np.ndarray:
+    """Return an image with the orientation ``value`` as an annotation of this size shows it. Raises BrokenSample."""
     stored = image.shape[:2]
     shown = stored if value < 5 else stored[::-1]
     if value == UPRIGHT or size is not None and size != shown:
         return image
     if size is None or size == stored:
-        raise BrokenSample(name, f'EXIF orientation {value}: whether the annotation was drawn on the rotated picture, '
+        raise BrokenSample(name, f'EXIF orientation {value}: whether the annotation was drawn on the rotated image, '
                                  f'as viewers show it, cannot be known from its size: {_REMOVE}, and check the labels')
     return upright(image, value)
 
 
 def decode_image(data: bytes, name: Path | str) -> np.ndarray:
-    """Return the bytes of an image file as uint8 RGB (H, W, 3), as stored: the EXIF orientation is ignored.
+    """Decode the bytes of an image file to uint8 RGB (H, W, 3), as stored: the EXIF orientation is ignored.
 
-    Raises BrokenSample for files that are cut off or no images, for more than 8 bits, transparency and CMYK.
+    Raises BrokenSample for damaged files, files of another kind, more than 8 bits, transparency and CMYK.
     """
     flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
     header = _header(data, name)
@@ -93,20 +94,20 @@ def decode_image(data: bytes, name: Path | str) -> np.ndarray:
     if image.ndim == 2:
         return np.repeat(image[..., None], 3, axis=2)
     if image.shape[2] == 4 and (image[..., 3] != 255).any():
-        raise BrokenSample(name, 'transparent pixels: save it without transparency, on the background it is to have')
+        raise BrokenSample(name, 'transparent pixels: save it without transparency, on a background')
     return cv2.cvtColor(np.ascontiguousarray(image[..., :3]), cv2.COLOR_BGR2RGB)
 
 
 def _refuse_deep(bits: int, name: Path | str) -> None:
     if bits > 8:
-        raise BrokenSample(name, f'a picture of {bits} bits per channel, of which 8 would be cut off: {_SCALE}')
+        raise BrokenSample(name, f'an image of {bits} bits per channel, which would be cut to 8: {_SCALE}')
 
 
 def read_labels(path: Path) -> np.ndarray:
     """Return a label PNG as integer ids (H, W), 0 for none: the indices of a palette, or grey values of 1 to 16 bits.
 
-    Index 255 of a palette is void, as in DAVIS; in a grey image 255 is an id like others (binary masks of 0 and 255).
-    Raises BrokenSample for other files, where 255 may be either, and for pictures of a mask with softened edges.
+    Index 255 of a palette is void, as in DAVIS; in a grey image 255 is an id (binary masks of 0 and 255). Raises
+    BrokenSample for other files, if 255 is ambiguous, and for masks with soft edges.
     """
     data = _bytes(path)
     header = _header(data, path) if data.startswith(PNG_SIGNATURE) else None
@@ -141,17 +142,19 @@ def _refuse_soft_edges(labels: np.ndarray, path: Path) -> None:
     pixels = np.bincount(labels.ravel(), minlength=2)[1:]
     pixels = pixels[pixels > 0]
     if len(pixels) > _FEW_IDS and np.count_nonzero(pixels < VISIBLE_PIXELS) > len(pixels) / 2:
-        raise BrokenSample(path, f'{len(pixels)} ids, most of less than {VISIBLE_PIXELS} pixels: a mask with softened '
-                                 f'edges or from a JPEG? Labels are ids, without any values in between')
+        raise BrokenSample(path, f'{len(pixels)} ids, most of less than {VISIBLE_PIXELS} pixels: a mask with soft '
+                                 f'edges or from a JPEG? Save labels as ids, without values in between')
 
 
 def label_png(labels: np.ndarray) -> bytes:
-    """Ids (H, W), 0 for none, as a PNG that ``read_labels`` and the tools of DAVIS read: the indices of a palette, or
-    16-bit grey values where an id is beyond those (254, as 255 is void)."""
+    """Encode ids (H, W), 0 for none, as a PNG that ``read_labels`` and the tools of DAVIS read.
+
+    Ids up to 254 are stored as indices of a palette (255 is void), larger ones as 16-bit grey values.
+    """
     if labels.max(initial=0) >= VOID:
         return cv2.imencode('.png', labels.astype(np.uint16))[1].tobytes()
     height, width = labels.shape
-    lines = np.zeros((height, width + 1), np.uint8)  # each begins with its filter: 0, none
+    lines = np.zeros((height, width + 1), np.uint8)  # each line begins with its filter, 0 for none
     lines[:, 1:] = labels
     chunks = [(b'IHDR', struct.pack('>IIBBBBB', width, height, 8, PALETTE, 0, 0, 0)), (b'PLTE', _palette()),
               (b'IDAT', zlib.compress(lines.tobytes())), (b'IEND', b'')]
@@ -159,7 +162,7 @@ def label_png(labels: np.ndarray) -> bytes:
 
 
 def _palette() -> bytes:
-    """The colours that PASCAL VOC and DAVIS give the indices: bits taken in threes, the low ones first."""
+    """Return the palette of PASCAL VOC and DAVIS: bits of the index in threes, the low ones first."""
     colours = np.zeros((256, 3), np.uint8)
     index = np.arange(256)
     for bit in range(8):

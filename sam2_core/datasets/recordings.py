@@ -1,4 +1,4 @@
-"""What every data layout gives: recordings, which are read a few frames at a time and may turn out to be broken."""
+"""Recordings with labels, which are read a few frames at a time, and the files that are skipped on the way."""
 from __future__ import annotations
 
 import json
@@ -13,7 +13,7 @@ VISIBLE_PIXELS = 16  # an object of fewer pixels counts as not visible
 
 
 class BrokenSample(ValueError):
-    """A file that cannot be trained on. The run goes on without it."""
+    """Error for a file that cannot be trained on. A run continues without the file."""
 
     def __init__(self, file: Path | str, reason: str) -> None:
         super().__init__(f'{file}: {reason}')
@@ -21,10 +21,10 @@ class BrokenSample(ValueError):
 
 
 class Labelled(NamedTuple):
-    """Frames of one recording as they are stored, all of one size, with the same K objects in each."""
+    """Frames of one recording as they are stored, all of one size, with masks of the same K objects."""
 
     images: list[np.ndarray]  # T times uint8 RGB (H, W, 3)
-    masks: list[np.ndarray]  # T times bool (K, H, W); all False where an object is not visible
+    masks: list[np.ndarray]  # T times bool (K, H, W), all False for an object that is not visible
 
 
 class LabelledRecording(Protocol):
@@ -35,31 +35,31 @@ class LabelledRecording(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, frames: Sequence[int]) -> Labelled:
-        """The frames of these increasing numbers; BrokenSample where one cannot be read."""
+        """Return the frames of these increasing numbers. Raises BrokenSample if one cannot be read."""
 
 
 class SkippedFiles:
-    """The files left out, those that are doubtful, and why, in one file that all processes of a run append to."""
+    """Record of the files that are skipped or doubtful, with reasons. All processes of a run append to one file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._mine: set[tuple[str, bool]] = set()
 
     def clear(self) -> None:
-        """Forget the files of an earlier start: they may have been mended."""
+        """Forget the files of an earlier start, which may have been repaired."""
         self.path.unlink(missing_ok=True)
         self._mine.clear()
 
     def add(self, error: BrokenSample) -> None:
-        """Note a file that is left out; once is enough."""
+        """Record a broken file, once."""
         self._write(error.file, error.reason, used=False)
 
-    def leave_out(self, file: Path | str, reason: str) -> None:
-        """Note a file that is left out."""
+    def skip(self, file: Path | str, reason: str) -> None:
+        """Record a file that is skipped."""
         self._write(str(file), reason, used=False)
 
     def doubt(self, file: Path | str, reason: str) -> None:
-        """Note what a person should look at, though it is used."""
+        """Record a file that is used, but that a person should check."""
         self._write(str(file), reason, used=True)
 
     def _write(self, file: str, reason: str, used: bool) -> None:
@@ -70,16 +70,16 @@ class SkippedFiles:
         line = json.dumps({'file': file, 'reason': reason} | ({'used': True} if used else {})) + '\n'
         handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(handle, line.encode())  # one write: lines of several processes do not mix
+            os.write(handle, line.encode())  # one write, so that lines of several processes do not mix
         finally:
             os.close(handle)
 
     def all(self) -> dict[str, str]:
-        """File -> reason of what was left out, of all processes, in the order in which it was found."""
+        """Return the reasons by skipped file, of all processes, in the order in which they were found."""
         return self._read(used=False)
 
     def doubts(self) -> dict[str, str]:
-        """File -> reason of what is used and should be looked at."""
+        """Return the reasons by file that is used and should be checked."""
         return self._read(used=True)
 
     def _read(self, used: bool) -> dict[str, str]:
@@ -94,7 +94,7 @@ class SkippedFiles:
 
 
 def same_sizes(file: Path | str, labelled: Labelled) -> Labelled:
-    """``labelled``, if its images and masks agree; BrokenSample naming ``file`` otherwise."""
+    """Return ``labelled``. Raises BrokenSample for ``file`` unless images and masks have one size."""
     sizes = {image.shape[:2] for image in labelled.images} | {mask.shape[1:] for mask in labelled.masks}
     if len(sizes) != 1:
         text = ', '.join(f'{width}x{height}' for height, width in sorted(sizes))

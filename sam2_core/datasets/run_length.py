@@ -1,4 +1,4 @@
-"""COCO's run-length masks: column by column, runs of 0 and 1 in turn; SA-V uses the same."""
+"""Run-length masks of COCO and SA-V: runs of 0 and 1 in turn, column by column."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -7,7 +7,10 @@ import numpy as np
 
 
 def decode(counts: str | bytes | Sequence[int], height: int, width: int) -> np.ndarray:
-    """Runs, as numbers or as COCO's compressed text -> bool mask (height, width). ValueError when they do not fit."""
+    """Decode runs, given as numbers or as COCO's compressed text, to a bool mask (height, width).
+
+    Raises ValueError for runs that do not fit this size.
+    """
     runs = np.asarray(_expand(counts) if isinstance(counts, (str, bytes)) else counts)
     if runs.ndim != 1 or len(runs) and runs.dtype.kind not in 'iu':
         raise ValueError('run lengths must be whole numbers')
@@ -18,7 +21,7 @@ def decode(counts: str | bytes | Sequence[int], height: int, width: int) -> np.n
 
 
 def encode(mask: np.ndarray) -> str:
-    """Bool mask (height, width) -> COCO's compressed text."""
+    """Encode a bool mask (height, width) as COCO's compressed text."""
     pixels = mask.T.reshape(-1)
     ends = np.flatnonzero(np.diff(pixels)) + 1
     borders = np.concatenate(([0], ends, [len(pixels)]))
@@ -27,7 +30,7 @@ def encode(mask: np.ndarray) -> str:
 
 
 def _compress(runs: list[int]) -> str:
-    """What ``_expand`` reads."""
+    """Return the compressed text of runs, see ``_expand``."""
     text = []
     for i, run in enumerate(runs):
         value = run - runs[i - 2] if i > 2 else run
@@ -40,14 +43,17 @@ def _compress(runs: list[int]) -> str:
 
 
 def _expand(text: str | bytes) -> list[int]:
-    """The numbers in compressed text: groups of five bits from the low end, each from the third on as the difference
-    to the one two before."""
+    """Return the numbers in compressed text.
+
+    A number is stored in groups of five bits from the low end; from the fourth on, as the difference from the number
+    two places before.
+    """
     runs: list[int] = []
     value = shift = 0
     for byte in text.encode('ascii', 'replace') if isinstance(text, str) else text:
         code = byte - 48
         if not 0 <= code < 64:
-            raise ValueError(f'character {chr(byte)!r} is not of a run-length text')
+            raise ValueError(f'character {chr(byte)!r} does not occur in run-length text')
         value |= (code & 31) << shift
         shift += 5
         if code & 32:  # more groups follow

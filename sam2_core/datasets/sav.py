@@ -1,8 +1,8 @@
-"""SA-V: videos of 24 frames/s with masks at 6 frames/s.
+"""Videos of SA-V, 24 frames/s with masks at 6 frames/s.
 
-    DIR/.../sav_000001.mp4   sav_000001_manual.json   sav_000001_auto.json     either or both of the two
+    DIR/.../sav_000001.mp4   sav_000001_manual.json   sav_000001_auto.json     one or both of the JSON files
 
-In the JSON, ``masklet[frame][object]`` is a run-length mask; frames of the video in between are not labelled.
+In the JSON, ``masklet[frame][object]`` is a run-length mask; the frames of the video in between are not labelled.
 """
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from sam2_core.datasets.recordings import BrokenSample, Labelled, SkippedFiles, 
 from sam2_core.files import files_below, folders_below
 
 _KINDS, VIDEO = ('_manual.json', '_auto.json'), '.mp4'
-STEP, RATE = 4, 6  # one of four frames is annotated, six a second
+STEP, RATE = 4, 6  # every fourth frame is annotated, six per second
 
 
 def matches(folder: Path) -> bool:
-    """Tell whether the folder has this layout."""
+    """Return whether the folder has this layout."""
     return any(path.name.lower().endswith(_KINDS) and not path.name.startswith('.')
                for place in folders_below(folder, lambda path, reason: None) for path in place.iterdir())
 
 
 def find(folder: Path, skipped: SkippedFiles) -> list[SavMasklets]:
-    """Return every JSON file with a video beside it."""
-    files = files_below(folder, (*_KINDS, VIDEO), skipped.leave_out)
+    """Return a recording for every JSON file with a video beside it."""
+    files = files_below(folder, (*_KINDS, VIDEO), skipped.skip)
     recordings, used = [], set()
     for path in files:
         if path.name.lower().endswith(VIDEO):
@@ -48,12 +48,12 @@ def find(folder: Path, skipped: SkippedFiles) -> list[SavMasklets]:
         recordings.append(SavMasklets(path, video, len(masklets.frames)))
     for video in files:
         if video.name.lower().endswith(VIDEO) and video not in used:
-            skipped.leave_out(video, f'no {video.stem}{_KINDS[0]} or {video.stem}{_KINDS[1]} beside it')
+            skipped.skip(video, f'no {video.stem}{_KINDS[0]} or {video.stem}{_KINDS[1]} beside it')
     return recordings
 
 
 def video_of(path: Path) -> Path:
-    """Return the video beside a JSON file. BrokenSample."""
+    """Return the video beside a JSON file. Raises BrokenSample if there is none."""
     stem = path.stem.rsplit('_', 1)[0]
     for suffix in (VIDEO, VIDEO.upper()):
         if (video := path.with_name(stem + suffix)).exists():
@@ -65,18 +65,18 @@ class MaskletFrames(NamedTuple):
     """Content of a JSON file."""
 
     frames: list[list[dict]]  # run lengths [annotated frame][object]
-    step: int  # frames of the video from one annotated frame to the next
-    doubt: str  # empty, or what does not quite agree
+    step: int  # frames of the video per annotated frame
+    doubt: str  # disagreement between JSON and video; empty if there is none
 
     def size(self) -> tuple[int, int] | None:
-        """Height and width of the masks, of the first of them; None where there is no mask."""
+        """Return the height and width of the first mask, or None if there is no mask."""
         return next(((int(runs['size'][0]), int(runs['size'][1])) for frame in self.frames for runs in frame
                      if runs and 'size' in runs), None)
 
 
-@lru_cache(maxsize=8)  # a JSON file is some megabytes
+@lru_cache(maxsize=8)  # a JSON file has some megabytes
 def load_masklets(path: Path, video: Path) -> MaskletFrames:
-    """Read a JSON file and hold what it says of its video against the video. BrokenSample."""
+    """Read a JSON file and compare it with its video. Raises BrokenSample if its masks cannot be assigned to frames."""
     try:
         content = json.loads(path.read_bytes())
         frames, claimed = content['masklet'], float(content['video_frame_count'])
@@ -86,10 +86,10 @@ def load_masklets(path: Path, video: Path) -> MaskletFrames:
         masklets.size()
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise BrokenSample(path, f'not an SA-V annotation ({type(error).__name__}: {error})') from error
-    lengths = {len(frame) for frame in frames} - {0}  # empty: no object is in sight
+    lengths = {len(frame) for frame in frames} - {0}  # an empty frame shows no object
     if len(lengths) > 1:
         raise BrokenSample(path, f'lists {min(lengths)} masks in one frame and {max(lengths)} in another: which object '
-                                 f'has none cannot be known')
+                                 f'has no mask is unknown')
     present, rate = frames_and_rate(video)
     try:
         step = annotation_step(len(frames), present)
@@ -108,9 +108,9 @@ def load_masklets(path: Path, video: Path) -> MaskletFrames:
 
 
 def annotation_step(annotated: int, frames: float) -> int:
-    """Return how many frames of a video lie from one annotated frame to the next: 4 in SA-V. ValueError.
+    """Return the number of frames of a video per annotated frame, 4 in SA-V. Raises ValueError if none fits.
 
-    The first frame is annotated, and none is left at the end that could be.
+    The first frame is annotated, and so is every frame after it at this step.
     """
     if annotated == 1 and frames >= 1:
         return 1
@@ -125,7 +125,7 @@ def annotation_step(annotated: int, frames: float) -> int:
 
 
 class SavMasklets:
-    """The masklets of one JSON file over its video."""
+    """Masklets of one JSON file with the frames of its video."""
 
     def __init__(self, path: Path, video: Path, frames: int) -> None:
         self.name, self.path, self.video, self.frames = str(path), path, video, frames
@@ -134,7 +134,7 @@ class SavMasklets:
         return self.frames
 
     def read(self, frames: Sequence[int]) -> Labelled:
-        """Objects are those of the file."""
+        """Return these annotated frames with the objects of the file. Raises BrokenSample."""
         masklets = load_masklets(self.path, self.video)
         images = read_video(self.video, [i * masklets.step for i in frames], masklets.size())
         objects = max(len(masklets.frames[i]) for i in frames)
@@ -149,7 +149,7 @@ class SavMasklets:
 
 
 def masklet_mask(runs: dict, path: Path, frame: int, size: tuple[int, int]) -> np.ndarray:
-    """One mask of ``load_masklets``, bool of this size (height, width). BrokenSample."""
+    """Return one mask of ``load_masklets``, bool of this size (height, width). Raises BrokenSample."""
     try:
         height, width = (int(side) for side in runs['size'])
         mask = run_length.decode(runs['counts'], height, width)
@@ -161,9 +161,9 @@ def masklet_mask(runs: dict, path: Path, frame: int, size: tuple[int, int]) -> n
 
 
 def open_video(path: Path, size: tuple[int, int] | None = None) -> cv2.VideoCapture:
-    """Open a video whose annotation has this height and width. BrokenSample.
+    """Open a video whose annotation has this height and width. Raises BrokenSample.
 
-    A video that players rotate, as its container says, is rotated where the size fits only so.
+    A video that players rotate, as its container demands, is rotated if the size fits only then.
     """
     video = cv2.VideoCapture(str(path))
     if not video.isOpened():
@@ -174,14 +174,14 @@ def open_video(path: Path, size: tuple[int, int] | None = None) -> cv2.VideoCapt
     shown = stored[::-1] if angle % 180 else stored
     if angle and size == shown:
         if size == stored:
-            raise BrokenSample(path, f'players rotate it by {angle} degrees, and whether the masks were drawn on what '
-                                     f'they show cannot be known from their size: encode it again, rotated')
+            raise BrokenSample(path, f'players rotate it by {angle} degrees, and whether the masks were drawn on the '
+                                     f'rotated video cannot be known from their size: encode it again, rotated')
         video.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
     return video
 
 
 def frames_and_rate(path: Path) -> tuple[int, float]:
-    """Return the number of frames of a video and how many a second has, as far as its container tells. BrokenSample."""
+    """Return the number of frames of a video and its frames per second, 0 if unknown. Raises BrokenSample."""
     video = open_video(path)
     try:
         count = round(video.get(cv2.CAP_PROP_FRAME_COUNT))
@@ -195,9 +195,9 @@ def frames_and_rate(path: Path) -> tuple[int, float]:
 
 
 def read_video(path: Path, numbers: Sequence[int], size: tuple[int, int] | None) -> list[np.ndarray]:
-    """Return frames of these increasing numbers, uint8 RGB, as the annotation of this height and width was drawn.
+    """Return frames of these increasing numbers, uint8 RGB, in the orientation of an annotation of this size.
 
-    Decoded from the start: seeking is not exact in every codec. BrokenSample.
+    The video is decoded from its start, since seeking is not exact in every codec. Raises BrokenSample.
     """
     video = open_video(path, size)
     try:

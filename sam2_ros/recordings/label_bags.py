@@ -41,7 +41,7 @@ def bag_format(image_topic: str | None = None, label_topic: str | None = None) -
 
     def find(folder: Path, skipped: SkippedFiles) -> list[LabelledBag]:
         segments = []
-        for path in _bags(folder, skipped.leave_out):
+        for path in _bags(folder, skipped.skip):
             try:
                 segments += _open(path, image_topic, label_topic, skipped)
             except BrokenSample as error:

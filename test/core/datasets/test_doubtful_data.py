@@ -1,4 +1,4 @@
-"""Nothing is left out of a data set, or read as something else, without a word."""
+"""Nothing in a data set is skipped, or read as something else, without a report."""
 import json
 import os
 import zlib
@@ -14,7 +14,7 @@ from testing.dataset_files import HEIGHT, WIDTH, coco_folder, davis_clip, indexe
 
 
 def named(found, folder):
-    """Return the notes by their place in the data."""
+    """Return the reasons by relative path."""
     return {name.removeprefix(f'{folder}/'): reason for name, reason in found.items()}
 
 
@@ -69,7 +69,7 @@ def test_unrelated_pictures_are_not_taken_as_a_video(data, skipped, flat):
     assert '3 labelled images are used as single images' in reason and not skipped.all()
 
 
-def test_frames_with_two_files_leave_their_clip_out(data, skipped):
+def test_a_clip_with_two_files_for_one_frame_is_skipped(data, skipped):
     davis_clip(data, 'twice', frames=3)
     davis_clip(data, 'once', frames=3)
     (data / 'JPEGImages' / 'twice' / '1.jpg').write_bytes(b'')
@@ -86,7 +86,7 @@ def test_clips_are_not_read_in_two_resolutions(data, skipped):
     assert list(named(skipped.all(), data)) == ['JPEGImages/Full-Resolution']
 
 
-def test_void_beside_an_object_is_void_and_alone_in_the_colours_of_davis_too(data, skipped):
+def test_index_255_is_void_beside_an_object_and_alone_in_the_colours_of_davis(data, skipped):
     def frame(t):
         image, labels = scene(t)
         labels[labels == 3] = 255
@@ -112,7 +112,7 @@ def test_void_beside_an_object_is_void_and_alone_in_the_colours_of_davis_too(dat
 # --- COCO
 
 def coco(data, change, name='instances_train.json'):
-    """Return a COCO folder whose JSON file was changed by ``change``."""
+    """Write a COCO folder, change its JSON file with ``change``, and return the file."""
     coco_folder(data)
     path = data / 'annotations' / 'instances_train.json'
     content = json.loads(path.read_text())
@@ -140,9 +140,9 @@ def nameless(content):
 
 
 @pytest.mark.parametrize(('change', 'key', 'reason', 'left'), [
-    (dangling, ': 3 annotations', 'name an image_id that no usable image has, as 77; ids of images are as 0', 3),
-    (same_id, ': 2 images', 'share an id with another, as 0.jpg', 2),
-    (same_file, ': 2 entries', 'list an image twice, as 0.jpg', 2),
+    (dangling, ': 3 annotations', 'name an image_id that no usable image has, such as 77; an id of an image is 0', 3),
+    (same_id, ': 2 images', 'share an id with another, such as 0.jpg', 2),
+    (same_file, ': 2 entries', 'list an image twice, such as 0.jpg', 2),
     (nameless, ': 1 images', 'have no id or no file_name', 3)])
 def test_what_is_wrong_in_a_coco_file_is_counted(data, skipped, change, key, reason, left):
     path = coco(data, change)
@@ -150,7 +150,7 @@ def test_what_is_wrong_in_a_coco_file_is_counted(data, skipped, change, key, rea
     assert reason in skipped.all()[f'{path}{key}']
 
 
-def test_strings_as_ids_of_images_fit_strings(data, skipped):
+def test_ids_of_images_may_be_strings(data, skipped):
     def change(content):
         for item in content['images']:
             item['id'] = str(item['id'])
@@ -177,10 +177,10 @@ def test_annotations_that_are_not_used_are_counted(data, skipped):
 
 
 @pytest.mark.parametrize(('name', 'reason'), [
-    ('instances_val2017.json', 'split to measure on'), ('test.json', 'split to measure on'),
+    ('instances_val2017.json', 'validation or test split'), ('test.json', 'validation or test split'),
     ('person_keypoints_train2017.json', 'key points'), ('stuff_train2017.json', 'key points or stuff'),
     ('more_train.json', 'listed by instances_train.json too')])
-def test_other_files_beside_those_to_train_on_are_left_out(data, skipped, name, reason):
+def test_other_files_beside_those_to_train_on_are_skipped(data, skipped, name, reason):
     path = coco(data, lambda content: None)
     other = path.with_name(name)
     other.write_text(path.read_text())
@@ -206,13 +206,13 @@ def test_an_image_that_lies_in_two_places_is_not_guessed(data, skipped):
     (data / 'train' / '1.jpg').rename(data / 'train' / '1.JPG')
     assert len(open_recordings(data, skipped)) == 2
     found = skipped.all()
-    assert 'there are several' in found['0.jpg'] and 'there is 1.JPG' in found['1.jpg']
+    assert 'several files have this name' in found['0.jpg'] and 'there is 1.JPG' in found['1.jpg']
 
 
 @pytest.mark.parametrize(('polygon', 'reason'), [
     ([.1, .1, .5, .1, .5, .9], 'parts of the image'), ([200, 5, 240, 5, 240, 30], 'outside the image'),
     ([5, -30, 20, -30, 20, -5], 'outside the image')])
-def test_polygons_of_another_measure_are_refused(polygon, reason):
+def test_polygons_in_other_units_are_refused(polygon, reason):
     with pytest.raises(ValueError, match=reason):
         segmentation_mask([polygon], HEIGHT, WIDTH)
 
@@ -237,7 +237,7 @@ def test_an_image_without_a_size_is_as_large_as_its_run_lengths(data, skipped):
 
 # --- SA-V
 
-def test_videos_without_masklets_are_named_and_suffixes_may_be_large(data, skipped):
+def test_videos_without_masklets_are_named_and_suffixes_may_be_upper_case(data, skipped):
     sav_video(data, 1)
     sav_video(data, 2)
     (data / 'sav_000001.mp4').rename(data / 'sav_000001.MP4')
@@ -272,7 +272,7 @@ def test_the_step_of_sav_is_found_from_the_length_of_the_video(annotated, rest):
 
 
 def rotated(path, matrix):
-    """Write a rotation into the track header of a video, as a telephone does."""
+    """Write a rotation into the track header of a video, as phones do."""
     content = path.read_bytes()
     at = content.index(b'tkhd') + 4 + 40
     path.write_bytes(content[:at] + b''.join(value.to_bytes(4, 'big', signed=True) for value in matrix)

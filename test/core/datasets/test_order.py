@@ -1,4 +1,4 @@
-"""Files of a folder in the order of their numbers, found through links, and pictures as their labels were drawn."""
+"""Files are read in the order of their numbers and through links, and images in the orientation of their labels."""
 import os
 import random
 import struct
@@ -61,7 +61,7 @@ def test_files_whose_order_cannot_be_known_are_refused_by_name(names, named):
     ('cat dog', 'cat and dog'), ('left_1 left_2 right_1', 'left_2 and right_1'), ('a', None),
     ('cam1_1 cam1_2 cam2_1 cam2_2', 'cam1_1 and cam2_1 each begin a series'),
     (' '.join(f'10-{hour:02}-{minute:02}' for hour in (7, 8) for minute in range(60)), None)])
-def test_names_say_whether_files_are_one_sequence(stems, reason):
+def test_names_show_whether_files_are_one_sequence(stems, reason):
     found = not_one_sequence(stems.split())
     assert found is None if reason is None else reason in found
 
@@ -104,7 +104,7 @@ def test_linked_folders_are_entered_once_and_circles_end(tmp_path):
 # --- orientation
 
 def tiff(value, order='<', kind=3, before=1):
-    """Return a TIFF structure whose first directory has an orientation, behind other tags."""
+    """Return a TIFF structure whose first directory has an orientation after other tags."""
     tags = [struct.pack(f'{order}HHII', 0x0100 + i, 4, 1, 7) for i in range(before)]
     number = struct.pack(order + ('I' if kind == 4 else 'HH'), *((value,) if kind == 4 else (value, 0)))
     tags.append(struct.pack(f'{order}HHI', 0x0112, kind, 1) + number)
@@ -113,7 +113,7 @@ def tiff(value, order='<', kind=3, before=1):
 
 def jpeg_with(blob, image):
     data, body = jpeg(image), b'Exif\0\0' + blob
-    other = b'\xff\xe1' + struct.pack('>H', 22) + b'http://ns.adobe.com/'  # XMP, in the same kind of segment
+    other = b'\xff\xe1' + struct.pack('>H', 22) + b'http://ns.adobe.com/'  # XMP has the same kind of segment
     return data[:2] + other + b'\xff\xe1' + struct.pack('>H', 2 + len(body)) + body + data[2:]
 
 
@@ -131,7 +131,7 @@ def webp_with(blob, image):
 @pytest.mark.parametrize('make', [jpeg_with, png_with])
 @pytest.mark.parametrize('order', ['<', '>'])
 @pytest.mark.parametrize('value', range(1, 9))
-def test_pictures_are_rotated_as_opencv_rotates_them(make, order, value):
+def test_images_are_rotated_as_opencv_rotates_them(make, order, value):
     data = make(tiff(value, order), scene(0)[0])
     assert orientation(data) == value
     shown = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
@@ -141,13 +141,13 @@ def test_pictures_are_rotated_as_opencv_rotates_them(make, order, value):
 
 @pytest.mark.parametrize('blob', [tiff(0), tiff(9), tiff(3, kind=2), b'', b'II*\0', tiff(6)[:20], b'JJ' + tiff(6)[2:],
                                   struct.pack('<2sHI', b'II', 42, 2 ** 32 - 1)])
-def test_an_orientation_that_says_nothing_valid_is_none(blob):
+def test_an_invalid_orientation_counts_as_none(blob):
     for make in (jpeg_with, png_with, webp_with):
         assert orientation(make(blob, scene(0)[0])) == 1
 
 
 @pytest.mark.fuzz
-def test_damaged_headers_have_some_orientation(rounds):
+def test_damaged_headers_give_a_valid_orientation(rounds):
     rng = random.Random(0)
     image = scene(0, 16, 24)[0]
     whole = [make(tiff(6, order, kind), image)[:400] for make in (jpeg_with, png_with, webp_with) for order in '<>'
@@ -162,7 +162,7 @@ def test_damaged_headers_have_some_orientation(rounds):
 
 
 def photo(folder, value, labels_like, side=None):
-    """Return a photo with an orientation, and labels drawn on it as stored or as shown."""
+    """Write a photo with an orientation, and labels that were drawn on it as stored or as shown."""
     image, labels = scene(0, *((side, side) if side else ()))
     if labels_like == 'shown':
         labels = upright(labels, value)
@@ -174,7 +174,7 @@ def photo(folder, value, labels_like, side=None):
 
 @pytest.mark.parametrize('value', [5, 6, 7, 8])
 @pytest.mark.parametrize('labels_like', ['stored', 'shown'])
-def test_a_photo_is_rotated_where_its_labels_fit_only_so(data, skipped, value, labels_like):
+def test_a_photo_is_rotated_if_its_labels_fit_only_then(data, skipped, value, labels_like):
     image, labels = photo(data, value, labels_like)
     clip, = open_recordings(data, skipped)
     read = clip.read([0])
@@ -199,7 +199,7 @@ def encoded(suffix, pixels):
 
 
 def cmyk(data):
-    """Return a JPEG whose frame header says four components."""
+    """Return a JPEG with four components in its frame header."""
     at = data.index(b'\xff\xc0')
     return data[:at + 9] + b'\4' + data[at + 10:]
 
@@ -209,13 +209,13 @@ CLEAR = np.dstack([scene(0)[0], np.where(GREY > 100, 255, 90).astype(np.uint8)])
 
 
 @pytest.mark.parametrize(('data', 'reason'), [
-    (encoded('.png', GREY.astype(np.uint16) * 16), 'picture of 16 bits per channel.*np.clip'),
-    (encoded('.png', scene(0)[0].astype(np.uint16)), 'picture of 16 bits per channel'),
-    (encoded('.tiff', GREY.astype(np.uint16)), 'picture of 16 bits per channel'),
-    (encoded('.tiff', GREY.astype(np.float32)), 'picture of 32 bits per channel'),
+    (encoded('.png', GREY.astype(np.uint16) * 16), 'image of 16 bits per channel.*np.clip'),
+    (encoded('.png', scene(0)[0].astype(np.uint16)), 'image of 16 bits per channel'),
+    (encoded('.tiff', GREY.astype(np.uint16)), 'image of 16 bits per channel'),
+    (encoded('.tiff', GREY.astype(np.float32)), 'image of 32 bits per channel'),
     (encoded('.png', CLEAR), 'transparent pixels'), (cmyk(jpeg(scene(0)[0])), 'CMYK'),
     (b'\0\0\0\x18ftypheic' + bytes(40), 'HEIF or AVIF'), (tiff(6), 'TIFF with orientation 6')])
-def test_pictures_that_would_be_trained_on_as_something_else_are_refused(tmp_path, data, reason):
+def test_images_whose_pixels_would_change_are_refused(tmp_path, data, reason):
     (tmp_path / 'x').write_bytes(data)
     with pytest.raises(BrokenSample, match=f'x: .*{reason}'):
         read_image(tmp_path / 'x')
@@ -225,12 +225,12 @@ def test_pictures_that_would_be_trained_on_as_something_else_are_refused(tmp_pat
     encoded('.png', scene(0)[0][..., ::-1]), encoded('.bmp', scene(0)[0][..., ::-1]),
     encoded('.tiff', scene(0)[0][..., ::-1]), encoded('.png', np.dstack([scene(0)[0][..., ::-1], GREY * 0 + 255])),
     encoded('.webp', scene(0)[0][..., ::-1]), jpeg(scene(0)[0]) + b'\xff\xda motion photo' + bytes(100)])
-def test_eight_bits_are_read_whatever_the_file_is_and_has_behind_it(tmp_path, data):
+def test_images_of_eight_bits_are_read_from_any_format_and_with_data_behind_the_file(tmp_path, data):
     (tmp_path / 'x').write_bytes(data)
     assert np.median(np.abs(read_image(tmp_path / 'x').astype(int) - scene(0)[0])) <= 4
 
 
-def test_grey_pictures_are_read(tmp_path):
+def test_grey_images_are_read(tmp_path):
     (tmp_path / 'x').write_bytes(encoded('.tiff', GREY))
     np.testing.assert_array_equal(read_image(tmp_path / 'x'), np.repeat(GREY[..., None], 3, axis=2))
 
@@ -242,9 +242,9 @@ def soft():
 
 @pytest.mark.parametrize(('data', 'reason'), [
     (indexed_png(np.where(scene(0)[1] == 1, 255, 0).astype(np.uint8)), 'no index but 255.*object or void'),
-    (soft(), 'softened edges'), (encoded('.png', CLEAR), 'colour PNG with transparency'),
+    (soft(), 'soft edges'), (encoded('.png', CLEAR), 'colour PNG with transparency'),
     (jpeg(scene(0)[0]), 'not a PNG')])
-def test_labels_that_may_mean_something_else_are_refused(tmp_path, data, reason):
+def test_ambiguous_labels_are_refused(tmp_path, data, reason):
     (tmp_path / 'x.png').write_bytes(data)
     with pytest.raises(BrokenSample, match=f'x.png: .*{reason}'):
         read_labels(tmp_path / 'x.png')

@@ -1,4 +1,4 @@
-"""Every data layout that can be trained on, read from real files; what is broken is named and left out."""
+"""Every layout of training data is read from real files; broken files are named and skipped."""
 import json
 import re
 
@@ -28,11 +28,11 @@ from testing.dataset_files import (
 
 
 def close(image, expected):
-    """Equal but for what lossy compression does away from edges."""
+    """Return whether images are equal up to lossy compression."""
     return np.median(np.abs(image.astype(int) - expected)) <= 4
 
 
-# --- pictures
+# --- images
 
 @pytest.mark.parametrize('depth', [1, 2, 4, 8])
 def test_indexed_png_gives_its_indices_not_its_colours(tmp_path, depth):
@@ -113,7 +113,7 @@ def test_davis_clip_is_read_with_its_ids(data, skipped):
         np.testing.assert_array_equal(masks, np.stack([labels == 1, labels == 3]))
 
 
-def test_frames_without_labels_are_left_out(data, skipped):
+def test_frames_without_labels_are_not_used(data, skipped):
     davis_clip(data, 'cup')
     for frame in range(10):
         if frame % 5:
@@ -181,7 +181,7 @@ def test_what_is_broken_in_sav_is_named(data, skipped):
     (21, 45, 'the masks would lie on other frames'), (21, 9, 'no even step fits'), (5, 21, 'no even step fits'),
     (11, 21, 'the masks would lie on other frames'),  # encoded again at half the rate
     (21, 21, None), (24, 24, None)])
-def test_masklets_are_held_against_the_video(data, skipped, frames, claimed, reason):
+def test_masklets_are_compared_with_the_video(data, skipped, frames, claimed, reason):
     sav_video(data, 1, annotated=6, frames=frames, claimed=claimed)
     if reason is None:
         masklets, = open_recordings(data, skipped)
@@ -196,7 +196,7 @@ def test_masklets_are_held_against_the_video(data, skipped, frames, claimed, rea
 
 @pytest.mark.parametrize(('frames', 'claimed', 'doubt'), [
     (23, 21, 'video_frame_count is 21, sav_000001.mp4 has 23'), (40, 40, 'one of 7 frames is annotated, 3.4 a second')])
-def test_masklets_that_do_not_quite_agree_with_the_video_are_named(data, skipped, frames, claimed, doubt):
+def test_masklets_that_disagree_slightly_with_the_video_are_named(data, skipped, frames, claimed, doubt):
     sav_video(data, 1, annotated=6, frames=frames, claimed=claimed)
     assert len(open_recordings(data, skipped)) == 1 and not skipped.all()
     assert doubt in skipped.doubts()[str(data / 'sav_000001_manual.json')]
@@ -212,7 +212,7 @@ def test_coco_objects_are_read_from_polygons_and_run_lengths(data, skipped):
         expected, labels = scene(3 * i)
         read = image.read([0])
         assert close(read.images[0], expected)
-        disc, square = read.masks[0]  # and no crowd
+        disc, square = read.masks[0]  # without the crowd
         np.testing.assert_array_equal(square, labels == 3)
         truth = labels == 1
         assert (disc & truth).sum() / (disc | truth).sum() > 0.93  # an outline is not quite the mask
@@ -240,7 +240,7 @@ def test_what_is_broken_in_coco_is_named(data, skipped):
 
 
 def test_coco_images_of_another_size_than_annotated_are_refused(data, skipped):
-    """As when pictures were made smaller for training, but not their polygons: these would lie elsewhere."""
+    """Images that were shrunk for training without their polygons, which would not fit."""
     coco_folder(data)
     path = data / 'train' / '1.jpg'
     path.write_bytes(jpeg(cv2.resize(scene(3)[0], (WIDTH // 2, HEIGHT // 2))))
@@ -257,22 +257,22 @@ def test_coco_annotations_without_any_mask_are_named(data, skipped):
     for annotation in content['annotations']:
         del annotation['segmentation']
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match='nothing to train on in the layout coco.*1 files were left out'):
+    with pytest.raises(ValueError, match='nothing to train on in the layout coco.*1 files were skipped'):
         open_recordings(data, skipped)
     assert 'none of 12 annotations is the mask of an object' in skipped.all()[str(path)]
 
 
 # --- folders
 
-def test_unknown_layout_is_refused_with_those_there_are(data, skipped):
+def test_unknown_layout_is_refused_with_the_known_ones(data, skipped):
     (data / 'pictures').mkdir(parents=True)
-    with pytest.raises(ValueError, match='no layout that is known.*davis.*sav.*coco'):
+    with pytest.raises(ValueError, match='unknown layout.*davis.*sav.*coco'):
         open_recordings(data, skipped)
     with pytest.raises(FileNotFoundError, match='nowhere'):
         open_recordings(data / 'nowhere', skipped)
 
 
-def test_split_does_not_move_what_was_there_when_data_is_added(data, skipped):
+def test_added_data_moves_no_recording_to_the_other_split(data, skipped):
     for i in range(30):
         davis_clip(data, f'first{i}', frames=1)
     training, validation = split_recordings(open_recordings(data, skipped), 0.3)
@@ -283,7 +283,7 @@ def test_split_does_not_move_what_was_there_when_data_is_added(data, skipped):
     assert {r.name for r in more if 'first' in r.name} == {r.name for r in validation}
 
 
-def test_split_leaves_something_to_train_on_and_something_to_measure(data, skipped):
+def test_split_leaves_recordings_for_training_and_for_validation(data, skipped):
     davis_clip(data, 'a', frames=1)
     davis_clip(data, 'b', frames=1)
     for share in (1e-9, 0.999999):

@@ -1,4 +1,4 @@
-"""Started by torchrun: trains as ``sam2_train`` does; every process leaves its weights, ``rank0.safetensors``, ..."""
+"""Train like ``sam2_train`` under torchrun; every process saves its weights as rank0.safetensors, and so on."""
 import os
 import sys
 

@@ -1,4 +1,4 @@
-"""Values that cannot work are refused while the command line is read, with their bounds."""
+"""Invalid values are refused while the command line is read, with their bounds."""
 from argparse import ArgumentTypeError
 
 import pytest
@@ -21,12 +21,12 @@ from sam2_core.training.settings import TrainConfig
     (rate, 'neck=fast', 'neck=fast: must be RATE or PART=RATE, such as'),
     (rate, '-1', '-1: must be RATE or PART=RATE'),
     (device, 'gpu', 'gpu: this machine has cpu')])
-def test_what_is_out_of_bounds_is_refused(read, text, reason):
+def test_values_out_of_bounds_are_refused(read, text, reason):
     with pytest.raises(ArgumentTypeError, match=f'^{reason}'):
         read(text)
 
 
-def test_what_is_within_bounds_is_taken():
+def test_values_within_bounds_are_accepted():
     assert whole(1, 8)('8') == 8 and number(least=0, below=1)('0') == 0.0
     assert rate('1e-5') == (None, 1e-5) and rate('image_encoder.neck=3e-6') == ('image_encoder.neck', 3e-6)
     assert device('cpu') == 'cpu'
@@ -40,7 +40,7 @@ def test_a_gpu_that_is_not_there_is_refused():
 
 @pytest.mark.parametrize('option', ['--steps', '--minutes', '--batch', '--frames', '--objects', '--accumulate',
                                     '--epochs', '--log-every', '--chunks', '--clips', '--echo'])
-def test_no_command_takes_nothing_for_a_size(option, capsys):
+def test_no_command_accepts_zero_for_a_size(option, capsys):
     """A run of 0 steps, or -3, would fail far from its cause, or never end."""
     for parser, needed in ((finetune.parser(), ['--data', 'd']), (pretrain.parser(), [])):
         length = [] if option in ('--steps', '--minutes', '--epochs') else ['--steps', '1']

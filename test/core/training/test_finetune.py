@@ -1,4 +1,4 @@
-"""Fine-tuning by command: what is trained and what is not, what is written, and that nothing is lost by a kill."""
+"""Fine-tuning by command: the right parts are trained, all files are written, and a kill loses nothing."""
 import importlib.util
 import json
 import os
@@ -34,7 +34,7 @@ ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
 
 @pytest.fixture(scope='module')
 def start(tmp_path_factory):
-    """Return a nano that has learnt nothing, as a published checkpoint would be stored."""
+    """Return an untrained nano, stored like a published checkpoint."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp('start') / 'nano.pt'
     torch.save({'model': new_model(VARIANTS['nano']).state_dict()}, path)
@@ -51,7 +51,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def command(start, data, tmp_path):
-    """Return the arguments of a run that takes seconds; others can be added."""
+    """Return a function that adds arguments to those of a run of some seconds."""
     def build(*more, output='run'):
         return ['--checkpoint', str(start), '--data', str(data), '--output', str(tmp_path / output),
                 '--image-size', '64', '--frames', '2', '--batch', '1', '--workers', '0', '--device', 'cpu',
@@ -60,7 +60,7 @@ def command(start, data, tmp_path):
 
 
 def changed(start, weights):
-    """Return the names of weights that are not as they were."""
+    """Return the names of the weights that have changed."""
     before = torch.load(start)['model']
     assert before.keys() == weights.keys()
     return {name for name, value in weights.items() if not torch.equal(value, before[name])}
@@ -85,14 +85,14 @@ def test_parts_are_frozen_by_name(command, start, tmp_path):
 
 
 def test_parts_have_rates_of_their_own(command, start, tmp_path):
-    """The first step of Adam moves a weight by the learning rate, whatever the gradient is."""
+    """The first step of Adam moves a weight by the learning rate, whatever its gradient."""
     assert main(command('--steps', '1', '--weight-decay', '0', '--lr', '1e-3', '--lr', 'memory_encoder=0',
                         '--lr', 'memory_encoder.fuser=4e-3')) == 0
     before = torch.load(start)['model']
     after = load_file(tmp_path / 'run' / 'weights.safetensors')
 
     def move(*prefixes):
-        # of small weights, on which rounding does not show
+        # Rounding does not show in small weights.
         return max((after[n] - before[n])[before[n].abs() < 0.1].abs().max().item() for n in after
                    if n.startswith(prefixes) and (before[n].abs() < 0.1).any())
 
@@ -116,7 +116,7 @@ def test_parts_have_rates_of_their_own(command, start, tmp_path):
     (['--lora', '--lora-modules', '.*qkv', '--lr', 'memory_encoder=1e-3'],
      'learning rate of memory_encoder: no layer in it has an adapter'),
     (['--model', 'sam2.1_hiera_tiny'], 'is not a sam2.1_hiera_tiny.*it looks like nano')])
-def test_what_cannot_work_is_refused_before_it_starts(command, tmp_path, capsys, options, reason):
+def test_invalid_settings_are_refused_before_the_run_starts(command, tmp_path, capsys, options, reason):
     assert main(command('--steps', '1', *options)) == 2
     text = capsys.readouterr().err
     assert text.startswith('sam2_train: ')
@@ -139,8 +139,8 @@ def test_adapters_alone_learn_and_are_merged_in_what_is_written(command, start, 
 
 
 @needs_peft
-def test_adapters_go_on_where_they_were_left(command, tmp_path, monkeypatch):
-    """Linear layers outside of the frozen parts by default; bit for bit as without the interruption."""
+def test_adapters_continue_where_they_stopped(command, tmp_path, monkeypatch):
+    """By default on linear layers outside the frozen parts, and bit for bit as without the interruption."""
     options = ['--steps', '3', '--lora', '--ema', '0.9']
     assert main(command(*options, output='whole')) == 0
     with monkeypatch.context() as patched:
@@ -161,7 +161,7 @@ def test_adapters_without_peft_name_the_package(command, capsys, monkeypatch):
     assert 'pip install peft' in text
 
 
-def test_a_run_of_before_an_option_existed_goes_on(command, tmp_path):
+def test_a_run_older_than_an_option_continues(command, tmp_path):
     assert main(command('--steps', '1')) == 0
     path = tmp_path / 'run' / 'settings.json'
     settings = json.loads(path.read_text())
@@ -187,7 +187,7 @@ def test_training_lowers_the_loss_on_clips_held_out(command, tmp_path):
     assert cv2.imread(str(tmp_path / 'run' / 'curves.png')).std() > 5
 
 
-def test_weights_are_taken_by_load_model_and_track(command, tmp_path, scene):
+def test_written_weights_are_loaded_and_track(command, tmp_path, scene):
     assert main(command('--steps', '1')) == 0
     model = load_model('nano', checkpoint=tmp_path / 'run' / 'weights.safetensors', device='cpu')
     assert model.image_size == 64  # of the run
@@ -198,13 +198,13 @@ def test_weights_are_taken_by_load_model_and_track(command, tmp_path, scene):
 
 
 @pytest.mark.parametrize(('given', 'size'), [(None, 128), (320, 320)])
-def test_weights_that_were_trained_here_bring_their_image_size(tmp_path, given, size):
+def test_written_weights_store_their_image_size(tmp_path, given, size):
     save_weights(tmp_path / 'weights.safetensors', Sam2Model(replace(VARIANTS['nano'], image_size=128), 'nano'))
     assert load_model('nano', tmp_path / 'weights.safetensors', device='cpu', image_size=given).image_size == size
 
 
 @pytest.mark.parametrize('header', ['{', '[]', '{"image_size": 100}', '{"image_size": "128"}'])
-def test_an_image_size_in_the_file_that_cannot_be_is_refused(tmp_path, header):
+def test_an_invalid_image_size_in_the_file_is_refused(tmp_path, header):
     file = tmp_path / 'weights.safetensors'
     save_file(Sam2Model(VARIANTS['nano'], 'nano').state_dict(), file, {'sam2_config': header})
     with pytest.raises(CheckpointError, match='weights.safetensors: sam2_config in its header: .*: pass image_size'):
@@ -226,7 +226,7 @@ def test_published_shapes_keep_their_key_layout(command, tmp_path, name):
     assert load_model(checkpoint=tmp_path / 'run' / 'weights.safetensors', device='cpu').name == name
 
 
-def test_computing_the_trunk_twice_changes_nothing(command, tmp_path):
+def test_recomputing_the_trunk_changes_nothing(command, tmp_path):
     for more in ([], ['--recompute']):
         assert main(command('--steps', '1', '--freeze', *more, output=f'run{len(more)}')) == 0
     plain, twice = (load_file(tmp_path / f'run{i}' / 'weights.safetensors') for i in (0, 1))
@@ -264,7 +264,7 @@ def test_broken_files_are_named_and_counted(command, start, tmp_path, capsys):
     assert f'{folder}/Annotations/clip3/00000.png: not a PNG' in text
 
 
-def test_nothing_usable_ends_before_the_first_step_and_mended_files_are_forgotten(command, tmp_path, capsys):
+def test_unusable_data_ends_the_run_before_the_first_step_and_repaired_files_are_forgotten(command, tmp_path, capsys):
     folder = tmp_path / 'data'
     davis_clip(folder, 'clip', frames=2)
     labels = {path: path.read_bytes() for path in (folder / 'Annotations' / 'clip').iterdir()}
@@ -280,7 +280,7 @@ def test_nothing_usable_ends_before_the_first_step_and_mended_files_are_forgotte
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_own_exit_code(command, tmp_path, capsys):
-    for _ in range(2):  # the second start goes on from the last finite state, and meets the same
+    for _ in range(2):  # the second start continues from the last finite state and fails at the same step
         assert main(command('--steps', '4', '--freeze', '--lr', '1e30', '--log-every', '1')) == 4
         text = capsys.readouterr().err
         assert f'{tmp_path / "run"} holds the finite state of step' in text and 'learning rate (--lr, here' in text
@@ -290,7 +290,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_own_exit_code(command, 
         assert 'NaN' in (last['loss'], last['gradient'])
 
 
-def test_a_run_goes_on_when_all_that_was_held_out_is_broken(command, tmp_path, capsys):
+def test_a_run_continues_without_validation_if_all_recordings_held_out_are_broken(command, tmp_path, capsys):
     folder = tmp_path / 'data'
     for i in range(5):
         davis_clip(folder, f'clip{i}', frames=2)
@@ -306,7 +306,7 @@ def test_a_run_goes_on_when_all_that_was_held_out_is_broken(command, tmp_path, c
     assert (tmp_path / 'run' / 'weights.safetensors').exists()
 
 
-def test_a_folder_to_measure_on_must_be_readable(command, data, tmp_path, capsys):
+def test_a_validation_folder_must_be_readable(command, data, tmp_path, capsys):
     davis_clip(tmp_path / 'bad', 'clip', frames=2)
     for image in (tmp_path / 'bad').rglob('*.jpg'):
         image.write_bytes(b'broken')
@@ -314,7 +314,7 @@ def test_a_folder_to_measure_on_must_be_readable(command, data, tmp_path, capsys
     assert f'validation data {tmp_path / "bad"}: none of the 1 recordings can be used' in capsys.readouterr().err
 
 
-def test_other_settings_do_not_go_on_with_a_run(command, capsys):
+def test_a_run_does_not_continue_with_other_settings(command, capsys):
     assert main(command('--steps', '1')) == 0
     assert main(command('--steps', '1', '--seed', '4')) == 2
     assert 'seed was 0, is 4' in capsys.readouterr().err
@@ -344,7 +344,7 @@ def test_nothing_is_lost_by_a_kill(command, tmp_path):
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
-    assert not (tmp_path / 'killed' / 'curves.png').exists()  # it did not come to its end
+    assert not (tmp_path / 'killed' / 'curves.png').exists()  # the run did not end by itself
     train(command(*options, output='killed'))
 
     for file in ('weights.safetensors', 'checkpoint/model.safetensors', 'checkpoint/exp_avg_sq.safetensors'):

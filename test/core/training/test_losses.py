@@ -1,4 +1,4 @@
-"""The losses against values worked out by hand."""
+"""Losses agree with values worked out by hand."""
 import math
 
 import pytest
@@ -48,7 +48,7 @@ def test_mask_iou_counts_pixels():
     assert mask_iou(logits, targets).tolist() == [pytest.approx(1 / 3), 1.0]
 
 
-def test_only_the_best_mask_is_corrected_when_masks_may_differ():
+def test_only_the_best_mask_gets_a_gradient_if_masks_may_differ():
     targets = torch.zeros(1, 4, 4)
     targets[0, :2] = 1
     good = (targets * 2 - 1).clone()
@@ -59,7 +59,7 @@ def test_only_the_best_mask_is_corrected_when_masks_may_differ():
     assert logits.grad[0, 1:].abs().sum() == 0
 
 
-def test_every_mask_is_told_its_iou():
+def test_the_predicted_iou_of_every_mask_is_learnt():
     targets = torch.zeros(1, 4, 4)
     targets[0, :2] = 1
     logits = torch.stack((targets[0] * 2 - 1, 1 - targets[0] * 2))[None]  # IoU 1 and 0
@@ -67,7 +67,7 @@ def test_every_mask_is_told_its_iou():
     assert iou.item() == pytest.approx((0.1 + 0.3) / 2)
 
 
-def test_a_missed_absence_weighs_more_than_a_missed_presence():
+def test_a_hidden_object_weighs_more_than_a_visible_one():
     loss, weight = object_score_loss(torch.tensor([0.0, 0.0]), torch.tensor([True, False]))
     assert loss.tolist() == pytest.approx([math.log(2)] * 2)
     assert weight[1] > weight[0] == 1

@@ -1,4 +1,4 @@
-"""Training nano by command: refused where it cannot work, left and taken up again, also on another machine."""
+"""Training nano by command: invalid settings are refused, and a run continues after a stop, also elsewhere."""
 import io
 import itertools
 import json
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture
 def command(tmp_path, monkeypatch):
-    """Return the arguments of a run of a tiny model that takes seconds; others can be added."""
+    """Return a function that adds arguments to those of a run of a tiny model."""
     monkeypatch.setitem(VARIANTS, 'nano', TINY)
     torch.manual_seed(0)
     start = tmp_path / 'start.safetensors'
@@ -47,14 +47,14 @@ def command(tmp_path, monkeypatch):
     (['--weights', __file__], 'weights .*test_pretrain.py: '),
     (['--seed', '9000'], 'seed 9000: must be 0 to 999; larger seeds make the clips that models are validated on'),
     (['--echo', '2', '--chunks', '3'], 'chunks 3: must be a multiple of echo 2')])
-def test_what_cannot_work_is_refused_before_it_starts(command, tmp_path, capsys, options, reason):
+def test_invalid_settings_are_refused_before_the_run_starts(command, tmp_path, capsys, options, reason):
     assert main(command('--steps', '1', *options)) == 2
     assert re.match(f'training: {reason}', capsys.readouterr().err)
     assert not (tmp_path / 'run').exists()
 
 
-def test_a_run_goes_on_from_a_copy_of_what_it_left(command, tmp_path, capsys):
-    """As one does whose machine is lent for ten minutes at a time: each file is copied, the same command goes on."""
+def test_a_run_continues_from_a_copy_of_its_folder(command, tmp_path, capsys):
+    """As on machines that are lent for minutes: all files are copied, and the same command continues the run."""
     assert main(command('--steps', '4', '--echo', '2', output='whole')) == 0
     assert main(command('--steps', '4', '--echo', '2', '--stop-after', '0', output='here')) == 3
     assert 'stopped at step 1: run the same command again to continue' in capsys.readouterr().err
@@ -69,9 +69,9 @@ def test_a_run_goes_on_from_a_copy_of_what_it_left(command, tmp_path, capsys):
     assert all(line['rate'] > 0 for line in lines)
 
 
-def test_a_run_of_so_many_minutes_goes_on_with_those_that_are_left(command, tmp_path, monkeypatch):
-    """And with the clips of its stage: from half of the time on these have 16 frames."""
-    ticks = itertools.count()  # a second passes whenever the loop looks at the clock
+def test_a_run_given_in_minutes_continues_with_the_minutes_left(command, tmp_path, monkeypatch):
+    """It also continues with the clips of its stage, which have 16 frames from half of the time on."""
+    ticks = itertools.count()  # a second passes whenever the loop reads the clock
     monkeypatch.setattr(trainer, 'time', SimpleNamespace(monotonic=lambda: next(ticks)))
 
     def run(output, *more):
@@ -97,7 +97,7 @@ def documented_runs():
             if line.startswith('python -m sam2_core.training.loop --output')]
 
 
-def test_documented_runs_begin_from_weights_that_are_there():
+def test_documented_runs_start_from_weights_that_exist():
     runs = [parser().parse_args(arguments) for arguments in documented_runs()]
     outputs = {run.output / 'weights.safetensors' for run in runs}
     outputs |= {Path(line.split(' > ')[1]) for line in (ROOT / 'docs' / 'nano.md').read_text().splitlines()
@@ -110,8 +110,8 @@ def test_documented_runs_begin_from_weights_that_are_there():
 
 
 @pytest.mark.parametrize('arguments', documented_runs()[-2:], ids=['from weights', 'from nothing'])
-def test_documented_gpu_runs_come_to_their_end(command, tmp_path, arguments):
-    """Of a tiny model, in seconds, on a CPU; all else is as it is written."""
+def test_documented_gpu_runs_complete(command, tmp_path, arguments):
+    """The documented arguments are used, but for a tiny model, seconds and a CPU."""
     changed = command('--minutes', '0.05')
     if '--weights' not in arguments:
         at = changed.index('--weights')
@@ -121,7 +121,7 @@ def test_documented_gpu_runs_come_to_their_end(command, tmp_path, arguments):
     assert (tmp_path / 'run' / 'curves.png').exists()
 
 
-def test_a_terminal_shows_a_bar_that_comes_to_its_end(command, monkeypatch):
+def test_a_terminal_shows_a_progress_bar_up_to_its_end(command, monkeypatch):
     screen = io.StringIO()
     monkeypatch.setattr(progress, 'Console', lambda stderr: Console(file=screen, force_terminal=True, width=100))
     assert main(command('--steps', '2')) == 0
@@ -130,7 +130,7 @@ def test_a_terminal_shows_a_bar_that_comes_to_its_end(command, monkeypatch):
 
 
 def test_bfloat16_on_a_cpu_learns_nearly_the_same(command, tmp_path):
-    """Finite losses, and gradients near those of float32: the second step's loss has seen the first one's."""
+    """Losses and gradients are finite and near those of float32; the second loss depends on the first gradient."""
     for name, more in (('float32', []), ('bfloat16', ['--bf16'])):
         assert main(command('--steps', '2', '--rate', '1e-3', *more, output=name)) == 0
     logs = {name: [json.loads(line) for line in (tmp_path / name / 'log.jsonl').read_text().splitlines()]
@@ -138,4 +138,4 @@ def test_bfloat16_on_a_cpu_learns_nearly_the_same(command, tmp_path):
     for exact, half in zip(logs['float32'], logs['bfloat16'], strict=True):
         assert np.isfinite(half['loss']) and np.isfinite(half['gradient'])
         assert half['loss'] == pytest.approx(exact['loss'], rel=0.05)
-        assert half['loss'] != exact['loss']  # it did compute in another precision
+        assert half['loss'] != exact['loss']  # the precision was another one

@@ -1,4 +1,4 @@
-"""Prompts drawn from masks are prompts a user could have given."""
+"""Prompts drawn from masks are prompts that a user could have given."""
 import pytest
 import torch
 
@@ -30,7 +30,7 @@ def test_clicks_vary(masks):
     assert not torch.equal(prompt_sampling.clicks(masks)[0], prompt_sampling.clicks(masks)[0])
 
 
-def test_corrections_are_in_the_error_and_say_which_kind(masks):
+def test_corrections_lie_in_the_error_and_have_its_label(masks):
     predicted = masks.roll(2, dims=2)
     points, labels = prompt_sampling.corrections(predicted, masks)
     kinds = set()

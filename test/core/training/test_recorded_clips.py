@@ -1,4 +1,4 @@
-"""Clips cut from recordings: labels stay on their objects, and equal numbers give equal clips."""
+"""Labels of clips stay on their objects however the image is changed, and equal numbers give equal clips."""
 import numpy as np
 import pytest
 
@@ -23,7 +23,7 @@ def data(tmp_path):
 
 
 def two_boxes(height=150, width=200):
-    """Return a picture that shows where its objects are: one is all the red in it, the other all the green."""
+    """Return an image that shows its labels: all red pixels are one object, all green ones the other."""
     labels = np.zeros((height, width), np.uint8)
     labels[30:90, 20:110] = 1
     labels[100:140, 120:190] = 2
@@ -33,14 +33,14 @@ def two_boxes(height=150, width=200):
 
 @pytest.mark.parametrize('still', [False, True])
 @pytest.mark.parametrize('seed', range(12))
-def test_masks_move_with_the_picture(seed, still):
+def test_masks_move_with_the_image(seed, still):
     labelled = two_boxes()
     view = random_view(labelled, 96, np.random.default_rng(seed), still)
     clip = ClipView(view.maps, np.eye(3, 4), np.arange(2)).clip(labelled, 96)
     checked = 0
     for k in range(clip.masks.shape[1]):
         first = clip.frames[0][clip.masks[0, k]]
-        if not len(first):  # comes later
+        if not len(first):  # the object appears later
             continue
         channel = first.mean(axis=0)[:2].argmax()
         for frame, mask in zip(clip.frames[..., channel], clip.masks[:, k], strict=True):
@@ -113,7 +113,7 @@ def test_short_recording_is_played_to_and_fro(data, skipped):
     assert (frames[1] == frames[3]).all() and (frames[0] != frames[1]).any() and (frames[1] != frames[2]).any()
 
 
-def test_of_too_many_objects_eight_are_chosen_by_chance(data, skipped):
+def test_of_too_many_objects_eight_are_drawn_at_random(data, skipped):
     def crowd(_):
         labels = np.zeros((HEIGHT, WIDTH), np.uint8)
         for k in range(12):
@@ -170,7 +170,7 @@ def test_broken_recordings_are_named_once_and_replaced(data, skipped):
     assert 'no object' in found['JPEGImages/clip3']
 
 
-def test_nothing_but_broken_recordings_ends_with_the_place_that_says_why(data, skipped):
+def test_an_error_for_broken_recordings_names_the_file_with_the_reasons(data, skipped):
     davis_clip(data, 'cup', frames=3)
     for image in (data / 'JPEGImages' / 'cup').glob('*.jpg'):
         image.write_bytes(b'broken')

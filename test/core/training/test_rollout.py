@@ -1,4 +1,4 @@
-"""The training step uses the model as the tracker does."""
+"""A training step uses the model as the tracker does."""
 from dataclasses import replace
 
 import pytest
@@ -31,7 +31,7 @@ def test_shares_lose_no_row():
 
 
 @pytest.mark.parametrize('frames', [5, 10, 20])
-def test_rows_remember_what_a_memory_bank_does(model, frames):
+def test_rows_remember_what_a_memory_bank_remembers(model, frames):
     rows = 2
     memory = RowMemory(model, rows, {})
     memory.first_age = torch.zeros(rows)
@@ -69,7 +69,7 @@ def test_gradients_reach_every_trained_parameter(model):
     model.sam_mask_decoder.stability_threshold = -1.0
     knobs = Knobs.on(torch.device('cpu'))
     knobs.foreground.fill_(0.1)
-    knobs.true_presence.fill_(1.0)  # a new model says "absent" as it likes, and an absent object's path is cut
+    knobs.true_presence.fill_(1.0)  # a new model may call objects absent, whose path has no gradient
     loss, figures = step_losses(model, head, SyntheticClips(1, 8, 64, 4, textures=10)[0], Step(8), knobs)
     loss.backward()
     without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
@@ -78,8 +78,8 @@ def test_gradients_reach_every_trained_parameter(model):
     assert {'image_box_j', 'video_tracked_j', 'video_corrected_j'} <= figures.keys()
 
 
-def test_masks_and_tokens_enter_the_memory_without_a_way_back(model):
-    """Otherwise gradients grow with every frame they flow back through; the pointer's own layers still learn."""
+def test_masks_and_tokens_enter_the_memory_without_gradients(model):
+    """Otherwise gradients grow with every frame they flow through. The layers of the pointer still learn."""
     logits, tokens = torch.randn(2, 3, 16, 16, requires_grad=True), torch.randn(2, 3, 32, requires_grad=True)
     chosen = rollout._choose(model, DecodedMasks(logits, torch.rand(2, 3), tokens, torch.tensor([1.0, 2.0])))
     assert not chosen.logits.requires_grad

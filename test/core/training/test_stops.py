@@ -1,4 +1,4 @@
-"""Runs that end before their end: at a value that is not finite, at Ctrl-C, where nothing can be read any more."""
+"""Runs stop early at a value that is not finite, at Ctrl-C, and when no data can be read any more."""
 import json
 import math
 import signal
@@ -23,7 +23,7 @@ from testing.training_runs import TINY, Boxes, ended, group_signal, interrupted_
 
 
 def spoil(run, monkeypatch, step, how):
-    """Make the loss or a gradient of a step not finite."""
+    """Replace the loss or a gradient of a step by a value that is not finite."""
     losses = learner.step_losses
 
     def spoilt(model, *arguments):
@@ -42,7 +42,7 @@ def spoil(run, monkeypatch, step, how):
 
 
 def states(run):
-    """Return the saved tensors of a run, now."""
+    """Return copies of the tensors that a run saves."""
     return {f'{prefix}.{key}': value.clone() for prefix, module in run.learner.saved.items()
             for key, value in module.state_dict().items()}
 
@@ -72,15 +72,15 @@ def test_a_step_that_is_not_finite_changes_nothing_and_ends_the_run(tmp_path, mo
 
     if how == 'inf':
         return
-    monkeypatch.undo()  # what made it so is gone: the same folder goes on, bit for bit as if it had never been
+    monkeypatch.undo()  # without the cause, the same folder continues bit for bit as if nothing had happened
     assert trainer(tmp_path).run() and trainer(tmp_path / 'whole').run()
     one, other = (load_file(folder / 'checkpoint' / 'average.safetensors') for folder in (tmp_path, tmp_path / 'whole'))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert [line['step'] for line in lines(tmp_path)] == [2, 4]
 
 
-def test_the_loss_of_one_part_of_a_step_is_not_averaged_away(tmp_path, monkeypatch):
-    """Figures of several parts are averaged without those that were not seen; a loss is always seen."""
+def test_a_loss_that_is_not_finite_in_one_part_of_a_step_is_noticed(tmp_path, monkeypatch):
+    """The average of several parts ignores shares of nothing, but no loss."""
     run = trainer(tmp_path, chunks=2, accumulate=2)
     losses, calls = learner.step_losses, []
 
@@ -102,7 +102,7 @@ def test_validation_that_is_not_finite_ends_the_run_and_overwrites_nothing(tmp_p
         run.run()
     assert json.loads((tmp_path / 'checkpoint' / 'state.json').read_text())['step'] == 2
     last = lines(tmp_path)[-1]
-    assert last['validation_loss'] == 'NaN' and 'validation_image_box_j' not in last  # nothing to see is no trouble
+    assert last['validation_loss'] == 'NaN' and 'validation_image_box_j' not in last  # a share of nothing is dropped
 
 
 @pytest.mark.parametrize('part', ['model', 'average'])
@@ -121,7 +121,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, part):
         assert all(value.isfinite().all() for value in load_file(tmp_path / file).values())
 
 
-def test_a_folder_with_weights_that_are_not_finite_is_not_gone_on_from(tmp_path):
+def test_a_saved_state_that_is_not_finite_is_refused(tmp_path):
     run = trainer(tmp_path, steps=1)
     assert run.run()
     weights = load_file(tmp_path / 'checkpoint' / 'model.safetensors')
@@ -132,7 +132,7 @@ def test_a_folder_with_weights_that_are_not_finite_is_not_gone_on_from(tmp_path)
 
 
 def test_fused_updates_are_skipped_on_the_device():
-    """What a GPU does, without its synchronisation: the record stays that of the first failed step."""
+    """As on a GPU, but without synchronisation: the record keeps the first failed step."""
     weight = nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
     guard = UpdateGuard(torch.device('cpu'))
@@ -159,8 +159,8 @@ def test_all_processes_stop_together_when_one_is_not_finite(tmp_path):
 
 # --- Ctrl-C
 
-def test_ctrl_c_inside_an_update_waits_for_its_end(tmp_path):
-    """The saved state is a whole step's, and going on gives the weights of a run that was never interrupted."""
+def test_ctrl_c_during_an_update_waits_for_its_end(tmp_path):
+    """The saved state is that of a whole step, and the run continues to the weights of an uninterrupted one."""
     run, whole = trainer(tmp_path / 'cut', steps=4), trainer(tmp_path / 'whole', steps=4)
     update = run.learner.optimizer.step
 
@@ -186,8 +186,8 @@ def test_a_second_ctrl_c_stops_at_once_without_saving(tmp_path):
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_readers_leave_the_end_to_the_main_process(tmp_path, number):
-    """A terminal sends Ctrl-C to every process, timeout(1) SIGTERM."""
+def test_readers_stop_with_the_main_process_only(tmp_path, number):
+    """A terminal sends Ctrl-C to every process of a group, timeout(1) sends SIGTERM."""
     codes = ended((group_signal, tmp_path / 'errors', number, tmp_path))
     text = (tmp_path / 'errors').read_text()
     assert codes == [10], text
@@ -205,7 +205,7 @@ class RunsDry(Boxes):
 
 
 @pytest.mark.parametrize('workers', [0, 1])
-def test_data_that_ends_in_mid_run_saves_and_says_why(tmp_path, workers):
+def test_a_run_whose_data_ends_saves_and_names_the_reason(tmp_path, workers):
     run = trainer(tmp_path, source=RunsDry(), workers=workers)
     with pytest.raises(NoUsableData, match='^the disk was unplugged$'):
         run.run()
@@ -217,7 +217,7 @@ def test_a_reader_passes_the_reason_on_without_its_traceback():
         list(batches(RunsDry(), 1, 0, workers=1))
 
 
-def test_pretraining_stops_with_its_own_exit_code(tmp_path, monkeypatch, capsys):
+def test_pretraining_that_diverges_has_an_exit_code_of_its_own(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(VARIANTS, 'nano', TINY)
     monkeypatch.setattr(pretraining, 'SyntheticClips', partial(SyntheticClips, textures=8))
     save_weights(tmp_path / 'start.safetensors', new_model(TINY))

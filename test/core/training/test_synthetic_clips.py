@@ -1,4 +1,4 @@
-"""Synthetic clips: exact, reproducible, and with what a tracker must learn."""
+"""Synthetic clips are exact and reproducible, and show what a tracker must learn."""
 import itertools
 import os
 import time
@@ -38,7 +38,7 @@ def test_seeds_make_different_clips(clips):
     assert not np.array_equal(clips[0].frames, clips[1].frames)
 
 
-def test_an_object_is_either_seen_well_enough_or_not_labelled(clips):
+def test_an_object_is_either_visible_enough_or_not_labelled(clips):
     for clip in clips:
         pixels = clip.masks.sum(axis=(2, 3))
         assert np.array_equal(clip.visible, pixels > 0)
@@ -62,7 +62,7 @@ def test_objects_disappear_and_return(clips):
 
 
 def test_objects_of_one_kind_look_alike(clutter):
-    """Their colours are nearer to each other than to those of the other things, also where they are turned."""
+    """Their colours are nearer to each other than to those of other things, also after a rotation."""
     alike, unlike = [], []
     for number in range(40):
         clip = make_clip((7, number), clutter, 2, SIZE)
@@ -75,7 +75,7 @@ def test_objects_of_one_kind_look_alike(clutter):
 
 
 def test_masks_follow_what_is_drawn(clips):
-    """Pixels of an object differ from the same place without it: labels are not shifted against the picture."""
+    """Pixels of an object differ from the same place without it, so labels are not shifted against the image."""
     inside, outside = [], []
     for clip in clips:
         grey = clip.frames.astype(float).mean(axis=3)
@@ -92,7 +92,7 @@ def test_packing_keeps_overlapping_objects_apart():
     visible = np.array([[True, True, False]])
     packed = pack([Clip(np.zeros((1, 4, 4, 3), np.uint8), masks, visible)]).masks[0, 0]
     assert packed[:, 0].tolist() == [1, 3, 2, 0]
-    assert packed[3, 3] == 0  # not visible: not there
+    assert packed[3, 3] == 0  # an object that is not visible has no pixels
 
 
 def test_the_source_packs_what_make_clip_makes():
@@ -158,6 +158,6 @@ def test_other_processes_make_the_next_clips_while_a_step_is_computed(tmp_path):
     assert len({path.read_text() for path in ahead} - {str(os.getpid())}) == 2
 
 
-def test_processes_share_the_clips_out():
+def test_processes_divide_the_clips():
     read = [_numbers(batches(_Numbered(), 2, 0, 0, rank, 3), 2) for rank in range(3)]
     assert sorted(number for part in read for step in part for number in step) == list(range(12))

@@ -64,7 +64,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, one_thread):
     assert lines == list(range(1, steps + 1))
 
 
-def test_it_learns_one_clip(tmp_path):
+def test_a_run_learns_one_clip(tmp_path):
     class OneClip:
         clips = SyntheticClips(3, 8, 64, 1, textures=8)[2]
 
@@ -78,26 +78,26 @@ def test_it_learns_one_clip(tmp_path):
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
-def test_a_run_leaves_weights_log_and_curves(tmp_path):
+def test_a_run_writes_weights_log_and_curves(tmp_path):
     trainer(tmp_path, 2, stages=((1.0, 1),)).run()
     model = load_weights(tmp_path / 'weights.safetensors', VARIANTS['nano'])
-    assert model.config == TINY  # the shape is in the file
+    assert model.config == TINY  # stored in the file
     assert cv2.imread(str(tmp_path / 'curves.png')) is not None
 
 
-def test_no_file_of_a_nano_run_is_too_large_to_be_sent_back(tmp_path):
-    """Machines that are lent may return no file above 16 MiB."""
+def test_no_file_of_a_nano_run_exceeds_16_mib(tmp_path):
+    """Some machines that can be borrowed return no larger file."""
     nano = replace(VARIANTS['nano'], image_size=64)  # as many weights as at 256
     config = TrainConfig(tmp_path, nano, steps=1, chunks=1, validate_every=0, clip_frames=4,
                          schedule=Schedule(stages=((1.0, 4),)))
     Trainer(config, SyntheticClips(0, 4, 64, 1, textures=8)).run()
     sizes = {path.name: path.stat().st_size for path in tmp_path.rglob('*') if path.is_file()}
     assert {'weights.safetensors', 'model.safetensors', 'average.safetensors', 'exp_avg.safetensors'} <= sizes.keys()
-    assert sizes['exp_avg_sq.safetensors'] > 10_000_000  # it did hold a whole nano
+    assert sizes['exp_avg_sq.safetensors'] > 10_000_000  # a whole nano
     assert max(sizes.values()) < 16 * 2 ** 20, sizes
 
 
-def test_the_rate_rises_then_falls_to_nothing():
+def test_the_rate_rises_then_falls_to_zero():
     schedule = Schedule(learning_rate=1e-3, warm_up=0.1)
     rates = [schedule.rate(progress / 100) for progress in range(101)]
     peak = max(range(101), key=rates.__getitem__)
