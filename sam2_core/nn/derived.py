@@ -1,4 +1,4 @@
-"""Tensors that follow from weights alone."""
+"""Cached tensors that depend on weights only."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -10,25 +10,26 @@ from torch import Tensor
 
 class _Made(NamedTuple):
     sources: list[Tensor]  # copies
-    arguments: tuple
+    arguments: tuple[int, ...]
     value: Tensor
 
 
 class Derived:
-    """A tensor made of a few of a module's weights, and made again only when they have changed.
+    """Cache of a tensor that is computed from a few of a module's weights, and again when these change.
 
-    Weights are compared by value: an optimiser's step and a loaded checkpoint count, and so does what writes through
-    ``parameter.data``, as averaged weights and merged adapters do. On a GPU a comparison would wait for the device. So
-    only inference on a CPU keeps anything; a GPU, training, its validation, autocast and compiled code make the tensor
-    each time.
+    Weights are compared by value. This notices an optimiser's step, a loaded checkpoint, and writes to
+    ``parameter.data``, as by averaged weights and merged adapters. On a GPU, the comparison would synchronise the
+    device. Therefore only inference on a CPU uses the cache. On a GPU, in training and its validation, under autocast
+    and in compiled code, the tensor is computed each time.
     """
 
     def __init__(self) -> None:
         self._made: _Made | None = None
 
     def get(self, sources: Sequence[Tensor], make: Callable[..., Tensor], *arguments: int) -> Tensor:
-        """Return ``make(*arguments)``, which follows from ``sources`` and ``arguments`` alone, or its last result."""
-        keeps = (torch.is_inference_mode_enabled() and not torch.compiler.is_compiling()
+        """Return ``make(*arguments)`` or its cached result; it must depend on ``sources`` and ``arguments`` only."""
+        # Ask for the compiler first: Dynamo cannot trace the inference mode's question, and would split the graph.
+        keeps = (not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
                  and not torch.is_autocast_enabled('cpu') and all(s.device.type == 'cpu' for s in sources))
         if not keeps:
             return make(*arguments)
@@ -38,8 +39,8 @@ class Derived:
                 self._made = made = _Made([s.detach().clone() for s in sources], arguments, make(*arguments))
         return made.value
 
-    def __reduce__(self) -> tuple:
-        return Derived, ()  # a copy's weights are others
+    def __reduce__(self) -> tuple[type[Derived], tuple[()]]:
+        return Derived, ()  # a copy has weights of its own
 
 
 def _same(before: Sequence[Tensor], now: Sequence[Tensor]) -> bool:
