@@ -1,14 +1,14 @@
-"""SAM 2 in plain PyTorch: promptable segmentation and bounded-memory tracking of a live stream.
+"""SAM 2 in plain PyTorch: promptable segmentation, and tracking in a live stream with bounded memory.
 
-The names below are loaded when they are first asked for: who only measures masks (``sam2_core.metrics``) does not wait
-for PyTorch.
+The names below are imported on first use, so that a program that only measures masks (``sam2_core.metrics``) does not
+load PyTorch.
 """
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # for editors and type checkers
+if TYPE_CHECKING:  # editors and type checkers do not run __getattr__
     from sam2_core.automatic_masks import Filters, FoundMask, Search
     from sam2_core.checkpoint import CheckpointError, load_model
     from sam2_core.config import VARIANTS, Sam2Config
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # for editors and type checkers
     from sam2_core.segmenter import ImageSegmenter, Segmentation
     from sam2_core.tracker import FrameResult, ObjectResult, StreamTracker
 
-__version__ = '0.1.0'  # as in package.xml
+__version__ = '0.1.0'  # must equal the version in package.xml
 
 __all__ = [
     'CheckpointError',

@@ -1,4 +1,4 @@
-"""Every mask in an image: a grid of clicks, filtered (SAM, arXiv 2304.02643, 'Automatic mask generation')."""
+"""Automatic mask generation: masks from a grid of clicks, filtered (SAM, arXiv 2304.02643, appendix B)."""
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -22,13 +22,21 @@ from sam2_core.nn.prompt_encoder import FOREGROUND
 
 @dataclass(frozen=True)
 class Filters:
-    """Which masks are kept. Defaults are those of the published generator."""
+    """Rules for the masks to keep. The defaults are those of the published generator.
 
-    min_iou: float = 0.8  # predicted
+    Attributes:
+        min_iou: Minimum predicted IoU, 0..1.
+        min_stability: Minimum stability, 0..1; see ``stability``.
+        stability_offset: Shift of the threshold to both sides, in logits, for the stability.
+        max_box_overlap: Maximum IoU of the boxes of two masks; beyond it only the better mask is kept.
+        min_area: Smaller islands are dropped and smaller holes filled, in pixels; 0 disables both.
+    """
+
+    min_iou: float = 0.8
     min_stability: float = 0.95
-    stability_offset: float = 1.0  # how far the threshold is shifted to both sides, logits
-    max_box_overlap: float = 0.7  # of two boxes that overlap more (IoU) the better mask stays
-    min_area: int = 0  # pixels: smaller islands are dropped, smaller holes filled; 0: nothing is touched
+    stability_offset: float = 1.0
+    max_box_overlap: float = 0.7
+    min_area: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,13 +48,13 @@ class FoundMask:
     area: int  # pixels
     iou: float  # predicted, 0..1
     stability: float  # IoU of the masks at a raised and a lowered threshold, 0..1
-    point: tuple[float, float]  # the click that found it, pixels
+    point: tuple[float, float]  # the click, pixels
 
 
 class _Candidate(NamedTuple):
-    """A mask as it waits for the others: there may be thousands, which in full would fill a computer's memory."""
+    """A packed mask, since thousands of full masks would not fit into memory."""
 
-    bits: np.ndarray  # of the mask within its box, packed
+    bits: np.ndarray  # mask within its box, packed
     box: tuple[int, int, int, int]
     area: int
     iou: float
@@ -65,17 +73,17 @@ Boxed = TypeVar('Boxed', FoundMask, _Candidate)
 
 
 def point_grid(points_per_side: int) -> np.ndarray:
-    """Points (N * N, 2) in the middle of N x N equal cells of the unit square, row by row."""
+    """Return the centres (N * N, 2) of N x N equal cells of the unit square, row by row."""
     line = (np.arange(points_per_side) + 0.5) / points_per_side
     return np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 2)
 
 
 class Search:
-    """Every mask in an image, looked for one batch of clicks at a time, so that other work can come between."""
+    """Search for all masks of an image, one batch of clicks at a time, so that the caller can do other work between."""
 
     def __init__(self, model: Sam2Model, image: EncodedImage, points_per_side: int, filters: Filters,
                  points_per_batch: int) -> None:
-        """See ``ImageSegmenter.segment_all``."""
+        """Prepare a search; the arguments are those of ``ImageSegmenter.segment_all``."""
         if points_per_side < 1 or points_per_batch < 1:
             raise ValueError(f'points_per_side {points_per_side}, points_per_batch {points_per_batch}: '
                              f'both must be at least 1')
@@ -83,7 +91,7 @@ class Search:
         self.model = model
         self._image = image
         self._filters = filters
-        # far-apart points first: what there is time for covers the whole image
+        # Random order, so that the points of an unfinished search cover the whole image.
         order = np.random.default_rng(0).permutation(points_per_side ** 2)
         points = point_grid(points_per_side)[order] * (image.width, image.height)
         self._batches = [points[start:start + points_per_batch] for start in range(0, len(points), points_per_batch)]
@@ -92,25 +100,25 @@ class Search:
 
     @property
     def complete(self) -> bool:
-        """Whether the whole grid has been asked."""
+        """True once all clicks have been run."""
         return self._done == len(self._batches)
 
     @inference
     def advance(self) -> None:
-        """Ask the next batch of clicks; nothing, once complete."""
+        """Run the next batch of clicks; do nothing once complete. Raise NotFiniteError for NaN or infinity."""
         if not self.complete:
             self._found += _answers(self.model, self._image, self._batches[self._done], self._filters)
             self._done += 1
 
     def masks(self) -> list[FoundMask]:
-        """What was found so far, without near-duplicates, cleaned, largest first."""
+        """Return the masks so far without near-duplicates, cleaned by ``min_area``, largest first."""
         overlap, min_area = self._filters.max_box_overlap, self._filters.min_area
         candidates = suppress(sorted(self._found, key=lambda item: -item.iou), overlap)
         found = [candidate.unpack(self._image.height, self._image.width) for candidate in candidates]
         if min_area:
             cleaned = [clean(item, min_area) for item in found]
             touched = [new.area != old.area for new, old in zip(cleaned, found, strict=True)]
-            order = sorted(range(len(cleaned)), key=lambda i: touched[i])  # a mask that needed no cleaning wins
+            order = sorted(range(len(cleaned)), key=lambda i: touched[i])  # prefer masks that needed no cleaning
             found = suppress([cleaned[i] for i in order], overlap)
         return sorted(found, key=lambda item: -item.area)
 
@@ -122,15 +130,15 @@ def _answers(model: Sam2Model, image: EncodedImage, points: np.ndarray, filters:
     encoded = image.features_for(model)
     features = model.without_memory(encoded).expand(len(points), -1, -1, -1)
     decoded = model.decode_masks(features, encoded, clicks, labels, multimask=True)
-    # NaN and infinity pass through a sum
-    total, iou, score = (float(part.sum(dtype=torch.float32))
-                         for part in (decoded.logits, decoded.iou, decoded.object_score))
-    if not np.isfinite([total, iou]).all():
-        raise not_finite_error(iou, score)
+    # A sum propagates NaN and infinity.
+    total, total_iou, total_score = (float(part.sum(dtype=torch.float32))
+                                     for part in (decoded.logits, decoded.iou, decoded.object_score))
+    if not np.isfinite([total, total_iou]).all():
+        raise not_finite_error(total_iou, total_score)
     promising = decoded.iou > filters.min_iou
     logits, iou = decoded.logits[promising], decoded.iou[promising].tolist()
     sources = torch.nonzero(promising)[:, 0].tolist()
-    for row, source in enumerate(sources):  # one by one: full-size logits of all of them would not fit
+    for row, source in enumerate(sources):  # one by one, because all full-size logits would not fit into memory
         full = F.interpolate(logits[row, None, None], size=(image.height, image.width), mode='bilinear')[0, 0]
         score = stability(full, filters.stability_offset)
         if score < filters.min_stability:
@@ -144,13 +152,13 @@ def _answers(model: Sam2Model, image: EncodedImage, points: np.ndarray, filters:
 
 
 def stability(logits: Tensor, offset: float) -> float:
-    """How little a mask depends on its threshold: pixels above ``offset`` over pixels above ``-offset``, 0..1."""
+    """Return the stability of mask logits, 0..1: pixels above ``offset`` divided by pixels above ``-offset``."""
     outer = int((logits > -offset).sum())
     return int((logits > offset).sum()) / outer if outer else 1.0
 
 
 def suppress(found: list[Boxed], max_overlap: float) -> list[Boxed]:
-    """Non-maximum suppression: of two whose boxes overlap by more than ``max_overlap`` (IoU) the first stays."""
+    """Drop masks whose box overlaps that of an earlier one by more than ``max_overlap`` (IoU)."""
     boxes = np.array([item.box for item in found], np.float64).reshape(-1, 4)
     alive = np.ones(len(found), bool)
     for i in range(len(found)):
@@ -160,18 +168,21 @@ def suppress(found: list[Boxed], max_overlap: float) -> list[Boxed]:
 
 
 def clean(item: FoundMask, min_area: int) -> FoundMask:
-    """The mask with holes of fewer than ``min_area`` pixels filled and smaller islands dropped, but for the largest."""
+    """Fill holes and drop islands of fewer than ``min_area`` pixels; always keep the largest island."""
     mask = ~_without_small(~item.mask, min_area, keep_largest=False)
     mask = _without_small(mask, min_area, keep_largest=True)
-    return FoundMask(mask, mask_box(mask), int(mask.sum()), item.iou, item.stability, item.point)
+    box = mask_box(mask)
+    assert box is not None  # the largest island is kept
+    return FoundMask(mask, box, int(mask.sum()), item.iou, item.stability, item.point)
 
 
 def _without_small(mask: np.ndarray, min_area: int, keep_largest: bool) -> np.ndarray:
     _, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     areas = statistics[:, cv2.CC_STAT_AREA].copy()
-    areas[0] = 0  # what is not in the mask
+    areas[0] = 0  # label 0 is the background
     large = areas >= min_area
     if keep_largest:
         large[areas.argmax()] = True
     large[0] = False
-    return large[labels]
+    kept: np.ndarray = large[labels]
+    return kept

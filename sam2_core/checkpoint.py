@@ -1,4 +1,4 @@
-"""Weights: find, download, verify, recognise, load. Never runs code from a file."""
+"""Loading of models: find, download, verify, recognise and load weights. Code in a file never runs."""
 from __future__ import annotations
 
 import hashlib
@@ -19,9 +19,12 @@ from sam2_core.compiled import CompiledStages
 from sam2_core.config import VARIANTS, Sam2Config, check_image_size, variant
 from sam2_core.model import Sam2Model
 
-CONFIG_KEY = 'sam2_config'  # in the header of weights that were trained here: the shape of the model, as JSON
+__all__ = ['CONFIG_KEY', 'DTYPES', 'OFFICIAL', 'CheckpointError', 'OfficialFile', 'check_finite', 'checked_device',
+           'find_weights', 'load_model', 'read_checkpoint', 'read_weights', 'recognise', 'trained_image_size', 'verify']
+
+CONFIG_KEY = 'sam2_config'  # header field of weights trained with this package: the configuration as JSON
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_COMPARED = (*DTYPES, torch.float64)  # those that PyTorch compares without a copy; float8 is none
+_COMPARED = (*DTYPES, torch.float64)  # types that PyTorch compares directly; float8 has to be converted
 
 
 class OfficialFile(NamedTuple):
@@ -30,7 +33,7 @@ class OfficialFile(NamedTuple):
     repository: str
     filename: str
     sha256: str
-    size: int | None  # bytes; None where it is not known, and the hash alone decides
+    size: int | None  # bytes; None if unknown, then the hash alone decides
 
 
 OFFICIAL = {
@@ -66,22 +69,30 @@ _PACKAGED = {'nano': Path(__file__).parent / 'weights' / 'nano.safetensors'}
 def load_model(name: str | None = None, checkpoint: str | Path | None = None, device: str | torch.device | None = None,
                dtype: torch.dtype = torch.float32, image_size: int | None = None,
                compile: bool | str = False, memory_pooling: int = 1, int8_encoder: bool = False) -> Sam2Model:
-    """Load a model, ready for inference.
+    """Load a model for inference.
 
-    name: one of ``VARIANTS``; None: recognised from ``checkpoint``. Nano is packaged; the official models are fetched
-    once into the Hugging Face cache and checked.
-    checkpoint: a local file instead, ``.pt`` as published or ``.safetensors``.
-    device: 'cpu', 'cuda', 'cuda:1', ...; None: CUDA when there is a GPU, else the CPU.
-    dtype: float32, bfloat16 or float16.
-    image_size: side of the square the model sees, a multiple of 32. None means the size that the weights were trained
-    with: what ``sam2_train`` wrote beside them, or the published size.
-    compile: let trackers run compiled stages (torch.compile; CUDA graphs on a GPU), or the name of torch.compile's
-    backend. The first image of each kind takes minutes: ``model.compiled.warm_up`` goes through all. For GPUs: on a
-    CPU it works, but gains nothing.
-    memory_pooling: 2: an approximation, see ``approximations.pool_memory``; int8_encoder: likewise,
-    ``approximations.quantize_encoder``, on a CPU. What they cost is in docs/reference/benchmarks.md.
-    Raises ValueError for a name, device, dtype or size that does not exist, CheckpointError for weights that do not
-    fit, FileNotFoundError for a missing file, ConnectionError when the weights cannot be fetched.
+    Args:
+        name: One of ``VARIANTS``; None means the variant that is recognised from ``checkpoint``. The weights of nano
+            are packaged. Those of the official models are downloaded once to the Hugging Face cache, and verified.
+        checkpoint: A local file to use instead, ``.pt`` as published or ``.safetensors``.
+        device: 'cpu', 'cuda', 'cuda:1', ...; None means CUDA if there is a GPU, else the CPU.
+        dtype: float32, bfloat16 or float16.
+        image_size: Side of the square model input in pixels, a multiple of 32. None means the size with which the
+            weights were trained: the size that ``sam2_train`` has stored with them, or the published size.
+        compile: Let trackers run compiled stages (torch.compile, with CUDA graphs on a GPU); True, or the name of a
+            backend of torch.compile. The first images take minutes; ``model.compiled.warm_up`` runs all shapes in
+            advance. On a CPU it gains nothing.
+        memory_pooling: 1 (off) or 2, an approximation: see ``approximations.pool_memory``.
+        int8_encoder: An approximation for CPUs: see ``approximations.quantize_encoder``.
+
+    Returns:
+        The model in evaluation mode, without gradients.
+
+    Raises:
+        CheckpointError: The weights do not fit, or the file is not a checkpoint.
+        ConnectionError: The weights cannot be downloaded.
+        FileNotFoundError: The file does not exist.
+        ValueError: The name, device, dtype, size, backend or approximation does not exist.
     """
     device = checked_device(device)
     if dtype not in DTYPES:
@@ -90,9 +101,12 @@ def load_model(name: str | None = None, checkpoint: str | Path | None = None, de
         check_image_size(image_size)
     if name is not None:
         variant(name)
-    elif checkpoint is None:
-        raise ValueError(f'neither a model name nor a checkpoint: name one of {", ".join(VARIANTS)}')
-    path = Path(checkpoint) if checkpoint is not None else find_weights(name)
+    if checkpoint is not None:
+        path = Path(checkpoint)
+    elif name is not None:
+        path = find_weights(name)
+    else:
+        raise ValueError(f'neither a model name nor a checkpoint: give a checkpoint, or one of {", ".join(VARIANTS)}')
     weights = read_weights(path)
     name = name or recognise(weights, path)
     config = variant(name)
@@ -100,7 +114,7 @@ def load_model(name: str | None = None, checkpoint: str | Path | None = None, de
     model = _new_model(config if size is None else replace(config, image_size=size), name)
     _check_weights(weights, model, path, dtype)
     model.load_state_dict({key: value.float() for key, value in weights.items()})
-    for parameter in model.parameters():  # not the buffers: coordinates and positions stay float32
+    for parameter in model.parameters():  # only parameters: coordinates and positions stay float32
         parameter.data = parameter.data.to(dtype)
     model = model.to(device).eval().requires_grad_(False)
     pool_memory(model, memory_pooling)
@@ -112,10 +126,15 @@ def load_model(name: str | None = None, checkpoint: str | Path | None = None, de
 
 
 def find_weights(name: str) -> Path:
-    """The file with the published weights of ``name``: packaged, cached, or fetched now (with a progress bar).
+    """Return the file with the published weights of a model: packaged, cached, or downloaded now.
 
-    What is cached has to have the published sha256, so there is nothing to ask the hub about it: a robot without a
-    connection does not wait for one.
+    A cached file must have the published sha256, so the hub is not asked about it, and a robot without a connection
+    does not wait for one.
+
+    Raises:
+        CheckpointError: The file differs from the published one.
+        ConnectionError: The weights cannot be downloaded.
+        KeyError: There is no model of that name.
     """
     if name in _PACKAGED:
         return _PACKAGED[name]
@@ -124,21 +143,21 @@ def find_weights(name: str) -> Path:
         from huggingface_hub import hf_hub_download, try_to_load_from_cache
         from huggingface_hub.errors import HfHubHTTPError
     except ImportError:
-        raise ConnectionError(f'the weights of {name} are fetched with huggingface_hub: pip install huggingface_hub, '
+        raise ConnectionError(f'downloading the weights of {name} needs huggingface_hub: pip install huggingface_hub, '
                               f'or give a local file as checkpoint') from None
     try:
         cached = try_to_load_from_cache(official.repository, official.filename)
         path = Path(cached if isinstance(cached, str) else hf_hub_download(official.repository, official.filename))
     except (OSError, HfHubHTTPError) as error:  # no network, no such file, disk full
-        raise ConnectionError(f'the weights of {name} ({official.repository}/{official.filename}) cannot be fetched: '
-                              f'{error}. Give a local file as checkpoint, or fetch it on a machine with a connection '
-                              f'and copy the cache') from error
+        raise ConnectionError(f'the weights of {name} ({official.repository}/{official.filename}) cannot be '
+                              f'downloaded: {error}. Give a local file as checkpoint, or download them on a machine '
+                              f'with a connection and copy the cache') from error
     verify(path, official)
     return path
 
 
 def verify(path: Path, official: OfficialFile) -> None:
-    """CheckpointError unless the file is byte for byte the published one."""
+    """Raise CheckpointError unless the file is byte for byte the published one."""
     size = path.stat().st_size
     if official.size is not None and size != official.size:
         raise CheckpointError(f'{path}: {size} bytes, the published file has {official.size}: delete it and try again')
@@ -157,20 +176,21 @@ def _sha256(path: Path) -> str:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the state dict in a checkpoint under the published names, on the CPU.
+    """Return the state dict of a checkpoint with the published names, on the CPU.
 
-    FileNotFoundError for a missing file, CheckpointError for a file without the weights of a SAM 2, by what it is.
+    Raise FileNotFoundError for a missing file, and CheckpointError, which says what the file is, for a file without the
+    weights of a SAM 2.
     """
     return published_weights(read_file(path), path)
 
 
 def trained_image_size(path: Path) -> int | None:
-    """Return the image size in the header of weights that were trained here, None if the file has no such header."""
+    """Return the image size that ``sam2_train`` has stored in the header of a file, or None if there is none."""
     text = read_header(path).get(CONFIG_KEY)
     if text is None:
         return None
     try:
-        size = json.loads(text)['image_size']
+        size: int = json.loads(text)['image_size']
         check_image_size(size)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f'checkpoint {path}: {CONFIG_KEY} in its header: {error}: pass image_size') from error
@@ -179,10 +199,16 @@ def trained_image_size(path: Path) -> int | None:
 
 def read_checkpoint(path: Path, name: str | None = None,
                     dtype: torch.dtype = torch.float32) -> tuple[str, dict[str, Tensor]]:
-    """Return the variant in a checkpoint and its weights, if ``load_model`` can use them.
+    """Return the variant and the weights of a checkpoint if ``load_model`` can use them.
 
-    name: the variant it must be; None: recognised. Raises as ``read_weights``, and CheckpointError for weights that
-    do not fit or are not finite in ``dtype``.
+    Args:
+        path: The file.
+        name: The variant that it must be; None means any.
+        dtype: The type in which the weights must be finite.
+
+    Raises:
+        CheckpointError: The file is not a checkpoint, the weights do not fit, or they are not finite in ``dtype``.
+        FileNotFoundError: The file does not exist.
     """
     weights = read_weights(path)
     name = name or recognise(weights, path)
@@ -198,23 +224,23 @@ def _new_model(config: Sam2Config, name: str) -> Sam2Model:
 
 
 def check_finite(weights: Mapping[str, Tensor], path: Path | str, dtype: torch.dtype = torch.float32) -> None:
-    """Raise CheckpointError, by name, for weights that are NaN or infinite, or will be when converted to ``dtype``."""
+    """Raise CheckpointError for weights that are NaN or infinite, or become infinite when converted to ``dtype``."""
     broken, beyond, limit = [], [], torch.finfo(dtype).max
     for key, value in weights.items():
         if not value.is_floating_point() or not value.numel():
             continue
-        ends = torch.aminmax(value if value.dtype in _COMPARED else value.float())  # NaN passes through
+        ends = torch.aminmax(value if value.dtype in _COMPARED else value.float())  # propagates NaN
         largest = max(abs(end.item()) for end in ends)
         if not all(math.isfinite(end.item()) for end in ends):
             broken.append(key)
-        elif largest > limit and torch.tensor(largest, dtype=dtype, device='cpu').isinf():  # a little more is rounded
+        elif largest > limit and torch.tensor(largest, dtype=dtype, device='cpu').isinf():  # some round down to it
             beyond.append((key, largest))
     if broken:
         first = weights[broken[0]].float()
         raise CheckpointError(
             f'checkpoint {path}: {len(broken)} of {len(weights)} tensors are not finite: {", ".join(broken[:3])}'
             f'{", ..." if len(broken) > 3 else ""}; in {broken[0]} {int((~first.isfinite()).sum())} of '
-            f'{first.numel()} values are NaN or infinite: the training diverged or the file is damaged; take an '
+            f'{first.numel()} values are NaN or infinite: the training diverged or the file is damaged; use an '
             f'earlier checkpoint')
     if beyond:
         raise CheckpointError(
@@ -223,7 +249,7 @@ def check_finite(weights: Mapping[str, Tensor], path: Path | str, dtype: torch.d
 
 
 def recognise(weights: Mapping[str, Tensor], path: Path | str = 'state dict') -> str:
-    """The variant whose parameters have these names and shapes; CheckpointError when there is none."""
+    """Return the variant whose parameters have these names and shapes; raise CheckpointError if there is none."""
     position = weights.get('image_encoder.trunk.pos_embed')
     blocks = {key.split('.')[3] for key in weights if key.startswith('image_encoder.trunk.blocks.')}
     is_21 = 'no_obj_embed_spatial' in weights
@@ -231,9 +257,9 @@ def recognise(weights: Mapping[str, Tensor], path: Path | str = 'state dict') ->
         if (position is not None and position.ndim == 4 and position.shape[1] == config.embed_dim
                 and len(blocks) == config.blocks and is_21 == config.no_object_embedding):
             return name
-    raise CheckpointError(f'{path}: not a SAM 2 checkpoint that is known: {len(blocks)} trunk blocks, position '
+    raise CheckpointError(f'{path}: not a known SAM 2 checkpoint: {len(blocks)} trunk blocks, position '
                           f'embedding {None if position is None else tuple(position.shape)}; '
-                          f'known are {", ".join(VARIANTS)}')
+                          f'known variants are {", ".join(VARIANTS)}')
 
 
 def _check_weights(weights: Mapping[str, Tensor], model: Sam2Model, path: Path, dtype: torch.dtype) -> None:
@@ -242,23 +268,26 @@ def _check_weights(weights: Mapping[str, Tensor], model: Sam2Model, path: Path, 
     problems += [f'unexpected {key}' for key in weights if key not in own]
     problems += [f'{key} is {tuple(weights[key].shape)}, must be {tuple(own[key].shape)}'
                  for key in own if key in weights and weights[key].shape != own[key].shape]
-    problems += [f'{key} is {weights[key].dtype}, must be floating-point, before it is quantized'
+    problems += [f'{key} is {weights[key].dtype}, must be floating-point; save the weights before they are quantised'
                  for key in own if key in weights and not weights[key].is_floating_point()]
     if problems:
         more = f' and {len(problems) - 3} more' if len(problems) > 3 else ''
         try:
             like = recognise(weights)
         except CheckpointError:
-            hint = 'it fits no variant that is known'
+            hint = 'it fits no known variant'
         else:
             hint = f'it looks like {like}' if like != model.name else (
-                f'otherwise it is one: save the state dict of the whole {model.name}, and nothing else')
+                f'apart from that it is one: save the complete state dict of the {model.name}, and nothing else')
         raise CheckpointError(f'checkpoint {path} is not a {model.name}: {"; ".join(problems[:3])}{more}; {hint}')
     check_finite(weights, path, dtype)
 
 
 def checked_device(device: str | torch.device | None) -> torch.device:
-    """Return the device; None: CUDA when there is a GPU, else the CPU. Raise ValueError if this machine has no such."""
+    """Return a device of this machine; None means CUDA if there is a GPU, else the CPU.
+
+    Raise ValueError for a device that this machine does not have.
+    """
     if device is None:
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
     try:

@@ -1,4 +1,4 @@
-"""Read a file of weights without running anything in it, or name what it is instead."""
+"""Reading of weight files without running code in them; errors say what a file is instead."""
 from __future__ import annotations
 
 import argparse
@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from torch.torch_version import TorchVersion
 
-_HEAD = 4096  # bytes that tell what a file is
-_LARGEST_HEADER = 100_000_000  # bytes, of safetensors
-_PYTORCH = bytes.fromhex('6cfc9c46f9206aa85019')  # number that torch.save wrote first, before PyTorch 1.6
-_LARGEST_INDEX = 50_000_000  # bytes of JSON that are read
+_HEAD = 4096  # bytes that identify a file
+_LARGEST_HEADER = 100_000_000  # bytes of a safetensors header
+_PYTORCH = bytes.fromhex('6cfc9c46f9206aa85019')  # magic number of torch.save before PyTorch 1.6
+_LARGEST_INDEX = 50_000_000  # bytes of a JSON index of shards
 
-# training programs keep these beside the weights; none of them runs code when it is made
+# Training programs store these types beside the weights; building them runs no code.
 _HARMLESS = [np.dtype, np.ndarray, *(type(np.dtype(code)) for code in '?bBhHiIlLefd'), argparse.Namespace,
              pathlib.PosixPath]
 
-_BEGINNINGS = (  # of files that people give, and what to do
+_BEGINNINGS = (  # first bytes of other files, and what to do about each
     (rb'version https://git-lfs', 'a git-lfs pointer, not the weights: run git lfs pull in the repository'),
     (rb'(\xef\xbb\xbf)?\s*<(!doctype html|html|head|\?xml|error)', 'a web page, such as the error or login '
      'page of a hub, not the weights: fetch the file itself (hf download, or the link with /resolve/ instead of '
@@ -43,17 +43,18 @@ _BY_SUFFIX = {'.onnx': _BEGINNINGS[2][1], '.engine': _BEGINNINGS[3][1], '.plan':
 
 
 class CheckpointError(ValueError):
-    """Weights that cannot be used; the text names the first offenders and the cure."""
+    """Error for weights that cannot be used; the message states the first problems and the cure."""
 
 
 def read_file(path: Path) -> Any:
-    """Return the content of a checkpoint on the CPU: of a safetensors file, of torch.save, or of an index of shards.
+    """Read a safetensors file, a file of torch.save, or an index of shards, onto the CPU.
 
-    The content decides, not the suffix. FileNotFoundError for a missing file, CheckpointError for anything else.
+    The content decides about the format, not the suffix. Raise FileNotFoundError for a missing file, and
+    CheckpointError, which says what the file is, for any other.
     """
     if path.is_dir():
         found = sorted(file.name for file in path.iterdir() if file.suffix in ('.pt', '.pth', '.bin', '.safetensors'))
-        raise CheckpointError(f'checkpoint {path}: a folder: name a file in it'
+        raise CheckpointError(f'checkpoint {path}: a folder: give a file in it'
                               + (f', such as {", ".join(found[:3])}' if found else ''))
     if not path.is_file():
         raise FileNotFoundError(f'checkpoint {path}: no such file')
@@ -62,8 +63,8 @@ def read_file(path: Path) -> Any:
             head = file.read(_HEAD)
         size = path.stat().st_size
     except OSError as error:
-        raise CheckpointError(f'checkpoint {path}: cannot be read ({error.strerror}): check its owner and mode, and '
-                              f'the disk') from None
+        raise CheckpointError(f'checkpoint {path}: cannot be read ({error.strerror}): check its owner, its mode '
+                              f'and the disk') from None
     if not head.strip(b'\0'):
         raise CheckpointError(f'checkpoint {path}: {f"{size} bytes, all zero" if head else "an empty file"}: '
                               f'fetch or copy it again')
@@ -80,12 +81,12 @@ def read_file(path: Path) -> Any:
         return _read_index(path, size)
     if head[:1] == b'\x80':  # a plain pickle, as PyTorch wrote before 1.6
         return _load(path, plain=_PYTORCH not in head[:32])
-    raise CheckpointError(f'checkpoint {path}: no format that is known, begins with {head[:12]!r}: give a file of '
-                          f'torch.save or a .safetensors file, whole')
+    raise CheckpointError(f'checkpoint {path}: unknown format, begins with {head[:12]!r}: give a complete file of '
+                          f'torch.save or a complete .safetensors file')
 
 
 def read_header(path: Path) -> dict[str, str]:
-    """Return what the writer of a safetensors file noted in its header, nothing for other files."""
+    """Return the metadata in the header of a safetensors file, or an empty dict for other files."""
     with path.open('rb') as file:
         if not _is_safetensors(file.read(9)):
             return {}
@@ -125,20 +126,21 @@ def _read_zip(path: Path) -> Any:
                               f'was made from, torch.save(model.state_dict(), ...)')
     if not any(name.endswith('data.pkl') for name in names):
         raise CheckpointError(f'checkpoint {path}: a zip archive of {", ".join(names[:3]) or "nothing"}, not of '
-                              f'torch.save: unpack it, and name the checkpoint in it')
+                              f'torch.save: unpack it, and give the checkpoint in it')
     return _load(path)
 
 
 def _load(path: Path, plain: bool = False) -> Any:
-    """Load a file of torch.save with an allow-list, and name what it refuses: PyTorch advises to run the code.
+    """Load a file of torch.save with a list of allowed types.
 
-    plain: the file is a pickle that PyTorch did not write.
+    Errors name a forbidden type, but do not repeat PyTorch's advice to run the code. With ``plain``, the file is a
+    pickle that PyTorch has not written.
     """
     harmless = [*_HARMLESS, *_numpy_functions()]
     allowed = torch.serialization.safe_globals(harmless) if hasattr(torch.serialization, 'safe_globals') else (
         nullcontext())
     try:
-        with warnings.catch_warnings(), allowed, path.open('rb') as file:  # by a path PyTorch heeds the suffix
+        with warnings.catch_warnings(), allowed, path.open('rb') as file:  # given a path, PyTorch decides by the suffix
             warnings.simplefilter('ignore')
             return torch.load(file if path.suffix == '.safetensors' else path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
@@ -150,10 +152,10 @@ def _load(path: Path, plain: bool = False) -> Any:
             raise CheckpointError(f'checkpoint {path}: damaged, or not a PyTorch file: '
                                   f'fetch or copy it again') from None
         raise CheckpointError(
-            f'checkpoint {path}: holds an object of Python, {found[1]}, beside tensors: it was not opened, because '
-            f'that can run code; save the weights alone where it was made, torch.save(model.state_dict(), ...)'
+            f'checkpoint {path}: contains a Python object, {found[1]}, beside tensors: it was not loaded, because '
+            f'that can run code; save only the weights where it was made, torch.save(model.state_dict(), ...)'
         ) from None
-    except Exception as error:  # a damaged pickle ends in any of them
+    except Exception as error:  # a damaged pickle can raise any exception
         text = (str(error) or type(error).__name__).splitlines()[0]
         reason = '' if 'weights_only' in text else f' ({text})'
         raise CheckpointError(f'checkpoint {path}: truncated or not a PyTorch file{reason}: '
@@ -161,16 +163,16 @@ def _load(path: Path, plain: bool = False) -> Any:
 
 
 def _numpy_functions() -> list:
-    """What numpy's numbers and arrays are pickled as, under both names of its module."""
+    """Return the functions that numpy pickles numbers and arrays with, under both names of its module."""
     core = getattr(np, '_core', None) or np.core
     functions = [core.multiarray.scalar, core.multiarray._reconstruct]
-    if TorchVersion(torch.__version__) < '2.6':  # which takes no names
+    if TorchVersion(torch.__version__) < '2.6':  # older versions take no names
         return functions
     return functions + [(function, f'numpy.core.multiarray.{function.__name__}') for function in functions]
 
 
 def _read_index(path: Path, size: int) -> dict:
-    """Read the shards that ``*.index.json`` lists, from the same folder."""
+    """Read the shards that an ``*.index.json`` lists from its folder."""
     what = 'a JSON file'
     try:
         index = json.loads(path.read_text()) if size <= _LARGEST_INDEX else None

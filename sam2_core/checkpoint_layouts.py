@@ -1,4 +1,4 @@
-"""Bring the weights of a checkpoint under the published names, whoever saved it, or name what they are instead."""
+"""Conversion of checkpoints of other programs to the published names; errors say what a checkpoint is instead."""
 from __future__ import annotations
 
 import re
@@ -27,12 +27,13 @@ _TRANSFORMERS_ROOTS = {
 _ROOTS = {*_PARTS, *_VECTORS, *_TRANSFORMERS_ROOTS}
 _ENCODERS = ('image_encoder', 'vision_encoder')
 
-_PREFERRED = ('model', 'state_dict', 'model_state_dict', 'module')  # where a file holds several state dicts
+_PREFERRED = ('model', 'state_dict', 'model_state_dict', 'module')  # keys to prefer if a file has several state dicts
 _NOT_WEIGHTS = re.compile(r'optim|sched|scaler|rng', re.IGNORECASE)
-_WRAPPERS = {'module', '_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module'}  # of DDP, compile, FSDP
+# Names that DDP, torch.compile and FSDP insert.
+_WRAPPERS = {'module', '_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module'}
 _ADAPTER = re.compile(r'\.(base_layer|(lora|hada|lokr|ia3|oft|boft|vera)_\w+|modules_to_save)(\.|$)')
 
-_OTHERS = (  # models, and keys that only they have
+_OTHERS = (  # other models, and patterns of keys that only these have
     ('a SAM 3', (r'(^|\.)(detector|detector_model|sam3_model)\.', r'(^|\.)(tracker|tracker_model|sam2_predictor)\.')),
     ('a SAM 3', (r'(^|\.)(detr_encoder\.|geometry_encoder\.|vision_encoder\.backbone\.layers\.\d+\.)',)),
     ('an EdgeTAM', (r'(^|\.)spatial_perceiver\.',)),
@@ -45,7 +46,7 @@ _OTHERS = (  # models, and keys that only they have
 )
 
 _THREE_LAYERS = r'(output_hypernetworks_mlps\.\d+|iou_prediction_head|pred_obj_score_head|obj_ptr_proj)\.'
-_RENAMED = [(re.compile(pattern), name) for pattern, name in (  # applied in order, after the root
+_RENAMED = [(re.compile(pattern), name) for pattern, name in (  # applied in this order, after the root
     (r'^(image_encoder)\.backbone\.', r'\1.trunk.'),
     (r'^(image_encoder\.neck\.convs\.\d+)\.(?!conv\.)', r'\1.conv.'),
     (r'\.patch_embed\.projection\.', '.patch_embed.proj.'),
@@ -76,11 +77,11 @@ _GAUSSIANS = ('shared_image_embedding.positional_embedding', 'prompt_encoder.sha
 
 
 def published_weights(content: Any, path: Path | str) -> dict[str, Tensor]:
-    """Return the weights in the content of a checkpoint under their published names.
+    """Return the weights in the content of a checkpoint with their published names.
 
-    Taken are state dicts, bare or in a dict (``{"model": ...}``, ``{"state_dict": ...}``, ...), with the prefixes that
-    DDP, torch.compile, FSDP, Lightning and averaged models put before the names, and transformers' names.
-    CheckpointError for anything else, by what it is.
+    Supported are state dicts, bare or in a dict (``{"model": ...}``, ``{"state_dict": ...}``, ...), with the prefixes
+    of DDP, torch.compile, FSDP, Lightning and averaged models, and with the names of transformers. Raise
+    CheckpointError, which says what the content is, for anything else.
     """
     weights = _state_dict(content, path)
     _refuse_adapters(weights, path)
@@ -110,7 +111,7 @@ def _state_dict(content: Any, path: Path | str) -> dict[str, Tensor]:
             return chosen[0]
     if len(known) > 1:
         raise CheckpointError(f'checkpoint {path}: several models, under {", ".join(".".join(w) for w in known)}: save '
-                              f'the one that is meant, torch.save({{"model": ...}}, ...)')
+                              f'only one of them, torch.save({{"model": ...}}, ...)')
     return next(iter(known.values()))
 
 
@@ -134,7 +135,7 @@ def _described(content: Any) -> str:
         return 'the state of an optimizer without the weights'
     if any(isinstance(value, np.ndarray) for inner in (content, *content.values()) if isinstance(inner, dict)
            for value in inner.values()):
-        return 'numpy arrays, which torch.from_numpy() makes tensors of'
+        return 'numpy arrays, which torch.from_numpy() converts to tensors'
     if content and not keys:
         return f'keys that are not names ({", ".join(repr(key) for key in list(content)[:3])})'
     return f'a dict of {", ".join(keys[:4])}' if keys else 'an empty dict'
@@ -147,8 +148,8 @@ def _refuse_adapters(weights: dict[str, Tensor], path: Path | str) -> None:
     if any('.base_layer.' in key or _ENCODERS[0] in key and not _ADAPTER.search(key) for key in weights):
         raise CheckpointError(f'checkpoint {path}: adapters beside the weights ({adapters[0]}): merge them before '
                               f'saving, model.merge_and_unload()')
-    raise CheckpointError(f'checkpoint {path}: adapters without the model they belong to ({adapters[0]}): load both '
-                          f'with peft, merge_and_unload(), and save the state dict')
+    raise CheckpointError(f'checkpoint {path}: adapters without their model ({adapters[0]}): load both with peft, '
+                          f'call merge_and_unload(), and save the state dict')
 
 
 def _refuse_others(weights: dict[str, Tensor], path: Path | str) -> None:
@@ -162,7 +163,7 @@ def _refuse_others(weights: dict[str, Tensor], path: Path | str) -> None:
 
 
 def _without_prefix(weights: dict[str, Tensor], path: Path | str) -> dict[str, Tensor]:
-    """Cut off what stands before every name. Where something does, names without it belong to other modules."""
+    """Remove the prefix of the model's names, and with it the weights of other modules."""
     prefixes: Counter[str] = Counter()
     whole = set()
     for key in weights:
@@ -175,19 +176,19 @@ def _without_prefix(weights: dict[str, Tensor], path: Path | str) -> dict[str, T
                 whole.add(prefix)
     if len(whole) > 1:
         raise CheckpointError(f'checkpoint {path}: several models, with the prefixes '
-                              f'{", ".join(repr(prefix) for prefix in sorted(whole))}: save the one that is meant')
+                              f'{", ".join(repr(prefix) for prefix in sorted(whole))}: save only one of them')
     if not prefixes:
         return weights
-    prefix = next(iter(whole), None) if whole else prefixes.most_common(1)[0][0]
+    prefix = next(iter(whole)) if whole else prefixes.most_common(1)[0][0]
     return {key[len(prefix):]: value for key, value in weights.items() if key.startswith(prefix)}
 
 
 def _without_wrappers(weights: dict[str, Tensor], path: Path | str) -> dict[str, Tensor]:
-    """Drop the names that wrapped submodules have in between."""
+    """Remove the names that wrappers of submodules insert."""
     plain = {'.'.join(name for name in key.split('.') if name not in _WRAPPERS): value
              for key, value in weights.items()}
     if len(plain) != len(weights):
-        raise CheckpointError(f'checkpoint {path}: names that differ by {", ".join(sorted(_WRAPPERS))} alone: save the '
+        raise CheckpointError(f'checkpoint {path}: names that differ only by {", ".join(sorted(_WRAPPERS))}: save the '
                               f'state dict of the model itself')
     return plain
 
@@ -206,11 +207,11 @@ def _from_transformers(weights: dict[str, Tensor], path: Path | str) -> dict[str
 
 
 def _published_name(key: str) -> str:
-    """Return the published name of one of transformers' parameters; published ones stay."""
+    """Convert the name of a parameter of transformers to the published name; leave published names unchanged."""
     root, dot, rest = key.partition('.')
     key = _TRANSFORMERS_ROOTS.get(root, root) + dot + rest
     key = _DOWNSAMPLER.sub(lambda m: f'.mask_downsampler.encoder.{int(m[1]) * 3 + (m[2] == "layer_norm")}.', key)
-    if root in _TRANSFORMERS_ROOTS:  # three linear layers, of which transformers counts the middle one alone
+    if root in _TRANSFORMERS_ROOTS:  # of three linear layers, transformers numbers only the middle one
         key = _HEADS.sub(lambda m: f'{m[1]}.layers.{0 if m[2] == "proj_in" else 2 if m[3] is None else int(m[3]) + 1}.',
                          key)
     for pattern, name in _RENAMED:
@@ -228,9 +229,9 @@ def _refuse_parts(weights: dict[str, Tensor], path: Path | str) -> None:
         raise CheckpointError(f'checkpoint {path}: not a SAM 2 checkpoint, its keys are '
                               f'{", ".join(list(weights)[:3])}, ...: give one of SAM 2 or 2.1')
     if re.search(r'-\d+-of-\d+\.\w+$', str(path)):
-        cure = 'it is one of several shards: name the .index.json file beside it'
+        cure = 'it is one of several shards: give the .index.json file beside it'
     elif set(have) == _OF_IMAGES:
-        cure = 'they are needed to track; a model for images alone was saved: save the one for videos'
+        cure = 'tracking needs them; this is a model for single images: save the model for videos'
     else:
-        cure = 'give a file of the whole model'
+        cure = 'give a file of the complete model'
     raise CheckpointError(f'checkpoint {path}: only {", ".join(have)} of a SAM 2; {", ".join(missing)} missing: {cure}')

@@ -1,8 +1,8 @@
-"""The stages a tracker runs, compiled: on a GPU the steady state is a few CUDA graphs.
+"""Compiled stages for trackers; on a GPU, tracking replays a few CUDA graphs.
 
-A graph holds for one shape. So objects run in batches of a few sizes, filled up with copies of the last one, and
-memories in two lengths (memory.MemoryShapes): complete, or filled up to the longest there is and masked. Objects come,
-go and are corrected without anything being compiled or captured again once ``warm_up`` has been through all of them.
+A CUDA graph has fixed shapes. Objects therefore run in batches of a few sizes, padded with copies of the last object,
+and memories in two lengths (``memory.MemoryShapes``): complete, or padded to the maximum and masked. After ``warm_up``
+has run all these shapes, objects can be added, corrected and removed without compiling or capturing again.
 """
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from sam2_core.memory import MemoryShapes
 from sam2_core.model import Sam2Model
 from sam2_core.tensors import ABSENT_LOGIT, MEMORY_DTYPE, ImageFeatures, Memory, ObjectMasks
 
-BATCHES = (1, 2, 4, 8, 16)  # sizes; beyond the last its multiples
+BATCHES = (1, 2, 4, 8, 16)  # batch sizes, followed by the multiples of the last
 
 
 def batch_size(objects: int) -> int:
-    """The size of the batch in which so many objects run."""
+    """Return the size of the batch for a number of objects."""
     return next((size for size in BATCHES if objects <= size), -(-objects // BATCHES[-1]) * BATCHES[-1])
 
 
 class CompiledStages:
-    """``encode_image``, ``track_objects`` and ``encode_memory`` of a model, as there, but compiled.
+    """Compiled ``encode_image``, ``track_objects`` and ``encode_memory`` of a model, with the same results.
 
-    Results are copies: what a CUDA graph writes is overwritten by its next run.
+    Results are copies, because a CUDA graph overwrites its outputs at the next replay.
     """
 
     def __init__(self, model: Sam2Model, backend: str = 'inductor') -> None:
-        """``backend``: of torch.compile. ValueError for one that is not known."""
+        """Wrap a model for a backend of ``torch.compile``; raise ValueError for an unknown backend."""
         known = torch.compiler.list_backends(None)
         if backend not in known:
             raise ValueError(f'compile {backend!r}: must be True, False or a backend: {", ".join(known)}')
-        # 'reduce-overhead' is the mode with CUDA graphs
-        options = {'mode': 'reduce-overhead'} if backend == 'inductor' and model.device.type == 'cuda' else {}
+        # The mode 'reduce-overhead' captures CUDA graphs.
+        mode = 'reduce-overhead' if backend == 'inductor' and model.device.type == 'cuda' else None
         self.model = model
-        self._copies = bool(options)
+        self._copies = mode is not None
 
         def compiled(function: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
-            return torch.compile(function, backend=backend, dynamic=dynamic, **options)
+            return torch.compile(function, backend=backend, dynamic=dynamic, mode=mode)
 
         self._encode_image = compiled(model.encode_image, False)
-        # batch and length are variables in the code, so that it is made once; each shape has a graph of its own
+        # Dynamic shapes: the code is compiled once, and each shape gets a CUDA graph of its own.
         self._track_objects = compiled(model.track_objects, True)
         self._encode_memory = compiled(model.encode_memory, True)
 
@@ -52,41 +52,45 @@ class CompiledStages:
         return [tensor.clone() if self._copies else tensor for tensor in tensors]
 
     def encode_image(self, images_bchw: Tensor) -> ImageFeatures:
-        """As ``Sam2Model.encode_image``, image by image: how many come at once changes from time to time."""
+        """Encode images as ``Sam2Model.encode_image`` does, one by one, because their number varies."""
         encoded = [self._own(self._encode_image(image)) for image in images_bchw.split(1)]
         return ImageFeatures(*(torch.cat(levels) for levels in zip(*encoded, strict=True)))
 
     def track_objects(self, image: ImageFeatures, memory: Memory) -> tuple[Tensor, ObjectMasks]:
-        """As ``Sam2Model.track_objects``."""
+        """Track objects as ``Sam2Model.track_objects`` does."""
         objects = len(memory.frames)
-        filled_up = Memory(*(None if part is None else _filled_up(part) for part in memory))
-        features, masks = self._track_objects(image, filled_up)
-        features, *masks = self._own(part[:objects] for part in (features, *masks))
-        return features, ObjectMasks(*masks)
+        padded = Memory._make(None if part is None else _padded(part) for part in memory)
+        features, masks = self._track_objects(image, padded)
+        features, *own_masks = self._own(part[:objects] for part in (features, *masks))
+        return features, ObjectMasks(*own_masks)
 
     def encode_memory(self, image: ImageFeatures, masks: ObjectMasks, prompted: Tensor) -> Tensor:
-        """As ``Sam2Model.encode_memory``."""
-        memory = self._encode_memory(image, ObjectMasks(*(_filled_up(part) for part in masks)), _filled_up(prompted))
+        """Encode memory frames as ``Sam2Model.encode_memory`` does."""
+        memory = self._encode_memory(image, ObjectMasks(*(_padded(part) for part in masks)), _padded(prompted))
         return self._own([memory[:len(prompted)]])[0]
 
     @torch.inference_mode()
     def warm_up(self, objects: int, max_conditioning_frames: int = 4, recent_frames: Iterable[int | None] = (None,),
                 show: Callable[[str], None] = lambda text: None) -> None:
-        """Compile, and capture, everything that up to so many objects need. Takes minutes the first time.
+        """Compile and capture all shapes that up to ``objects`` objects need. The first time, this takes minutes.
 
-        recent_frames: the values that ``StreamTracker.recent_frames`` will have. show: is told what comes next.
+        Args:
+            objects: Maximum number of tracked objects.
+            max_conditioning_frames: As given to ``StreamTracker``.
+            recent_frames: All values that ``StreamTracker.recent_frames`` will have.
+            show: Called with a description of each step before it starts.
         """
         model, shapes = self.model, MemoryShapes(self.model.config, max_conditioning_frames)
         size = model.image_size
         show('image encoder')
-        for _ in range(3):  # a graph is captured in the second or third run
+        for _ in range(3):  # a CUDA graph is captured in the second or third run
             image = self.encode_image(torch.zeros(1, 3, size, size, device=model.device, dtype=model.dtype))
         for batch in sorted({batch_size(n) for n in range(1, objects + 1)}):
             show(f'batches of {batch}')
-            masks = ObjectMasks(torch.full((batch, size // 4, size // 4), ABSENT_LOGIT, dtype=torch.float32,
-                                           device=model.device),
-                                *(torch.ones(batch, dtype=torch.float32, device=model.device) for _ in range(2)),
-                                torch.zeros(batch, model.config.d_model, device=model.device, dtype=model.dtype))
+            logits = torch.full((batch, size // 4, size // 4), ABSENT_LOGIT, dtype=torch.float32, device=model.device)
+            iou, score = (torch.ones(batch, dtype=torch.float32, device=model.device) for _ in range(2))
+            pointers = torch.zeros(batch, model.config.d_model, device=model.device, dtype=model.dtype)
+            masks = ObjectMasks(logits, iou, score, pointers)
             memories = [self._memory(batch, *length, masked) for recent in recent_frames
                         for length, masked in ((shapes.complete(recent), False), (shapes.longest(recent), True))]
             for _ in range(3):
@@ -105,7 +109,7 @@ class CompiledStages:
             torch.ones(batch, pointers, dtype=torch.int64, device=model.device), *exist)
 
 
-def _filled_up(rows: Tensor) -> Tensor:
-    """As many rows as the batch has, the last one repeated."""
+def _padded(rows: Tensor) -> Tensor:
+    """Return rows padded to the size of their batch with copies of the last row."""
     missing = batch_size(len(rows)) - len(rows)
     return torch.cat((rows, rows[-1:].expand(missing, *rows.shape[1:]))) if missing else rows

@@ -1,6 +1,6 @@
-"""The shape of a SAM 2 model, and the table of the models that exist.
+"""Configuration of a SAM 2 model, and the table of all known models.
 
-Shapes follow "SAM 2: Segment Anything in Images and Videos" (arXiv 2408.00714, section 4 and appendix D)
+The values follow "SAM 2: Segment Anything in Images and Videos" (arXiv 2408.00714, section 4 and appendix D)
 and the configuration files published with the checkpoints.
 """
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Sam2Config:
-    """Everything that fixes the layers of a model and how it reads its memory. Defaults are those of SAM 2.1."""
+    """Sizes of all layers of a model, and the rules of its memory. The defaults are those of SAM 2.1 tiny."""
 
     # image encoder: Hiera trunk (arXiv 2306.00989) and feature pyramid
     embed_dim: int = 96
@@ -28,7 +28,7 @@ class Sam2Config:
 
     # memory encoder
     memory_dim: int = 64
-    mask_channels: int = 256  # the mask downsampler ends in this many channels before its 1x1 convolution
+    mask_channels: int = 256  # of the mask downsampler, before its last 1x1 convolution
     fuser_layers: int = 2
 
     # prompt encoder and mask decoder
@@ -41,13 +41,13 @@ class Sam2Config:
     stability_threshold: float = 0.98
 
     # memory bank
-    memory_frames: int = 7  # time slots: one for conditioning frames, the others for the most recent ones
-    object_pointers: int = 16  # pointers reach back this many frames, the present one included
-    max_pointer_distance: int = 300  # a conditioning pointer's age is clamped here (frames)
+    memory_frames: int = 7  # time slots: one for conditioning frames, the others for recent frames
+    object_pointers: int = 16  # frames that pointers reach back, the present frame included
+    max_pointer_distance: int = 300  # frames, upper limit of a conditioning pointer's age
 
-    # what 2.1 has and 2.0 has not
-    no_object_embedding: bool = True  # memory of an absent object is marked
-    pointer_time_codes: bool = True  # pointers carry their age
+    # additions of SAM 2.1
+    no_object_embedding: bool = True  # added to the memory of an absent object
+    pointer_time_codes: bool = True  # added to pointers by their age
 
     image_size: int = 1024
 
@@ -61,12 +61,12 @@ class Sam2Config:
 
     @property
     def grid(self) -> int:
-        """Side of the stride-16 feature map, on which memory frames live."""
+        """Side of the stride-16 feature map; a memory frame has ``grid ** 2`` tokens."""
         return self.image_size // 16
 
 
 def check_image_size(image_size: int) -> None:
-    """Raise ValueError unless ``image_size`` is a positive multiple of 32, which the trunk's windows need."""
+    """Raise ValueError unless ``image_size`` is a positive multiple of 32, as the trunk's windows require."""
     if not isinstance(image_size, int) or image_size <= 0 or image_size % 32:
         raise ValueError(f'image_size {image_size!r}: must be a positive multiple of 32, for example 256, 512 or 1024')
 
@@ -88,11 +88,11 @@ VARIANTS: dict[str, Sam2Config] = {
        for size, config in _SIZES.items()},
     **{f'sam2.1_hiera_{size}': config for size, config in _SIZES.items()},
 }
-"""Name -> shape of every model that can be loaded."""
+"""Configuration of every known model, by name."""
 
 
 def variant(name: str) -> Sam2Config:
-    """The configuration called ``name``; raises ValueError that lists the names there are."""
+    """Return the configuration called ``name``; raise ValueError for an unknown name."""
     try:
         return VARIANTS[name]
     except KeyError:

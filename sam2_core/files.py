@@ -1,4 +1,4 @@
-"""Files of a folder: in the order of their numbers, found through symlinks, and none of them twice."""
+"""Files and folders: order by the numbers in names, search through symlinks, replacement of whole files."""
 from __future__ import annotations
 
 import os
@@ -9,48 +9,49 @@ from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 
-Notice = Callable[[Path, str], None]  # is told what was not read, and why
+Notice = Callable[[Path, str], None]  # called with a path that is skipped and the reason
 _NUMBER = re.compile(r'((?:^|(?<=[_= ]))-\d+|\d+)')  # a minus is a sign at the start of a name or of a part of it
-_TIMES = (12, 24, 60)  # months, hours, minutes: they begin anew in one series
+_TIMES = (12, 24, 60)  # months, hours and minutes start again within one series
 _DECIMAL = re.compile(r'(.*?)(\d+)\.(\d+)')
 
 
 class OrderError(ValueError):
-    """Files whose order cannot be known."""
+    """Error for files whose order is ambiguous."""
 
 
 def natural_key(name: str) -> tuple[str | int, ...]:
-    """Return what sorts names by the numbers in them: 2 before 10, 1 like 001, whatever the case of letters."""
+    """Return a key that sorts names by the numbers in them: 2 before 10, 1 like 001, ignoring case."""
     return tuple(int(part) if i % 2 else part for i, part in enumerate(_NUMBER.split(name.casefold())))
 
 
 def in_order(paths: Iterable[Path]) -> list[Path]:
-    """Return paths in natural order, folder by folder; those that differ in zeros or case only in a fixed one."""
+    """Return paths in natural order, folder by folder; names that differ only in zeros or case have a fixed order."""
     return sorted(paths, key=lambda path: ([natural_key(part) for part in path.parts], path.parts))
 
 
 def frames_in_order(paths: Iterable[Path]) -> list[Path]:
-    """Return the files of one folder in the order of the numbers in their names, without suffix.
+    """Return the files of one folder in the order of the numbers in their names.
 
-    Raises OrderError where two files have one number (1.jpg and 001.jpg, 1.jpg and 1.png), and where numbers with a
-    point have one order as decimals and another as two numbers (1.9 and 1.10).
+    Raise OrderError if two files have the same number (1.jpg and 001.jpg, 1.jpg and 1.png), or if numbers with a point
+    have one order as decimals and another as two numbers (1.9 and 1.10).
     """
     found = sorted(paths, key=lambda path: (natural_key(path.stem), path.name))
     for one, other in zip(found, found[1:], strict=False):
         if natural_key(one.stem) == natural_key(other.stem):
             raise OrderError(f'{one.name} and {other.name} are two files for one frame: remove or rename one')
-    decimals = [_DECIMAL.fullmatch(path.stem) for path in found]
-    if all(decimals) and len({match[1] for match in decimals}) == 1 and len({len(match[3]) for match in decimals}) > 1:
+    decimals = [match for path in found if (match := _DECIMAL.fullmatch(path.stem))]
+    if (len(decimals) == len(found) and len({match[1] for match in decimals}) == 1
+            and len({len(match[3]) for match in decimals}) > 1):
         values = [Decimal(f'{match[2]}.{match[3]}') for match in decimals]
         for i in range(1, len(found)):
             if values[i] <= values[i - 1]:
-                raise OrderError(f'{found[i - 1].name} and {found[i].name}: which is first depends on whether names '
-                                 f'are decimals; give all of them equally many digits after the point')
+                raise OrderError(f'{found[i - 1].name} and {found[i].name}: their order depends on whether names '
+                                 f'are decimals; give all names the same number of digits after the point')
     return found
 
 
 def not_one_sequence(stems: Sequence[str]) -> str | None:
-    """Return why names are not those of the frames of one video, None if they are: one text with a running number."""
+    """Return why names are not those of the frames of one video (one text with a running number), or None."""
     stems = sorted(stems, key=natural_key)
     parts = {stem: natural_key(stem) for stem in stems}
     for one, other in zip(stems, stems[1:], strict=False):
@@ -60,7 +61,7 @@ def not_one_sequence(stems: Sequence[str]) -> str | None:
             return f'{one} and {other} have no number'
     if len(stems) < 2:
         return None
-    series = defaultdict(list)  # as of several cameras: by all numbers but the last
+    series = defaultdict(list)  # for example of several cameras, by all numbers but the last
     for stem in stems:
         series[parts[stem][:-2]].append(stem)
     first, *others = series.values()
@@ -68,14 +69,14 @@ def not_one_sequence(stems: Sequence[str]) -> str | None:
     start, count = parts[first[0]][-2], len(first)
     counted = start in (0, 1) and runs == {tuple(range(start, start + count))}
     if others and count > 1 and counted and count not in _TIMES:
-        return f'{first[0]} and {others[0][0]} each begin a series'
+        return f'{first[0]} and {others[0][0]} each start a series'
     return None
 
 
 def folders_below(folder: Path, notice: Notice) -> Iterator[Path]:
-    """Yield a folder and all below it, through symlinks, in natural order; hidden ones are ignored.
+    """Yield a folder and all folders below it, through symlinks, in natural order; hidden folders are ignored.
 
-    A folder is entered once: a second link to one is noticed, and a link back to a folder above ends there.
+    Each folder is entered once. A second link to a folder is passed to ``notice``; a link to a folder above is ignored.
     """
     met: dict[tuple[int, int], Path] = {}
     waiting = [folder]
@@ -95,30 +96,33 @@ def folders_below(folder: Path, notice: Notice) -> Iterator[Path]:
         yield place
         for entry in found:
             if entry.is_symlink() and not os.path.exists(entry.path):
-                notice(Path(entry.path), f'a link to {os.readlink(entry.path)}, which is not there')
+                notice(Path(entry.path), f'a link to {os.readlink(entry.path)}, which does not exist')
         waiting += reversed(in_order(Path(entry.path) for entry in found if entry.is_dir()))
 
 
 def files_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
-    """Return the files with one of these lower-case suffixes, in no order; hidden ones are ignored. OSError."""
+    """Return the files of a folder with one of these lower-case suffixes, unordered; hidden files are ignored.
+
+    Raise OSError if the folder cannot be read.
+    """
     return [path for path in folder.iterdir()
             if path.suffix.lower() in suffixes and not path.name.startswith('.') and not path.is_dir()]
 
 
 def files_below(folder: Path, endings: tuple[str, ...], notice: Notice) -> list[Path]:
-    """Return the files below a folder whose names end so, in lower case, in natural order."""
+    """Return the files below a folder with one of these lower-case endings, in natural order."""
     return [path for place in folders_below(folder, notice) for path in in_order(
         path for path in place.iterdir()
         if path.name.lower().endswith(endings) and not path.name.startswith('.') and not path.is_dir())]
 
 
 def by_spelling(names: Iterable[str]) -> dict[tuple[str | int, ...], str]:
-    """Return names for ``other_spelling``."""
+    """Index names by their natural key, for ``other_spelling``."""
     return {natural_key(name): name for name in names}
 
 
 def other_spelling(name: str, names: Mapping[tuple[str | int, ...], str]) -> str:
-    """Return a hint at a name that differs in case or zeros only, to be put behind an error; empty if there is none."""
+    """Return a hint, to append to an error, at a name that differs only in case or zeros; '' if there is none."""
     near = names.get(natural_key(name), name)
     return '' if near == name else f'; there is {near}: names must be equal'
 

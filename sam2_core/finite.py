@@ -1,4 +1,4 @@
-"""Results of the model that are NaN or infinite, as those of damaged weights or of too narrow a dtype."""
+"""Detection of NaN and infinite model results, which damaged weights or a too narrow dtype cause."""
 from __future__ import annotations
 
 import math
@@ -10,13 +10,13 @@ from torch import Tensor
 
 
 class NotFiniteError(ArithmeticError):
-    """A result of the model is NaN or infinite; the text names the value and the cure."""
+    """Error for a NaN or infinite model result; the message states the value and the cure."""
 
     names_cure = True
 
 
 class Result(Protocol):
-    """What ``not_finite`` looks at in the result of one object."""
+    """The fields of an object's result that ``not_finite`` reads."""
 
     logits: Tensor
     iou: float
@@ -27,7 +27,7 @@ def not_finite(results: Mapping[int, Result]) -> dict[int, NotFiniteError]:
     """Return an error for each object whose logits, IoU or object score are NaN or infinite."""
     if not results:
         return {}
-    # NaN and infinity pass through a sum: one copy of one number per object to the host is enough
+    # A sum propagates NaN and infinity, so one number per object has to be copied to the host.
     sums = torch.stack([item.logits for item in results.values()]).flatten(1).sum(1).tolist()
     return {object_id: not_finite_error(item.iou, item.object_score)
             for (object_id, item), total in zip(results.items(), sums, strict=True)
@@ -35,7 +35,7 @@ def not_finite(results: Mapping[int, Result]) -> dict[int, NotFiniteError]:
 
 
 def not_finite_error(iou: float, object_score: float) -> NotFiniteError:
-    """Return the error for a result with these scores; if both are finite, its logits are not."""
+    """Return the error for a result with these scores. If both are finite, the logits are not."""
     finite = math.isfinite(iou) and math.isfinite(object_score)
     values = 'logits of the mask' if finite else f'iou {iou:g}, object score {object_score:g}'
     return NotFiniteError(f"the model's result is not finite ({values}): the weights "

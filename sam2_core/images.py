@@ -1,4 +1,4 @@
-"""Images in, masks out: between a camera's pixels and the model's square."""
+"""Conversion of images and masks between camera pixels and the square input of the model."""
 from __future__ import annotations
 
 import weakref
@@ -24,14 +24,17 @@ _WEIGHTS: WeakKeyDictionary[nn.Module, list[Tensor]] = WeakKeyDictionary()  # by
 
 
 class Maker:
-    """The model that encoded an image, in the state in which it did. Keeps neither the model nor its weights alive."""
+    """Reference to the model that encoded an image, and to its state at that time.
+
+    It keeps neither the model nor its weights alive.
+    """
 
     def __init__(self, model: Sam2Model) -> None:
         self._model: Callable[[], Sam2Model | None] = weakref.ref(model)
-        self._state = _state(model)
+        self._state: tuple[object, ...] | None = _state(model)
 
     def check(self, model: Sam2Model) -> None:
-        """Raise ValueError unless ``model`` is the one, and has not changed since."""
+        """Raise ValueError unless ``model`` encoded the image and has not changed since."""
         if self._model() is not model:
             raise ValueError(f'image encoded by another model, or in another process: encode it with the model that is '
                              f'to use it, {describe(model)}')
@@ -39,11 +42,11 @@ class Maker:
             raise ValueError(f'image encoded before {describe(model)} got other weights or another '
                              f'image_size: encode it again')
 
-    def __deepcopy__(self, memo: dict) -> Maker:
+    def __deepcopy__(self, memo: dict[int, object]) -> Maker:
         return self
 
-    def __reduce__(self) -> tuple:
-        return _maker_elsewhere, ()  # which model it was cannot be told in another process
+    def __reduce__(self) -> tuple[Callable[[], Maker], tuple[()]]:
+        return _maker_elsewhere, ()  # another process cannot identify the model
 
 
 def _maker_elsewhere() -> Maker:
@@ -53,48 +56,62 @@ def _maker_elsewhere() -> Maker:
 
 
 def _no_model() -> None:
-    """Stand for a model in another process."""
+    """Represent a model of another process."""
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedImage:
-    """An image's features; as many prompts as you like can be answered from them, and trackers take them as well.
+    """Features of an image, for any number of prompts, and for trackers.
 
-    Only the model that encoded an image takes it, as long as its weights stay.
-    maker: that model; None for features put together by hand: their shapes are checked, and the caller answers for
-    the rest.
+    Only the model that encoded the image accepts it, and only while its weights are unchanged.
+
+    Attributes:
+        features: Features of one image.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        maker: The model. None for features that the caller has assembled; then only their shapes are checked.
     """
 
-    features: ImageFeatures  # of one image
+    features: ImageFeatures
     height: int
     width: int
     maker: Maker | None = field(default=None, repr=False)
 
     def features_for(self, model: Sam2Model) -> ImageFeatures:
-        """Return the features on the device and in the number type that ``model`` computes in now."""
+        """Return the features on the present device, and in the present type, of ``model``."""
         return ImageFeatures(*(part.to(model.device, model.dtype) for part in self.features))
 
 
 @torch.inference_mode()
 def encode_images(model: Sam2Model, images: Sequence[np.ndarray | Tensor]) -> list[EncodedImage]:
-    """Encode several images, uint8 RGB (H, W, 3), in one run of the encoder. They may differ in size.
+    """Encode several images in one run of the encoder.
 
-    TypeError or ValueError for anything else, before any is encoded. The features of one image keep those of the
-    others in memory.
+    The features of all images share memory, which is freed with the last of them.
+
+    Args:
+        model: The model to run.
+        images: uint8 RGB (H, W, 3); sizes may differ.
+
+    Raises:
+        TypeError: An image has another type.
+        ValueError: An image has another shape.
     """
     sizes = [check_image(image) for image in images]
     if not sizes:
         return []
     with own_precision(model):
-        features = model.stages.encode_image(torch.cat([to_model(model, image) for image in images]))
-    features = [part.to(model.dtype) for part in features]  # autocast returns its own type
+        encoded = model.stages.encode_image(torch.cat([to_model(model, image) for image in images]))
+    features = [part.to(model.dtype) for part in encoded]  # autocast returns its own type
     maker = Maker(model)
     return [EncodedImage(ImageFeatures(*(part[row:row + 1] for part in features)), height, width, maker)
             for row, (height, width) in enumerate(sizes)]
 
 
 def check_encoded(model: Sam2Model, image: EncodedImage) -> tuple[int, int]:
-    """Return height and width; raise ValueError for an image of another model, TypeError for one not encoded."""
+    """Return height and width of an encoded image.
+
+    Raise TypeError for any other object, ValueError for an image that another model has encoded.
+    """
     if not isinstance(image, EncodedImage):
         raise TypeError(f'image of type {type(image).__name__}: must be an EncodedImage; encode it first')
     if image.maker is not None:
@@ -110,22 +127,22 @@ def check_encoded(model: Sam2Model, image: EncodedImage) -> tuple[int, int]:
 
 
 def describe(model: Sam2Model) -> str:
-    """Return name, image size, type and device of a model, for errors."""
+    """Return name, image size, type and device of a model for error messages."""
     return f'{model.name} ({model.image_size} pixels, {model.dtype}, {model.device})'
 
 
-def _state(model: Sam2Model) -> tuple:
-    """Return what changes with the weights: one changed in place has a new version. A move or another type keeps it."""
+def _state(model: Sam2Model) -> tuple[object, ...]:
+    """Return a value that changes with the weights, also if they change in place, but not with device or type."""
     weights = _weights(model)
     try:
         versions = tuple([weight._version for weight in weights])
-    except RuntimeError:  # made in inference mode: not counted
+    except RuntimeError:  # tensors made in inference mode have no version
         versions = ()
     return model.image_size, hash((versions, tuple(map(id, weights))))
 
 
 def _weights(model: Sam2Model) -> list[Tensor]:
-    """Return the weights that features depend on. Listing them takes ten times as long as looking at them."""
+    """Return the weights that features depend on, cached: listing them takes ten times as long as the check."""
     encoder = model.image_encoder
     kept = _WEIGHTS.get(encoder)
     if kept is None or kept[0] is not next(encoder.parameters()):
@@ -135,7 +152,7 @@ def _weights(model: Sam2Model) -> list[Tensor]:
 
 
 def check_image(image: np.ndarray | Tensor) -> tuple[int, int]:
-    """Height and width of an image, if it is uint8 RGB (H, W, 3); TypeError or ValueError otherwise."""
+    """Return height and width of a uint8 RGB image (H, W, 3); raise TypeError or ValueError for anything else."""
     if not isinstance(image, (np.ndarray, Tensor)):
         raise TypeError(f'image of type {type(image).__name__}: must be a numpy array or torch tensor, uint8 (H, W, 3)')
     if image.dtype not in (np.uint8, torch.uint8):
@@ -146,9 +163,9 @@ def check_image(image: np.ndarray | Tensor) -> tuple[int, int]:
 
 
 def to_model(model: Sam2Model, image: np.ndarray | Tensor) -> Tensor:
-    """uint8 RGB (H, W, 3) -> float (1, 3, S, S) on the model's device, stretched to the square and normalised.
+    """Stretch a uint8 RGB image (H, W, 3) to the square input (1, 3, S, S) of the model, and normalise it.
 
-    Bilinear with antialias, as the published image predictor does; values are scaled afterwards, where they are fewer.
+    Resizing is bilinear with antialias, as in the published image predictor. Normalising follows, on fewer pixels.
     """
     if isinstance(image, np.ndarray):
         image = torch.from_numpy(image if image.flags.writeable and image.flags.c_contiguous else image.copy())
@@ -160,19 +177,20 @@ def to_model(model: Sam2Model, image: np.ndarray | Tensor) -> Tensor:
 @lru_cache(maxsize=16)
 def _mean_and_deviation(device: torch.device) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False):
-        return tuple(torch.tensor(channels, dtype=torch.float32, device=device)[:, None, None] * 255
+        mean, std = (torch.tensor(channels, dtype=torch.float32, device=device)[:, None, None] * 255
                      for channels in (IMAGE_MEAN, IMAGE_STD))
+        return mean, std
 
 
 def mask_to_model(model: Sam2Model, mask: np.ndarray) -> Tensor:
-    """Return a user's bool mask (H, W) as float32 (1, 1, S, S) of 0 and 1, stretched as the image is.
+    """Stretch a mask prompt, bool (H, W), to the square input of the model: float32 (1, 1, S, S) of 0 and 1.
 
-    On any device it is computed on the CPU, so that every check of a mask comes to the same.
-    PromptError for a mask too thin for the model.
+    It is computed on the CPU whatever the model's device, so that every check of a mask gives the same result. Raise
+    PromptError for a mask that is too thin for the model.
     """
     return to_device(fit_mask(mask, model.image_size), model.device)[None, None].float()
 
 
 def to_image(logits: Tensor, height: int, width: int) -> np.ndarray:
-    """Mask logits (B, h, w) -> bool masks (B, height, width) in the image's pixels."""
+    """Convert mask logits (B, h, w) to masks in pixels of the image, bool (B, height, width)."""
     return to_host(at_image_size(logits, height, width))[0]

@@ -1,11 +1,11 @@
-"""A user's mask at the model's size: thin parts, which would vanish there, are thickened or refused.
+"""Mask prompts at the model's size: thin parts, which would vanish there, are thickened or rejected.
 
-A model of image_size S writes its masks on a grid of S / 4 cells a side. The published way onto it, resizing with
-antialias, keeps what is thicker than a cell; thinner parts fade below the threshold, and a mask of which nothing is
-left is no mask. So what vanishes is thickened, at the model's size and by just as much as it takes to survive, as long
-as the overlap (IoU) with what was given stays at least MIN_OVERLAP: down to about half a cell. Thinner parts of a mask
-are left out as published, and a mask of which too little is left is refused. A mask of which nothing vanishes
-is resized as published, bit for bit.
+A model of image_size S represents masks on a grid of S / 4 cells per side. The published conversion, resizing with
+antialias, keeps parts that are thicker than a cell; thinner parts fade below the threshold, and an empty mask may
+remain. Parts that would vanish are therefore thickened, at the model's size and just enough to survive, as long as
+their overlap (IoU) with the original stays at least MIN_OVERLAP: down to about half a cell. Thinner parts are dropped,
+as in the published conversion, and a mask of which too little remains is rejected. If no part vanishes, the mask is
+resized as published, bit for bit.
 """
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from torch import Tensor
 from sam2_core.prompt_arrays import PromptError
 from sam2_core.resizing import at_image_size, stretch
 
-MASK_SCALE, MASK_BIAS = 20.0, -10.0  # a mask of 0..1 enters the memory as -10..10, and leaves a mask prompt so
-MIN_OVERLAP = 1 / 3  # IoU of a mask, or of its thickened part, and what the model takes it for
+MASK_SCALE, MASK_BIAS = 20.0, -10.0  # map a mask of 0..1 to logits of -10..10
+MIN_OVERLAP = 1 / 3  # IoU of a mask, or of a thickened part, with its form in the model
 CELL = 4  # pixels of the model's image, side of a cell of its mask logits
-WORKABLE_LINE, WORKABLE_DOT = 0.6, 1.25  # cells: a line this thick, a dot this wide is never refused
-_SURE = 2.5  # logit: less may fall between the pixels of an image
-_STEPS = 5  # of thickening, a pixel each: a line a pixel thick is then sure to survive
-_STRAY = 0.02  # share of a part that may be lost though the part survives
+WORKABLE_LINE, WORKABLE_DOT = 0.6, 1.25  # cells; lines this thick and dots this wide are never rejected
+_SURE = 2.5  # logit; lower values may fall between the pixels of an image
+_STEPS = 5  # of thickening, a pixel each; enough for a line one pixel thick
+_STRAY = 0.02  # share of a part that may be lost if the part counts as kept
 
 
 def fit_mask(mask: np.ndarray, image_size: int) -> np.ndarray:
-    """Return a mask, bool (H, W) with at least one pixel, as bool (image_size, image_size).
+    """Resize a mask, bool (H, W) with at least one pixel, to bool (image_size, image_size).
 
-    PromptError for a mask too thin to be told from nothing at this size.
+    Raise PromptError for a mask that is too thin for this size.
     """
     with torch.inference_mode():
         cover = stretch(torch.from_numpy(mask).float()[None, None], image_size)[0, 0].numpy()
@@ -48,19 +48,20 @@ def fit_mask(mask: np.ndarray, image_size: int) -> np.ndarray:
 
 
 def mask_logits(masks_bchw: Tensor) -> Tensor:
-    """Return masks (B, 1, S, S) of 0 and 1 as the logits that stand for them: float32 (B, 1, S / 4, S / 4)."""
+    """Convert masks (B, 1, S, S) of 0 and 1 to the model's logits, float32 (B, 1, S / 4, S / 4)."""
     return F.interpolate(masks_bchw.float() * MASK_SCALE + MASK_BIAS, size=(masks_bchw.shape[-1] // CELL,) * 2,
                          mode='bilinear', antialias=True)
 
 
 def _taken(square: np.ndarray, height: int, width: int, above: float = 0.0) -> np.ndarray:
-    """Return where the model's logits of a mask exceed a threshold, bool (height, width)."""
+    """Return the pixels in which the model's logits of a mask exceed a threshold, bool (height, width)."""
     return at_image_size(mask_logits(torch.from_numpy(square)[None, None])[0], height, width, above)[0].numpy()
 
 
 def _lost(square: np.ndarray) -> np.ndarray:
-    """Return the pixels of a mask that the model loses: far from what remains, or of an island mostly lost."""
-    sure = _taken(square, *square.shape, _SURE)
+    """Return the pixels that the model loses: far from the remaining mask, or of an island that is mostly lost."""
+    size = square.shape[0]
+    sure = _taken(square, size, size, _SURE)
     count, islands = cv2.connectedComponents(square.view(np.uint8), connectivity=8)
     pixels, left = (np.bincount(islands[mask], minlength=count) for mask in (square, sure & square))
     return square & (~_near(sure, CELL) | (left < 0.5 * pixels)[islands])
@@ -72,7 +73,7 @@ def _near(mask: np.ndarray, radius: int) -> np.ndarray:
 
 
 def _thickened(square: np.ndarray, lost: np.ndarray, cover: np.ndarray) -> np.ndarray:
-    """Return the mask with its lost parts thickened, except those that thickening does not keep."""
+    """Return the mask with its lost parts thickened, except parts that would be lost all the same."""
     size = square.shape[0]
     before = _taken(square, size, size)
     thin = square & ~_taken(square, size, size, _SURE) & _near(lost, CELL + 1)

@@ -1,22 +1,22 @@
-"""Small questions about masks."""
+"""Helpers for masks: bounding box, and conversion to bool."""
 from __future__ import annotations
 
 import cv2
 import numpy as np
 
-_SAMPLE = 100_000  # pixels that are searched for the values of a mask that is refused
+_SAMPLE = 100_000  # pixels to search for the values of a rejected mask
 
 
 def mask_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
-    """The box (x0, y0, x1, y1) of a bool mask (H, W), x1 and y1 exclusive, or None when it is empty."""
+    """Return the box (x0, y0, x1, y1) of a bool mask (H, W), x1 and y1 exclusive, or None if the mask is empty."""
     x, y, width, height = cv2.boundingRect(np.ascontiguousarray(mask).view(np.uint8))
     return (x, y, x + width, y + height) if width else None
 
 
 def binary_mask(pixels: np.ndarray) -> np.ndarray:
-    """Return a mask as bool if it is bool, 0 and 1, or 0 and 255, of any type of number; ValueError otherwise.
+    """Convert a mask of bool, 0 and 1, or 0 and 255, in any numeric type, to bool.
 
-    Other values have no certain meaning: a threshold is the caller's decision.
+    Raise ValueError for other values: their meaning is ambiguous, and only the caller can choose a threshold.
     """
     if pixels.dtype == bool:
         return pixels
@@ -33,7 +33,7 @@ def binary_mask(pixels: np.ndarray) -> np.ndarray:
 
 
 def _values(pixels: np.ndarray) -> str:
-    """Return the extremes of a mask and a few of its other values, as text."""
+    """Describe the lowest and highest and a few other values of a mask."""
     stride = -(-pixels.size // _SAMPLE)
     values = np.unique(np.append(pixels.ravel()[::stride], (pixels.min(), pixels.max())))
     shown = list(dict.fromkeys(f'{value:.4g}' for value in values))

@@ -1,4 +1,4 @@
-"""Memory of one object, in tensors allocated once."""
+"""Memory of one tracked object, in tensors of constant size."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ class _Row(NamedTuple):
     slot: int
     frame: int  # number of the frame, counted by the object
     conditioning: bool
-    foreseen: bool = False  # prompted after the moment that a copy goes back to
+    foreseen: bool = False  # in a copy of the past: prompted after the moment of the copy
 
 
 class _Kept(NamedTuple):
@@ -29,11 +29,11 @@ class _Kept(NamedTuple):
 class _Slots:
     """Rows of one tensor, one per past frame: the newest conditioning frames, and all frames within ``reach``.
 
-    The published rule (`max_cond_frames_in_attn`): a conditioning frame that is no longer among the chosen ones counts
-    as an ordinary frame while it is within reach. A foreseen one has no place among the frames of its copy and is
-    dropped instead. So ordinary frames differ in age, and there are at most ``reach`` of them.
+    Frames are dropped by the published rule (``max_cond_frames_in_attn``): a conditioning frame that is no longer among
+    the newest counts as an ordinary frame while it is within reach. A foreseen frame is not one of the past frames of
+    its copy, so it is dropped at once. Ordinary frames therefore differ in age, and there are at most ``reach``.
 
-    Immutable, except that all versions of it share the tensor; a version reads only rows that it knows.
+    Instances are immutable, but all versions share one tensor. Each version reads only the rows that it lists.
     """
 
     def __init__(self, storage: Tensor, max_conditioning: int, reach: int, rows: tuple[_Row, ...] = ()) -> None:
@@ -44,27 +44,28 @@ class _Slots:
 
     def kept(self, now: int) -> list[_Kept]:
         """Return the frames that frame number ``now`` attends to: conditioning frames, then the others, old to new."""
-        chosen, kept = self._chosen(self._rows), ([], [])
+        chosen = self._chosen(self._rows)
+        conditioning: list[_Kept] = []
+        others: list[_Kept] = []
         for slot, frame, _, foreseen in self._rows:
             if slot in chosen:
-                kept[0].append(_Kept(slot, now - frame, True))
+                conditioning.append(_Kept(slot, now - frame, True))
             elif now - frame <= self._reach and not foreseen:
-                kept[1].append(_Kept(slot, now - frame, False))
-        return kept[0] + kept[1]
+                others.append(_Kept(slot, now - frame, False))
+        return conditioning + others
 
     def enter(self, frame: int, conditioning: bool) -> tuple[Tensor, _Slots]:
-        """Give a free row to ``frame``, the newest, and drop the frames that its successor cannot attend to.
+        """Assign a free row to ``frame``, the newest, and drop the frames that the next frame cannot attend to.
 
-        There is a free row, because the tensor has one more than frames are kept.
+        A row is always free, because the tensor has one row more than the frames that are kept.
         """
         taken = {row.slot for row in self._rows}
         slot = next(slot for slot in range(len(self.storage)) if slot not in taken)
         rows = (*self._rows, _Row(slot, frame, conditioning))
         return self.storage[slot], self._with(self.storage, rows, frame + 1)
 
-    def copy(self, now: int, then: int) -> _Slots:
-        """Return a copy at frame number ``then``, before ``now``; conditioning frames since then come just before it.
-        """
+    def copy(self, then: int) -> _Slots:
+        """Return a copy as of frame number ``then``; later conditioning frames are placed just before that frame."""
         chosen = self._chosen(self._rows)
         rows = tuple(row if row.frame < then else row._replace(frame=then - 1, foreseen=True)
                      for row in self._rows if row.frame < then or row.slot in chosen)
@@ -80,36 +81,43 @@ class _Slots:
 
 
 class MemoryShapes:
-    """Numbers of frames and pointers that an object attends to."""
+    """Numbers of memory frames and object pointers that an object attends to."""
 
     def __init__(self, config: Sam2Config, max_conditioning_frames: int) -> None:
         self.recent, self.pointers = config.memory_frames - 1, config.object_pointers - 1
         self.limit = max_conditioning_frames
 
     def complete(self, recent_frames: int | None = None) -> tuple[int, int]:
-        """Frames and pointers of an object that was prompted once, long ago: nearly always."""
-        return 1 + self._looked_at(recent_frames), 1 + self.pointers
+        """Return frames and pointers of an object that was prompted once, long ago: the usual case."""
+        return 1 + self._attended(recent_frames), 1 + self.pointers
 
     def longest(self, recent_frames: int | None = None) -> tuple[int, int]:
-        """Frames and pointers of an object with as many conditioning frames as are kept."""
-        return self.limit + self._looked_at(recent_frames), self.limit + self.pointers
+        """Return frames and pointers of an object with the maximum number of conditioning frames."""
+        return self.limit + self._attended(recent_frames), self.limit + self.pointers
 
-    def _looked_at(self, recent_frames: int | None) -> int:
+    def _attended(self, recent_frames: int | None) -> int:
         return self.recent if recent_frames is None else min(recent_frames, self.recent)
 
 
 class MemoryBank:
-    """Memory of one object: at most ``max_conditioning_frames`` + 6 frames, and as many + 15 pointers.
+    """Memory of one object: ``max_conditioning_frames`` + 6 frames and ``max_conditioning_frames`` + 15 pointers.
 
-    Section 4 of the SAM 2 paper, "Memory bank". Its size does not depend on how long the object has been tracked.
+    Section 4 of the SAM 2 paper, "Memory bank". The size does not depend on how long the object has been tracked.
     """
 
     def __init__(self, config: Sam2Config, max_conditioning_frames: int, device: torch.device,
                  dtype: torch.dtype) -> None:
-        """Allocate the memory of a new object; ``dtype`` is that of its pointers."""
+        """Allocate the memory of a new object.
+
+        Args:
+            config: Configuration of the model.
+            max_conditioning_frames: Number of conditioning frames to keep; the newest are kept.
+            device: Device of the model.
+            dtype: Type of the object pointers; memory frames are stored in ``MEMORY_DTYPE``.
+        """
         limit = max_conditioning_frames
         recent, pointers = MemoryShapes(config, limit).recent, MemoryShapes(config, limit).pointers
-        # one row more than is attended to: the new frame is written before the oldest is dropped
+        # One more row than frames to attend to: the new frame is written before the oldest is dropped.
         frames = torch.zeros(limit + recent + 1, config.grid ** 2, config.memory_dim, dtype=MEMORY_DTYPE,
                              device=device)
         self._frames = _Slots(frames, limit, recent)
@@ -118,36 +126,37 @@ class MemoryBank:
         self._max_pointer_distance = config.max_pointer_distance
         self._conditioning_slot = config.memory_frames - 1
         self._now = 0
-        self._steps: tuple[int, ...] = ()  # numbers of the tracker's images that the newest frames belong to
+        self._steps: tuple[int, ...] = ()  # image numbers of the newest frames
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensors held."""
+        """Size of the tensors in bytes."""
         return self._frames.storage.nbytes + self._pointers.storage.nbytes
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Numbers of the tracker's images that the object's newest frames belong to, from old to new."""
+        """Image numbers, as counted by the tracker, of the object's newest frames, from old to new."""
         return self._steps
 
     def length(self, recent_frames: int | None = None) -> tuple[int, int]:
-        """Return the numbers of frames and pointers to attend to: objects of equal length can run as one batch."""
+        """Return the numbers of frames and pointers to attend to. Objects of equal length can share a batch."""
         return len(self._attended(recent_frames)), len(self._pointers.kept(self._now))
 
     def write(self, memory: Tensor, pointer: Tensor, conditioning: bool) -> None:
-        """Remember the present frame: memory (tokens, memory_dim) and pointer (d_model,); the next frame begins."""
+        """Store memory (tokens, memory_dim) and pointer (d_model,) of the present frame, and begin the next frame."""
         step = self._steps[-1] + 1 if self._steps else 0
         after, = write_memories([self], memory[None], pointer[None], [conditioning], step)
         vars(self).update(vars(after))
 
     def copy(self, frames_back: int = 0) -> MemoryBank:
-        """Return a copy as it was ``frames_back`` of the object's own frames ago, as far as that is still kept.
+        """Return a copy of the memory as of ``frames_back`` of the object's frames ago.
 
-        Recent frames since then are dropped. Conditioning frames since then stay, as the newest before the present.
+        Later recent frames are dropped. Later conditioning frames are kept, as the newest before the present. Frames
+        that have already been dropped do not come back.
         """
         copied, then = self._version(), self._now - frames_back
-        copied._frames = self._frames.copy(self._now, then)
-        copied._pointers = self._pointers.copy(self._now, then)
+        copied._frames = self._frames.copy(then)
+        copied._pointers = self._pointers.copy(then)
         copied._now = then
         missing = frames_back - len(self._steps)
         if self._steps and missing >= 0:
@@ -157,21 +166,21 @@ class MemoryBank:
         return copied
 
     def frames_since(self, step: int) -> int:
-        """Return how many of the object's frames belong to the tracker's image number ``step`` or a later one.
+        """Return the number of the object's frames in image number ``step`` and later images.
 
-        Before the oldest image that is known, each image counts as one frame.
+        Images before the oldest known one count as one frame each.
         """
         since = sum(known >= step for known in self._steps)
         return since + max(0, self._steps[0] - step) if self._steps else since
 
     def placed(self, steps: Sequence[int]) -> MemoryBank:
-        """Return the same memory, whose newest frames belong to other images of the tracker."""
+        """Return the same memory with other image numbers for its newest frames."""
         placed = self._version()
         placed._steps = tuple(steps)
         return placed
 
     def _attended(self, recent_frames: int | None) -> list[_Kept]:
-        """The conditioning frames, and the newest ``recent_frames`` of the others (None: all)."""
+        """Return the conditioning frames and the newest ``recent_frames`` of the others; None means all of them."""
         kept = self._frames.kept(self._now)
         if recent_frames is None:
             return kept
@@ -185,7 +194,7 @@ class MemoryBank:
         return version
 
     def _enter(self, conditioning: bool, step: int) -> tuple[Tensor, Tensor, MemoryBank]:
-        """Free rows for the memory and the pointer of the present frame, and the bank in which they are its own."""
+        """Return free rows for the present frame's memory and pointer, and the bank that includes these rows."""
         after = self._version()
         frame_row, after._frames = self._frames.enter(self._now, conditioning)
         pointer_row, after._pointers = self._pointers.enter(self._now, conditioning)
@@ -196,10 +205,17 @@ class MemoryBank:
 
 def write_memories(banks: Sequence[MemoryBank], memories: Tensor, pointers: Tensor, conditioning: Sequence[bool],
                    step: int) -> list[MemoryBank]:
-    """Return the banks as they are after the present frame: memories (B, tokens, memory_dim), pointers (B, d_model).
+    """Write the present frame of several objects, and return the banks that include it.
 
-    ``step``: number of the tracker's image. The given banks attend to what they attended to before: only rows that are
-    free in them are written. They share their tensors with those that follow them, so use one or the other.
+    The given banks stay valid, since only rows that are free in them are written. A bank and its successor share
+    their tensors, so write to one of them only.
+
+    Args:
+        banks: One bank per object.
+        memories: (B, tokens, memory_dim).
+        pointers: (B, d_model).
+        conditioning: Per object, whether it was prompted in this frame.
+        step: Number of the image, as counted by the tracker.
     """
     entered = [bank._enter(flag, step) for bank, flag in zip(banks, conditioning, strict=True)]
     frame_rows, pointer_rows, after = zip(*entered, strict=True)
@@ -210,10 +226,13 @@ def write_memories(banks: Sequence[MemoryBank], memories: Tensor, pointers: Tens
 
 def stack_memories(banks: Sequence[MemoryBank], recent_frames: int | None = None,
                    length: tuple[int, int] | None = None) -> Memory:
-    """The memories of several objects as one batch; at most so many recent frames of each.
+    """Stack the memories of several objects into one batch.
 
-    Pointers are never left out: one is 3 or 4 tokens, a frame is (S / 16)^2.
-    length: frames and pointers each is filled up to, marked as not existing; None: all objects are equally long.
+    Args:
+        banks: One bank per object, of equal length unless ``length`` is given.
+        recent_frames: Maximum number of recent frames of each object; None means all of them. Pointers are always
+            included: a pointer has 3 or 4 tokens, a frame (S / 16)^2.
+        length: Numbers of frames and pointers to pad each object to; filler rows are marked as not existing.
     """
     frames = [bank._attended(recent_frames) for bank in banks]
     pointers = [bank._pointers.kept(bank._now) for bank in banks]
@@ -235,8 +254,8 @@ def stack_memories(banks: Sequence[MemoryBank], recent_frames: int | None = None
 
 
 def _gathered(storages: list[Tensor], kept: list[list[_Kept]], length: int | None) -> Tensor:
-    """The kept rows of each storage, (B, rows, ...), in one copy; filled up with what happens to be there."""
+    """Copy the kept rows of each storage into one tensor (B, rows, ...); repeat a row as filler up to ``length``."""
     views = [storage[k.slot] for storage, rows in zip(storages, kept, strict=True)
              for k in rows + rows[:1] * ((length or 0) - len(rows))]
-    with torch.autocast(storages[0].device.type, enabled=False):  # which would refuse to copy another type than its own
+    with torch.autocast(storages[0].device.type, enabled=False):  # it would refuse to stack other types than its own
         return torch.stack(views).unflatten(0, (len(storages), -1))

@@ -1,5 +1,8 @@
-"""How good masks are: J and F of the DAVIS benchmark, which SA-V uses too (Perazzi et al. 2016, Pont-Tuset et al. 2017,
-arXiv 1704.00675). Equal to the tools that were published with them (test/core/test_metrics.py)."""
+"""Mask metrics of the DAVIS and SA-V benchmarks: region similarity J and boundary accuracy F.
+
+Perazzi et al. 2016; Pont-Tuset et al. 2017, arXiv 1704.00675. The values equal those of the published tools
+(test/core/test_metrics.py).
+"""
 from __future__ import annotations
 
 import functools
@@ -11,22 +14,32 @@ import numpy as np
 
 from sam2_core.masks import mask_box
 
-BOUNDARY_TOLERANCE = 0.008  # of the image's diagonal
+BOUNDARY_TOLERANCE = 0.008  # as a share of the image's diagonal
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:
-    """J, the region similarity: intersection over union of two bool masks of one shape; 1 when both are empty."""
+    """Return J, the intersection over union of two bool masks of equal shape, 0..1; 1 if both are empty.
+
+    Raise ValueError for masks of different shapes.
+    """
     _check_shapes(a, b)
     union = np.count_nonzero(a | b)
     return np.count_nonzero(a & b) / union if union else 1.0
 
 
 def boundary_f(predicted: np.ndarray, true: np.ndarray, tolerance: float = BOUNDARY_TOLERANCE) -> float:
-    """F of the boundaries of two bool masks of one shape; 1 when neither has any, 0 when only one has.
+    """Return F, the boundary accuracy of two bool masks of equal shape, 0..1.
 
-    Precision is the part of the predicted boundary within ``tolerance`` times the image's diagonal (rounded up to whole
-    pixels) of the true one, recall the part of the true boundary that near the predicted one. A mask that fills the
-    image has no boundary.
+    Precision is the share of the predicted boundary within ``tolerance`` of the true boundary, recall the reverse.
+    F is 1 if neither mask has a boundary and 0 if only one has. A mask that fills the image has no boundary.
+
+    Args:
+        predicted: Predicted mask, bool (H, W).
+        true: True mask, bool (H, W).
+        tolerance: Distance as a share of the image's diagonal, rounded up to whole pixels.
+
+    Raises:
+        ValueError: The masks differ in shape.
     """
     _check_shapes(predicted, true)
     radius = math.ceil(tolerance * math.hypot(*true.shape))
@@ -43,12 +56,14 @@ def boundary_f(predicted: np.ndarray, true: np.ndarray, tolerance: float = BOUND
 
 
 def counted_frames(present: Sequence[bool], skip_first_and_last: bool = True, sav: bool = False) -> range:
-    """Which of an object's annotated frames its mean J and F are taken over, as indices.
+    """Return the indices of an object's annotated frames over which the mean J and F are taken.
 
-    present: for each annotated frame in order, whether the object is there in the truth or in what was predicted. The
-    first frame holds the prompt; it and the last are skipped by the published tools (not where they evaluate without
-    prompts). sav: as SA-V's tool has it, which begins to count where the object is first present; DAVIS counts a frame
-    where it is rightly absent as 1.
+    Args:
+        present: For each annotated frame in order, whether the true or the predicted mask is not empty.
+        skip_first_and_last: Skip the first frame, which holds the prompt, and the last, as the published tools do when
+            they evaluate prompted objects.
+        sav: Skip frames before the object is first present, as the tool of SA-V does. The tool of DAVIS counts a
+            frame in which the object is correctly absent as 1.
     """
     first, end = (1, len(present) - 1) if skip_first_and_last else (0, len(present))
     while sav and first < end and not present[first]:
@@ -68,7 +83,7 @@ def box_iou(box: Sequence[float] | np.ndarray, others: np.ndarray) -> np.ndarray
 
 
 def _crops(a: np.ndarray, b: np.ndarray) -> list[np.ndarray]:
-    """Both masks in the box of what they cover together and a pixel around it: all of their boundaries."""
+    """Crop both masks to their common bounding box and one pixel around it, which holds all boundaries."""
     x0, y0, x1, y1 = mask_box(a | b) or (0, 0, 0, 0)
     return [mask[max(0, y0 - 1):y1 + 1, max(0, x0 - 1):x1 + 1] for mask in (a, b)]
 
@@ -80,7 +95,7 @@ def _disk(radius: int) -> np.ndarray:
 
 
 def _boundary(mask: np.ndarray) -> np.ndarray:
-    """Pixels that differ from their neighbour to the right, below, or both ways: uint8 (H, W)."""
+    """Return the pixels that differ from the neighbour to the right, below, or below right: uint8 (H, W)."""
     edge = np.zeros(mask.shape, np.uint8)
     edge[:, :-1] |= mask[:, :-1] != mask[:, 1:]
     edge[:-1] |= mask[:-1] != mask[1:]

@@ -1,4 +1,4 @@
-"""Numbers that a user gives as a prompt, checked and never coerced: points, labels, a box, the values of a mask."""
+"""Checks of the numbers in a prompt: points, labels, box and mask. Values are rejected rather than coerced."""
 from __future__ import annotations
 
 from typing import Any
@@ -13,11 +13,11 @@ _SHOWN = 100  # characters of a value in an error
 
 
 class PromptError(ValueError):
-    """A prompt that cannot be used; the text names the value and the cure."""
+    """Error for a prompt that cannot be used; the message states the value and the cure."""
 
 
 def checked_points(points: Any, labels: Any, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return points as float32 (N, 2) and labels as int64 (N,), or raise PromptError."""
+    """Return points as float32 (N, 2) and labels as int64 (N,); raise PromptError if they cannot be used."""
     wanted = 'must be N (x, y) pairs, shape (N, 2), in pixels'
     xy = _numbers([] if points is None else points, 'points', wanted)
     if xy.shape == (0,):
@@ -52,7 +52,7 @@ def _checked_labels(labels: Any, count: int) -> np.ndarray:
 
 
 def checked_box(box: Any, height: int, width: int) -> np.ndarray:
-    """Return a box as float32 (4,), cut at the edges of the image, or raise PromptError."""
+    """Return a box as float32 (4,), clipped to the image; raise PromptError if it cannot be used."""
     wanted = 'must be (x0, y0, x1, y1), shape (4,), in pixels'
     corners = _numbers(box, 'box', wanted)
     if corners.shape != (4,):
@@ -78,7 +78,7 @@ def checked_box(box: Any, height: int, width: int) -> np.ndarray:
 
 
 def checked_mask(mask: Any, height: int, width: int) -> np.ndarray:
-    """Return a mask as bool (height, width), or raise PromptError."""
+    """Return a mask as bool (height, width); raise PromptError if it cannot be used."""
     shape = f'must be ({height}, {width}), as the image'
     pixels = _array(mask, 'mask', shape)
     if pixels.shape != (height, width):
@@ -93,7 +93,7 @@ def checked_mask(mask: Any, height: int, width: int) -> np.ndarray:
 
 
 def _numbers(values: Any, name: str, wanted: str, bools: bool = False) -> np.ndarray:
-    """Return real numbers as a float64 array of the shape in which they were given."""
+    """Return real numbers as a float64 array of their original shape."""
     array = _array(values, name, wanted)
     if array.size and array.dtype.kind not in ('biuf' if bools else 'iuf'):
         raise PromptError(f'{name} {_shown(values)} of type {array.dtype}: {wanted}')
@@ -108,7 +108,7 @@ def _array(values: Any, name: str, wanted: str) -> np.ndarray:
         values = [item.tolist() if isinstance(item, Tensor) else item for item in values]
     try:
         array = np.asarray(values)
-    except Exception:  # ragged lists, and whatever a foreign type raises
+    except Exception:  # ragged lists, or any exception of a foreign type
         raise PromptError(f'{name} {_shown(values)}: rows of different lengths, or no numbers; {wanted}') from None
     if array.dtype == object:
         raise PromptError(f'{name} {_shown(values)}: no array of numbers; {wanted}')

@@ -1,4 +1,4 @@
-"""What a user says about an object in one image: points, a box, a mask. Checks, merging, scaling to the model."""
+"""Prompts for objects in an image: checking, merging, and scaling to the model."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,13 +16,17 @@ __all__ = ['Prompt', 'PromptError', 'errors_of', 'merge_prompts']
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """Points, a box, or both; or a mask. Coordinates are pixels of the image it was drawn on, x right, y down.
+    """A prompt for one object: points, a box, or both; or a mask.
 
-    object_id: which object (a positive integer; not needed for single images).
-    points: (x, y) pairs, shape (N, 2); labels: one for each point, 1 on the object, 0 not on it.
-    box: (x0, y0, x1, y1); what lies outside the image is cut off.
-    mask: (H, W) of the image's size: bool, 0 and 1, or 0 and 255.
-    All may be lists, numpy arrays or torch tensors.
+    Coordinates are pixels of the image on which the prompt was drawn, x to the right, y down. All values may be lists,
+    numpy arrays or torch tensors.
+
+    Attributes:
+        object_id: A positive integer; not needed for single images.
+        points: (x, y) pairs, shape (N, 2).
+        labels: One per point: 1 on the object, 0 not on it.
+        box: (x0, y0, x1, y1); it is clipped to the image.
+        mask: (H, W), the size of the image: bool, 0 and 1, or 0 and 255.
     """
 
     object_id: int | None = None
@@ -32,9 +36,9 @@ class Prompt:
     mask: np.ndarray | None = None
 
     def check(self, height: int, width: int, image_size: int | None = None) -> Prompt:
-        """Return the prompt as clean arrays if it fits an image of this size; raise PromptError otherwise.
+        """Return the prompt as checked arrays, or raise PromptError if it does not fit an image of this size.
 
-        image_size: also refuse a mask that is too thin for a model of this ``image_size``.
+        With the ``image_size`` of a model, also reject masks that are too thin for that model.
         """
         points, labels = checked_points(self.points, self.labels, height, width)
         box = None if self.box is None else checked_box(self.box, height, width)
@@ -48,16 +52,17 @@ class Prompt:
         return Prompt(self.object_id, points, labels, box, mask)
 
     def check_starts(self) -> None:
-        """Raise PromptError if a checked prompt has background clicks only, which no new object can start from."""
+        """Raise PromptError if a checked prompt has background points only: they cannot start a new object."""
         if self.mask is None and self.box is None and (np.asarray(self.labels) == BACKGROUND).all():
-            x, y = self.points[0]
+            x, y = np.asarray(self.points)[0]
             raise PromptError(f'point ({x:g}, {y:g}): a new object cannot start from points off the object alone; '
                               f'give at least one point on it (label 1), a box or a mask')
 
     def as_points(self, height: int, width: int, image_size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Points float32 (P, 2) in pixels of the model's square image, labels int64 (P,). A box is two points, first.
+        """Return the points and box of a checked prompt as points of the model's square input.
 
-        Call it on a checked prompt.
+        Returns:
+            Points float32 (P, 2) in pixels and labels int64 (P,). The corners of a box come first.
         """
         points, labels = np.asarray(self.points, np.float32), np.asarray(self.labels, np.int64)
         if self.box is not None:
@@ -68,7 +73,7 @@ class Prompt:
 
 
 def merge_prompts(prompts: Iterable[Prompt], height: int, width: int) -> dict[int, Prompt]:
-    """Check prompts for tracked objects and merge those of one object; raise PromptError if any is wrong."""
+    """Check prompts for tracked objects and merge them by object id; raise PromptError if one cannot be used."""
     if isinstance(prompts, Prompt):
         raise PromptError('prompts: must be a list of Prompt, not one; write [prompt]')
     merged: dict[int, Prompt] = {}
@@ -86,8 +91,8 @@ def merge_prompts(prompts: Iterable[Prompt], height: int, width: int) -> dict[in
 
 
 @contextmanager
-def errors_of(object_id: int) -> Iterator[None]:
-    """Name the object in every PromptError."""
+def errors_of(object_id: int | None) -> Iterator[None]:
+    """Prefix every PromptError of the block with the object's id."""
     try:
         yield
     except PromptError as error:
@@ -98,7 +103,8 @@ def _merge(first: Prompt, second: Prompt) -> Prompt:
     if first.mask is not None or second.mask is not None:
         raise PromptError('a mask and another prompt in the same image: give the mask alone')
     if first.box is not None and second.box is not None:
-        boxes = ' and '.join(f'({", ".join(f"{value:g}" for value in one.box)})' for one in (first, second))
+        boxes = ' and '.join(f'({", ".join(f"{value:g}" for value in box)})' for box in (first.box, second.box))
         raise PromptError(f'two boxes in the same image, {boxes}: give one')
-    return Prompt(first.object_id, np.concatenate((first.points, second.points)),
-                  np.concatenate((first.labels, second.labels)), second.box if first.box is None else first.box)
+    points, labels = (np.concatenate([np.asarray(one), np.asarray(other)])
+                      for one, other in ((first.points, second.points), (first.labels, second.labels)))
+    return Prompt(first.object_id, points, labels, second.box if first.box is None else first.box)

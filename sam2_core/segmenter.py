@@ -1,4 +1,4 @@
-"""One image, any number of prompts."""
+"""Segmentation of single images by prompts."""
 from __future__ import annotations
 
 import time
@@ -14,38 +14,45 @@ from sam2_core.inference import inference
 from sam2_core.model import Sam2Model
 from sam2_core.prompts import Prompt, PromptError
 
-MAX_PROMPT_LOGIT = 32.0  # previous logits are clamped to this before they are a prompt
+MAX_PROMPT_LOGIT = 32.0  # limit of previous logits that are used as a mask prompt
 
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """The answer to one prompt: M masks, M = 3 for an ambiguous prompt (whole, part, subpart), else 1."""
+    """Result of one prompt: M masks, 3 with ``multimask`` (whole, part and subpart), else 1."""
 
     masks: np.ndarray  # bool (M, H, W)
     scores: np.ndarray  # float32 (M,), predicted IoU, 0..1
     logits: Tensor  # float32 (M, image_size / 4, image_size / 4), on the model's device
-    object_score: float  # logit; > 0: there is an object where the prompt says
+    object_score: float  # logit; > 0: there is an object at the prompt
 
 
 class ImageSegmenter:
-    """Promptable segmentation of single images. Keeps no state: several may share a model."""
+    """Promptable segmentation of single images (SAM 2, arXiv 2408.00714). It has no state and may share a model."""
 
     def __init__(self, model: Sam2Model) -> None:
         self.model = model
 
     def encode(self, image: np.ndarray | Tensor) -> EncodedImage:
-        """Encode an image, uint8 RGB (H, W, 3). TypeError or ValueError for anything else."""
+        """Encode a uint8 RGB image (H, W, 3); raise TypeError or ValueError for anything else."""
         return encode_images(self.model, [image])[0]
 
     @inference
     def segment(self, image: EncodedImage, prompt: Prompt, multimask: bool = False,
                 previous_logits: Tensor | np.ndarray | None = None) -> Segmentation:
-        """Answer one prompt.
+        """Segment an image by one prompt.
 
-        multimask: three masks instead of one: better for a single click, which may mean a part or the whole.
-        previous_logits: ``logits[i]`` of an earlier answer, (image_size / 4, image_size / 4), to refine it.
-        PromptError for a prompt that does not fit the image, for clicks off the object alone without previous_logits,
-        or logits of another shape. ValueError for an image that another model encoded.
+        Args:
+            image: An image that this segmenter's model has encoded.
+            prompt: The prompt, in pixels of the image.
+            multimask: Return three masks instead of one. Use it for a single click, which may mean a part or the whole.
+            previous_logits: ``logits[i]`` of an earlier result, (image_size / 4, image_size / 4), to refine.
+
+        Raises:
+            PromptError: The prompt does not fit the image, has background points only and no ``previous_logits``, or
+                the logits have another shape.
+            TypeError: The image is not encoded.
+            ValueError: Another model has encoded the image.
         """
         model = self.model
         check_encoded(model, image)
@@ -72,10 +79,23 @@ class ImageSegmenter:
     def segment_all(self, image: np.ndarray | Tensor | EncodedImage, points_per_side: int = 32,
                     filters: Filters | None = None, time_limit: float | None = None,
                     points_per_batch: int = 64) -> list[FoundMask]:
-        """Every mask in an image, largest first: what a grid of single clicks finds (SAM, appendix B).
+        """Segment everything in an image by a grid of single clicks (SAM, arXiv 2304.02643, appendix B).
 
-        points_per_side: the grid has its square as clicks. filters: what is kept. time_limit: seconds after which no
-        further batch of clicks is begun; the clicks until then lie all over the image.
+        Args:
+            image: uint8 RGB (H, W, 3), or an encoded image.
+            points_per_side: Clicks per side of the grid, at least 1.
+            filters: Rules for the masks to keep; None means ``Filters()``.
+            time_limit: Seconds after which no further batch of clicks is started; None means no limit. The clicks up
+                to then cover the whole image.
+            points_per_batch: Clicks per run of the mask decoder, at least 1.
+
+        Returns:
+            The masks, largest first.
+
+        Raises:
+            TypeError: The image has another type.
+            ValueError: The image has another shape, another model has encoded it, or a number is below 1.
+            NotFiniteError: The model returned NaN or infinity.
         """
         encoded = image if isinstance(image, EncodedImage) else self.encode(image)
         search = self.search(encoded, points_per_side, filters, points_per_batch)
@@ -87,7 +107,10 @@ class ImageSegmenter:
 
     def search(self, image: EncodedImage, points_per_side: int = 32, filters: Filters | None = None,
                points_per_batch: int = 64) -> Search:
-        """``segment_all`` in slices: each ``advance()`` is a batch of clicks, ``masks()`` what was found so far."""
+        """Return a ``segment_all`` to run in slices.
+
+        Each ``advance()`` of the search runs a batch of clicks, and ``masks()`` returns the masks found so far.
+        """
         return Search(self.model, image, points_per_side, filters or Filters(), points_per_batch)
 
     def _previous(self, logits: Tensor | np.ndarray) -> Tensor:

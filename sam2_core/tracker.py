@@ -1,4 +1,4 @@
-"""Tracking of any number of objects through a live stream, with memory bounded from the first frame."""
+"""Tracking of any number of objects in a live stream, with bounded memory."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -6,33 +6,27 @@ from dataclasses import dataclass
 from functools import wraps
 from itertools import pairwise
 from operator import index
-from typing import Any, NamedTuple, TypeVar
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sam2_core.images import (
-    EncodedImage,
-    at_image_size,
-    check_encoded,
-    check_image,
-    describe,
-    encode_images,
-    mask_to_model,
-)
+from sam2_core.images import EncodedImage, check_encoded, check_image, describe, encode_images, mask_to_model
 from sam2_core.inference import inference
 from sam2_core.masks import mask_box
 from sam2_core.memory import MemoryBank, MemoryShapes, stack_memories, write_memories
 from sam2_core.metrics import iou as mask_iou
 from sam2_core.model import Sam2Model
 from sam2_core.prompts import Prompt, PromptError, errors_of, merge_prompts
+from sam2_core.resizing import at_image_size
 from sam2_core.segmenter import MAX_PROMPT_LOGIT
 from sam2_core.tensors import ImageFeatures, Memory, ObjectMasks
 from sam2_core.timeline import Timeline
 from sam2_core.transfer import to_device, to_host
 
-Method = TypeVar('Method', bound=Callable[..., Any])
+P = ParamSpec('P')
+R = TypeVar('R')
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +35,8 @@ class ObjectResult:
 
     mask: np.ndarray  # bool (H, W)
     logits: Tensor  # float32 (image_size / 4, image_size / 4), on the model's device
-    box: tuple[int, int, int, int] | None  # (x0, y0, x1, y1) of the mask, pixels, x1 and y1 exclusive; None: no pixel
-    iou: float  # predicted IoU, 0..1; where the prompt was a mask, IoU with that mask
+    box: tuple[int, int, int, int] | None  # of the mask, pixels, (x0, y0, x1, y1), x1 and y1 exclusive; None if empty
+    iou: float  # predicted IoU, 0..1; for a mask prompt, the IoU with that mask
     object_score: float  # logit; > 0: the object is visible
 
 
@@ -56,16 +50,17 @@ class FrameResult:
 
 
 class _State(NamedTuple):
-    """Everything that changes from image to image, replaced as a whole or not at all."""
+    """State of a tracker that changes with every image. It is replaced as a whole, never changed in place."""
 
-    banks: dict[int, MemoryBank]  # never changed in place
+    banks: dict[int, MemoryBank]  # by object id, in the order in which objects were added
     timeline: Timeline
 
 
-def _all_or_nothing(method: Method) -> Method:
-    """Have a method of a tracker take back what it has changed if anything is raised up to its return."""
+def _all_or_nothing(
+        method: Callable[Concatenate[StreamTracker, P], R]) -> Callable[Concatenate[StreamTracker, P], R]:
+    """Decorate a method of a tracker: restore the state if the method raises."""
     @wraps(method)
-    def guarded(self: StreamTracker, *args: Any, **kwargs: Any) -> Any:
+    def guarded(self: StreamTracker, /, *args: P.args, **kwargs: P.kwargs) -> R:
         before = self._state
         try:
             return method(self, *args, **kwargs)
@@ -76,15 +71,19 @@ def _all_or_nothing(method: Method) -> Method:
 
 
 class StreamTracker:
-    """Tracks prompted objects from image to image.
+    """Tracker of prompted objects from image to image (SAM 2, arXiv 2408.00714, section 4).
 
-    Objects can be added, corrected and removed at any frame. Trackers hold their own memory and share nothing but
-    the model, so several may run on one. Not thread-safe. Whatever a method raises, KeyboardInterrupt included, the
-    tracker is as it was before the call.
+    Objects can be added, corrected and removed at any frame. Each tracker has its own memory, so several trackers can
+    share a model. If a method raises any exception, KeyboardInterrupt included, the tracker is as it was before the
+    call. Not thread-safe.
     """
 
     def __init__(self, model: Sam2Model, *, max_objects: int | None = None, max_conditioning_frames: int = 4) -> None:
-        """``max_conditioning_frames``: how many prompted frames an object remembers, the newest win."""
+        """Create a tracker for at most ``max_objects`` objects; None means no limit.
+
+        Each object stores the newest ``max_conditioning_frames`` conditioning frames. Raise TypeError if that is not
+        an integer, ValueError if it is below 1.
+        """
         if _integer('max_conditioning_frames', max_conditioning_frames) < 1:
             raise ValueError(f'max_conditioning_frames {max_conditioning_frames}: must be at least 1')
         self.model = model
@@ -96,15 +95,15 @@ class StreamTracker:
 
     @property
     def max_conditioning_frames(self) -> int:
-        """Number of prompted frames that an object remembers."""
+        """Number of conditioning frames that are stored per object."""
         return self._max_conditioning_frames
 
     @property
     def recent_frames(self) -> int | None:
-        """How many recent frames are looked at, at most; None: all that are remembered (6).
+        """Maximum number of recent frames to attend to; None means all that are stored (6).
 
-        Fewer are faster and less exact. What is remembered does not depend on it: it may be changed at any time.
-        ValueError for a negative number, TypeError for what is no integer.
+        Fewer frames are faster and less exact. The stored memory does not depend on this number, so it can be changed
+        at any time. Setting it raises ValueError for a negative number and TypeError for a non-integer.
         """
         return self._recent_frames
 
@@ -116,36 +115,36 @@ class StreamTracker:
 
     @property
     def object_ids(self) -> tuple[int, ...]:
-        """The objects known, in the order in which they were added."""
+        """Ids of all objects, in the order in which they were added."""
         return tuple(self._banks)
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of memory held for all objects: a constant for each of them."""
+        """Memory of all objects in bytes: a constant per object."""
         return sum(bank.nbytes for bank in self._banks.values())
 
     @_all_or_nothing
     def remove(self, object_id: int) -> None:
-        """Forget an object; KeyError when it is not known."""
+        """Remove an object; raise KeyError if its id is unknown."""
         self._bank(object_id)
         self._state = self._state._replace(banks=_without(self._banks, object_id))
 
     @_all_or_nothing
     def reset(self) -> None:
-        """Forget all objects."""
+        """Remove all objects."""
         self._state = self._state._replace(banks={})
 
     @torch.inference_mode()
     def fork(self, object_ids: Iterable[int], frames_back: int = 0) -> StreamTracker:
-        """Return an independent tracker that remembers these objects as they were ``frames_back`` images ago.
+        """Return an independent tracker with copies of some objects, as of ``frames_back`` images ago.
 
-        Images are those of this tracker: 1 is the image of its newest step. 0: both continue alike. Otherwise recent
-        frames since then are unknown to the fork; conditioning frames since then stay and count as the newest, until
-        newer ones take their place; and what has left the memory since then does not come back. An object that was
-        added since has its conditioning frames only.
+        Use it with ``adopt`` for prompts that were drawn on an older image: apply the prompts to a fork, step the fork
+        through the images since then, and adopt the object. 1 goes back to before the newest step, 0 copies the
+        present. Raise KeyError for an unknown id, ValueError for a negative number, TypeError for a non-integer.
 
-        With ``adopt`` a fork serves prompts that were drawn on an older image: apply them in a fork, step it through
-        the images since, and adopt the object. KeyError as for ``remove``, ValueError for a negative number.
+        The fork does not have the recent frames since then. Later conditioning frames are kept, and count as the
+        newest until newer ones replace them. Frames that have already been dropped from memory do not come back. An
+        object that was added later has its conditioning frames only.
         """
         if _integer('frames_back', frames_back) < 0:
             raise ValueError(f'frames_back {frames_back}: must be at least 0')
@@ -153,7 +152,7 @@ class StreamTracker:
         banks = {index(object_id): bank for object_id, bank in wanted.items()}
         timeline = self._state.timeline
         step = timeline.images - index(frames_back)
-        if banks and frames_back == 0:  # objects that an image failed for go on with that image
+        if banks and frames_back == 0:  # objects for which an image failed continue with that image
             step = max(bank.steps[-1] for bank in banks.values()) + 1
         other = StreamTracker(self.model, max_objects=self.max_objects,
                               max_conditioning_frames=self.max_conditioning_frames)
@@ -164,16 +163,20 @@ class StreamTracker:
 
     @_all_or_nothing
     def adopt(self, other: StreamTracker, object_id: int, frames_back: Sequence[int] | None = None) -> None:
-        """Take an object over from another tracker on the same model, which no longer knows it.
+        """Move an object from another tracker, usually a fork of this one, to this tracker.
 
-        It takes the place of the object of that id, if there is one; a new one comes last. KeyError as for ``remove``,
-        PromptError beyond ``max_objects``, ValueError for a tracker with another model or ``max_conditioning_frames``.
+        The object takes the place of an object with the same id; a new one comes last. ``frames_back`` gives the
+        positions of the newest images of ``other`` in the stream of this tracker, from old to new, counted as in
+        ``fork``: 1 is the image of this tracker's newest step, or an image after it. Without positions, a fork that has
+        processed as many images as this tracker since then has processed the same images; if the numbers differ, its
+        images are spread evenly over that time; if this tracker has processed none, it takes over the images of the
+        fork. The newest images of unrelated trackers coincide.
 
-        frames_back: where the newest images of ``other`` lie in the stream of this tracker, from old to new, counted as
-        in ``fork``: 1 is the image of the newest step here, or one that came after it. None or an empty list: if a fork
-        has processed as many images since it began as this tracker, they are the same ones; if not, they lie evenly
-        between that moment and now; if this tracker has not processed any since, those of the fork become its own. The
-        newest image of a tracker that is no fork is the newest one here.
+        Raises:
+            KeyError: The id is unknown to ``other``.
+            PromptError: This tracker has ``max_objects`` objects already.
+            TypeError: A position is not an integer.
+            ValueError: The trackers differ in model or ``max_conditioning_frames``, or positions are below 1 or rise.
         """
         if other.model is not self.model:
             raise ValueError(f'object {object_id} of a tracker on {describe(other.model)} cannot join one on '
@@ -214,28 +217,38 @@ class StreamTracker:
     @_all_or_nothing
     @inference
     def step(self, image: np.ndarray | Tensor | EncodedImage, prompts: Iterable[Prompt] = ()) -> FrameResult:
-        """Process the next image of the stream, uint8 RGB (H, W, 3), or encoded already, by the same model.
+        """Process the next image of the stream.
 
-        A prompt with an unknown ``object_id`` adds the object; one with a known id corrects it, and the correction is
-        remembered like a first prompt. Several prompts for one object are merged. Images may change in size. Results
-        have the order of ``object_ids``. PromptError for a prompt, TypeError and ValueError for an image that cannot
-        be used. Whatever is raised: the image did not happen.
+        Args:
+            image: uint8 RGB (H, W, 3), or an image that the same model has encoded. Images may differ in size.
+            prompts: A prompt with an unknown ``object_id`` adds an object. A prompt with a known id corrects that
+                object. Either way the frame is stored as a conditioning frame. Prompts for one object are merged.
+
+        Returns:
+            Results of all objects, in the order of ``object_ids``.
+
+        Raises:
+            PromptError: A prompt cannot be used.
+            TypeError: The image has another type.
+            ValueError: The image has another shape, or another model has encoded it.
         """
-        encoded = image if isinstance(image, EncodedImage) else None
-        height, width = check_image(image) if encoded is None else check_encoded(self.model, encoded)
+        if isinstance(image, EncodedImage):
+            height, width = check_encoded(self.model, image)
+        else:
+            height, width = check_image(image)
         merged = merge_prompts(prompts, height, width)
         self._check_limit(merged)
         timeline = self._state.timeline.after_image()
         if not self._banks and not merged:
             self._state = _State({}, timeline)
             return FrameResult({}, height, width)
-        encoded = encoded or encode_images(self.model, [image])[0]
+        encoded = image if isinstance(image, EncodedImage) else encode_images(self.model, [image])[0]
         features = encoded.features_for(self.model)
 
         conditioned, masks = self._track(features)
         for object_id, prompt in merged.items():
-            masks[object_id] = self._prompt(features, prompt, (height, width), conditioned.get(object_id),
-                                            masks.get(object_id))
+            tracked = (conditioned[object_id], masks[object_id]) if object_id in conditioned else None
+            masks[object_id] = self._prompt(features, prompt, (height, width), tracked)
         together = ObjectMasks(*(torch.stack(parts) for parts in zip(*masks.values(), strict=True)))
         banks = self._remember(features, list(masks), together, merged)
         results = _results(list(masks), together, merged, height, width)
@@ -249,7 +262,7 @@ class StreamTracker:
                               f'{self.max_objects}: remove one first')
 
     def _track(self, image: ImageFeatures) -> tuple[dict[int, Tensor], dict[int, ObjectMasks]]:
-        """Each known object in this image, from its memory alone: conditioned features (d_model, h, w) and mask."""
+        """Track all objects by their memories alone; return conditioned features (d_model, h, w) and masks by id."""
         conditioned, masks = {}, {}
         for ids, memory in self._batches():
             features, chosen = self.model.stages.track_objects(image, memory)
@@ -259,23 +272,23 @@ class StreamTracker:
         return conditioned, {object_id: masks[object_id] for object_id in self._banks}
 
     def _batches(self) -> Iterator[tuple[list[int], Memory]]:
-        """Objects that can run together, with what they remember: those whose memories are equally long.
+        """Yield objects with memories of equal length as one batch.
 
-        Where shapes must not change from image to image, those whose memories are complete, and the others filled up.
+        For compiled stages, pad all memories that are not complete to the maximum length.
         """
         complete = self._shapes.complete(self.recent_frames)
         groups: dict[tuple[int, int] | None, list[int]] = {}
         for object_id, bank in self._banks.items():
             length = bank.length(self.recent_frames)
-            to_fill_up = self.model.compiled is not None and length != complete
-            groups.setdefault(None if to_fill_up else length, []).append(object_id)
-        for length, ids in groups.items():
+            to_pad = self.model.compiled is not None and length != complete
+            groups.setdefault(None if to_pad else length, []).append(object_id)
+        for group, ids in groups.items():
             yield ids, stack_memories([self._banks[i] for i in ids], self.recent_frames,
-                                      self._shapes.longest(self.recent_frames) if length is None else None)
+                                      self._shapes.longest(self.recent_frames) if group is None else None)
 
-    def _prompt(self, image: ImageFeatures, prompt: Prompt, size: tuple[int, int], conditioned: Tensor | None,
-                tracked: ObjectMasks | None) -> ObjectMasks:
-        """One object as its prompt says: a new one without memory, a known one with its features and mask so far."""
+    def _prompt(self, image: ImageFeatures, prompt: Prompt, size: tuple[int, int],
+                tracked: tuple[Tensor, ObjectMasks] | None) -> ObjectMasks:
+        """Apply a prompt to one object; ``tracked``: its conditioned features and mask, None for a new object."""
         model = self.model
         with errors_of(prompt.object_id):
             if tracked is None:
@@ -288,8 +301,9 @@ class StreamTracker:
             if tracked is None:
                 features, previous = model.without_memory(image), None
             else:
+                conditioned, before = tracked
                 features = conditioned[None]
-                previous = tracked.logits.clamp(-MAX_PROMPT_LOGIT, MAX_PROMPT_LOGIT)[None, None]
+                previous = before.logits.clamp(-MAX_PROMPT_LOGIT, MAX_PROMPT_LOGIT)[None, None]
             decoded = model.decode_masks(features, image, to_device(points, model.device)[None],
                                          to_device(labels, model.device)[None], previous, multimask=len(points) <= 1)
             masks = model.choose_masks(decoded)
@@ -297,35 +311,35 @@ class StreamTracker:
 
     def _remember(self, image: ImageFeatures, ids: list[int], masks: ObjectMasks,
                   prompted: dict[int, Prompt]) -> dict[int, MemoryBank]:
-        """The banks after this image; those of the present state go on to attend to what they do."""
-        flags = [object_id in prompted for object_id in ids]
-        memories = self._encode(image, masks, flags)
-        model = self.model
+        """Return the banks including this image; the banks of the present state stay valid."""
+        model, flags = self.model, [object_id in prompted for object_id in ids]
+        memories = _encode_memories(model, image, masks, flags)
         banks = [self._banks[object_id] if object_id in self._banks
                  else MemoryBank(model.config, self.max_conditioning_frames, model.device, model.dtype)
                  for object_id in ids]
         after = write_memories(banks, memories, masks.pointers, flags, self._state.timeline.images)
         return dict(zip(ids, after, strict=True))
 
-    def _encode(self, image: ImageFeatures, masks: ObjectMasks, flags: list[bool]) -> Tensor:
-        """This frame's memory of each object. That of absent ones is the same for all: it is made once.
-
-        Which ones are absent is known without waiting on a CPU only.
-        """
-        device = masks.logits.device
-        scores = masks.object_score.tolist() if device.type == 'cpu' and self.model.compiled is None else []
-        absent = [row for row, score in enumerate(scores) if score <= 0 and not flags[row]]
-        if len(absent) < 2:
-            return self.model.stages.encode_memory(image, masks, to_device(flags, device))
-        kept = [row for row in range(len(flags)) if row not in absent[1:]]
-        place = {row: i for i, row in enumerate(kept)}
-        memories = self.model.stages.encode_memory(image, ObjectMasks(*(part[kept] for part in masks)),
-                                                   torch.tensor([flags[row] for row in kept], device=device))
-        return memories[[place.get(row, place[absent[0]]) for row in range(len(flags))]]
-
 
 def _without(banks: dict[int, MemoryBank], object_id: int) -> dict[int, MemoryBank]:
     return {known: bank for known, bank in banks.items() if known != object_id}
+
+
+def _encode_memories(model: Sam2Model, image: ImageFeatures, masks: ObjectMasks, prompted: list[bool]) -> Tensor:
+    """Encode this frame's memory of each object; all absent objects without a prompt share the same memory.
+
+    Only on a CPU are absent objects known without a device synchronisation, so elsewhere all are encoded.
+    """
+    device = masks.logits.device
+    scores = masks.object_score.tolist() if device.type == 'cpu' and model.compiled is None else []
+    absent = [row for row, score in enumerate(scores) if score <= 0 and not prompted[row]]
+    if len(absent) < 2:
+        return model.stages.encode_memory(image, masks, to_device(prompted, device))
+    kept = [row for row in range(len(prompted)) if row not in absent[1:]]
+    place = {row: i for i, row in enumerate(kept)}
+    memories = model.stages.encode_memory(image, ObjectMasks(*(part[kept] for part in masks)),
+                                          torch.tensor([prompted[row] for row in kept], device=device))
+    return memories[[place.get(row, place[absent[0]]) for row in range(len(prompted))]]
 
 
 def _integer(name: str, value: int) -> int:

@@ -1,4 +1,7 @@
-"""Between host and device without waiting: a GPU's work is queued, and whoever reads a result in between stops it."""
+"""Copies between host and device that do not synchronise more often than necessary.
+
+A GPU works through a queue, and reading a result drains it. A tracker's step reads results once, at its end.
+"""
 from __future__ import annotations
 
 from typing import Any
@@ -9,8 +12,8 @@ from torch import Tensor
 
 
 def to_device(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Numbers, a numpy array or a tensor as a tensor on the device; a GPU fetches them when it gets there."""
-    here = values.device if isinstance(values, Tensor) else 'cpu'  # whatever torch.set_default_device says
+    """Convert numbers, a numpy array or a tensor to a tensor on the device; copies to a GPU are queued."""
+    here = values.device if isinstance(values, Tensor) else 'cpu'  # independent of torch.set_default_device
     tensor = torch.as_tensor(values, dtype=dtype, device=here)
     if device.type != 'cuda' or tensor.device.type != 'cpu':
         return tensor.to(device)
@@ -18,7 +21,7 @@ def to_device(values: Any, device: torch.device, dtype: torch.dtype | None = Non
 
 
 def to_host(*tensors: Tensor) -> list[np.ndarray]:
-    """Tensors as numpy arrays, after one wait for all of them."""
+    """Convert tensors to numpy arrays with a single synchronisation."""
     if all(tensor.device.type != 'cuda' for tensor in tensors):
         return [tensor.cpu().numpy() for tensor in tensors]
     copies = [torch.empty(tensor.shape, dtype=tensor.dtype, device='cpu', pin_memory=True) for tensor in tensors]

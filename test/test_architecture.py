@@ -25,7 +25,7 @@ MAY_IMPORT = {
 
 KNOWN_UPWARDS: set[tuple[str, str]] = set()
 KNOWN_CIRCLES: set[frozenset[str]] = set()
-KNOWN_TWINS = {'Difference'}
+KNOWN_TWINS: set[str] = set()
 
 
 def module_name(path: Path) -> str:

@@ -1,8 +1,8 @@
-"""Write a model as ONNX graphs with static shapes, and a script that builds TensorRT engines from them.
+"""Export a model as ONNX graphs with static shapes, with a script that builds TensorRT engines from them.
 
     sam2_export --model sam2.1_hiera_tiny --onnx graphs --objects 1 4 --verify
 
-docs/how-to/export.md tells how to run them.
+docs/how-to/export.md describes how to run the graphs.
 """
 from __future__ import annotations
 
@@ -21,30 +21,33 @@ from sam2_core.export.write import NEEDED, ExportError, export_onnx, need
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of ``sam2_export``."""
+    """Return the parser of the command line of ``sam2_export``."""
     options = argparse.ArgumentParser('sam2_export', description=__doc__,
                                       formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
-    options.add_argument('--model', metavar='NAME', help=', '.join(VARIANTS))
-    options.add_argument('--checkpoint', type=Path, help='local weights; default: the published ones')
-    options.add_argument('--image-size', type=int, help='side of the square the model sees, a multiple of 32')
-    options.add_argument('--onnx', type=Path, required=True, metavar='DIR', help='folder to write to')
-    sizes = options.add_argument_group('fixed in the graphs')
+    options.add_argument('--model', metavar='NAME', help=f'model to export: {", ".join(VARIANTS)}')
+    options.add_argument('--checkpoint', type=Path, metavar='FILE',
+                         help='local weights (default: the published weights)')
+    options.add_argument('--image-size', type=int, metavar='PIXELS',
+                         help='side of the square model input in pixels, a multiple of 32 (default: as trained)')
+    options.add_argument('--onnx', type=Path, required=True, metavar='DIR',
+                         help='output folder; existing files of the same names are replaced')
+    sizes = options.add_argument_group('sizes that are fixed in the graphs')
     sizes.add_argument('--objects', type=int, nargs='+', default=[1], metavar='N',
-                       help='objects that run at once: graphs for each number (1)')
+                       help='number of objects per run; several numbers give graphs for each (default: 1)')
     sizes.add_argument('--memory-frames', type=int, default=Sizes.memory_frames, metavar='N',
-                       help=f'frames of memory that are looked at, prompted and recent ({Sizes.memory_frames})')
+                       help=f'memory frames to attend to, prompted and recent (default: {Sizes.memory_frames})')
     sizes.add_argument('--pointers', type=int, default=Sizes.pointers, metavar='N',
-                       help=f'object pointers that are looked at ({Sizes.pointers})')
+                       help=f'object pointers to attend to (default: {Sizes.pointers})')
     sizes.add_argument('--points', type=int, default=Sizes.points, metavar='N',
-                       help=f'points of a prompt, at most; a box counts as two ({Sizes.points})')
+                       help=f'maximum number of points per prompt; a box counts as two (default: {Sizes.points})')
     options.add_argument('--verify', action='store_true',
-                         help='run each graph with onnxruntime and compare it with PyTorch')
+                         help='run each graph with onnxruntime and compare its outputs with PyTorch')
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Export. Exit code 0: done; 1: a graph differs from the model; 2: cannot start."""
+    """Run ``sam2_export``; return 0, 1 if a graph differs from the model, or 2 if the export cannot start."""
     options = parser().parse_args(arguments)
     try:
         need([*NEEDED, *(['onnxruntime'] if options.verify else [])])
@@ -60,8 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f'[{done + 1}/{total}, {time.monotonic() - started:.0f} s] {stage.name}', file=sys.stderr, flush=True)
 
     every = export_onnx(model, options.onnx, sizes, progress)
-    print(f'{len(every)} graphs of {model.name} at {model.image_size} pixels, model.json and build_tensorrt.sh are in '
-          f'{options.onnx}', file=sys.stderr)
+    print(f'wrote {len(every)} graphs of {model.name} at {model.image_size} pixels, model.json and build_tensorrt.sh '
+          f'to {options.onnx}', file=sys.stderr)
     if not options.verify:
         return 0
     print(f'{"graph":<20}{"output":<16}{"difference":>12}{"largest value":>16}')
@@ -71,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not found.small:
             differ.append(f'{found.output} of {found.stage}')
     if differ:
-        print(f'sam2_export: {", ".join(differ)}: more than {TOLERANCE:g} of the largest value from PyTorch',
+        print(f'sam2_export: {", ".join(differ)}: differs from PyTorch by more than {TOLERANCE:g} of the largest value',
               file=sys.stderr)
     return int(bool(differ))
 

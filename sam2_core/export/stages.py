@@ -1,4 +1,4 @@
-"""What is exported: the stages, each with its inputs and outputs in words."""
+"""Stages to export, with a description of each input and output."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -15,16 +15,26 @@ from sam2_core.tensors import ImageFeatures, Memory, ObjectMasks
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is fixed in the graphs besides the model and its image size. ValueError for what is not positive."""
+    """Sizes that are fixed in the graphs, besides the model and its image size.
 
-    objects: tuple[int, ...] = (1,)  # each makes graphs for so many objects at once
-    memory_frames: int = 7  # frames of memory that are looked at: prompted and recent ones
+    Attributes:
+        objects: Numbers of objects per run; there are graphs for each number.
+        memory_frames: Memory frames to attend to, prompted and recent.
+        pointers: Object pointers to attend to.
+        points: Points of one prompt; a box counts as two.
+
+    Raises:
+        ValueError: A number is not a positive integer, or ``objects`` is empty.
+    """
+
+    objects: tuple[int, ...] = (1,)
+    memory_frames: int = 7
     pointers: int = 16
-    points: int = 8  # of one prompt, a box counted as two
+    points: int = 8
 
     def __post_init__(self) -> None:
         if not self.objects:
-            raise ValueError('objects (): name at least one number of objects')
+            raise ValueError('objects (): give at least one number of objects')
         for name, numbers in (('objects', self.objects), ('memory_frames', [self.memory_frames]),
                               ('pointers', [self.pointers]), ('points', [self.points])):
             for number in numbers:
@@ -33,7 +43,7 @@ class Sizes:
 
 
 class Port(NamedTuple):
-    """One input or output of a graph."""
+    """Input or output of a graph."""
 
     name: str
     shape: tuple[int, ...]
@@ -43,21 +53,21 @@ class Port(NamedTuple):
 
 @dataclass(frozen=True)
 class Stage:
-    """One graph: a function of tensors."""
+    """Function of tensors that is exported as one graph."""
 
-    name: str  # of the file, without .onnx
+    name: str  # file name without .onnx
     kind: str  # encode_image, attend_memory, decode_tracked, decode_prompted, adopt_mask or encode_memory
     objects: int
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
 
     def run(self, model: GraphModel, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The outputs, in order, for inputs in order."""
+        """Return the outputs for the inputs, both in the order of the ports."""
         return _FUNCTIONS[self.kind](model, *inputs)
 
 
 def stages(config: Sam2Config, sizes: Sizes) -> list[Stage]:
-    """Every graph of a model of this shape."""
+    """Return all stages of a model of this configuration."""
     ports = _Ports(config, sizes)
     found = [Stage('encode_image', 'encode_image', 1, *ports.encode_image())]
     for objects in sorted(set(sizes.objects)):
@@ -71,15 +81,15 @@ Inputs = tuple[tuple[Port, ...], tuple[Port, ...]]
 
 
 class _Ports:
-    """Inputs and outputs of each kind of stage."""
+    """Inputs and outputs of all kinds of stages; each method with the name of a kind returns those of that kind."""
 
     def __init__(self, config: Sam2Config, sizes: Sizes) -> None:
         self.config, self.sizes = config, sizes
-        size, dim = config.image_size, config.d_model
-        self.tokens = (size // 16) ** 2
-        self.stride16 = Port('stride16', (1, dim, size // 16, size // 16), 'float32', 'image features of encode_image')
-        self.stride8 = Port('stride8', (1, dim // 4, size // 8, size // 8), 'float32', 'image features of encode_image')
-        self.stride4 = Port('stride4', (1, dim // 8, size // 4, size // 4), 'float32', 'image features of encode_image')
+        size, dim, meaning = config.image_size, config.d_model, 'image features from encode_image'
+        self.tokens = config.grid ** 2
+        self.stride16 = Port('stride16', (1, dim, size // 16, size // 16), 'float32', meaning)
+        self.stride8 = Port('stride8', (1, dim // 4, size // 8, size // 8), 'float32', meaning)
+        self.stride4 = Port('stride4', (1, dim // 8, size // 4, size // 4), 'float32', meaning)
 
     def features(self, objects: int, meaning: str, name: str = 'features') -> Port:
         return Port(name, (objects, *self.stride16.shape[1:]), 'float32', meaning)
@@ -87,60 +97,60 @@ class _Ports:
     def masks(self, objects: int) -> tuple[Port, ...]:
         side = self.config.image_size // 4
         return (Port('logits', (objects, side, side), 'float32',
-                     'the mask: > 0 on the object once resized (bilinear) to the image; -1024 when it is not visible'),
+                     'mask: > 0 on the object, after resizing (bilinear) to the image; -1024 if it is not visible'),
                 Port('iou', (objects,), 'float32', 'predicted IoU of the mask, 0..1'),
                 Port('object_score', (objects,), 'float32', 'logit; > 0: the object is visible'),
-                Port('pointers', (objects, self.config.d_model), 'float32', 'stand for the objects in the memory'))
+                Port('pointers', (objects, self.config.d_model), 'float32', 'object pointers for the memory'))
 
     def encode_image(self) -> Inputs:
         size = self.config.image_size
         image = Port('image', (1, 3, size, size), 'float32', 'RGB, stretched to the square and normalised')
         return (image,), (self.stride16, self.stride8, self.stride4, self.features(
-            1, 'what the decoder sees of an image where nothing is remembered', name='without_memory'))
+            1, 'features for decoding a new object', name='without_memory'))
 
     def attend_memory(self, objects: int) -> Inputs:
         frames, pointers, config = self.sizes.memory_frames, self.sizes.pointers, self.config
         return (self.stride16,
                 Port('frames', (objects, frames, self.tokens, config.memory_dim), 'float32',
-                     'outputs of encode_memory; finite numbers in empty rows too'),
+                     'outputs of encode_memory; empty rows must be finite'),
                 Port('time_slots', (objects, frames), 'int32',
-                     f'{config.memory_frames - 1}: a prompted frame; else its age in frames less 1; -1: an empty row'),
+                     f'{config.memory_frames - 1}: prompted frame; otherwise its age in frames minus 1; -1: empty row'),
                 Port('pointers', (objects, pointers, config.d_model), 'float32',
-                     'pointers of prompted and recent frames; finite numbers in empty rows too'),
+                     'object pointers of prompted and recent frames; empty rows must be finite'),
                 Port('pointer_ages', (objects, pointers), 'int32',
-                     f'frames, at most {config.max_pointer_distance}; -1: an empty row')), (
-            self.features(objects, 'the image as the memory of each object sees it'),)
+                     f'age in frames, at most {config.max_pointer_distance}; -1: empty row')), (
+            self.features(objects, 'features of the image conditioned on the memory of each object'),)
 
     def decode_tracked(self, objects: int) -> Inputs:
         return (self.features(objects, 'output of attend_memory'), self.stride8, self.stride4), self.masks(objects)
 
     def decode_prompted(self) -> Inputs:
         points, side = self.sizes.points, self.config.image_size // 4
-        return (self.features(1, 'a new object: without_memory of encode_image; a known one: its features'),
+        return (self.features(1, 'new object: without_memory from encode_image; known object: its features'),
                 self.stride8, self.stride4,
                 Port('points', (1, points, 2), 'float32', 'x, y in pixels of the square image'),
                 Port('labels', (1, points), 'int32', '1: on the object, 0: not on it, 2 and 3: top left and bottom '
-                     'right corner of a box, first; -1: no point'),
+                     'right corner of a box, before the points; -1: no point'),
                 Port('previous_logits', (1, 1, side, side), 'float32',
-                     'a known object: its logits of decode_tracked in this image'),
-                Port('use_previous', (1,), 'int32', '1: previous_logits count, 0: they do not')), self.masks(1)
+                     'known object: its logits from decode_tracked in this image'),
+                Port('use_previous', (1,), 'int32', '1: use previous_logits, 0: ignore them')), self.masks(1)
 
     def adopt_mask(self) -> Inputs:
         size = self.config.image_size
-        mask = Port('mask', (1, 1, size, size), 'float32', 'a mask given by the user, 0 or 1, stretched as the image')
-        logits, _, object_score, pointers = self.masks(1)  # its IoU would be 1
+        mask = Port('mask', (1, 1, size, size), 'float32', 'mask prompt, 0 and 1, stretched as the image')
+        logits, _, object_score, pointers = self.masks(1)  # the predicted IoU would be 1
         return (self.stride16, self.stride8, self.stride4, mask), (logits, object_score, pointers)
 
     def encode_memory(self, objects: int) -> Inputs:
         logits, _, object_score, _ = self.masks(objects)
         prompted = Port('prompted', (objects,), 'int32', '1: prompted in this image, 0: tracked')
         memory = Port('memory', (objects, self.tokens, self.config.memory_dim), 'float32',
-                      'this image in the memory of each object')
+                      'memory frame of this image for each object')
         return (self.stride16, logits, object_score, prompted), (memory,)
 
 
 def _image(stride16: Tensor | None, stride8: Tensor | None = None, stride4: Tensor | None = None) -> ImageFeatures:
-    return ImageFeatures(stride16, stride8, stride4)  # each stage reads some of them
+    return ImageFeatures._make((stride16, stride8, stride4))  # each stage reads some of them
 
 
 def _encode_image(model: GraphModel, image: Tensor) -> tuple[Tensor, ...]:
@@ -172,7 +182,7 @@ def _adopt_mask(model: GraphModel, stride16: Tensor, stride8: Tensor, stride4: T
 
 def _encode_memory(model: GraphModel, stride16: Tensor, logits: Tensor, object_score: Tensor,
                    prompted: Tensor) -> tuple[Tensor, ...]:
-    masks = ObjectMasks(logits, object_score, object_score, object_score)  # iou and pointers are not read
+    masks = ObjectMasks(logits, object_score, object_score, object_score)  # iou and pointers are unused
     return (model.encode_memory(_image(stride16), masks, prompted != 0),)
 
 
@@ -182,5 +192,5 @@ _FUNCTIONS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
 
 
 def placeholders(stage: Stage) -> tuple[Tensor, ...]:
-    """Inputs of the right shapes and types, for tracing."""
+    """Return inputs with the shapes and types of a stage, for tracing."""
     return tuple(torch.zeros(port.shape, dtype=getattr(torch, port.dtype)) for port in stage.inputs)

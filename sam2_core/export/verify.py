@@ -1,4 +1,4 @@
-"""Do the graphs say what the model says? onnxruntime beside PyTorch, on the CPU."""
+"""Comparison of exported graphs in onnxruntime with the model in PyTorch, on the CPU."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,33 +17,33 @@ from sam2_core.nn.prompt_encoder import NOT_A_POINT
 from sam2_core.segmenter import MAX_PROMPT_LOGIT
 from sam2_core.tensors import ImageFeatures, Memory, ObjectMasks
 
-TOLERANCE = 1e-3  # of the largest number of an output, at least of 1: sums of float32 in another order stay far below
+TOLERANCE = 1e-3  # share of an output's largest value, at least 1; another order of float32 sums stays far below
 
 
-class Difference(NamedTuple):
-    """How far an output of a graph is from the model's."""
+class OutputDifference(NamedTuple):
+    """Difference between an output of a graph and that of the model."""
 
     stage: str
     output: str
-    largest: float  # absolute
-    scale: float  # the largest number there is in the model's output
+    largest: float  # largest absolute difference
+    scale: float  # largest absolute value of the model's output
 
     @property
     def small(self) -> bool:
-        """Whether rounding explains it."""
+        """True if rounding explains the difference."""
         return self.largest <= TOLERANCE * max(1.0, self.scale)
 
 
-def verify(model: Sam2Model, folder: str | Path, every: Sequence[Stage], seed: int = 0) -> Iterator[Difference]:
-    """Run each graph in ``folder`` with onnxruntime on random inputs, and the model on the same ones.
+def verify(model: Sam2Model, folder: str | Path, every: Sequence[Stage], seed: int = 0) -> Iterator[OutputDifference]:
+    """Run each graph of a folder with onnxruntime, and the model, on the same random inputs.
 
-    ExportError without onnxruntime.
+    Raise ExportError if onnxruntime is missing.
     """
     need(['onnxruntime'])
     import onnxruntime
 
     def run(stage: Stage, inputs: dict[str, Tensor]) -> list[Tensor]:
-        # made anew each time: large graphs take gigabytes
+        # One session at a time, because large graphs take gigabytes.
         session = onnxruntime.InferenceSession(Path(folder) / f'{stage.name}.onnx', providers=['CPUExecutionProvider'])
         found = session.run([port.name for port in stage.outputs], {name: t.numpy() for name, t in inputs.items()})
         return [torch.from_numpy(output) for output in found]
@@ -51,11 +51,11 @@ def verify(model: Sam2Model, folder: str | Path, every: Sequence[Stage], seed: i
     return differences(model, every, run, seed)
 
 
-def differences(model: Sam2Model, every: Sequence[Stage],
-                run: Callable[[Stage, dict[str, Tensor]], Sequence[Tensor]], seed: int = 0) -> Iterator[Difference]:
-    """How far whatever runs the stages is from the model, float32 on the CPU, on random inputs.
+def differences(model: Sam2Model, every: Sequence[Stage], run: Callable[[Stage, dict[str, Tensor]], Sequence[Tensor]],
+                seed: int = 0) -> Iterator[OutputDifference]:
+    """Compare a function that runs stages with the model, float32 on the CPU, on random inputs.
 
-    Some rows of memory and some points are empty: the model is given the others alone.
+    Some rows of memory and some points are empty; the model gets only the others.
     """
     source, model = model, Sam2Model(model.config, model.name)
     copy_weights(source, model)
@@ -67,11 +67,11 @@ def differences(model: Sam2Model, every: Sequence[Stage],
             inputs = sample.inputs(stage)
             expected = _EXPECTED[stage.kind](model, inputs)
         for port, ours, theirs in zip(stage.outputs, run(stage, inputs), expected, strict=True):
-            yield Difference(stage.name, port.name, float((ours - theirs).abs().max()), float(theirs.abs().max()))
+            yield OutputDifference(stage.name, port.name, float((ours - theirs).abs().max()), float(theirs.abs().max()))
 
 
 class _Sample:
-    """Inputs by name: features of a random image, and random numbers of the size that each input has in use."""
+    """Inputs by name: features of a random image, and random numbers of realistic size."""
 
     def __init__(self, model: Sam2Model, seed: int) -> None:
         self.model = model
@@ -107,7 +107,7 @@ class _Sample:
         return torch.randn(shape, generator=self.random)
 
     def _rows(self, name: str, objects: int, room: int) -> Tensor:
-        """A prompted frame and the most recent ones; each object has two rows less than the one before."""
+        """Return rows of a prompted frame and the most recent frames; each object has two rows less than the last."""
         config = self.model.config
         if name == 'time_slots':
             prompted, recent, highest = config.memory_frames - 1, range(room - 1), config.memory_frames - 1
@@ -124,7 +124,7 @@ class _Sample:
 
 
 def _features(inputs: dict[str, Tensor]) -> ImageFeatures:
-    return ImageFeatures(*(inputs.get(name) for name in ('stride16', 'stride8', 'stride4')))
+    return ImageFeatures._make(inputs.get(name) for name in ('stride16', 'stride8', 'stride4'))
 
 
 def _encode_image(model: Sam2Model, inputs: dict[str, Tensor]) -> Sequence[Tensor]:

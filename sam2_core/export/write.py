@@ -1,4 +1,4 @@
-"""Graphs, their description and a script that builds TensorRT engines, written into a folder."""
+"""Writing of graphs, their description, and a script that builds TensorRT engines."""
 from __future__ import annotations
 
 import json
@@ -23,11 +23,11 @@ BUILD_SCRIPT = Path(__file__).with_name('build_tensorrt.sh')
 
 
 class ExportError(RuntimeError):
-    """What keeps graphs from being written or checked; the text names the cure."""
+    """Error that prevents writing or checking graphs; the message states the cure."""
 
 
 def need(packages: Sequence[str]) -> None:
-    """ExportError unless these packages can be imported."""
+    """Raise ExportError unless these packages can be imported."""
     missing = []
     for package in packages:
         try:
@@ -40,11 +40,20 @@ def need(packages: Sequence[str]) -> None:
 
 def export_onnx(model: Sam2Model, folder: str | Path, sizes: Sizes | None = None,
                 progress: Callable[[int, int, Stage], None] = lambda done, total, stage: None) -> list[Stage]:
-    """Write a model as ONNX graphs, one for each stage, ``model.json`` and ``build_tensorrt.sh``.
+    """Export a model as ONNX graphs, one per stage, with ``model.json`` and ``build_tensorrt.sh``.
 
-    folder: made if it is not there; files of the same names are replaced. sizes: what is fixed besides the image size.
-    progress: called with the number of graphs written, of all, and the next stage, before each. Graphs are float32
-    whatever the model computes in. ExportError when a package is missing.
+    Args:
+        model: The model to export; graphs are float32 whatever its dtype.
+        folder: Output folder, created if it does not exist. Existing files of the same names are replaced.
+        sizes: Sizes that are fixed in the graphs besides the image size; None means ``Sizes()``.
+        progress: Called before each graph with the number of graphs written, the total number, and the next stage.
+
+    Returns:
+        The stages, one per graph.
+
+    Raises:
+        ExportError: A package is missing.
+        ValueError: The model has an int8 encoder, adapters or hooks.
     """
     need(NEEDED)
     folder, sizes = Path(folder), sizes or Sizes()
@@ -62,29 +71,31 @@ def export_onnx(model: Sam2Model, folder: str | Path, sizes: Sizes | None = None
 
 
 class _Graph(nn.Module):
-    """A stage as PyTorch's exporter takes it."""
+    """Stage as a module, for PyTorch's exporter."""
 
     def __init__(self, model: GraphModel, stage: Stage) -> None:
         super().__init__()
         self.model, self.stage = model, stage
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Run the stage."""
         return self.stage.run(self.model, inputs)
 
 
 def write_graph(model: GraphModel, stage: Stage, path: Path) -> None:
-    """Trace one stage and write it, weights included."""
-    # with gradients enabled nothing runs in place, in blocks or as complex numbers (nn/attention.py)
+    """Trace one stage and write it with its weights."""
+    # With gradients enabled, nothing runs in place, in blocks or with complex numbers (nn/attention.py).
     with torch.inference_mode(False), torch.enable_grad(), _quiet():
         program = torch.onnx.export(
             _Graph(model, stage).eval(), placeholders(stage), dynamo=True, opset_version=OPSET, verbose=False,
             input_names=[port.name for port in stage.inputs], output_names=[port.name for port in stage.outputs])
+        assert program is not None
         program.save(path, external_data=False)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter tells of its own deprecations, and of packages that are not needed."""
+    """Silence the exporter's warnings about its own deprecations and about packages that are not needed."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -96,7 +107,7 @@ def _quiet() -> Iterator[None]:
 
 
 def description(model: Sam2Model, sizes: Sizes, every: Sequence[Stage]) -> dict:
-    """What a program needs to know to run the graphs: the content of ``model.json``."""
+    """Return the content of ``model.json``: all that a program needs to run the graphs."""
     config = model.config
     return {
         'model': model.name,

@@ -1,1 +1,1 @@
-"""The building blocks of SAM 2, one file each. Parameter names are those of the published checkpoints."""
+"""Building blocks of SAM 2, one file each. Parameter names are those of the published checkpoints."""

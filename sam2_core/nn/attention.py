@@ -1,4 +1,4 @@
-"""Attention with its projections, plain and with rotary positions."""
+"""Attention with projections, plain and with rotary positions."""
 from __future__ import annotations
 
 import math
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from sam2_core.nn.layers import is_observed, is_plain
 from sam2_core.nn.position import RotaryTable
 
-QUERIES_AT_ONCE, KEYS_AT_ONCE = 1024, 512  # fewer cost more calls, more leave the cache
+QUERIES_AT_ONCE, KEYS_AT_ONCE = 1024, 512  # smaller blocks need more calls, larger ones leave the cache
 
 
 class Attention(nn.Module):
-    """Multi-head attention whose inner width is ``dim // downsample``; keys and values may come from ``dim_kv``."""
+    """Multi-head attention with an inner width of ``dim // downsample``; keys and values have ``dim_kv`` channels."""
 
     def __init__(self, dim: int, num_heads: int, downsample: int = 1, dim_kv: int | None = None) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(inner, dim)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, exists: Tensor | None = None) -> Tensor:
-        """Attention over projected (B, N, inner) tensors, then the output projection; ``exists``: bool (B, M)."""
+        """Attend over projected (B, N, inner) tensors, and project the output; ``exists``: bool (B, M)."""
 
         def heads(x: Tensor) -> Tensor:
             return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -35,28 +35,29 @@ class Attention(nn.Module):
         return self.out_proj(x.transpose(1, 2).flatten(-2))
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Query (B, N, dim), key and value (B, M, dim_kv) -> (B, N, dim)."""
+        """Attend from query (B, N, dim) to key and value (B, M, dim_kv): (B, N, dim)."""
         return self.attend(self.q_proj(query), self.k_proj(key), self.v_proj(value))
 
 
 class RotaryAttention(Attention):
-    """Attention whose queries and keys turn with their place in the grid; the last ``plain_keys`` keys do not.
+    """Attention with queries and keys rotated by their position in the grid, except the last ``plain_keys`` keys.
 
-    ``pooling``: an approximation, n x n turned keys of a grid are looked at as one, their mean, which counts for all.
+    ``pooling`` is an approximation: blocks of n x n rotated keys are replaced by their mean, with the weight of all.
     """
 
     pooling = 1
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, table: RotaryTable,
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, table: RotaryTable,  # type: ignore[override]
                 plain_keys: int = 0, exists: Tensor | None = None) -> Tensor:
-        """Query (1 or B, N, dim), key and value (B, R * N + plain_keys, dim_kv) -> (B, N, dim).
+        """Attend from query (1 or B, N, dim) to key and value (B, R * N + plain_keys, dim_kv): (B, N, dim).
 
-        ``exists``: bool (B, R * N + plain_keys), False for keys that must not be looked at; None: all are there.
+        ``exists``: bool (B, R * N + plain_keys), False for keys to ignore; None means all exist. The type check of the
+        override is off, because both classes are only called by their own names.
         """
         query, key = self.q_proj(query), self.k_proj(key)
         placed = key.shape[1] - plain_keys
         if (runs_plainly_on_cpu(key) and is_plain(self.q_proj) and is_plain(self.k_proj)
-                and not is_observed(table)):  # a hook may have kept what it saw
+                and not is_observed(table)):  # a hook may have kept its input
             table.rotate_in_place(query)
             table.rotate_in_place(key[:, :placed])
         else:
@@ -73,7 +74,7 @@ class RotaryAttention(Attention):
 
     def _pool(self, key: Tensor, value: Tensor, exists: Tensor | None, table: RotaryTable,
               placed: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Keys, values and existence with the tokens of each grid pooled, and how many tokens each stands for (M,)."""
+        """Pool the tokens of each grid; return keys, values, existence, and the number of tokens per key (M,)."""
         side = math.isqrt(table.cos_nc.shape[0])
 
         def pooled(x: Tensor) -> Tensor:
@@ -85,15 +86,15 @@ class RotaryAttention(Attention):
         left = placed // self.pooling ** 2
         counts = key.new_ones(key.shape[1])
         counts[:left] = self.pooling ** 2
-        if exists is not None:  # the tokens of a grid exist together
+        if exists is not None:  # all tokens of a grid exist, or none
             exists = torch.cat((exists[:, :placed:self.pooling ** 2], exists[:, placed:]), dim=1)
         return key, value, exists, counts
 
     def _attend_before_projecting(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Values are averaged in their own width, and projected afterwards.
+        """Average values in their own width, and project afterwards.
 
-        Exact for one head: the weights P of a query sum to one, so P (V W + b) = (P V) W + b, and the two projections
-        that follow each other are one. Made anew each time, a product of two small matrices, it is never stale.
+        Exact for one head: the weights P of a query sum to one, so P (V W + b) = (P V) W + b, and the two consecutive
+        projections become one. This product of two small matrices is computed on each call, so it is never stale.
         """
         weight = self.out_proj.weight @ self.v_proj.weight
         bias = F.linear(self.v_proj.bias, self.out_proj.weight, self.out_proj.bias)
@@ -102,9 +103,10 @@ class RotaryAttention(Attention):
 
 
 def _counted(query: Tensor, key: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries and keys with channels appended that add the logarithm of each key's count to its score."""
+    """Append channels to queries and keys that add the logarithm of each key's count to its score."""
     channels = query.shape[-1]
-    wider = channels + 8  # one would do, but kernels want a multiple of eight; scores are divided by the root of this
+    # One channel would do, but kernels need a multiple of eight. Scores are divided by the root of the width.
+    wider = channels + 8
     query, key = (F.pad(x, (0, wider - channels)) for x in (query * (wider / channels) ** 0.5, key))
     query[..., channels] = 1
     key[..., channels] = counts.log() * wider ** 0.5
@@ -112,9 +114,9 @@ def _counted(query: Tensor, key: Tensor, counts: Tensor) -> tuple[Tensor, Tensor
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, exists: Tensor | None = None) -> Tensor:
-    """PyTorch's fused attention over (B, heads, N, C); ``exists``: bool, broadcast to (B, heads, N, M).
+    """Run PyTorch's fused attention over (B, heads, N, C); ``exists``: bool, broadcast to (B, heads, N, M).
 
-    In training under bfloat16 autocast on a CPU it stays in float32: backward in bfloat16 takes three times as long.
+    Training under bfloat16 autocast on a CPU uses float32, because backward in bfloat16 takes three times as long.
     """
     if query.device.type == 'cpu' and torch.is_grad_enabled() and torch.is_autocast_enabled('cpu'):
         with torch.autocast('cpu', enabled=False):
@@ -123,19 +125,19 @@ def attention(query: Tensor, key: Tensor, value: Tensor, exists: Tensor | None =
 
 
 def runs_plainly_on_cpu(x: Tensor) -> bool:
-    """Whether ``x`` is float32 on a CPU and no gradient is wanted: where narrow values and work in place pay.
+    """Return whether ``x`` is float32 on a CPU without gradients, where narrow values and in-place operations are fast.
 
-    Elsewhere PyTorch's fused attention is faster, which wants values as wide as keys. What is compiled is plain too.
+    Elsewhere PyTorch's fused attention is faster, and it needs values as wide as keys. Compiled code uses it as well.
     """
     return (x.device.type == 'cpu' and x.dtype == torch.float32 and not torch.is_grad_enabled()
             and not torch.compiler.is_compiling())
 
 
 def _average(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention of one head: query (N, C), key (M, C), value (M, D) -> (N, D).
+    """Compute attention of one head with query (N, C), key (M, C) and value (M, D): (N, D).
 
-    Scores are made, used and forgotten block by block, so that they stay in the cache; weights are relative to the
-    highest score met so far, and what was averaged is scaled when a higher one comes (arXiv 2112.05682).
+    Scores are computed and used block by block, so that they stay in the cache. Weights are relative to the highest
+    score so far, and the running average is rescaled when a higher score follows (arXiv 2112.05682).
     """
     query = query * query.shape[-1] ** -0.5
     averaged = query.new_empty(len(query), value.shape[-1])

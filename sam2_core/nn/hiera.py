@@ -1,5 +1,4 @@
-"""The image encoder's trunk: Hiera (arXiv 2306.00989) with windowed attention and absolute window positions
-(arXiv 2311.05613)."""
+"""Hiera, the trunk of the image encoder: arXiv 2306.00989, with absolute window positions as in arXiv 2311.05613."""
 from __future__ import annotations
 
 import torch
@@ -12,7 +11,7 @@ from sam2_core.nn.attention import attention, runs_plainly_on_cpu
 from sam2_core.nn.derived import Derived
 from sam2_core.nn.layers import MLP, is_observed, is_plain
 
-NUMBERS_AT_ONCE = 2 ** 22  # in the widest layer of a block on a CPU
+NUMBERS_AT_ONCE = 2 ** 22  # elements of a block's widest layer to compute at once on a CPU
 
 
 def _pool(x_bhwc: Tensor) -> Tensor:
@@ -20,13 +19,15 @@ def _pool(x_bhwc: Tensor) -> Tensor:
 
 
 def _to_windows(x_bhwc: Tensor, window: int, fill: Tensor | None) -> tuple[Tensor, int, int]:
-    """Cut into (B * windows, window, window, C), filled up at the bottom and right; also the full size."""
+    """Split into (B * windows, window, window, C), padded with ``fill``; also return the padded size."""
     batch, height, width, channels = x_bhwc.shape
     full_height, full_width = -(-height // window) * window, -(-width // window) * window
     if full_width > width:
+        assert fill is not None
         filled = fill.to(x_bhwc.dtype).expand(batch, height, full_width - width, channels)
         x_bhwc = torch.cat((x_bhwc, filled), dim=2)
     if full_height > height:
+        assert fill is not None
         filled = fill.to(x_bhwc.dtype).expand(batch, full_height - height, full_width, channels)
         x_bhwc = torch.cat((x_bhwc, filled), dim=1)
     x = x_bhwc.view(batch, full_height // window, window, full_width // window, window, channels)
@@ -40,13 +41,13 @@ def _from_windows(windows: Tensor, full_height: int, full_width: int, height: in
 
 
 def _bicubic(size_in: int, size_out: int, device: torch.device) -> Tensor:
-    """The matrix (size_out, size_in) that resizes a line."""
+    """Return the matrix (size_out, size_in) that resizes a line."""
     lines = torch.eye(size_in, dtype=torch.float32, device=device)[None, None]
     return F.interpolate(lines, size=(size_out, size_in), mode='bicubic')[0, 0]
 
 
 class MultiScaleAttention(nn.Module):
-    """Self-attention over a (B, H, W, C) grid, or in windows of it, whose queries may be max-pooled by two."""
+    """Self-attention over a (B, H, W, C) grid, or in windows of it; queries may be max-pooled by two."""
 
     def __init__(self, dim: int, dim_out: int, num_heads: int, pool_queries: bool) -> None:
         super().__init__()
@@ -56,11 +57,11 @@ class MultiScaleAttention(nn.Module):
         self.proj = nn.Linear(dim_out, dim_out)
 
     def forward(self, x_bhwc: Tensor, window: int = 0) -> Tensor:
-        """``window``: side of the windows, which do not see each other; 0: attention over all of the grid.
+        """Attend within windows of side ``window``, or over the whole grid if 0.
 
-        The published model fills the last windows up with zeros and projects those too. Here only what is there is
-        projected, before and after: the projection of zeros is the bias. A projection that is more than its weights is
-        given the zeros.
+        The published model pads the last windows with zeros, and projects these too. Here only real tokens are
+        projected, and padding is filled with the projection of zeros, which is the bias. A projection that is more
+        than its weights is called with the zeros.
         """
         shrink = 2 if self.pool_queries else 1
         height, width = (side // shrink for side in x_bhwc.shape[1:3])
@@ -84,7 +85,7 @@ class MultiScaleAttention(nn.Module):
         return self.proj(x)
 
     def _bias(self) -> Tensor | None:
-        """Return what ``qkv`` makes of zeros, or None where only calling it tells."""
+        """Return the projection of zeros by ``qkv``, or None if it is only known by calling ``qkv``."""
         if is_plain(self.qkv):
             return self.qkv.bias
         if isinstance(self.qkv, torch.ao.nn.quantized.dynamic.Linear) and not is_observed(self.qkv):
@@ -93,7 +94,7 @@ class MultiScaleAttention(nn.Module):
 
 
 class MultiScaleBlock(nn.Module):
-    """A transformer block that may double the channels and halve the grid. ``window`` 0: attention over all of it."""
+    """Transformer block that may double the channels and halve the grid; with ``window`` 0 it attends globally."""
 
     def __init__(self, dim: int, dim_out: int, num_heads: int, window: int, pool_queries: bool) -> None:
         super().__init__()
@@ -107,11 +108,12 @@ class MultiScaleBlock(nn.Module):
         self.proj = nn.Linear(dim, dim_out) if dim != dim_out else None
 
     def forward(self, x_bhwc: Tensor) -> Tensor:
+        """Transform (B, H, W, C), on a CPU in bands of rows."""
         if not self.window or not runs_plainly_on_cpu(x_bhwc):
             return self._transform(x_bhwc)
-        # windows do not see each other: some rows of them at a time, so that what is made on the way stays in the cache
+        # Windows are independent, so some rows of windows run at a time, and intermediate results stay in the cache.
         rows = self.window * max(1, NUMBERS_AT_ONCE // (self.window * x_bhwc.shape[2] * self._widest))
-        if rows >= x_bhwc.shape[1] or any(map(is_observed, self.modules())):  # a hook sees the whole image at once
+        if rows >= x_bhwc.shape[1] or any(map(is_observed, self.modules())):  # a hook must see the whole image
             return self._transform(x_bhwc)
         return torch.cat([self._transform(band) for band in x_bhwc.split(rows, dim=1)], dim=1)
 
@@ -127,22 +129,23 @@ class MultiScaleBlock(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Overlapping 7x7 patches at stride 4."""
+    """Embedding of overlapping 7x7 patches at stride 4."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, channels, kernel_size=7, stride=4, padding=3)
 
     def forward(self, image_bchw: Tensor) -> Tensor:
+        """Embed images (B, 3, S, S): (B, S / 4, S / 4, C)."""
         return self.proj(image_bchw).permute(0, 2, 3, 1)
 
 
 class Hiera(nn.Module):
-    """Image (B, 3, S, S) -> four feature maps (B, C_i, S / 4, S / 4) ... (B, 8 C, S / 32, S / 32)."""
+    """Hierarchical vision transformer with four stages, at strides 4, 8, 16 and 32."""
 
     def __init__(self, config: Sam2Config) -> None:
         super().__init__()
-        self.recompute = False  # in training: keep nothing of the blocks, run them again for the backward pass
+        self.recompute = False  # in training, recompute blocks in the backward pass to save memory
         dim, heads = config.embed_dim, config.num_heads
         stage_starts = [sum(config.stages[:i]) for i in range(1, len(config.stages))]
         self.stage_ends = [start - 1 for start in stage_starts] + [config.blocks - 1]
@@ -154,7 +157,7 @@ class Hiera(nn.Module):
         self.blocks = nn.ModuleList()
         stage = 0
         for i in range(config.blocks):
-            # the first block of a stage still cuts windows of the stage before, since it attends before it pools
+            # The first block of a stage has the windows of the previous stage, because it attends before it pools.
             window = 0 if i in config.global_attention_blocks else config.window_sizes[stage]
             starts = i in stage_starts
             if starts:
@@ -164,11 +167,11 @@ class Hiera(nn.Module):
             dim = dim_out
 
     def position(self, height: int, width: int) -> Tensor:
-        """The position embedding (1, H, W, C): a coarse one resized, plus one per window position repeated."""
+        """Return the position embedding (1, H, W, C): a resized coarse one plus a repeated one per window position."""
         return self._position.get((self.pos_embed, self.pos_embed_window), self._make_position, height, width)
 
     def _make_position(self, height: int, width: int) -> Tensor:
-        # resized as one matrix product for each axis, which is many times faster than a bicubic kernel on a CPU
+        # One matrix product per axis is many times faster than a bicubic kernel on a CPU.
         rows, columns = (_bicubic(self.pos_embed.shape[-1], size, self.pos_embed.device) for size in (height, width))
         coarse = rows @ self.pos_embed.float() @ columns.T
         window = self.pos_embed_window.float()
@@ -176,6 +179,7 @@ class Hiera(nn.Module):
         return (coarse + window.tile(1, 1, *repeats)).permute(0, 2, 3, 1)
 
     def forward(self, image_bchw: Tensor) -> list[Tensor]:
+        """Return feature maps (B, C, S / 4, S / 4), ... (B, 8 C, S / 32, S / 32) of images (B, 3, S, S)."""
         x = self.patch_embed(image_bchw)
         x = x + self.position(*x.shape[1:3]).to(x.dtype)
         levels = []

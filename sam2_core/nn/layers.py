@@ -1,4 +1,4 @@
-"""The small layers that several blocks share."""
+"""Small layers and helpers that several blocks share."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ _PLAIN = frozenset((nn.Linear, nn.Conv2d, nn.Embedding))
 
 
 def is_observed(module: nn.Module) -> bool:
-    """Return whether calling ``module`` does more than the forward of its class: hooks, or a forward of its own."""
+    """Return whether calling ``module`` does more than its class's forward: it has hooks, or a forward of its own."""
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
                 or module._backward_pre_hooks or torch_module._global_forward_hooks
                 or torch_module._global_forward_pre_hooks or torch_module._global_backward_hooks
@@ -21,12 +21,12 @@ def is_observed(module: nn.Module) -> bool:
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Return whether ``module`` does nothing but what its weights say, so that reading them replaces calling it.
+    """Return whether ``module`` is fully described by its weights, so that reading them can replace a call.
 
-    Adapters (LoRA, DoRA), parametrizations, quantised weights, subclasses and hooks make a module that must be called.
+    Modules with adapters (LoRA, DoRA), parametrizations, quantised weights or hooks, and subclasses, must be called.
     """
     return (type(module) in _PLAIN and not is_observed(module)
-            and (torch.compiler.is_compiling()  # parameters are stand-ins while a graph is traced
+            and (torch.compiler.is_compiling()  # while a graph is traced, parameters have another type
                  or all(type(parameter) is nn.Parameter for parameter in module._parameters.values())))
 
 
@@ -38,20 +38,20 @@ def all_rows(embedding: nn.Embedding, count: int) -> Tensor:
 
 
 class Float32Buffers(nn.Module):
-    """A module whose buffers stay float32 when its parameters change type: they multiply coordinates and positions."""
+    """Module with buffers that stay float32 when its parameters change type, since they multiply coordinates."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Float32Buffers:
         before = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, buffer in before.items():
-            if self._buffers[name].dtype != buffer.dtype:
-                self._buffers[name] = buffer.to(self._buffers[name].device)
+            changed = self._buffers[name]
+            if buffer is not None and changed is not None and changed.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(changed.device)
         return self
 
 
-
 class LayerNorm2d(nn.Module):
-    """Layer normalisation over the channels of a (B, C, H, W) tensor."""
+    """Layer normalisation over the channels of (B, C, H, W) tensors."""
 
     def __init__(self, channels: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -60,12 +60,13 @@ class LayerNorm2d(nn.Module):
         self.eps = eps
 
     def forward(self, x_bchw: Tensor) -> Tensor:
+        """Normalise (B, C, H, W) over C."""
         x_bhwc = x_bchw.permute(0, 2, 3, 1)
         return F.layer_norm(x_bhwc, self.weight.shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
 
 
 class MLP(nn.Module):
-    """``depth`` linear layers with ``activation`` between them (none after the last)."""
+    """Perceptron of ``depth`` linear layers with ``activation`` between them."""
 
     def __init__(self, dim_in: int, dim_hidden: int, dim_out: int, depth: int,
                  activation: Callable[[Tensor], Tensor] = F.relu) -> None:
@@ -75,6 +76,7 @@ class MLP(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (..., dim_in) to (..., dim_out)."""
         for layer in self.layers[:-1]:
             x = self.activation(layer(x))
         return self.layers[-1](x)

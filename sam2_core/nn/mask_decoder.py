@@ -1,4 +1,4 @@
-"""The mask decoder: image features and prompt tokens attend to each other, then masks are read out.
+"""Mask decoder: image features and prompt tokens attend to each other, and masks are computed from both.
 
 SAM (arXiv 2304.02643, appendix A) with SAM 2's high-resolution features, object score and pointer tokens
 (SAM 2 paper, section 4 and appendix D).
@@ -18,7 +18,7 @@ MASK_TOKENS = 4  # one for unambiguous prompts, three for ambiguous ones
 
 
 class TwoWayBlock(nn.Module):
-    """Tokens attend to themselves, then to the image; the image attends to the tokens."""
+    """Block in which tokens attend to themselves and to the image, and the image attends to the tokens."""
 
     def __init__(self, config: Sam2Config, first: bool) -> None:
         super().__init__()
@@ -35,7 +35,8 @@ class TwoWayBlock(nn.Module):
 
     def forward(self, tokens: Tensor, image: Tensor, token_position: Tensor,
                 image_position: Tensor) -> tuple[Tensor, Tensor]:
-        if self.first:  # tokens are their own positions here, and attention replaces them
+        """Update tokens (B, P, C) and image (B, N, C), given their positions of the same shapes."""
+        if self.first:  # here tokens are their own positions, and attention replaces them
             tokens = self.self_attn(tokens, tokens, tokens)
         else:
             placed = tokens + token_position
@@ -49,7 +50,7 @@ class TwoWayBlock(nn.Module):
 
 
 class TwoWayTransformer(nn.Module):
-    """Two-way blocks and a last look of the tokens at the image."""
+    """Two-way blocks, and a final attention of the tokens to the image."""
 
     def __init__(self, config: Sam2Config) -> None:
         super().__init__()
@@ -58,6 +59,7 @@ class TwoWayTransformer(nn.Module):
         self.norm_final_attn = nn.LayerNorm(config.d_model)
 
     def forward(self, image_bnc: Tensor, image_position_bnc: Tensor, prompt_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return updated tokens (B, P, C) and image (B, N, C)."""
         tokens = prompt_tokens
         for layer in self.layers:
             tokens, image_bnc = layer(tokens, image_bnc, prompt_tokens, image_position_bnc)
@@ -67,16 +69,16 @@ class TwoWayTransformer(nn.Module):
 
 
 class DecodedMasks(NamedTuple):
-    """What the decoder says about B objects, M masks each (M is 1 or 3)."""
+    """Decoder output for B objects with M masks each (1 or 3)."""
 
     logits: Tensor  # float32 (B, M, 4 h, 4 w)
     iou: Tensor  # float32 (B, M), predicted IoU, 0..1
-    tokens: Tensor  # (B, M, d_model), from which object pointers are made
+    tokens: Tensor  # (B, M, d_model), source of object pointers
     object_score: Tensor  # float32 (B,), logit, > 0: the object is visible
 
 
 class MaskDecoder(nn.Module):
-    """Image features and prompts in, masks with predicted IoU and object score out."""
+    """Decoder of masks, predicted IoU and object score from image features and prompts."""
 
     def __init__(self, config: Sam2Config) -> None:
         super().__init__()
@@ -98,19 +100,24 @@ class MaskDecoder(nn.Module):
 
     def forward(self, features_bchw: Tensor, position_bchw: Tensor, prompt_tokens: Tensor, mask_features: Tensor,
                 stride8_bchw: Tensor, stride4_bchw: Tensor, multimask: bool) -> DecodedMasks:
-        """Decode B objects.
+        """Decode masks of B objects.
 
-        features_bchw: (B, C, h, w); position_bchw: (1, C, h, w); prompt_tokens: (B, P, C); mask_features: (B or 1,
-        C, h or 1, w or 1); stride8_bchw: (1 or B, C / 4, 2 h, 2 w); stride4_bchw: (1 or B, C / 8, 4 h, 4 w).
-        ``multimask``: the three masks of the ambiguous tokens, else the single one, replaced by the best of the
-        three where it is unstable.
+        Args:
+            features_bchw: (B, C, h, w).
+            position_bchw: (1, C, h, w).
+            prompt_tokens: (B, P, C).
+            mask_features: (B or 1, C, h or 1, w or 1).
+            stride8_bchw: (1 or B, C / 4, 2 h, 2 w).
+            stride4_bchw: (1 or B, C / 8, 4 h, 4 w).
+            multimask: Return the three masks for ambiguous prompts. Otherwise return the single mask, or the best of
+                the three if the single mask is unstable.
         """
         logits, iou, tokens, object_score = self._all(
             features_bchw, position_bchw, prompt_tokens, mask_features, stride8_bchw, stride4_bchw)
         if multimask:
             return DecodedMasks(logits[:, 1:], iou[:, 1:], tokens[:, 1:], object_score)
         logits, iou = self._stable(logits, iou)
-        return DecodedMasks(logits, iou, tokens[:, :1], object_score)  # the pointer's token stays the single one
+        return DecodedMasks(logits, iou, tokens[:, :1], object_score)  # pointers are always made from the single token
 
     def _all(self, features: Tensor, position: Tensor, prompt_tokens: Tensor, mask_features: Tensor,
              stride8: Tensor, stride4: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -134,7 +141,7 @@ class MaskDecoder(nn.Module):
         return logits.float(), iou, mask_tokens, object_score
 
     def _stable(self, logits: Tensor, iou: Tensor) -> tuple[Tensor, Tensor]:
-        """The single mask (B, 1, ...), or the best of three where small shifts of the threshold change it much."""
+        """Return the single mask (B, 1, ...), or the best of three if the single one depends much on the threshold."""
         flat = logits[:, 0].flatten(1)
         inner = (flat > self.stability_delta).sum(dim=1).float()
         outer = (flat > -self.stability_delta).sum(dim=1).float()

@@ -1,5 +1,7 @@
-"""Memory attention: the image looks at what is remembered of each object (SAM 2 paper, section 4)."""
+"""Memory attention: the image attends to the memory of each object (SAM 2 paper, section 4)."""
 from __future__ import annotations
+
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -10,7 +12,7 @@ from sam2_core.nn.position import RotaryTable
 
 
 class MemoryAttentionLayer(nn.Module):
-    """Self-attention, cross-attention to the memory, feed-forward; normalised before each."""
+    """Self-attention, cross-attention to the memory and feed-forward, each with normalisation before it."""
 
     def __init__(self, config: Sam2Config) -> None:
         super().__init__()
@@ -25,6 +27,7 @@ class MemoryAttentionLayer(nn.Module):
 
     def forward(self, x_bnc: Tensor, memory_keys: Tensor, memory: Tensor, pointer_tokens: int,
                 table: RotaryTable, exists: Tensor | None) -> Tensor:
+        """Update (1 or B, N, d_model) from memory (B, M, memory_dim): (B, N, d_model)."""
         normed = self.norm1(x_bnc)
         x_bnc = x_bnc + self.self_attn(normed, normed, normed, table)
         x_bnc = x_bnc + self.cross_attn_image(self.norm2(x_bnc), memory_keys, memory, table, pointer_tokens,
@@ -34,7 +37,7 @@ class MemoryAttentionLayer(nn.Module):
 
 
 class MemoryAttention(nn.Module):
-    """A stack of layers. Positions enter once, scaled by 0.1, at the input, and in the memory's keys."""
+    """Stack of layers. Positions are added once to the input, scaled by 0.1, and to the keys of the memory."""
 
     def __init__(self, config: Sam2Config) -> None:
         super().__init__()
@@ -42,12 +45,27 @@ class MemoryAttention(nn.Module):
         self.norm = nn.LayerNorm(config.d_model)
         self.rotary = RotaryTable(config.d_model, config.grid, config.grid, config.rope_theta)
 
+    @property
+    def cross_attentions(self) -> list[RotaryAttention]:
+        """Attention to the memory in each layer."""
+        return [cast(MemoryAttentionLayer, layer).cross_attn_image for layer in self.layers]
+
     def forward(self, image_bnc: Tensor, image_position_nc: Tensor, memory_bmc: Tensor, memory_position_bmc: Tensor,
                 pointer_tokens: int, exists: Tensor | None = None) -> Tensor:
-        """Image (1 or B, N, d_model), memory (B, M, memory_dim) ending in its pointers' tokens -> (B, N, d_model).
+        """Condition an image on the memories of B objects.
 
-        ``exists``: bool (B, M), False for tokens that must not be looked at; None: all are there.
-        One image for all B objects is one until the first look at their memories: what comes before is done once.
+        A single image is expanded to B only at the first cross-attention, so the work before that is shared.
+
+        Args:
+            image_bnc: (1 or B, N, d_model).
+            image_position_nc: (N, d_model).
+            memory_bmc: (B, M, memory_dim); the last tokens are those of pointers.
+            memory_position_bmc: (B, M, memory_dim).
+            pointer_tokens: Number of tokens of pointers.
+            exists: bool (B, M), False for tokens to ignore; None means all exist.
+
+        Returns:
+            (B, N, d_model).
         """
         x = image_bnc + 0.1 * image_position_nc
         keys = memory_bmc + memory_position_bmc

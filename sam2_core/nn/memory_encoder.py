@@ -1,4 +1,4 @@
-"""The memory encoder: an image and an object's mask in it become one frame of memory (SAM 2 paper, section 4)."""
+"""Memory encoder: makes a memory frame from an image and an object's mask (SAM 2 paper, section 4)."""
 from __future__ import annotations
 
 import torch
@@ -10,7 +10,7 @@ from sam2_core.nn.layers import LayerNorm2d
 
 
 class MaskDownsampler(nn.Module):
-    """Mask at image size -> d_model channels at stride 16, by four strided convolutions."""
+    """Four strided convolutions from a mask at image size to d_model channels at stride 16."""
 
     def __init__(self, channels: int, d_model: int) -> None:
         super().__init__()
@@ -21,16 +21,17 @@ class MaskDownsampler(nn.Module):
             layers += [convolution, LayerNorm2d(width * 4), nn.GELU()]
             width *= 4
         if width != channels:
-            raise ValueError(f'mask_channels {channels}: four stages that multiply by four end in {width}')
+            raise ValueError(f'mask_channels {channels}: must be {width}, as four stages multiply the channels by four')
         layers.append(nn.Conv2d(width, d_model, kernel_size=1))
         self.encoder = nn.Sequential(*layers)
 
     def forward(self, mask_bchw: Tensor) -> Tensor:
+        """Downsample masks (B, 1, S, S): (B, d_model, S / 16, S / 16)."""
         return self.encoder(mask_bchw)
 
 
 class ConvNextBlock(nn.Module):
-    """A ConvNeXt block (arXiv 2201.03545) with layer scale."""
+    """ConvNeXt block (arXiv 2201.03545) with layer scale."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -41,26 +42,28 @@ class ConvNextBlock(nn.Module):
         self.gamma = nn.Parameter(torch.full((dim,), 1e-6))
 
     def forward(self, x_bchw: Tensor) -> Tensor:
+        """Transform (B, C, H, W)."""
         x = self.norm(self.dwconv(x_bchw)).permute(0, 2, 3, 1)
         x = self.gamma * self.pwconv2(F.gelu(self.pwconv1(x)))
         return x_bchw + x.permute(0, 3, 1, 2)
 
 
 class Fuser(nn.Module):
-    """ConvNeXt blocks in a row."""
+    """Sequence of ConvNeXt blocks."""
 
     def __init__(self, dim: int, layers: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(ConvNextBlock(dim) for _ in range(layers))
 
     def forward(self, x_bchw: Tensor) -> Tensor:
+        """Transform (B, C, H, W)."""
         for layer in self.layers:
             x_bchw = layer(x_bchw)
         return x_bchw
 
 
 class MemoryEncoder(nn.Module):
-    """Image features (1 or B, d_model, h, w) and masks (B, 1, 16 h, 16 w) -> memory (B, memory_dim, h, w)."""
+    """Encoder of memory frames from image features and masks."""
 
     def __init__(self, config: Sam2Config) -> None:
         super().__init__()
@@ -71,4 +74,5 @@ class MemoryEncoder(nn.Module):
         self.out_proj = nn.Conv2d(dim, config.memory_dim, kernel_size=1)
 
     def forward(self, features_bchw: Tensor, masks_bchw: Tensor) -> Tensor:
+        """Encode features (1 or B, d_model, h, w) and masks (B, 1, 16 h, 16 w): (B, memory_dim, h, w)."""
         return self.out_proj(self.fuser(self.pix_feat_proj(features_bchw) + self.mask_downsampler(masks_bchw)))

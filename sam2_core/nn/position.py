@@ -11,7 +11,7 @@ from sam2_core.nn.layers import Float32Buffers, is_observed
 
 
 def sine_grid(channels: int, height: int, width: int, device: torch.device | None = None) -> Tensor:
-    """Sine encoding of a grid, float32 (channels, height, width); rows first, then columns.
+    """Return the sine encoding of a grid, float32 (channels, height, width): channels of rows, then of columns.
 
     Coordinates are counted from 1 and scaled to 2 pi at the far edge; sine and cosine alternate (as in DETR,
     arXiv 2005.12872, appendix A.4).
@@ -30,7 +30,7 @@ def sine_grid(channels: int, height: int, width: int, device: torch.device | Non
 
 
 def sine_time(position: Tensor, channels: int) -> Tensor:
-    """Sine encoding of scalars (...,) -> float32 (..., channels): all sines, then all cosines of the same angles."""
+    """Return the sine encoding of scalars (...,), float32 (..., channels): all sines, then all cosines."""
     half = channels // 2
     channel = torch.arange(half, dtype=torch.float32, device=position.device)
     frequency = 10000.0 ** (2 * (channel // 2) / half)
@@ -41,6 +41,8 @@ def sine_time(position: Tensor, channels: int) -> Tensor:
 class FourierPosition(Float32Buffers):
     """Random Fourier features of points in the unit square (SAM, arXiv 2304.02643, appendix A)."""
 
+    positional_encoding_gaussian_matrix: Tensor
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.register_buffer('positional_encoding_gaussian_matrix',
@@ -48,12 +50,12 @@ class FourierPosition(Float32Buffers):
         self._grid = Derived()
 
     def forward(self, points: Tensor) -> Tensor:
-        """Points (..., 2) as x, y in 0..1 -> float32 (..., channels)."""
+        """Encode points (..., 2), x and y in 0..1: float32 (..., channels)."""
         angle = 2 * math.pi * ((2 * points.float() - 1) @ self.positional_encoding_gaussian_matrix.float())
         return torch.cat((angle.sin(), angle.cos()), dim=-1)
 
     def grid(self, height: int, width: int) -> Tensor:
-        """The encoding of every cell centre of a grid, float32 (channels, height, width)."""
+        """Return the encoding of all cell centres of a grid, float32 (channels, height, width)."""
         if is_observed(self):
             return self._make_grid(height, width)
         return self._grid.get((self.positional_encoding_gaussian_matrix,), self._make_grid, height, width)
@@ -67,11 +69,13 @@ class FourierPosition(Float32Buffers):
 
 
 class RotaryTable(Float32Buffers):
-    """Cosines and sines that rotate pairs of channels by the row and column of a token (axial RoPE, arXiv 2403.13298).
+    """Cosines and sines that rotate pairs of channels by the position of a token (axial RoPE, arXiv 2403.13298).
 
-    Channels rotate in neighbouring pairs; the first half of the frequencies turns with the column, the second with
-    the row.
+    Neighbouring channels form a pair. The first half of the pairs rotates with the column, the second with the row.
     """
+
+    cos_nc: Tensor
+    sin_nc: Tensor
 
     def __init__(self, channels: int, height: int, width: int, theta: float) -> None:
         super().__init__()
@@ -84,7 +88,7 @@ class RotaryTable(Float32Buffers):
         self.register_buffer('sin_nc', angle.sin(), persistent=False)
 
     def forward(self, x_bnc: Tensor) -> Tensor:
-        """Rotate (B, N, C) in float32, N a multiple of the grid's tokens (each repeat starts over); keeps the dtype."""
+        """Rotate (B, N, C) in float32 and keep the dtype; N is a multiple of the grid's tokens, for repeated grids."""
         batch, tokens, channels = x_bnc.shape
         pairs = x_bnc.float().reshape(batch, -1, self.cos_nc.shape[0], channels // 2, 2)
         even, odd = pairs.unbind(-1)
@@ -92,6 +96,6 @@ class RotaryTable(Float32Buffers):
         return rotated.reshape(batch, tokens, channels).to(x_bnc.dtype)
 
     def rotate_in_place(self, x_bnc: Tensor) -> None:
-        """The same for float32 numbers that nobody else needs, in one pass: a pair turns as a complex number does."""
+        """Rotate float32 (B, N, C) in place, in one pass: pairs of channels are multiplied as complex numbers."""
         pairs = torch.view_as_complex(x_bnc.unflatten(-1, (-1, 2)))
         pairs.unflatten(1, (-1, self.cos_nc.shape[0])).mul_(torch.complex(self.cos_nc, self.sin_nc))

@@ -1,4 +1,4 @@
-"""The prompt encoder: points, boxes (as two points) and masks become tokens (SAM, arXiv 2304.02643, section 3)."""
+"""Prompt encoder: tokens of points and boxes, and features of masks (SAM, arXiv 2304.02643, section 3)."""
 from __future__ import annotations
 
 import torch
@@ -16,7 +16,7 @@ BOX_BOTTOM_RIGHT = 3
 
 
 class PromptEncoder(nn.Module):
-    """Sparse tokens of points, dense features of a mask."""
+    """Encoder of points to sparse tokens, and of masks to dense features. A box is two points."""
 
     def __init__(self, config: Sam2Config) -> None:
         super().__init__()
@@ -31,9 +31,9 @@ class PromptEncoder(nn.Module):
         self.no_mask_embed = nn.Embedding(1, dim)
 
     def encode_points(self, points: Tensor, labels: Tensor, image_size: int) -> Tensor:
-        """Points (B, P, 2) in pixels of the model's image, labels (B, P) -> tokens (B, P + 1, d_model).
+        """Encode points (B, P, 2), in pixels of the model input, with labels (B, P): tokens (B, P + 1, d_model).
 
-        A padding token that is no point always follows: boxes come as points, so it is never replaced by one.
+        The last token is padding. It is always there, because boxes are encoded as points.
         """
         batch = points.shape[0]
         points = torch.cat((points.float() + 0.5, points.new_zeros(batch, 1, 2)), dim=1) / image_size
@@ -43,13 +43,13 @@ class PromptEncoder(nn.Module):
         return position.to(kinds.dtype) + kinds[labels + 1]
 
     def no_points(self, batch: int) -> Tensor:
-        """The tokens of a frame without a prompt, (B, 2, d_model): one point that is none, and the padding."""
+        """Return the tokens of a frame without a prompt, (B, 2, d_model): an empty point and the padding."""
         return all_rows(self.not_a_point_embed, 1).expand(batch, 2, -1)
 
     def encode_masks(self, logits_bchw: Tensor) -> Tensor:
-        """Mask logits (B, 1, 4 h, 4 w) -> (B, d_model, h, w)."""
+        """Encode mask logits (B, 1, 4 h, 4 w): (B, d_model, h, w)."""
         return self.mask_downscaling(logits_bchw)
 
     def no_mask(self) -> Tensor:
-        """What stands for 'no mask given', (1, d_model, 1, 1): the same everywhere."""
+        """Return the features that stand for "no mask", (1, d_model, 1, 1)."""
         return all_rows(self.no_mask_embed, 1)[..., None, None]

@@ -336,6 +336,6 @@ def test_adapters_and_hooks_cannot_be_exported_or_quantised_without_a_word(peft,
         quantize_encoder(adapted)
     hooked = copy.deepcopy(model)
     hooked.sam_mask_decoder.conv_s0.register_forward_hook(lambda *_: None)
-    with pytest.raises(ValueError, match=r'nano with hooks on sam_mask_decoder\.conv_s0: graphs run no hooks'):
+    with pytest.raises(ValueError, match=r'nano with hooks on sam_mask_decoder\.conv_s0: graphs cannot run hooks'):
         GraphModel(hooked)
     GraphModel(merged(adapted))

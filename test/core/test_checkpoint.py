@@ -116,7 +116,7 @@ def test_first_offending_keys_are_named(tmp_path, nano_weights):
     weights['extra.weight'] = torch.zeros(1)
     weights['no_obj_ptr'] = torch.zeros(1, 97)
     with pytest.raises(CheckpointError, match=r'missing no_mem_embed; unexpected extra\.weight; '
-                                              r'no_obj_ptr is \(1, 97\), must be \(1, 96\); otherwise it is one'):
+                                              r'no_obj_ptr is \(1, 97\), must be \(1, 96\); apart from that it is one'):
         load_model('nano', saved(tmp_path / 'a.pt', weights))
 
 
@@ -159,7 +159,7 @@ def test_file_without_state_dict_is_refused(tmp_path, content):
 
 def test_unknown_architecture_is_refused(tmp_path, nano_weights):
     weights = {k: v for k, v in nano_weights.items() if '.blocks.7.' not in k}
-    with pytest.raises(CheckpointError, match='not a SAM 2 checkpoint that is known: 7 trunk blocks'):
+    with pytest.raises(CheckpointError, match='not a known SAM 2 checkpoint: 7 trunk blocks'):
         load_model(checkpoint=saved(tmp_path / 'a.pt', weights))
 
 

@@ -128,7 +128,7 @@ def test_transformers_shards_load_by_their_index(tmp_path, theirs, refused):
     assert whole.keys() == reference.published_state(theirs).keys()
     shards = sorted(tmp_path.glob('model-*'))
     assert len(shards) > 2
-    assert 'one of several shards: name the .index.json file beside it' in refused(shards[1])
+    assert 'one of several shards: give the .index.json file beside it' in refused(shards[1])
     shards[1].unlink()
     assert f'its shard {shards[1].name} is not beside it' in refused(tmp_path / 'model.safetensors.index.json')
     (tmp_path / 'evil.index.json').write_text(json.dumps({'weight_map': {'a': '../../other.safetensors'}}))
@@ -147,8 +147,8 @@ def test_transformers_names_of_published_variants_are_known(name):
 def test_transformers_models_for_images_alone_are_named(theirs, refused):
     assert refused(reference.image_model(theirs).state_dict()) == (
         'checkpoint FILE: only image_encoder, sam_prompt_encoder, sam_mask_decoder of a SAM 2; memory_attention, '
-        'memory_encoder, mask_downsample, obj_ptr_proj missing: they are needed to track; a model for images alone was '
-        'saved: save the one for videos')
+        'memory_encoder, mask_downsample, obj_ptr_proj missing: tracking needs them; this is a model for single '
+        'images: save the model for videos')
 
 
 # --- files that are no checkpoint
@@ -167,7 +167,7 @@ def test_transformers_models_for_images_alone_are_named(theirs, refused):
     (pickle.dumps({'model': [1.0]}), 'damaged, or pickled without torch.save: save it with'),
     (b'GGUF\3', 'a GGUF file'),
     (gzip.compress(b'weights', mtime=0), 'a compressed archive: unpack it'),
-    (b'Not Found', r"no format that is known, begins with b'Not Found': give a file of torch\.save or"),
+    (b'Not Found', r"unknown format, begins with b'Not Found': give a complete file of torch\.save or"),
     (b'PK\3\4' + bytes(3000), 'truncated or damaged, the directory at its end cannot be read: fetch or copy it again'),
     (b'\x80\x02}q\x00(X', 'truncated or not a PyTorch file'),
     ((10 ** 6).to_bytes(8, 'little') + b'{"a": ', 'not a whole safetensors file'),
@@ -195,7 +195,7 @@ def test_exported_graphs_and_programs_are_named(tmp_path, refused):
 def test_a_folder_and_a_file_that_cannot_be_read_are_named(tmp_path, refused):
     (tmp_path / 'model').mkdir()
     (tmp_path / 'model' / 'model.safetensors').touch()
-    assert refused(tmp_path / 'model') == 'checkpoint FILE: a folder: name a file in it, such as model.safetensors'
+    assert refused(tmp_path / 'model') == 'checkpoint FILE: a folder: give a file in it, such as model.safetensors'
 
 
 # --- content that is no SAM 2
@@ -208,8 +208,8 @@ def test_a_folder_and_a_file_that_cannot_be_read_are_named(tmp_path, refused):
     ({'model': {'a.weight': np.ones(2, np.float16)}}, 'no state dict in it, but numpy arrays, which torch.from_num'),
     (torch.ones(3), 'no state dict in it, but an object of type Tensor'),
     ({'resnet.conv.weight': torch.ones(1)}, r'not a SAM 2 checkpoint, its keys are resnet\.conv\.weight'),
-    ({'a': Harmless()}, r'holds an object of Python, \S*Harmless, beside tensors: it was not opened, because that'),
-    (nn.Linear(1, 1), r'holds an object of Python, torch\.nn\.modules\.linear\.Linear, beside tensors'),
+    ({'a': Harmless()}, r'contains a Python object, \S*Harmless, beside tensors: it was not loaded, because that'),
+    (nn.Linear(1, 1), r'contains a Python object, torch\.nn\.modules\.linear\.Linear, beside tensors'),
 ], ids=lambda value: value if isinstance(value, str) else '')
 def test_content_without_weights_is_named(refused, content, text):
     assert re.match(f'checkpoint FILE: {text}', refused(content))
@@ -218,13 +218,13 @@ def test_content_without_weights_is_named(refused, content, text):
 def test_parts_and_extras_of_a_sam2_are_named(weights, refused):
     decoder = {key: value for key, value in weights.items() if key.startswith('sam_mask_decoder')}
     assert re.match(r'checkpoint FILE: only sam_mask_decoder of a SAM 2; image_encoder, memory_attention, .* missing: '
-                    r'give a file of the whole model', refused(decoder))
-    assert ('is not a nano: unexpected criterion.weight; otherwise it is one: save the state dict of the whole nano, '
-            'and nothing else') in refused({**weights, 'criterion.weight': torch.ones(2)})
-    assert "several models, with the prefixes 'student.', 'teacher.': save the one that is meant" in refused(
+                    r'give a file of the complete model', refused(decoder))
+    assert ('is not a nano: unexpected criterion.weight; apart from that it is one: save the complete state dict of '
+            'the nano, and nothing else') in refused({**weights, 'criterion.weight': torch.ones(2)})
+    assert "several models, with the prefixes 'student.', 'teacher.': save only one of them" in refused(
         {**under('teacher.', weights), **under('student.', weights)})
-    assert 'several models, under ema, swa: save the one that is meant' in refused({'ema': weights, 'swa': weights})
-    assert 'names that differ by' in refused(
+    assert 'several models, under ema, swa: save only one of them' in refused({'ema': weights, 'swa': weights})
+    assert 'names that differ only by' in refused(
         {**weights, 'image_encoder.module.trunk.pos_embed': weights['image_encoder.trunk.pos_embed']})
 
 
@@ -258,8 +258,8 @@ def test_adapters_are_named_with_the_way_to_merge_them(tmp_path, weights, refuse
     model = load_model('nano', device='cpu', image_size=64)
     tuned = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=r'.*\.qkv'))
     tuned.save_pretrained(tmp_path)
-    assert re.match(r'checkpoint FILE: adapters without the model they belong to \(\S+lora_A\.weight\): load both '
-                    r'with peft, merge_and_unload\(\), and save', refused(tmp_path / 'adapter_model.safetensors'))
+    assert re.match(r'checkpoint FILE: adapters without their model \(\S+lora_A\.weight\): load both with peft, '
+                    r'call merge_and_unload\(\), and save', refused(tmp_path / 'adapter_model.safetensors'))
     for content in (tuned.state_dict(), model.state_dict()):
         assert 'adapters beside the weights' in refused(content)
     torch.save(tuned.merge_and_unload().state_dict(), tmp_path / 'merged.pt')
@@ -281,7 +281,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, weights, dtyp
     torch.save({'model': broken}, tmp_path / 'file.pt')
     first = next(key for key in weights if key in ('no_mem_embed', 'image_encoder.trunk.blocks.3.mlp.layers.0.weight'))
     with pytest.raises(CheckpointError, match=r'file\.pt: 2 of 371 tensors are not finite: .*; in ' + re.escape(first)
-                       + r' \d of \d+ values are NaN or infinite: .*; take an earlier checkpoint'):
+                       + r' \d of \d+ values are NaN or infinite: .*; use an earlier checkpoint'):
         load_model('nano', tmp_path / 'file.pt', device='cpu')
 
 
@@ -316,7 +316,7 @@ def test_tensors_without_plain_numbers_are_refused(weights, odd):
 @pytest.mark.parametrize('dtype', [torch.int8, torch.int32, torch.bool], ids=str)
 def test_weights_that_are_no_floating_point_numbers_are_refused_by_name(refused, weights, dtype):
     key = 'sam_mask_decoder.iou_token.weight'
-    assert f'{key} is {dtype}, must be floating-point, before it is quantized' in refused(
+    assert f'{key} is {dtype}, must be floating-point; save the weights before they are quantised' in refused(
         {**weights, key: weights[key].to(dtype)})
 
 

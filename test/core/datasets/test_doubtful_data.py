@@ -30,7 +30,7 @@ def test_linked_clips_are_read(data, skipped, tmp_path):
     clip, = open_recordings(data, skipped)
     assert len(clip) == 3 and clip.read([0]).masks[0].any()
     found = named(skipped.all(), data)
-    assert 'a link to gone, which is not there' in found['JPEGImages/lost']
+    assert 'a link to gone, which does not exist' in found['JPEGImages/lost']
 
 
 def test_clips_without_labels_and_labels_without_images_are_named(data, skipped):

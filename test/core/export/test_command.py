@@ -73,7 +73,7 @@ def test_exporting_leaves_the_model_as_it_was(nano, scene):
 
 @pytest.mark.parametrize(('arguments', 'message'), [
     (['--model', 'giant'], "model 'giant' is not known: choose one of nano, "),
-    ([], 'neither a model name nor a checkpoint: name one of nano, '),
+    ([], 'neither a model name nor a checkpoint: give a checkpoint, or one of nano, '),
     (['--checkpoint', 'missing.pt'], 'checkpoint missing.pt: no such file'),
     (['--model', 'nano', '--image-size', '100'], 'image_size 100: must be a positive multiple of 32'),
     (['--model', 'nano', '--objects', '1', '0'], 'objects 0: must be a whole number, 1 or more'),

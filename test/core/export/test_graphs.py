@@ -187,7 +187,7 @@ def test_command_tells_how_far_and_how_equal(exported):
     folder, code, said, told = exported
     assert code == 0
     assert '[6/6, ' in told
-    assert f'6 graphs of nano at 256 pixels, model.json and build_tensorrt.sh are in {folder}' in told
+    assert f'wrote 6 graphs of nano at 256 pixels, model.json and build_tensorrt.sh to {folder}' in told
     rows = [line.split() for line in said.splitlines()[1:]]
     assert {row[0].removesuffix(f'_{OBJECTS}') for row in rows} == KINDS
     assert all(float(row[2]) < 1e-3 for row in rows)
@@ -203,4 +203,4 @@ def test_command_fails_when_a_graph_is_not_the_model(nano, graphs, tmp_path, mon
                      '--verify'])
     assert code == 1
     assert capsys.readouterr().err.splitlines()[-1] == (
-        f'sam2_export: memory of encode_memory_{OBJECTS}: more than 0.001 of the largest value from PyTorch')
+        f'sam2_export: memory of encode_memory_{OBJECTS}: differs from PyTorch by more than 0.001 of the largest value')

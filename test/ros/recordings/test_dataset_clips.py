@@ -168,7 +168,7 @@ def test_clips_that_are_not_evaluated_are_named(davis):
     data = DavisFolder(davis)
     assert data.names == ['bear', 'camel']
     assert [problem.partition('480p')[2] for problem in data.problems] == [
-        '/lost: a link to nowhere, which is not there', ' have no annotation: dog']
+        '/lost: a link to nowhere, which does not exist', ' have no annotation: dog']
     assert DavisFolder(davis, '2017/val').problems == data.problems[:1]
 
 
