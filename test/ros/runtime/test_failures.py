@@ -50,7 +50,7 @@ OTHERS = [
     (PromptRouter, '_target'), (PromptRouter, '_expire'), (Plan, 'add'), (Ids, 'next'), (Ids, 'use'),
     (ImageHistory, 'at'), (ImageHistory, 'between'), (LatePrompts, 'take_arrived'), (LatePrompts, 'place'),
     (LatePrompts, 'add'), (CatchUp, 'go_on'), (LatePrompts, 'next'), (Inbox, 'take_dropped'),
-    (Inbox, 'look'), (Inbox, 'remove'), (OpenRequests, 'begin'),
+    (Inbox, 'look'), (OpenRequests, 'begin'),
     (TrackedObjects, 'observe'), (TrackedObjects, 'locate'), (TrackedObjects, 'join'),
     (StreamTracker, 'fork'), (StreamTracker, 'adopt'), (ImageSegmenter, 'encode'), (Sam2Model, 'encode_image'),
     (Sam2Model, 'decode_masks'), (Sam2Model, 'attend_memory'), (Sam2Model, 'encode_memory'), (ObjectStates, 'name'),
