@@ -18,9 +18,17 @@ class NotFiniteError(ArithmeticError):
 class Result(Protocol):
     """The fields of an object's result that ``not_finite`` reads."""
 
-    logits: Tensor
-    iou: float
-    object_score: float
+    @property
+    def logits(self) -> Tensor:
+        """Logits of the mask."""
+
+    @property
+    def iou(self) -> float:
+        """Predicted IoU."""
+
+    @property
+    def object_score(self) -> float:
+        """Logit of the visibility."""
 
 
 def not_finite(results: Mapping[int, Result]) -> dict[int, NotFiniteError]:
