@@ -1,4 +1,4 @@
-"""A camera with everything beside it, as messages and as bags: what the tests of bags share."""
+"""A camera with depth, calibration, ground truth and prompts, as messages and as bags for tests."""
 import cv2
 import numpy as np
 from rclpy.serialization import serialize_message
@@ -13,7 +13,7 @@ from sam2_ros.recordings.bag_writer import type_name, typestore
 HEIGHT, WIDTH = 48, 64
 SECOND = 1_000_000_000
 START = 1_700_000_000 * SECOND
-LAG = 20_000_000  # ns between a stamp and its record
+LAG = 20_000_000  # ns from a stamp to its recording
 IMAGE, TRUTH, DEPTH = '/camera/image', '/camera/truth', '/camera/depth'
 INFO, PROMPT = '/camera/camera_info', '/sam2/prompt'
 
@@ -29,7 +29,7 @@ def header(frame, offset=0):
 
 
 def picture(frame):
-    """Noise that tells its frame."""
+    """Return noise that differs for each frame."""
     return np.random.default_rng(frame).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
 
 
@@ -45,7 +45,7 @@ def jpeg(frame):
 
 
 def messages(frames=12, compressed=False):
-    """(topic, message, time in the bag) of a camera with everything beside it."""
+    """Return topic, message and recording time of everything that the camera publishes."""
     records = []
     for frame in range(frames):
         image = (f'{IMAGE}/compressed', jpeg(frame)) if compressed else (
@@ -62,7 +62,7 @@ def messages(frames=12, compressed=False):
 
 
 def write(path, records, storage=StoragePlugin.MCAP, mode=CompressionMode.NONE):
-    """Write a bag. records: (topic, message or serialized message, time), with the type where it is serialized."""
+    """Write a bag of records: topic, message or (type, serialised message), and time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = Writer(path, version=9, storage_plugin=storage)
     writer.set_compression(mode, CompressionFormat.ZSTD)

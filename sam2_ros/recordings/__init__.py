@@ -1,0 +1,1 @@
+"""Stored cameras: bags and data sets, read as recordings and as training data."""

@@ -1,4 +1,4 @@
-"""Messages of bags: which topic holds what, and what can be said about a message without decoding it. Needs no ROS."""
+"""Topics of bags by content, and heads of messages without decoding them. Needs no ROS."""
 from __future__ import annotations
 
 import struct
@@ -11,21 +11,21 @@ from sam2_ros.recordings.bag_storage import Channel
 
 IMAGE, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
 DEPTH_ENCODINGS = ('mono16', '16UC1', '32FC1')
-# topics of pictures that no camera took: what this node and others make of masks
+# Endings of topics whose images were drawn from masks, by this node and others.
 DRAWN = ('label_image', 'class_image', 'confidence', 'overlay', 'truth')
 
 
-class ImageHead(NamedTuple):
-    """What an Image or CompressedImage says before its pixels."""
+class ImageMessageHead(NamedTuple):
+    """Stamp, encoding and size of an Image or CompressedImage."""
 
     stamp: int  # ns
-    encoding: str  # of a CompressedImage: its format
-    height: int  # 0 when a CompressedImage holds no JPEG or PNG
+    encoding: str  # format of a CompressedImage
+    height: int  # 0 if a CompressedImage holds no JPEG or PNG
     width: int
 
 
 def described(topics: dict[str, list[Channel]]) -> str:
-    """Return topics with type, encoding where it is not that of ROS 2, and number of messages, as text."""
+    """Return topics with type, encoding unless it is that of ROS 2, and number of messages, as text."""
     if not topics:
         return 'there are none'
     return 'there are ' + ', '.join(
@@ -39,7 +39,7 @@ def _kind(channel: Channel) -> str:
 
 
 def is_camera(reader: BagReader, connections: list[Channel]) -> bool:
-    """Whether a topic of images shows what a camera saw in grey or colour, as far as name and first message tell."""
+    """Return whether name and first message of an image topic are those of a grey or colour camera."""
     topic = connections[0].topic.removesuffix('/compressed')
     if topic.endswith(DRAWN):
         return False
@@ -50,7 +50,7 @@ def is_camera(reader: BagReader, connections: list[Channel]) -> bool:
 
 
 def first_encoding(reader: BagReader, connections: list[Channel]) -> str:
-    """Encoding of the first whole image on a topic; empty when there is none."""
+    """Return the encoding of the first whole image on a topic, or an empty string."""
     for _, _, raw in reader.messages(connections):
         try:
             return image_head(raw, connections[0].msgtype).encoding
@@ -60,15 +60,15 @@ def first_encoding(reader: BagReader, connections: list[Channel]) -> str:
 
 
 def header_stamp(raw: bytes) -> int:
-    """Nanoseconds. The stamp is the first thing after the four bytes of encapsulation."""
-    if len(raw) < 12:
+    """Return the stamp of a serialised message (CDR) in nanoseconds. Raises ValueError if it is cut off."""
+    if len(raw) < 12:  # the stamp follows four bytes of encapsulation
         raise ValueError(f'cut off after {len(raw)} bytes')
     seconds, nanoseconds = struct.unpack_from(f'{_order(raw)}iI', raw, 4)
     return seconds * 1_000_000_000 + nanoseconds
 
 
-def image_head(raw: bytes, kind: str) -> ImageHead:
-    """The head of a serialized IMAGE or COMPRESSED (CDR). ValueError when the message is not whole."""
+def image_head(raw: bytes, kind: str) -> ImageMessageHead:
+    """Return the head of a serialised IMAGE or COMPRESSED (CDR). Raises ValueError unless the message is whole."""
     height = width = 0
     try:
         at = _after_string(raw, 12)  # frame_id
@@ -82,7 +82,7 @@ def image_head(raw: bytes, kind: str) -> ImageHead:
         end = _aligned(end)
         size, = struct.unpack_from(f'{_order(raw)}I', raw, end)
     except (struct.error, IndexError, UnicodeDecodeError):
-        raise ValueError(f'cut off or broken: no image can be made of its {len(raw)} bytes') from None
+        raise ValueError(f'cut off or broken: its {len(raw)} bytes hold no image') from None
     if end + 4 + size > len(raw):
         raise ValueError(f'cut off: {len(raw)} of {end + 4 + size} bytes')
     if kind == COMPRESSED:
@@ -91,7 +91,7 @@ def image_head(raw: bytes, kind: str) -> ImageHead:
             height, width = head.height, head.width
         except ImageError:
             pass
-    return ImageHead(header_stamp(raw), encoding, height, width)
+    return ImageMessageHead(header_stamp(raw), encoding, height, width)
 
 
 def _order(raw: bytes) -> str:
@@ -104,5 +104,5 @@ def _after_string(raw: bytes, at: int, aligned: bool = True) -> int:
 
 
 def _aligned(at: int) -> int:
-    """The next place for a number of four bytes; the encapsulation, of four bytes too, does not count."""
+    """Return the next offset for a number of four bytes. The encapsulation, also of four bytes, does not count."""
     return at + -at % 4

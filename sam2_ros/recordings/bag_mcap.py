@@ -1,6 +1,6 @@
-"""MCAP files (mcap.dev/spec): finished ones by their index, those of a killed recorder as far as they go.
+"""Reader of MCAP files (mcap.dev/spec): by their index, or as far as they go if the recorder was killed.
 
-Only what is asked for has to be readable: channels of other encodings, definitions and chunks of other topics do not
+Only requested data must be readable. Channels in other encodings, definitions, and chunks of other topics do not
 matter. Needs no ROS.
 """
 from __future__ import annotations
@@ -18,30 +18,31 @@ from sam2_ros.recordings.bag_storage import BagError, Channel, StorageFile, unzs
 MAGIC = b'\x89MCAP0\r\n'
 _HEADER, _FOOTER, _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, _INDEX = range(1, 8)
 _CHUNK_INDEX, _STATISTICS, _DATA_END = 0x08, 0x0b, 0x0f
-_PRIVATE = 0x80  # kinds from here on are those of applications
+_PRIVATE = 0x80  # larger kinds belong to applications
 _FOOTER_SIZE = 9 + 20 + len(MAGIC)
-_LOOSE = 1 << 22  # bytes of messages without a chunk that are read at a time
+_LOOSE = 1 << 22  # bytes of messages outside of chunks that are read at a time
 
 
 @dataclass
 class _Block:
-    """A chunk, or a stretch of messages without one."""
+    """A chunk, or a sequence of messages outside of chunks."""
 
     start: int  # ns, of its first message
     end: int  # ns, of its last message
-    offset: int  # in the file, of its records
-    size: int  # bytes there
+    offset: int  # of its records in the file
+    size: int  # of its records in the file, bytes
     compression: str = ''
-    unpacked: int = 0  # bytes; 0: unknown
-    checksum: int = 0  # of the unpacked records; 0: none
+    unpacked: int = 0  # size of the unpacked records in bytes, 0 if unknown
+    checksum: int = 0  # of the unpacked records, 0 if none was written
     counts: Counter[int] = field(default_factory=Counter)  # messages by channel
     whole: bool = True
 
 
 class McapFile(StorageFile):
-    """One .mcap file. Raises BagError when nothing of it can be read."""
+    """One .mcap file."""
 
     def __init__(self, path: Path) -> None:
+        """Read the index or, without one, all records. Raises BagError if nothing can be read."""
         super().__init__(path)
         self._schemas: dict[int, tuple[str, str, bytes]] = {}  # name, encoding, data
         self._channels: dict[int, tuple[int, str, str]] = {}  # schema, topic, encoding
@@ -50,7 +51,7 @@ class McapFile(StorageFile):
         try:
             self._size = path.stat().st_size
             if self._read(0, len(MAGIC)) != MAGIC:
-                raise BagError(f'{path.name} is no mcap file, or its first bytes are damaged')
+                raise BagError(f'{path.name} is not an mcap file, or its first bytes are damaged')
             if not self._read_summary():
                 self._scan()
             self._make_channels()
@@ -59,12 +60,14 @@ class McapFile(StorageFile):
             raise
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     # --- messages
 
     def messages(self, channels: list[Channel], start: int | None = None,
                  stop: int | None = None) -> Iterator[tuple[Channel, int, bytes]]:
+        """Yield channel, time (ns) and data of the messages with ``start`` <= time < ``stop``, by time."""
         wanted = {channel.number: channel for channel in channels}
         low, high = start if start is not None else 0, stop if stop is not None else 1 << 64
         blocks = [block for block in self._blocks if block.end >= low and block.start < high
@@ -84,11 +87,11 @@ class McapFile(StorageFile):
             yield wanted[number], time, data
 
     def _messages_in(self, block: _Block, wanted: Container[int]) -> Iterator[tuple[int, int, bytes]]:
-        """Yield channel, time and data; nothing of a block that is damaged: ``missing`` counts its messages."""
+        """Yield channel, time and data of the messages in a block; none if it is damaged."""
         try:
             records = self._unpacked(block)
         except NotImplementedError as error:
-            self._tell(f'{self.path.name}: {error}')
+            self._report(f'{self.path.name}: {error}')
             return
         except (ValueError, OSError):
             return
@@ -102,12 +105,12 @@ class McapFile(StorageFile):
         data = self._read(block.offset, block.size)
         if block.compression:
             data = _decompressed(data, block.compression, block.whole)
-        checked = block.whole and block.checksum  # 0: none was written
+        checked = block.whole and block.checksum
         if block.whole and block.unpacked not in (0, len(data)) or checked and zlib.crc32(data) != checked:
             raise ValueError('damaged chunk')
         return data
 
-    def _tell(self, problem: str) -> None:
+    def _report(self, problem: str) -> None:
         if problem not in self.problems:
             self.problems.append(problem)
 
@@ -115,10 +118,10 @@ class McapFile(StorageFile):
         self._file.seek(offset)
         return self._file.read(size)
 
-    # --- what is in the file
+    # --- content of the file
 
     def _read_summary(self) -> bool:
-        """Read the index at the end of a finished file; return whether it is there and agrees with the file."""
+        """Read the index at the end of a finished file. Return whether there is one that agrees with the file."""
         footer = self._read(max(0, self._size - _FOOTER_SIZE), _FOOTER_SIZE)
         if len(footer) < _FOOTER_SIZE or not footer.endswith(MAGIC) or footer[0] != _FOOTER:
             return False
@@ -146,7 +149,7 @@ class McapFile(StorageFile):
         return False
 
     def _locate(self, block: _Block) -> bool:
-        """Turn the place of a chunk into that of its records; return whether the chunk is there."""
+        """Replace the offset of a chunk by that of its records. Return whether the chunk is there."""
         head = self._read(block.offset, 9 + 32 + len(block.compression) + 8)
         block.offset += len(head)
         if len(head) == 9 + 32 + len(block.compression) + 8:
@@ -156,11 +159,11 @@ class McapFile(StorageFile):
                     and size <= min(length, self._size - block.offset):
                 block.size, block.unpacked, block.checksum = size, unpacked, checksum
                 return True
-        block.unpacked = -1  # no data have this size: its messages count as missing
+        block.unpacked = -1  # no data have this size, so its messages count as missing
         return False
 
     def _scan(self) -> None:
-        """Go through all records up to the first that is damaged or cut off."""
+        """Read all records up to the first that is damaged or cut off."""
         at, loose, finished = len(MAGIC), None, False
         while at + 9 <= self._size:
             kind, length = struct.unpack('<BQ', self._read(at, 9))
@@ -187,11 +190,11 @@ class McapFile(StorageFile):
         if not finished:
             lost = max(0, self._size - min(at, self._size))
             self.problems.append(
-                f'{self.path.name}: the recorder did not finish it (killed, or out of power); read as far as it goes'
-                + (f', {lost} bytes at its end left out' if lost else '') + '; `mcap recover` makes a finished file')
+                f'{self.path.name}: the recorder did not finish it (killed, or power was lost); read as far as it goes'
+                + (f', {lost} bytes at its end skipped' if lost else '') + '; `mcap recover` makes a finished file')
 
     def _scan_chunk(self, offset: int, length: int, whole: bool) -> None:
-        """Note a chunk with what is in it."""
+        """List a chunk with its messages, schemas and channels."""
         head = self._read(offset, min(length, 32))
         if len(head) < 32:
             return
@@ -206,10 +209,10 @@ class McapFile(StorageFile):
         try:
             records = self._unpacked(block)
         except NotImplementedError as error:
-            self._tell(f'{self.path.name}: {error}')
+            self._report(f'{self.path.name}: {error}')
             return
         except (ValueError, OSError) as error:
-            self._tell(f'{self.path.name}: chunk at byte {offset - 9} left out: {error}')
+            self._report(f'{self.path.name}: chunk at byte {offset - 9} skipped: {error}')
             return
         times = []
         for kind, at, stop in _records(records):
@@ -224,7 +227,7 @@ class McapFile(StorageFile):
             self._blocks.append(block)
 
     def _note(self, kind: int, record: bytes) -> None:
-        """Keep a schema or channel."""
+        """Store a schema or channel."""
         try:
             if kind == _SCHEMA:
                 number, = struct.unpack_from('<H', record)
@@ -236,7 +239,7 @@ class McapFile(StorageFile):
                 topic, at = _text(record, 4)
                 encoding, at = _text(record, at)
                 self._channels[number] = schema, topic, encoding
-        except (struct.error, UnicodeDecodeError):  # a damaged channel is not there; others do not matter
+        except (struct.error, UnicodeDecodeError):  # a damaged channel does not exist; other records do not matter
             pass
 
     def _make_channels(self) -> None:
@@ -256,7 +259,7 @@ def _is_kind(kind: int) -> bool:
 
 
 def _records(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield kind, start and end of the content of each record that is whole."""
+    """Yield kind, start and end of the content of each whole record."""
     at = 0
     while at + 9 <= len(data):
         kind, length = struct.unpack_from('<BQ', data, at)
@@ -275,7 +278,7 @@ def _text(record: bytes, at: int) -> tuple[str, int]:
 
 
 def _indexed(summary: bytes, at: int) -> _Block:
-    """A chunk as its index describes it; its records are not located yet. Counts come from its message indexes."""
+    """Return a chunk as its index describes it. The offset is not yet that of its records."""
     start, end, offset, _, length = struct.unpack_from('<QQQQI', summary, at)
     at += 36
     places = sorted(struct.unpack_from('<HQ', summary, at + i)[::-1] for i in range(0, length - 9, 10))
@@ -286,7 +289,7 @@ def _indexed(summary: bytes, at: int) -> _Block:
     block.counts = Counter({number: 1 for _, number in places})
     if places:
         ends = [*(place for place, _ in places[1:]), places[0][0] + behind]
-        # a message index has 9 bytes of head, 6 of its own and 16 for each message
+        # A message index has 9 bytes of head, 6 of its own, and 16 for each message.
         block.counts = Counter({number: max(0, stop - place - 15) // 16
                                 for (place, number), stop in zip(places, ends, strict=True)})
     return block

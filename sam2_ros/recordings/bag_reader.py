@@ -1,7 +1,8 @@
-"""A ROS 2 bag as one sequence of messages, whatever files it is made of. Only what is needed has to be readable.
+"""A ROS 2 bag as one sequence of messages, whatever files it consists of. Needs no ROS.
 
-Reads mcap and sqlite3, packed with zstd as files or message by message, with or without metadata.yaml, finished or left
-by a recorder that was killed. Never writes beside the bag: copies and unpacked files go to a temporary folder. No ROS.
+Reads mcap and sqlite3, compressed with zstd as files or message by message, with or without metadata.yaml, finished or
+left by a recorder that was killed. Only requested data must be readable. Nothing is written beside the bag: copies and
+unpacked files are placed in a temporary folder.
 """
 from __future__ import annotations
 
@@ -21,21 +22,25 @@ from sam2_ros.recordings import bag_mcap, bag_sqlite
 from sam2_ros.recordings.bag_storage import ZSTD, BagError, Channel, StorageFile, unpack_file, unzstd
 
 SUFFIXES = ('.mcap', '.db3', '.mcap.zstd', '.db3.zstd')
-_PART = re.compile(r'_\d+$')  # how the files of one bag are numbered
+_PART = re.compile(r'_\d+$')  # number of a file within its bag
 _CDR = 'cdr'
 
 
 class BagReader:
-    """The messages of a bag. Raises BagError when there are none, or when the path is no bag."""
+    """Messages of a bag.
+
+    channels: those in CDR, as ROS 2 records; others: those in other encodings, such as JSON, protobuf and ROS 1.
+    """
 
     def __init__(self, path: Path) -> None:
+        """Open the files. Raises BagError if the path is no bag, or one without messages."""
         self.path = path
         self._problems: list[str] = []
         self._files: list[StorageFile] = []
         self._temporary: tempfile.TemporaryDirectory | None = None
         try:
             self._open(path)
-        except OSError as error:  # of a folder: it cannot be listed, or was moved
+        except OSError as error:  # the folder cannot be listed, or was moved
             self.close()
             raise BagError(f'cannot be read ({error.strerror})') from None
         except BaseException:
@@ -43,14 +48,14 @@ class BagReader:
             raise
         channels = [channel for file in self._files for channel in file.channels if channel.msgcount]
         self.channels = [channel for channel in channels if channel.encoding == _CDR]
-        self.others = [channel for channel in channels if channel.encoding != _CDR]  # JSON, protobuf, ROS 1
+        self.others = [channel for channel in channels if channel.encoding != _CDR]
         self.start_time = min(file.start_time for file in self._files)
         self.end_time = max(file.end_time for file in self._files)
 
     def __enter__(self) -> BagReader:
         return self
 
-    def __exit__(self, *failure) -> None:
+    def __exit__(self, *failure: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -64,13 +69,13 @@ class BagReader:
 
     @property
     def problems(self) -> list[str]:
-        """Return what cannot be read of all that was asked for so far, and the cure."""
+        """Return the data that were requested so far and cannot be read, with the cure."""
         return [*self._problems, *(problem for file in self._files for problem in file.problems)]
 
     def by_topic(self, types: Iterable[str]) -> dict[str, list[Channel]]:
         """Return the channels of each topic with messages of these types.
 
-        Of a topic that has several of these types, the type with the most messages counts; ``problems`` has the rest.
+        Of several types on one topic, the one with the most messages counts; ``problems`` lists the others.
         """
         topics: dict[str, dict[str, list[Channel]]] = {}
         for channel in self.channels:
@@ -81,7 +86,7 @@ class BagReader:
             kept = max(kinds, key=lambda kind: _count(kinds[kind]))
             result[topic] = kinds[kept]
             for kind in kinds.keys() - {kept}:
-                problem = (f'{topic}: {_count(kinds[kind])} messages of type {kind} left out: the topic has '
+                problem = (f'{topic}: {_count(kinds[kind])} messages of type {kind} skipped: the topic has '
                            f'{_count(kinds[kept])} of type {kept}')
                 if problem not in self._problems:
                     self._problems.append(problem)
@@ -127,11 +132,11 @@ class BagReader:
             raise BagError('; '.join(['there is not one message in it', *self.problems]))
 
     def _metadata(self, folder: Path) -> dict[str, Any]:
-        """Return what metadata.yaml says; empty where there is none, or none that can be used."""
+        """Return the content of metadata.yaml, empty if it is missing or cannot be used."""
         try:
             content = yaml.safe_load((folder / 'metadata.yaml').read_bytes())
         except FileNotFoundError:
-            reason = 'there is none: was the recorder killed? `ros2 bag reindex` writes it'
+            reason = 'it is missing (was the recorder killed?); `ros2 bag reindex` writes it'
         except (OSError, yaml.YAMLError) as error:
             text = getattr(error, 'strerror', None) or ' '.join(str(error).split())
             reason = f'it cannot be read ({text}); `ros2 bag reindex` writes it anew'
@@ -144,7 +149,7 @@ class BagReader:
         return {}
 
     def _sources(self, folder: Path, metadata: dict[str, Any]) -> list[Path]:
-        """Return the files of a bag in order, and tell which are missing or too many."""
+        """Return the files of a bag in order, and report missing and extra ones."""
         there = in_order(path for path in folder.iterdir() if _is_bag_file(path))
         if metadata:
             names = metadata['names']
@@ -155,7 +160,7 @@ class BagReader:
                     self._problems.append(f'{name} is missing{count}: metadata.yaml lists it; put it back')
             chosen = [path for path in there if any(_same_file(path.name, name) for name in names)]
             if left := [path.name for path in there if path not in chosen]:
-                self._problems.append(f'{", ".join(left)}: not in metadata.yaml, left out; `ros2 bag reindex` adds it')
+                self._problems.append(f'{", ".join(left)}: not in metadata.yaml, skipped; `ros2 bag reindex` adds it')
             if there and not chosen:
                 raise BagError('; '.join(self.problems))
             if chosen:
@@ -174,11 +179,11 @@ class BagReader:
         if any(folder.glob('*.bag')):
             return 'a bag of ROS 1; convert it with rosbags-convert'
         if logs := sorted(path.name for path in folder.glob('*.db3-wal')):
-            return f'{logs[0]} is there without {logs[0].removesuffix("-wal")}; put that beside it'
+            return f'{logs[0]} is there without {logs[0].removesuffix("-wal")}; put that file beside it'
         return '; '.join([*self.problems, 'give a folder with metadata.yaml, .mcap or .db3 files, or one such file'])
 
     def _opened(self, path: Path) -> StorageFile:
-        """Open a file by what is in it. Raises BagError."""
+        """Open a file by its content. Raises BagError."""
         with path.open('rb') as file:
             head = file.read(16)
         if head.startswith(ZSTD):
@@ -201,8 +206,8 @@ class BagReader:
         if head == bag_sqlite.MAGIC:
             log = bag_sqlite.leftovers(path)
             if log is not None:
-                path, told = bag_sqlite.with_leftovers(path, log, self._folder())
-                self._problems += [told] if told else []
+                path, report = bag_sqlite.with_leftovers(path, log, self._folder())
+                self._problems += [report] if report else []
             return bag_sqlite.SqliteFile(path)
         if not head:
             raise BagError(f'{path.name} cannot be read: it is empty')
@@ -218,7 +223,7 @@ class BagReader:
 
 
 def _listed(content: Any) -> dict[str, Any]:
-    """Return the files that the content of metadata.yaml lists, and what it counts; empty if it lists none."""
+    """Return files and message counts from the content of metadata.yaml, empty if it lists no files."""
     content = content.get('rosbag2_bagfile_information') if isinstance(content, dict) else None
     paths = content.get('relative_file_paths') if isinstance(content, dict) else None
     if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
@@ -235,7 +240,7 @@ def _is_bag_file(path: Path) -> bool:
 
 
 def _same_file(name: str, listed: str) -> bool:
-    """Return whether a file is the one that metadata.yaml lists, packed or not."""
+    """Return whether a file is the one that metadata.yaml lists, compressed or not."""
     return name.removesuffix('.zstd') == listed.removesuffix('.zstd')
 
 
@@ -244,7 +249,7 @@ def _count(channels: Iterable[Channel]) -> int:
 
 
 def _overlapping(files: list[StorageFile]) -> Iterator[list[StorageFile]]:
-    """Yield files whose times overlap together, in order; each needs its memory only while it is read."""
+    """Yield groups of files whose times overlap, in order: a file needs memory only while its group is read."""
     group: list[StorageFile] = []
     end = 0
     for file in files:

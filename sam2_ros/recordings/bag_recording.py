@@ -1,8 +1,9 @@
-"""A recorded camera: the images of a ROS 2 bag with depth, prompts and ground truth, as an evaluation reads them."""
+"""A bag as a recording: images of one camera with depth, prompts and ground truth."""
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rclpy.serialization import deserialize_message
@@ -18,29 +19,35 @@ from sam2_ros.recordings.recording import RecordedPrompt, RecordingError
 
 INFO, PROMPT = 'sensor_msgs/msg/CameraInfo', 'sam2_ros/msg/Prompt'
 TRUTH_ENCODINGS = {'mono8': 1, '8UC1': 1, 'mono16': 2, '16UC1': 2}  # bytes per pixel
-DEPTH_WITHIN = 50_000_000  # ns between the stamps of an image and its depth; the node is stricter (depth_tolerance)
+DEPTH_WITHIN = 50_000_000  # largest difference in ns of an image's and its depth's stamps; the node allows less
 _DECOMPRESS = 'decompress it with image_transport republish'
 Topics = dict[str, list[Channel]]
 
 
 class BagRecording:
-    """One camera's images in a bag, a ``Recording`` (``sam2_ros.recordings.recording``).
+    """Images of one camera in a bag, a ``Recording`` (``sam2_ros.recordings.recording``).
 
-    Reads what ``BagReader`` reads. Images are Image or CompressedImage and may change in size; those that are cut off,
-    and those that repeat a stamp, are left out: ``problems`` says so.
+    Images are Image or CompressedImage and may change in size. Those that are cut off or repeat a stamp are skipped and
+    listed in ``problems``.
 
-    Topics that are not given are found: the one topic of camera images; ground truth on a topic that ends in truth;
-    the one depth topic that has a camera_info; the one topic of prompts.
+    Topics that are not given are found: the only topic of camera images; ground truth on a topic that ends in truth;
+    the only depth topic with a camera_info; the only topic of prompts.
     """
 
     def __init__(self, path: Path | str, image_topic: str = '', ground_truth_topic: str = '', depth_topic: str = '',
                  camera_info_topic: str = '', prompt_topic: str = '',
                  progress: Callable[[int, int], None] | None = None) -> None:
-        """The bag is read through once: ``progress`` is told how many messages of how many. RecordingError."""
+        """Read the bag once. Raises RecordingError if it cannot be used.
+
+        progress: is called with the numbers of messages that are read and that there are.
+        """
         self.path = Path(path)
         self.name = self.path.resolve().name
-        self.problems: list[str] = []  # what was left out, in words
-        self._images = self._truths = self._depths = self._infos = None
+        self.problems: list[str] = []
+        self._images: Track
+        self._truths: Track | None = None
+        self._depths: Track | None = None
+        self._infos: Track | None = None
         try:
             self._reader = BagReader(self.path)
         except BagError as error:
@@ -52,15 +59,16 @@ class BagRecording:
             problems = ''.join(f'; {problem}' for problem in self._reader.problems)
             self.close()
             raise RecordingError(f'bag {self.path}: {error}{problems}') from None
-        except Exception as error:  # a damaged bag may fail anywhere
+        except Exception as error:  # a parser may fail anywhere in a damaged bag
             self.close()
             raise RecordingError(f'bag {self.path}: {type(error).__name__}: {error}; repair it with `mcap recover` or '
                                  f'`sqlite3 FILE .recover`') from error
         self.problems[:0] = self._reader.problems
 
-    # --- which topic is what
+    # --- topics
 
     def _choose(self, image_topic: str, truth_topic: str, depth_topic: str, info_topic: str, prompt_topic: str) -> None:
+        """Choose the topics of images, ground truth, prompts and depth. Raises RecordingError."""
         pictures, infos = self._reader.by_topic((IMAGE, COMPRESSED)), self._reader.by_topic((INFO,))
         prompts = self._reader.by_topic((PROMPT,))
         truths = {topic: found for topic, found in pictures.items() if topic.endswith('truth')}
@@ -74,7 +82,7 @@ class BagRecording:
                 del cameras[f'{topic}/compressed']  # the same camera
             if len(cameras) != 1:
                 what = 'several topics of camera images' if cameras else 'no topic of camera images'
-                raise RecordingError(f'{what}; {described(cameras or pictures)}{self._foreign()}: say which one with '
+                raise RecordingError(f'{what}; {described(cameras or pictures)}{self._foreign()}: choose one with '
                                      f'--image-topic')
             image, = cameras
         self._images = Track(image, pictures[image])
@@ -90,11 +98,11 @@ class BagRecording:
             encoding = first_encoding(self._reader, self._truths.connections)
             if self._truths.kind != IMAGE or encoding not in TRUTH_ENCODINGS:
                 raise RecordingError(f'ground truth on {truth} is {self._truths.kind} {encoding!r}: '
-                                     f'must be {IMAGE} with mono8 or mono16, a pixel being the id of its object'
+                                     f'must be {IMAGE} with mono8 or mono16, each pixel the id of its object'
                                      + (f'; {_DECOMPRESS}' if self._truths.kind == COMPRESSED else ''))
 
     def _choose_depth(self, pictures: Topics, infos: Topics, depth_topic: str, info_topic: str) -> None:
-        self._depths = self._infos = None
+        """Choose the topics of depth and calibration. Raises RecordingError."""
         depth = self._wanted(pictures, depth_topic, '--depth-topic')
         if not depth:
             found = {topic: connections for topic, connections in pictures.items()
@@ -107,7 +115,7 @@ class BagRecording:
                 return
         if pictures[depth][0].msgtype != IMAGE:
             raise RecordingError(f'depth on {depth} is {pictures[depth][0].msgtype}: must be {IMAGE}; '
-                                 f'{_DECOMPRESS}, or leave --depth-topic out')
+                                 f'{_DECOMPRESS}, or drop --depth-topic')
         info = self._wanted(infos, info_topic, '--camera-info-topic')
         if not info:
             beside = [f'{topic.rpartition("/")[0]}/camera_info' for topic in (depth, self._images.topic)]
@@ -117,37 +125,38 @@ class BagRecording:
             self._depths, self._infos = Track(depth, pictures[depth]), Track(info, infos[info])
         elif depth_topic:
             raise RecordingError(f'depth on {depth} without a camera_info; {described(infos)}: '
-                                 f'record it too, or leave --depth-topic out')
+                                 f'record it too, or drop --depth-topic')
         else:
             self.problems.append(f'depth on {depth} is not used: there is no camera_info')
 
     def _wanted(self, topics: Topics, given: str, option: str) -> str:
-        """The topic that was asked for; empty when none was."""
+        """Return the topic that was given, or an empty string. Raises RecordingError if the bag does not have it."""
         topic = _named(given)
         if topic and topic not in topics:
             raise RecordingError(f'nothing of the right type on {option} {given}; {described(topics)}{self._foreign()}')
         return topic
 
     def _foreign(self) -> str:
-        """Return the channels that are not those of ROS 2, as text."""
+        """Return the channels in other encodings than that of ROS 2, as text."""
         topics: Topics = {}
         for channel in self._reader.others:
             topics.setdefault(channel.topic, []).append(channel)
         return f'; not in CDR, as ROS 2 records: {described(topics).removeprefix("there are ")}' if topics else ''
 
     def _only(self, topics: Topics, what: str, option: str) -> str:
-        """The topic, if there is just one; that several are left alone is a problem to be told."""
+        """Return the topic if exactly one matches; if several match, record a problem and return ''."""
         if len(topics) > 1:
-            self.problems.append(f'several topics of {what}, none is used; {described(topics)}: say which one with '
+            self.problems.append(f'several topics of {what}, none is used; {described(topics)}: choose one with '
                                  f'{option}')
         return next(iter(topics)) if len(topics) == 1 else ''
 
-    # --- what is in it
+    # --- messages
 
     def _list(self, progress: Callable[[int, int], None] | None) -> None:
+        """List the messages of the chosen topics and read the prompts. Raises RecordingError."""
         tracks = [track for track in (self._images, self._truths, self._depths, self._infos) if track]
         if self._prompts:
-            tracks.append(Track(self._prompts, self._prompt_connections, in_order=False))  # many are for one image
+            tracks.append(Track(self._prompts, self._prompt_connections, in_order=False))  # an image may have several
         self.prompts: list[RecordedPrompt] = []
         by_name = {track.topic: track for track in tracks}
 
@@ -156,8 +165,8 @@ class BagRecording:
                 return
             try:
                 self.prompts.append(RecordedPrompt(time, deserialize_message(raw, Prompt)))
-            except Exception as error:  # the type that is raised is that of the middleware
-                by_name[topic].problems.append(f'{topic}: prompt recorded at {time / 1e9:.3f} left out: {error}')
+            except Exception as error:  # the type of the error depends on the middleware
+                by_name[topic].problems.append(f'{topic}: prompt recorded at {time / 1e9:.3f} skipped: {error}')
         list_messages(self._reader, tracks, take, progress)
         self.problems += [problem for track in tracks for problem in track.problems]
         self.stamps, self.arrivals = self._images.stamps, self._images.times
@@ -170,40 +179,44 @@ class BagRecording:
             raise RecordingError(f'the images on {self._images.topic} have no stamps: the driver must '
                                  f'set header.stamp')
         if self._truths:
-            self._pair_truth()
+            self._pair(self._truths)
 
-    def _pair_truth(self) -> None:
-        paired = len(set(self._truths.stamps) & set(self.stamps))
+    def _pair(self, truths: Track) -> None:
+        """Check the stamps and sizes of label images against those of the images. Raises RecordingError."""
+        paired = len(set(truths.stamps) & set(self.stamps))
         if not paired:
-            raise RecordingError(f'no stamp of {self._truths.topic} is that of an image on '
-                                 f'{self._images.topic}: ground truth must carry the header of its image')
-        others = self._truths_of_other_size()
+            raise RecordingError(f'no stamp of {truths.topic} is that of an image on {self._images.topic}: ground '
+                                 f'truth must carry the header of its image')
+        others = self._of_other_size(truths)
         if len(others) == paired:
-            truth, image = (track.sizes[track.place(others[0])] for track in (self._truths, self._images))
-            raise RecordingError(f'ground truth of {_pixels(truth)} pixels on {self._truths.topic}: must be '
+            truth, image = others[0]
+            raise RecordingError(f'ground truth of {_pixels(truth)} pixels on {truths.topic}: must be '
                                  f'{_pixels(image)}, as the images')
-        if paired < len(self._truths.stamps):
-            self.problems.append(f'{self._truths.topic}: {len(self._truths.stamps) - paired} of '
-                                 f'{len(self._truths.stamps)} label images have the stamp of no image')
+        if paired < len(truths.stamps):
+            self.problems.append(f'{truths.topic}: {len(truths.stamps) - paired} of {len(truths.stamps)} label images '
+                                 f'have the stamp of no image')
 
-    def _truths_of_other_size(self) -> list[int]:
-        """Return the stamps of label images that are not as large as their image, as far as that can be told."""
+    def _of_other_size(self, truths: Track) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+        """Return the sizes of label images and of their images where they differ, as far as sizes are known."""
         found = []
-        for stamp, size in zip(self._truths.stamps, self._truths.sizes, strict=True):
+        for stamp, size in zip(truths.stamps, truths.sizes, strict=True):
             place = self._images.place(stamp)
             if place is not None and self._images.sizes[place] not in ((0, 0), size):
-                found.append(stamp)
+                found.append((size, self._images.sizes[place]))
         return found
 
     # --- reading
 
     def image(self, index: int) -> Image | CompressedImage:
-        """The message, with its header. RecordingError when it cannot be read."""
+        """Return the message of an image, with its header. Raises RecordingError if it cannot be read."""
         return self._read(self._images, index, CompressedImage if self._images.kind == COMPRESSED else Image)
 
     def depth(self, index: int) -> tuple[Image, CameraInfo] | None:
-        """The depth nearest to an image, within ``DEPTH_WITHIN``, and the calibration nearest to that."""
-        if not self._depths or not self._depths.stamps or not self._infos.stamps:
+        """Return the depth image nearest to an image, within ``DEPTH_WITHIN``, and the calibration nearest to that.
+
+        Returns None if there is none. Raises RecordingError if a message cannot be read.
+        """
+        if not self._depths or not self._infos or not self._depths.stamps or not self._infos.stamps:
             return None
         place = self._depths.nearest(self.stamps[index])
         stamp = self._depths.stamps[place]
@@ -213,9 +226,12 @@ class BagRecording:
                 self._read(self._infos, self._infos.nearest(stamp), CameraInfo))
 
     def truth(self, index: int) -> np.ndarray | None:
-        """uint16 (H, W): the id of the object a pixel belongs to, 0: none; None: the image is not annotated."""
+        """Return the object id of every pixel as uint16 (H, W), 0 for none, or None without an annotation.
+
+        Raises RecordingError for a label image that cannot be used.
+        """
         place = self._truths.place(self.stamps[index]) if self._truths else None
-        if place is None:
+        if self._truths is None or place is None:
             return None
         message = self._read(self._truths, place, Image)
         where = f'bag {self.path}: {self._truths.topic} at stamp {self.stamps[index] / 1e9:.3f}'
@@ -227,10 +243,11 @@ class BagRecording:
         except ImageError as error:
             raise RecordingError(f'{where}: {error}') from None
 
-    def _read(self, track: Track, place: int, kind: type):
+    def _read(self, track: Track, place: int, kind: type[Any]) -> Any:
+        """Return a message. Raises RecordingError if it cannot be read."""
         try:
             return deserialize_message(track.message(place, self._reader), kind)
-        except Exception as error:  # the type that is raised is that of the middleware
+        except Exception as error:  # the type of the error depends on the middleware
             raise RecordingError(f'bag {self.path}: {track.topic} at stamp {track.stamps[place] / 1e9:.3f}: '
                                  f'{error}') from None
 
@@ -241,12 +258,12 @@ class BagRecording:
     def __enter__(self) -> BagRecording:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
 def _named(topic: str) -> str:
-    """A topic as bags have it."""
+    """Return a topic as bags name it."""
     return f'/{topic.lstrip("/")}' if topic else ''
 
 
@@ -256,6 +273,7 @@ def _pixels(size: tuple[int, int]) -> str:
 
 
 def _labels(message: Image) -> np.ndarray:
+    """Return the pixels of a label image as uint16 (H, W). Raises ImageError."""
     if message.encoding not in TRUTH_ENCODINGS:
         raise ImageError(f'encoding {message.encoding!r}: must be mono8 or mono16')
     size = TRUTH_ENCODINGS[message.encoding]

@@ -1,4 +1,4 @@
-"""The files that bags are made of: what their readers have in common. Needs no ROS."""
+"""Common parts of the readers of a bag's files. Needs no ROS."""
 from __future__ import annotations
 
 import sys
@@ -16,29 +16,29 @@ _AT_A_TIME = 1 << 20  # bytes
 
 
 class BagError(ValueError):
-    """A bag that cannot be used; the text names the file and the cure."""
+    """Error for a bag that cannot be used; the text names the file and the cure."""
 
 
 class Channel(NamedTuple):
     """Messages of one type on one topic in one file."""
 
     topic: str
-    msgtype: str  # sensor_msgs/msg/Image
+    msgtype: str  # for example sensor_msgs/msg/Image
     msgcount: int
-    encoding: str  # of the messages: cdr in ROS 2
-    language: str = ''  # of the definition: ros2msg or ros2idl; empty: there is none
+    encoding: str  # of the messages; cdr in ROS 2
+    language: str = ''  # of the definition, ros2msg or ros2idl; empty without a definition
     definition: str = ''
-    number: int = 0  # in its file
+    number: int = 0  # within its file
     file: StorageFile | None = None
 
 
 class StorageFile:
-    """One file of a bag, open."""
+    """One open file of a bag."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.channels: list[Channel] = []
-        self.problems: list[str] = []  # what could not be read, and the cure
+        self.problems: list[str] = []  # unreadable data, with the cure
         self.start_time = self.end_time = 0  # ns, of the first and last message
 
     def messages(self, channels: list[Channel], start: int | None = None,
@@ -47,11 +47,15 @@ class StorageFile:
         raise NotImplementedError
 
     def close(self) -> None:
+        """Close the file."""
         raise NotImplementedError
 
 
 def unzstd(data: bytes, whole: bool = True) -> bytes:
-    """Decompress zstd data; as far as they go where they are not ``whole``. Raises ValueError for damaged data."""
+    """Decompress zstd data, cut-off data as far as they go. Raises ValueError for damaged data.
+
+    whole: refuse data that are cut off, too.
+    """
     try:
         if whole:
             return zstd.decompress(data)
@@ -61,7 +65,7 @@ def unzstd(data: bytes, whole: bool = True) -> bytes:
 
 
 def unpack_file(source: Path, target: Path) -> str:
-    """Decompress a zstd file; return why the end of it is missing, or ''. Raises OSError when the disk is full."""
+    """Decompress a zstd file and return why its end is missing, or ''. Raises OSError if the disk is full."""
     decompressor, inside = zstd.ZstdDecompressor(), False  # a file may have several frames
     with source.open('rb') as packed, target.open('wb') as unpacked:
         while data := packed.read(_AT_A_TIME):

@@ -1,36 +1,37 @@
-"""Messages into an mcap bag with the definition of every type in it: RViz, Foxglove and rosbags open it as it is."""
+"""Writer of mcap bags with the definitions of all types, which RViz, Foxglove and rosbags can open."""
 from __future__ import annotations
 
 import functools
 import re
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
 
 from rclpy.serialization import serialize_message
+from rosbags.interfaces import Connection
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 from sam2_ros import msg
 
-_VERSION = 8  # of the metadata: the newest that Humble reads
-_NAMES = {'float': 'float32', 'double': 'float64', 'boolean': 'bool', 'octet': 'byte'}  # of IDL, as in .msg files
+_VERSION: Literal[8] = 8  # of the metadata, the newest that Humble reads
+_NAMES = {'float': 'float32', 'double': 'float64', 'boolean': 'bool', 'octet': 'byte'}  # IDL type -> type in .msg files
 
 
 class BagWriter:
-    """A bag to be written, compressed. Topics come to be with their first message.
-
-    FileExistsError when there is something at ``path`` already.
-    """
+    """Compressed bag that is written. A topic is created with its first message."""
 
     def __init__(self, path: Path) -> None:
+        """Raise FileExistsError if there is something at ``path`` already."""
         if path.exists():
-            raise FileExistsError(f'bag {path}: is there already; remove it, or choose another place')
+            raise FileExistsError(f'bag {path}: exists already; remove it, or choose another path')
         self._writer = Writer(path, version=_VERSION, storage_plugin=StoragePlugin.MCAP)
         self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
-        self._connections = {}
+        self._connections: dict[str, Connection] = {}
 
-    def write(self, topic: str, message, time: int) -> None:
-        """A message of rclpy's, recorded at ``time``, ns."""
+    def write(self, topic: str, message: Any, time: int) -> None:
+        """Write a message of rclpy as recorded at ``time``, in ns."""
         kind = type_name(type(message))
         if topic not in self._connections:
             self._connections[topic] = self._writer.add_connection(topic, kind, typestore=typestore())
@@ -40,18 +41,19 @@ class BagWriter:
         self._writer.open()
         return self
 
-    def __exit__(self, *failure) -> None:
-        self._writer.__exit__(*failure)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 traceback: TracebackType | None) -> None:
+        self._writer.__exit__(kind, error, traceback)
 
 
 def type_name(kind: type) -> str:
-    """Of a message class, as bags have it: sensor_msgs/msg/Image."""
+    """Return the type name of a message class as in bags, for example sensor_msgs/msg/Image."""
     return f'{kind.__module__.split(".")[0]}/msg/{kind.__name__}'
 
 
 @functools.cache
 def typestore() -> Typestore:
-    """The types of ROS 2 and ours, for rosbags."""
+    """Return the message types of ROS 2 and of this project, for rosbags."""
     store = get_typestore(Stores.ROS2_JAZZY)
     for name, kind in vars(msg).items():
         if isinstance(kind, type):
@@ -59,8 +61,8 @@ def typestore() -> Typestore:
     return store
 
 
-def _definition(kind: type) -> str:
-    """The fields of a message class as a .msg file has them."""
+def _definition(kind: Any) -> str:
+    """Return the fields of a message class as in a .msg file."""
     lines = []
     for name, declared in kind.get_fields_and_field_types().items():
         element = re.sub(r'sequence<(.*)>', r'\1', declared)

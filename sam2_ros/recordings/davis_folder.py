@@ -1,6 +1,8 @@
 """Folders in the layout of DAVIS, which YouTube-VOS and MOSE have too, as recordings.
 
     DIR/JPEGImages/[480p/]<clip>/00000.jpg     DIR/Annotations/[480p/]<clip>/00000.png     DIR/ImageSets/[2017/]val.txt
+
+The text files list clips by name.
 """
 from __future__ import annotations
 

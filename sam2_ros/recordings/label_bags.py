@@ -1,15 +1,15 @@
-"""Our own label topics in bags, as training data: what a fleet recorded, corrected by people, trains the next model.
+"""Label topics of the node in bags, as training data.
 
     DIR/.../<bag>/metadata.yaml or <bag>.mcap, with an image topic (Image or CompressedImage) and a label topic:
     sam2_ros/InstanceArray (``~/instances``), or Image with encoding mono16 (``~/label_image``)
 
-Images and labels are paired by the stamp in their header. Needs no ROS installation: messages are decoded by rosbags.
+Images and labels are paired by the stamp in their header. Needs no ROS: messages are decoded by rosbags.
 """
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from rosbags.image import message_to_cvimage
@@ -25,19 +25,22 @@ from sam2_ros.recordings.bag_files import COMPRESSED, IMAGE, described, header_s
 from sam2_ros.recordings.bag_reader import SUFFIXES, BagReader
 from sam2_ros.recordings.bag_storage import BagError, Channel
 
-SEGMENT = 100  # labelled frames: a long bag becomes several recordings, so that some can be held out
+SEGMENT = 100  # labelled frames per recording: of a long bag, some recordings can be held out
 _INSTANCES = 'sam2_ros/msg/InstanceArray'
 
 
 class _Frame(NamedTuple):
-    stamp: int  # of the headers, ns
-    image_time: int  # of the bag's records, ns
+    stamp: int  # of image and label, ns
+    image_time: int  # recording time, ns
     label_time: int
 
 
 def bag_format(image_topic: str | None = None, label_topic: str | None = None) -> Format:
-    """Bags as a data layout. Topics that are not given are found: the label topic by its type (instances before label
-    images), the image topic as the one with the most stamps of the labels."""
+    """Return the layout of bags with these topics.
+
+    If a topic is None, it is found: the label topic by its type (instances before label images), the image topic as the
+    one with the most stamps of the labels.
+    """
 
     def find(folder: Path, skipped: SkippedFiles) -> list[LabelledBag]:
         segments = []
@@ -48,7 +51,7 @@ def bag_format(image_topic: str | None = None, label_topic: str | None = None) -
                 skipped.add(error)
             except BagError as error:
                 skipped.add(BrokenSample(path, str(error)))
-            except Exception as error:  # a damaged bag may fail anywhere in its parsers
+            except Exception as error:  # a parser may fail anywhere in a damaged bag
                 skipped.add(BrokenSample(path, f'not a bag that can be read ({type(error).__name__}: {error})'))
         return segments
 
@@ -56,7 +59,7 @@ def bag_format(image_topic: str | None = None, label_topic: str | None = None) -
 
 
 def _bags(folder: Path, notice: Notice = lambda path, reason: None) -> list[Path]:
-    """Return bag folders, and bag files in folders without metadata.yaml; links to folders are followed."""
+    """Return bag folders, and bag files in folders without metadata.yaml. Links to folders are followed."""
     folders, files = [], []
     for path in folders_below(folder, notice):
         if (path / 'metadata.yaml').exists():
@@ -67,11 +70,12 @@ def _bags(folder: Path, notice: Notice = lambda path, reason: None) -> list[Path
 
 
 def _open(path: Path, image_topic: str | None, label_topic: str | None, skipped: SkippedFiles) -> list[LabelledBag]:
+    """Return the parts of a bag, each with images of one size. Raises BrokenSample or BagError."""
     with BagReader(path) as reader:
         label = _label_connections(reader, path, label_topic)
         images = _image_connections(reader, path, image_topic, label[0].topic)
-        stamps = [(header_stamp(raw), time) for _, time, raw in reader.messages(label)]
-        labels = {stamp: time for stamp, time in stamps if stamp}
+        labelled = [(header_stamp(raw), time) for _, time, raw in reader.messages(label)]
+        labels = {stamp: time for stamp, time in labelled if stamp}
         best: dict[int, tuple[int, tuple[int, int]]] = {}
         chosen: list[Channel] = []
         doubts: list[str] = []
@@ -89,19 +93,20 @@ def _open(path: Path, image_topic: str | None, label_topic: str | None, skipped:
         raise BrokenSample(path, f'no stamp of {label[0].topic} is that of an image on {tried}')
     if equal:
         raise BrokenSample(path, f'{chosen[0].topic} and {", ".join(equal)} have the stamps of {label[0].topic}: which '
-                                 f'of them was labelled cannot be known; name it with --image-topic')
-    if unset := sum(not stamp for stamp, _ in stamps):
+                                 f'of them was labelled is unknown; name it with --image-topic')
+    if unset := sum(not stamp for stamp, _ in labelled):
         doubts.append(f'{unset} labels without a stamp are not used')
     if lost := len(labels) - len(best):
         doubts.append(f'{lost} of {len(labels)} labels have the stamp of no usable image')
-    if twice := len(stamps) - unset - len(labels):
+    if twice := len(labelled) - unset - len(labels):
         doubts.append(f'{twice} labels are followed by one of the same stamp, which is used')
     if doubts:
         skipped.doubt(path, f'{label[0].topic}: {"; ".join(doubts)}')
     bags, start = [], 0
     stamps = sorted(best)
-    for stop, stamp in enumerate(stamps[1:] + [None], 1):  # frames of one recording are of one size
-        if stamp is None or stop - start == SEGMENT or best[stamp][1] != best[stamps[start]][1]:
+    for stop in range(1, len(stamps) + 1):
+        ends = stop == len(stamps) or stop - start == SEGMENT
+        if ends or best[stamps[stop]][1] != best[stamps[start]][1]:  # a recording has frames of one size
             frames = [_Frame(stamp, best[stamp][0], labels[stamp]) for stamp in stamps[start:stop]]
             bags.append(LabelledBag(path, chosen[0], label[0], start, frames))
             start = stop
@@ -110,28 +115,33 @@ def _open(path: Path, image_topic: str | None, label_topic: str | None, skipped:
 
 def _listed(reader: BagReader, connections: list[Channel],
             labels: Container[int]) -> tuple[dict[int, tuple[int, tuple[int, int]]], list[str]]:
-    """Return time in the bag, height and width of each whole image whose stamp is labelled, and what is doubtful."""
-    found, repeated = {}, set()
+    """Return recording time, height and width of the whole images with labelled stamps, and doubts.
+
+    The images are given by stamp.
+    """
+    found: dict[int, tuple[int, tuple[int, int]]] = {}
+    repeated: set[int] = set()
     for _, time, raw in reader.messages(connections):
         try:
             head = image_head(raw, connections[0].msgtype)
-        except ValueError:  # cut off: it cannot be trained on
+        except ValueError:  # an image that is cut off cannot be trained on
             continue
         if head.stamp in labels:
             if head.stamp in found:
                 repeated.add(head.stamp)
             found[head.stamp] = (time, (head.height, head.width))
-    for stamp in repeated:  # which of the images was labelled cannot be known
+    for stamp in repeated:  # which of the images was labelled is unknown
         del found[stamp]
     return found, [f'{len(repeated)} stamps are of several images, which are not used'] if repeated else []
 
 
 def _camera(connections: list[Channel]) -> str:
-    """Return the name of a camera's topic, whether it is raw or compressed."""
+    """Return the name of a camera's topic, the same for raw and compressed images."""
     return connections[0].topic.removesuffix('/compressed')
 
 
 def _label_connections(reader: BagReader, path: Path, wanted: str | None) -> list[Channel]:
+    """Return the channels of the label topic. Raises BrokenSample unless there is exactly one."""
     instances = reader.by_topic([_INSTANCES])
     images = {topic: found for topic, found in reader.by_topic([IMAGE]).items()
               if topic == wanted or topic.endswith('label_image')}
@@ -147,12 +157,13 @@ def _label_connections(reader: BagReader, path: Path, wanted: str | None) -> lis
 
 
 def _image_connections(reader: BagReader, path: Path, wanted: str | None, label: str) -> list[list[Channel]]:
+    """Return the channels of each topic that may show what was labelled. Raises BrokenSample if there is none."""
     topics = {topic: found for topic, found in reader.by_topic([IMAGE, COMPRESSED]).items() if topic != label}
     if wanted is not None:
         if wanted not in topics:
             raise BrokenSample(path, f'no images on {wanted}; {described(topics)}')
         return [topics[wanted]]
-    # depth and our own pictures of the masks carry the same stamps
+    # Depth, and images that the node drew from masks, carry the same stamps.
     candidates = {topic: found for topic, found in topics.items() if is_camera(reader, found)}
     if not candidates:
         raise BrokenSample(path, f'no topic of colour images; {described(topics)}')
@@ -160,10 +171,10 @@ def _image_connections(reader: BagReader, path: Path, wanted: str | None, label:
 
 
 class LabelledBag:
-    """A part of a bag: frames with their labels."""
+    """Part of a bag: frames with their labels."""
 
     def __init__(self, path: Path, image: Channel, label: Channel, start: int, frames: list[_Frame]) -> None:
-        """image, label: one of the channels of each topic."""
+        """image, label: any channel of each topic."""
         self.name = f'{path}[{start}:{start + len(frames)}]'
         self.path, self.frames = path, frames
         self.image_topic, self.label_topic = image.topic, label.topic
@@ -173,7 +184,7 @@ class LabelledBag:
         return len(self.frames)
 
     def read(self, frames: Sequence[int]) -> Labelled:
-        """Objects are the ids found in these frames."""
+        """Return these frames; objects are the ids found in them. Raises BrokenSample."""
         wanted = [self.frames[i] for i in frames]
         try:
             with BagReader(self.path) as reader:
@@ -184,9 +195,9 @@ class LabelledBag:
                     (frame.stamp, frame.label_time) for frame in wanted])]
         except (BrokenSample, ImageError) as error:
             raise BrokenSample(self.name, getattr(error, 'reason', str(error))) from error
-        except Exception as error:  # see bag_format
+        except Exception as error:  # a parser may fail anywhere in a damaged bag
             raise BrokenSample(self.name, f'{type(error).__name__}: {error}') from error
-        ids = sorted(set().union(*labels))
+        ids = sorted({number for found in labels for number in found})
         masks = []
         for frame, image, found in zip(wanted, images, labels, strict=True):
             sizes = {mask.shape for mask in found.values()} - {image.shape[:2]}
@@ -200,12 +211,13 @@ class LabelledBag:
             raise BrokenSample(self.name, 'images change in size')
         return Labelled(images, masks)
 
-    def _messages(self, reader: BagReader, types: Typestore, topic: str, wanted: Sequence[tuple[int, int]]) -> list:
-        """Return the messages of these stamps (and bag times), in that order."""
+    def _messages(self, reader: BagReader, types: Typestore, topic: str,
+                  wanted: Sequence[tuple[int, int]]) -> list[Any]:
+        """Return the messages with these stamps and recording times, in that order."""
         kind = self._types[topic]
         channels = [channel for channel in reader.channels if (channel.topic, channel.msgtype) == (topic, kind)]
         times, stamps = {time for _, time in wanted}, {stamp for stamp, _ in wanted}
-        found = {}
+        found: dict[int, Any] = {}
         for _, time, raw in reader.messages(channels, start=min(times), stop=max(times) + 1):
             if time in times and header_stamp(raw) in stamps:
                 found.setdefault(header_stamp(raw), types.deserialize_cdr(raw, kind))
@@ -213,7 +225,7 @@ class LabelledBag:
 
 
 def _typestore(reader: BagReader, kinds: Iterable[str]) -> Typestore:
-    """Return ROS 2's own types with these, as the bag defines them. Definitions of other types do not matter."""
+    """Return the types of ROS 2 and these, as the bag defines them. Definitions of other types do not matter."""
     store = get_typestore(Stores.LATEST)
     for kind in kinds:
         if kind in store.fielddefs:
@@ -232,16 +244,19 @@ def _typestore(reader: BagReader, kinds: Iterable[str]) -> Typestore:
     return store
 
 
-def _image(message) -> np.ndarray:
-    """Return the pixels that the node takes from a message. Raises ImageError for what it refuses."""
+def _image(message: Any) -> np.ndarray:
+    """Return the pixels that the node reads from a message. Raises ImageError for messages that it refuses."""
     if message.__msgtype__ == COMPRESSED:
         return decompress(message.data.tobytes(), message.format)
     message.encoding = check_encoding(message.encoding)
     return np.ascontiguousarray(message_to_cvimage(message, 'rgb8'))
 
 
-def _labels(message) -> dict[int, np.ndarray]:
-    """Id -> bool mask of the whole image; an instance that is not visible has an empty one."""
+def _labels(message: Any) -> dict[int, np.ndarray]:
+    """Return bool masks of the whole image by id, an empty one for an instance that is not visible.
+
+    Raises BrokenSample for a malformed message.
+    """
     if message.__msgtype__ == _INSTANCES:
         ids = [instance.id for instance in message.instances]
         if len(set(ids)) < len(ids) or 0 in ids:
@@ -249,11 +264,11 @@ def _labels(message) -> dict[int, np.ndarray]:
         return {instance.id: _instance_mask(instance, message.height, message.width) for instance in message.instances}
     if message.encoding not in ('mono16', '16UC1'):
         raise BrokenSample('label image', f'label image with encoding {message.encoding}: must be mono16')
-    ids = message_to_cvimage(message)
-    return {int(number): ids == number for number in np.unique(ids) if number}
+    pixels = message_to_cvimage(message)
+    return {int(number): pixels == number for number in np.unique(pixels) if number}
 
 
-def _instance_mask(instance, height: int, width: int) -> np.ndarray:
+def _instance_mask(instance: Any, height: int, width: int) -> np.ndarray:
     mask = np.zeros((height, width), bool)
     roi = instance.roi
     if roi.width and roi.height:

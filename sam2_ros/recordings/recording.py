@@ -1,4 +1,4 @@
-"""What an evaluation needs to know of a recording, whether it is a bag or a folder of images."""
+"""Interface of a recording, which may be a bag or a folder of a data set."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -13,22 +13,22 @@ from sam2_ros.msg import Prompt
 
 @dataclass(frozen=True, eq=False)
 class RecordedPrompt:
-    """A prompt and when it came."""
+    """A prompt with the time of its arrival."""
 
     arrival: int  # ns, on the clock of the images' arrivals
-    message: Prompt  # its header's stamp is that of the image it was drawn on
+    message: Prompt  # its stamp is that of the image it was drawn on
 
 
 class Recording(Protocol):
-    """One camera's images in order of their stamps, and what was recorded beside them. Images are read when asked for.
+    """Images of one camera in order of their stamps, with depth, prompts and ground truth. Images are read on demand.
 
-    Errors: ``RecordingError`` (a ValueError) that names the file or topic and the cure.
+    Methods raise RecordingError, which names the file or topic and the cure.
     """
 
     name: str
     prompts: list[RecordedPrompt]
-    labels: dict[int, str]  # names of the ids in the truth, as far as known
-    problems: list[str]  # what was left out and why, each in words that name the topic or file
+    labels: dict[int, str]  # names of object ids, as far as known
+    problems: list[str]  # skipped data with reasons, each naming the topic or file
 
     @property
     def stamps(self) -> Sequence[int]:
@@ -39,20 +39,19 @@ class Recording(Protocol):
         """Recording times of the images in nanoseconds; the stamps if these are not known."""
 
     def image(self, index: int) -> Image | CompressedImage:
-        """The message, with its header."""
+        """Return the message of an image, with its header."""
 
     def depth(self, index: int) -> tuple[Image, CameraInfo] | None:
-        """The depth of an image; None: there is none."""
+        """Return depth image and calibration for an image, or None if there are none."""
 
     def truth(self, index: int) -> np.ndarray | None:
-        """uint16 (H, W): the id of the object a pixel belongs to, 0: none; None: the image is not annotated."""
+        """Return the object id of every pixel as uint16 (H, W), 0 for none, or None for an image without annotation."""
 
 
 def truth_masks(recording: Recording, index: int) -> dict[int, np.ndarray] | None:
-    """What the truth of an image shows, bool (H, W) by id; None: the image is not annotated.
+    """Return the masks of an image's annotation, bool (H, W) by object id, or None without an annotation.
 
-    A recording whose annotated objects overlap has a method ``masks`` that gives them whole (SA-V); in ``truth`` a
-    pixel belongs to one object.
+    A recording whose objects may overlap has a method ``masks`` (SA-V); in ``truth`` a pixel belongs to one object.
     """
     masks = getattr(recording, 'masks', None)
     if masks is not None:
@@ -65,4 +64,4 @@ def truth_masks(recording: Recording, index: int) -> dict[int, np.ndarray] | Non
 
 
 class RecordingError(ValueError):
-    """A recording that cannot be used; the text names the value and the cure."""
+    """Error for a recording that cannot be used; the text names the value and the cure."""

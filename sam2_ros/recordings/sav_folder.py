@@ -2,6 +2,8 @@
 
     DIR/JPEGImages_24fps/<video>/00000.jpg     DIR/Annotations_6fps/<video>/<object>/00000.png     DIR/sav_val.txt
     DIR/.../sav_000001.mp4                     sav_000001_manual.json or sav_000001_auto.json beside it
+
+The text file lists videos by name.
 """
 from __future__ import annotations
 

@@ -80,4 +80,4 @@ def test_the_same_scene_has_the_same_pixels_every_time(bags, tmp_path):
 def test_bag_that_is_there_is_left_alone(bags, tmp_path, capsys):
     (tmp_path / 'easy').mkdir()
     assert main([str(tmp_path), '--scene', 'easy']) == 1
-    assert 'easy: is there already; remove it' in capsys.readouterr().err
+    assert 'easy: exists already; remove it' in capsys.readouterr().err

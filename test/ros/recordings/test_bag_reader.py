@@ -1,6 +1,6 @@
-"""Bags of recorders that were killed, and bags with more in them than ROS 2 messages.
+"""Bags of killed recorders, and bags with other content than ROS 2 messages, are read.
 
-What is there is read, what is lost is counted, and the files are never touched.
+Messages that exist are read, lost ones are counted, and the files are never changed.
 """
 import contextlib
 import hashlib
@@ -40,7 +40,7 @@ from testing.recorded_camera import (
     write,
 )
 
-# --- SQLite, killed while it was recording
+# --- SQLite files of a killed recorder
 
 
 def live_database(folder, mode, committed, written):
@@ -145,7 +145,7 @@ def test_bytes_of_a_log_that_cannot_be_read_are_counted(tmp_path, damage):
 def test_frames_of_earlier_rounds_behind_the_end_of_a_log_are_no_problem(tmp_path):
     live = sqlite3.connect(next(write(tmp_path / 'made', messages(), StoragePlugin.SQLITE3).glob('*.db3')))
     live.execute('PRAGMA journal_mode = WAL')
-    for value, times in (('a', 50), ('b', 1)):  # the second round overwrites the beginning of the log alone
+    for value, times in (('a', 50), ('b', 1)):  # the second round overwrites only the beginning of the log
         for number in range(times):
             live.execute(f"INSERT INTO messages SELECT NULL, topic_id, timestamp + 1, data FROM messages "
                          f"WHERE id = {number + 1}")
@@ -180,10 +180,10 @@ def test_a_database_that_was_cut_off_is_read_up_to_there(tmp_path):
         assert 'run.db3: damaged or cut off' in text and '.recover' in text
 
 
-# --- mcap and zstd, killed or cut off
+# --- mcap and zstd files that are not finished or cut off
 
 def test_an_mcap_file_is_read_as_far_as_the_recorder_came(tmp_path):
-    """Cut anywhere: every message that is whole in the file comes out, byte by byte, and nothing else."""
+    """Wherever the file is cut, exactly the messages that are whole in it are read, byte for byte."""
     records = [(topic, (Image, serialize_message(message)), time) for topic, message, time in messages()
                if topic in (IMAGE, DEPTH)]
     data = mcap(records, finished=False)
@@ -211,7 +211,7 @@ def test_chunks_of_an_unfinished_mcap_file_are_unpacked(tmp_path, compression):
 def test_zeros_at_the_end_after_a_power_cut_are_counted(tmp_path):
     (tmp_path / 'run.mcap').write_bytes(mcap(messages(), finished=False) + bytes(4096))
     with BagRecording(tmp_path / 'run.mcap') as recording:
-        assert ', 4096 bytes at its end left out; ' in recording.problems.pop()
+        assert ', 4096 bytes at its end skipped; ' in recording.problems.pop()
         check_all(recording)
 
 
@@ -260,7 +260,7 @@ def test_metadata_that_cannot_be_used_is_named_and_the_files_are_read(tmp_path, 
 
 
 @pytest.mark.parametrize('files', ['3', '[1, {path: null}]', '[{path: run.mcap, message_count: many}]'])
-def test_counts_in_metadata_that_are_none_do_not_matter(tmp_path, files):
+def test_invalid_counts_in_metadata_do_not_matter(tmp_path, files):
     bag = write(tmp_path / 'run', messages())
     (bag / 'metadata.yaml').write_text(f'rosbag2_bagfile_information: {{relative_file_paths: [run.mcap], '
                                        f'files: {files}, message_count: many}}')
@@ -269,7 +269,7 @@ def test_counts_in_metadata_that_are_none_do_not_matter(tmp_path, files):
         assert not recording.problems
 
 
-def test_paths_that_are_no_bags_are_refused_with_the_cure(tmp_path):
+def test_paths_that_are_not_bags_are_refused_with_a_cure(tmp_path):
     bag = write(tmp_path / 'run', messages(4))
     (tmp_path / 'one.mcap').write_bytes(b'#ROSBAG V2.0\n')
     (tmp_path / 'log').mkdir()
@@ -277,12 +277,12 @@ def test_paths_that_are_no_bags_are_refused_with_the_cure(tmp_path):
     for path, reason in ((bag / 'metadata.yaml', "neither a bag's folder nor one of its"),
                          ('/dev/null', "neither a bag's folder nor one of its"),
                          (tmp_path / 'one.mcap', 'a bag of ROS 1; convert it'),
-                         (tmp_path / 'log', 'a.db3-wal is there without a.db3; put that beside it')):
+                         (tmp_path / 'log', 'a.db3-wal is there without a.db3; put that file beside it')):
         with pytest.raises(RecordingError, match=reason):
             BagRecording(path)
 
 
-def test_a_wrong_number_of_messages_in_the_metadata_is_told(tmp_path):
+def test_a_wrong_number_of_messages_in_the_metadata_is_reported(tmp_path):
     bag = write(tmp_path / 'run', messages())
     metadata = bag / 'metadata.yaml'
     metadata.write_text(metadata.read_text().replace('  message_count: 40', '  message_count: 99'))
@@ -295,11 +295,11 @@ def test_a_file_that_the_metadata_does_not_list_is_named(tmp_path):
     bag = write(tmp_path / 'run', messages())
     shutil.copy(bag / 'run.mcap', bag / 'other.mcap')
     with BagRecording(bag) as recording:
-        assert recording.problems.pop() == 'other.mcap: not in metadata.yaml, left out; `ros2 bag reindex` adds it'
+        assert recording.problems.pop() == 'other.mcap: not in metadata.yaml, skipped; `ros2 bag reindex` adds it'
         check_all(recording)
 
 
-# --- more in it than is needed
+# --- other content
 
 def record(kind, body):
     return bytes([kind]) + struct.pack('<Q', len(body)) + body
@@ -311,7 +311,7 @@ def text(value):
 
 
 def channel(number, topic, kind, language, definition, encoding='cdr'):
-    """Return schema and channel; without a schema where ``language`` is None."""
+    """Return schema and channel, or the channel alone if ``language`` is None."""
     schema = b'' if language is None else record(3, struct.pack('<H', number) + text(kind) + text(language)
                                                  + text(definition))
     return schema + record(4, struct.pack('<HH', number, 0 if language is None else number) + text(topic)
@@ -369,14 +369,14 @@ def test_a_bag_is_read_whatever_else_is_in_it(tmp_path, what):
 
 
 @pytest.mark.parametrize('profile', ['', 'ros2', 'mine'])
-def test_the_profile_does_not_matter_where_the_channels_are_those_of_ros(tmp_path, profile):
+def test_the_profile_does_not_matter_if_the_channels_are_those_of_ros(tmp_path, profile):
     (tmp_path / 'run.mcap').write_bytes(mcap(messages(), profile=profile))
     with BagRecording(tmp_path / 'run.mcap') as recording:
         check_all(recording)
 
 
 def test_a_chunk_of_other_topics_in_an_unknown_compression_does_not_matter(tmp_path):
-    """In a finished file its index says what is in it."""
+    """In a finished file, the index lists the topics of a chunk."""
     data = mcap(messages(), more=chunk(FOREIGN['json'], 1, 2, 'secret'))
     (tmp_path / 'run.mcap').write_bytes(data)
     with BagRecording(tmp_path / 'run.mcap') as recording:
@@ -385,8 +385,8 @@ def test_a_chunk_of_other_topics_in_an_unknown_compression_does_not_matter(tmp_p
         check_all(recording)
 
 
-def test_the_index_of_a_finished_file_keeps_unreadable_chunks_of_other_topics_out_of_the_way(tmp_path):
-    large = [('/notes', String(data='x' * 2**21), stamp(0) - 1)]  # more than a chunk has
+def test_unreadable_chunks_of_other_topics_do_not_matter_in_a_file_with_an_index(tmp_path):
+    large = [('/notes', String(data='x' * 2**21), stamp(0) - 1)]  # larger than a chunk
     file, = write(tmp_path / 'run', large + messages(), mode=CompressionMode.STORAGE).glob('*.mcap')
     data, name = file.read_bytes(), text('zstd')
     first, indexed = data.index(name), data.index(name, data.rindex(b'serialized_metadata'))
@@ -408,7 +408,7 @@ def test_needed_chunks_in_an_unknown_compression_are_named(tmp_path):
 
 
 def test_sqlite_topics_with_unknown_definitions_do_not_matter(tmp_path):
-    """rosbag2 writes the language "unknown" where a recorder did not find a definition."""
+    """rosbag2 writes the language "unknown" if a recorder did not find a definition."""
     file, = write(tmp_path / 'run', messages(), StoragePlugin.SQLITE3).glob('*.db3')
     with sqlite3.connect(file) as database:
         database.execute("UPDATE message_definitions SET encoding = 'unknown', encoded_message_definition = ''")
@@ -428,7 +428,7 @@ def test_a_wanted_channel_in_another_encoding_is_named(tmp_path):
 @pytest.mark.parametrize('topic', [IMAGE, TRUTH])
 @pytest.mark.parametrize('storage', [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
 def test_a_topic_that_had_two_types_is_read_as_the_one_with_more_messages(tmp_path, topic, storage):
-    """The other type comes first, as after a change of the driver."""
+    """The other type comes first, as after the driver was changed."""
     from rosbags.rosbag2 import Writer
     with Writer(tmp_path / 'run', version=9, storage_plugin=storage) as writer:
         connections = {}
@@ -440,13 +440,13 @@ def test_a_topic_that_had_two_types_is_read_as_the_one_with_more_messages(tmp_pa
     with BagRecording(tmp_path / 'run') as recording:
         count = 12 if topic == IMAGE else 3
         assert recording.problems.pop() == (
-            f'{topic}: 2 messages of type sensor_msgs/msg/CompressedImage left out: the topic has {count} of type '
+            f'{topic}: 2 messages of type sensor_msgs/msg/CompressedImage skipped: the topic has {count} of type '
             f'sensor_msgs/msg/Image')
         check_all(recording)
 
 
 def test_messages_without_chunks_come_in_order_of_their_times(tmp_path):
-    """Recorders write them as they come in, which is not always that order."""
+    """Recorders write messages as they arrive, which may be another order."""
     records = [(IMAGE, from_pixels(picture(frame), 'rgb8', header(frame)), stamp(frame)) for frame in range(6)]
     order = [0, 2, 1, 5, 4, 3]
     data = record(1, text('ros2') + text('test')) + channel(1, IMAGE, 'sensor_msgs/msg/Image', 'ros2msg', '')
@@ -465,7 +465,7 @@ def test_messages_without_chunks_come_in_order_of_their_times(tmp_path):
 @pytest.mark.fuzz
 @pytest.mark.parametrize('storage', [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
 def test_damaged_bags_are_read_or_refused_and_no_message_is_made_up(rounds, tmp_path, storage):
-    """Whatever lies in the bag was recorded, or a bit of it was changed by the damage itself."""
+    """Every message that is read was recorded, or was changed by the damage itself."""
     records = [(IMAGE, from_pixels(picture(frame)[:8, :8], 'rgb8', header(frame)), stamp(frame)) for frame in range(20)]
     records += [(TRUTH, from_pixels(labels(frame)[:8, :8], 'mono16', header(frame)), stamp(frame))
                 for frame in range(20)]

@@ -1,4 +1,4 @@
-"""Bags are really written, in every storage and compression, and read as recordings of a camera."""
+"""Bags of every storage and compression are written and read as recordings of a camera."""
 import json
 import shutil
 import sys
@@ -47,14 +47,14 @@ from testing.recorded_camera import (
       for mode in (CompressionMode.NONE, CompressionMode.FILE, CompressionMode.MESSAGE)),
     (StoragePlugin.MCAP, CompressionMode.STORAGE)])  # its chunks
 @pytest.mark.parametrize('compressed', [False, True])
-def test_everything_beside_an_image_is_found_in_every_kind_of_bag(tmp_path, storage, mode, compressed):
+def test_images_and_all_other_topics_are_read_from_every_kind_of_bag(tmp_path, storage, mode, compressed):
     with BagRecording(write(tmp_path / 'run', messages(compressed=compressed), storage, mode)) as recording:
         assert recording.name == 'run'
         check_all(recording, compressed)
 
 
 def split(tmp_path, storage=StoragePlugin.MCAP):
-    """One bag in two files, as `ros2 bag record --max-bag-duration` leaves it."""
+    """Write one bag in two files, as `ros2 bag record --max-bag-duration` does."""
     records = messages()
     middle = stamp(6)
     parts = [write(tmp_path / f'run_{i}', part, storage) for i, part in enumerate((
@@ -112,7 +112,7 @@ def test_mcap_without_chunks_is_read_too(tmp_path):
     without_chunks(file)
     with BagRecording(bag) as recording:
         check_all(recording)
-        np.testing.assert_array_equal(to_rgb(recording.image(3)), picture(3))  # back again
+        np.testing.assert_array_equal(to_rgb(recording.image(3)), picture(3))  # a step back
 
 
 def test_bag_without_metadata_is_read_from_its_files(tmp_path):
@@ -154,7 +154,7 @@ def test_images_are_read_in_any_order(tmp_path):
             np.testing.assert_array_equal(to_rgb(recording.image(int(frame))), picture(int(frame)))
 
 
-def test_reading_in_order_goes_through_the_bag_once(tmp_path, monkeypatch):
+def test_reading_in_order_reads_the_bag_once(tmp_path, monkeypatch):
     starts = []
     original = BagReader.messages
     with BagRecording(write(tmp_path / 'run', messages(30))) as recording:
@@ -166,14 +166,14 @@ def test_reading_in_order_goes_through_the_bag_once(tmp_path, monkeypatch):
         assert len(recording._images._read) <= KEPT
 
 
-def test_several_prompts_for_one_image_are_all_there(tmp_path):
+def test_several_prompts_for_one_image_are_all_read(tmp_path):
     records = messages() + [(PROMPT, Prompt(header=header(2), id=number), stamp(5) + number) for number in (1, 2)]
     with BagRecording(write(tmp_path / 'run', records)) as recording:
         assert [prompt.message.id for prompt in recording.prompts] == [300, 1, 2]
         assert recording.problems == []
 
 
-# --- what a robot's clock and driver do
+# --- odd clocks and drivers
 
 def test_stamps_that_go_back_are_sorted_and_repeated_ones_dropped(tmp_path):
     order = [0, 1, 3, 2, 4, 4, 5]
@@ -185,7 +185,7 @@ def test_stamps_that_go_back_are_sorted_and_repeated_ones_dropped(tmp_path):
             np.testing.assert_array_equal(to_rgb(recording.image(frame)), picture(frame))
         text = '\n'.join(recording.problems)
         assert 'stamps go back 1 times' in text
-        assert '1 messages left out that have the stamp of an earlier one' in text
+        assert '1 messages skipped that have the stamp of an earlier one' in text
 
 
 def test_images_without_stamps_are_refused(tmp_path):
@@ -195,7 +195,7 @@ def test_images_without_stamps_are_refused(tmp_path):
         BagRecording(bag)
 
 
-def test_broken_messages_are_named_and_left_out(tmp_path):
+def test_broken_messages_are_reported_and_skipped(tmp_path):
     records = [record for record in messages() if record[0] != PROMPT]
     for i, (topic, message, time) in enumerate(records):
         if topic in (IMAGE, TRUTH) and time in (stamp(4) + LAG, stamp(8) + 3 * LAG):
@@ -207,10 +207,10 @@ def test_broken_messages_are_named_and_left_out(tmp_path):
         assert recording.prompts == []
         image, truth, unpaired, prompt = sorted(recording.problems, key=lambda text: (
             'prompt' in text, 'no image' in text, TRUTH in text))
-        assert f'{IMAGE}: message recorded at {(stamp(4) + LAG) / 1e9:.3f} left out: cut off: ' in image
-        assert f'{TRUTH}: message recorded at {(stamp(8) + 3 * LAG) / 1e9:.3f} left out: cut off: ' in truth
-        assert f'{PROMPT}: prompt recorded at {stamp(2) / 1e9:.3f} left out' in prompt
-        assert '1 of 2 label images have the stamp of no image' in unpaired  # that of the broken one
+        assert f'{IMAGE}: message recorded at {(stamp(4) + LAG) / 1e9:.3f} skipped: cut off: ' in image
+        assert f'{TRUTH}: message recorded at {(stamp(8) + 3 * LAG) / 1e9:.3f} skipped: cut off: ' in truth
+        assert f'{PROMPT}: prompt recorded at {stamp(2) / 1e9:.3f} skipped' in prompt
+        assert '1 of 2 label images have the stamp of no image' in unpaired  # its image is the broken one
 
 
 def test_many_broken_messages_are_counted(tmp_path):
@@ -221,10 +221,10 @@ def test_many_broken_messages_are_counted(tmp_path):
     assert wanted > NAMED
     with BagRecording(write(tmp_path / 'run', broken), ground_truth_topic='') as recording:
         assert len(recording.stamps) == 30 - wanted
-        assert f'{IMAGE}: {wanted} messages left out that are cut off or broken' in recording.problems
+        assert f'{IMAGE}: {wanted} messages skipped that are cut off or broken' in recording.problems
 
 
-def test_damage_in_the_middle_of_a_file_costs_what_lies_there(tmp_path):
+def test_damage_in_the_middle_of_a_file_loses_only_the_messages_there(tmp_path):
     """Ten bytes of a compressed chunk are overwritten; the rest of five seconds of images is still read."""
     records = [(IMAGE, from_pixels(np.kron(picture(frame), np.ones((16, 16, 1), np.uint8)), 'rgb8', header(frame)),
                 stamp(frame)) for frame in range(50)]
@@ -252,7 +252,7 @@ def test_truth_without_an_image_of_its_stamp_is_counted(tmp_path):
         assert recording.truth(1) is None
 
 
-def test_mono8_truth_is_widened(tmp_path):
+def test_mono8_truth_becomes_uint16(tmp_path):
     records = [(IMAGE, from_pixels(picture(0), 'rgb8', header(0)), stamp(0)),
                ('/other', from_pixels(labels(0).astype(bool).astype(np.uint8) * 7, 'mono8', header(0)), stamp(0))]
     with BagRecording(write(tmp_path / 'run', records), image_topic=IMAGE, ground_truth_topic='other') as recording:
@@ -280,9 +280,9 @@ def test_compressed_truth_beside_its_raw_topic_is_named(tmp_path):
                                       f'sensor_msgs/msg/CompressedImage; decompress it with image_transport republish']
 
 
-# --- which topic
+# --- topics
 
-def test_several_cameras_have_to_be_told_apart(tmp_path):
+def test_one_of_several_cameras_must_be_chosen(tmp_path):
     records = messages() + [('/left/image', from_pixels(picture(0), 'rgb8', header(0)), stamp(0))]
     bag = write(tmp_path / 'run', records)
     with pytest.raises(RecordingError) as failure:
@@ -304,14 +304,14 @@ def test_raw_and_compressed_images_of_one_camera_are_one_camera(tmp_path):
 
 @pytest.mark.parametrize('option', ['image_topic', 'ground_truth_topic', 'depth_topic', 'camera_info_topic',
                                     'prompt_topic'])
-def test_topic_that_is_not_there_is_named_with_those_that_are(tmp_path, option):
+def test_a_missing_topic_is_named_with_the_existing_ones(tmp_path, option):
     with pytest.raises(RecordingError) as failure:
         BagRecording(write(tmp_path / 'run', messages()), **{option: '/nowhere'})
     text = str(failure.value)
     assert f'--{option.replace("_", "-")} /nowhere' in text and 'messages)' in text
 
 
-def test_depth_without_calibration_is_left_out_and_said(tmp_path):
+def test_depth_without_calibration_is_skipped_and_reported(tmp_path):
     records = [record for record in messages() if record[0] != INFO]
     bag = write(tmp_path / 'run', records)
     with BagRecording(bag) as recording:
@@ -321,13 +321,13 @@ def test_depth_without_calibration_is_left_out_and_said(tmp_path):
         BagRecording(bag, depth_topic=DEPTH)
 
 
-def test_depth_of_another_moment_is_not_that_of_the_image(tmp_path):
+def test_depth_of_another_time_is_not_used_for_an_image(tmp_path):
     records = [record for record in messages() if record[0] != DEPTH or record[2] != stamp(5) + LAG]
     with BagRecording(write(tmp_path / 'run', records)) as recording:
         assert recording.depth(4) and recording.depth(5) is None and recording.depth(6)
 
 
-def test_several_prompt_topics_are_left_alone_until_one_is_chosen(tmp_path):
+def test_several_prompt_topics_are_ignored_until_one_is_chosen(tmp_path):
     records = messages() + [('/other/prompt', Prompt(header=header(0), id=1), stamp(0))]
     bag = write(tmp_path / 'run', records)
     with BagRecording(bag) as recording:
@@ -428,5 +428,5 @@ def test_written_bag_is_read_back_and_never_overwritten(tmp_path):
             writer.write(topic, message, time)
     with BagRecording(tmp_path / 'out') as recording:
         check_all(recording)
-    with pytest.raises(FileExistsError, match='out: is there already; remove it'):
+    with pytest.raises(FileExistsError, match='out: exists already; remove it'):
         BagWriter(tmp_path / 'out')

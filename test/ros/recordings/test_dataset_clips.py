@@ -1,4 +1,4 @@
-"""Data sets as they are unpacked, written byte by byte, become recordings."""
+"""Data sets in their published layouts are read as recordings."""
 import cv2
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def overlapping(frame):
 
 
 def opened(data, rate=RATE):
-    """All clips of a data set."""
+    """Return all clips of a data set."""
     return [data.clip(name, rate) for name in data.names]
 
 
@@ -67,7 +67,7 @@ def test_clip_has_every_image_as_stored_at_an_even_rate(davis):
     assert np.diff(slow.stamps).tolist() == [100_000_000] * 5
 
 
-def test_split_says_which_clips(davis):
+def test_a_split_selects_clips(davis):
     assert [clip.name for clip in opened(DavisFolder(davis))] == ['bear', 'camel', 'dog']
     assert [clip.name for clip in opened(DavisFolder(davis, split='2017/val'))] == ['camel', 'bear']
     with pytest.raises(RecordingError, match='split val: must be one of .*ImageSets/2016/val.txt, ImageSets/2017/val'):
@@ -83,7 +83,7 @@ def test_image_without_labels_is_not_annotated(davis):
     assert clip.truth(3) is None and clip.masks(3) is None and clip.truth(4) is not None
 
 
-def test_clip_that_cannot_be_used_costs_only_itself(davis):
+def test_a_clip_that_cannot_be_used_does_not_affect_the_others(davis):
     for path in (davis / 'JPEGImages/480p/camel').iterdir():
         path.unlink()
     data = DavisFolder(davis)
@@ -172,7 +172,7 @@ def test_clips_that_are_not_evaluated_are_named(davis):
     assert DavisFolder(davis, '2017/val').problems == data.problems[:1]
 
 
-def test_what_is_doubtful_in_a_clip_is_a_problem(davis):
+def test_doubts_about_a_clip_are_problems(davis):
     (davis / 'Annotations/480p/dog/00003.png').rename(davis / 'Annotations/480p/dog/3.png')
     (davis / 'JPEGImages/480p/dog/00005.jpg').rename(davis / 'JPEGImages/480p/dog/last.jpg')
     one, other = DavisFolder(davis).clip('dog').problems
@@ -181,7 +181,7 @@ def test_what_is_doubtful_in_a_clip_is_a_problem(davis):
 
 
 @pytest.mark.parametrize(('value', 'turned', 'reason'), [
-    (6, True, 'the annotation fits the rotated picture only'), (6, False, None), (3, False, 'cannot be known')])
+    (6, True, 'the annotation fits the rotated image only'), (6, False, None), (3, False, 'cannot be known')])
 def test_photos_are_never_rotated(davis, value, turned, reason):
     image, labels = scene(0)
     exif = b'Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0' + bytes([value]) + bytes(6)
@@ -220,7 +220,7 @@ def test_video_has_every_frame_and_every_fourth_is_annotated(tmp_path):
     np.testing.assert_array_equal(clip.truth(8) == 2, scene(8)[1] == 3)
 
 
-def test_frames_of_a_video_are_those_asked_for(tmp_path):
+def test_frames_of_a_video_are_read_in_any_order(tmp_path):
     sav_video(tmp_path, 3, annotated=4)
     clip, = opened(SavFolder(tmp_path))
     video = cv2.VideoCapture(str(tmp_path / 'sav_000003.mp4'))
@@ -264,7 +264,7 @@ def test_objects_of_the_validation_set_have_one_number_and_one_mask_each(tmp_pat
         SavFolder(tmp_path).clip('sav_000007')
 
 
-def test_list_of_videos_says_which(tmp_path):
+def test_a_list_selects_videos(tmp_path):
     for number in (3, 4):
         sav_video(tmp_path, number)
     (tmp_path / 'sav_val.txt').write_text('sav_000004\n')
@@ -285,7 +285,7 @@ def test_folder_without_sav_is_named(tmp_path):
         opened(SavFolder(tmp_path))
 
 
-def test_truth_of_a_clip_is_there_object_by_object(tmp_path):
+def test_truth_masks_of_a_clip_are_given_by_object(tmp_path):
     davis_clip(tmp_path, 'bear', 2)
     clip, = opened(DavisFolder(tmp_path))
     assert set(truth_masks(clip, 1)) == {1, 3}

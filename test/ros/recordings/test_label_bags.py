@@ -1,4 +1,4 @@
-"""Our own label topics in bags become training clips: bags are really written, then read without ROS."""
+"""Label topics in bags become training clips: bags are written, then read without ROS."""
 import sqlite3
 import subprocess
 import sys
@@ -33,7 +33,7 @@ SECOND = 1_000_000_000
 
 
 def make(name, **fields):
-    """Return a message with zeros where nothing is given."""
+    """Return a message whose fields are zero unless they are given."""
     def default(kind, detail):
         if kind.name == 'NAME':
             return make(detail)
@@ -98,7 +98,7 @@ def label_message(frame, stamp):
 
 def write_bag(path, frames=8, labels=('instances',), compressed=False, storage=StoragePlugin.MCAP, drop=(), lag=0,
               height=HEIGHT, more=(), stamp_of=lambda stamp: stamp):
-    """Camera at 10 Hz, the labels later by 70 ms, as a node would publish them.
+    """Write a camera at 10 Hz with labels 70 ms later, as a node publishes them.
 
     more: topics of other cameras with the same stamps, or of other instances; stamp_of: of labels.
     """
@@ -201,7 +201,7 @@ def test_bags_that_cannot_be_used_are_named(tmp_path, skipped):
 
 
 def test_folders_of_killed_recorders_and_linked_folders_are_found(tmp_path, skipped):
-    """Without metadata.yaml; a link back to the folder above does no harm."""
+    """They have no metadata.yaml, and a link back to the folder above does no harm."""
     write_bag(tmp_path / 'elsewhere' / 'run', storage=StoragePlugin.SQLITE3)
     (tmp_path / 'elsewhere' / 'run' / 'metadata.yaml').unlink()
     write_bag(tmp_path / 'elsewhere' / 'cut')
@@ -219,7 +219,7 @@ def test_folders_of_killed_recorders_and_linked_folders_are_found(tmp_path, skip
 
 @pytest.mark.parametrize(('kind', 'named'), [('odd_msgs/msg/Odd', ''), ('sam2_ros/msg/InstanceArray', 'definition')])
 def test_only_the_definition_of_the_labels_is_needed(tmp_path, skipped, kind, named):
-    """rosbag2 writes an empty definition in the language "unknown" where it finds none."""
+    """rosbag2 writes an empty definition in the language "unknown" if it finds none."""
     write_bag(tmp_path / 'data' / 'run', storage=StoragePlugin.SQLITE3)
     with sqlite3.connect(tmp_path / 'data' / 'run' / 'run.db3') as database:
         database.execute("UPDATE topics SET name = '/odd', type = 'odd_msgs/msg/Odd' WHERE name = '/camera/depth'")
@@ -256,7 +256,7 @@ def test_images_that_the_node_refuses_are_not_trained_on_either(pixels, encoding
         _image(message)
 
 
-def test_which_camera_or_labels_are_meant_is_not_guessed(tmp_path, skipped):
+def test_ambiguous_cameras_and_labels_are_refused(tmp_path, skipped):
     write_bag(tmp_path / 'data' / 'cameras', more=('/left/image',))
     write_bag(tmp_path / 'data' / 'labels', more=('/arm/instances',))
     with pytest.raises(ValueError, match='nothing to train on'):
