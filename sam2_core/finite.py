@@ -47,5 +47,5 @@ def not_finite_error(iou: float, object_score: float) -> NotFiniteError:
     finite = math.isfinite(iou) and math.isfinite(object_score)
     values = 'logits of the mask' if finite else f'iou {iou:g}, object score {object_score:g}'
     return NotFiniteError(f"the model's result is not finite ({values}): the weights "
-                          f'or the dtype cannot be used; run sam2_check, and with dtype float16 take bfloat16 or '
-                          f'float32')
+                          f'or the dtype cannot be used; run sam2_check, and use bfloat16 or float32 instead of '
+                          f'float16')

@@ -105,6 +105,6 @@ def _too_thin(mask: np.ndarray, image_size: int, overlap: float) -> str:
     wide, high = cell * (WORKABLE_DOT if compact else WORKABLE_LINE)
     fault, everywhere = ('small', '') if compact else ('thin', ' everywhere')
     return (f'mask of {np.count_nonzero(mask)} pixels, {across} x {down} at ({x}, {y}): too {fault} for a model that '
-            f'sees the image of {width} x {height} as {image_size} x {image_size} (IoU {overlap:.2f} with what is left '
-            f'of it); it must be at least {wide:.3g} pixels wide and {high:.3g} high{everywhere}: crop the image, use '
-            f'a larger image_size, or prompt with a box')
+            f'sees the image of {width} x {height} as {image_size} x {image_size} (IoU {overlap:.2f} with the '
+            f'remaining mask); it must be at least {wide:.3g} pixels wide and {high:.3g} high{everywhere}: crop the '
+            f'image, use a larger image_size, or prompt with a box')

@@ -351,7 +351,7 @@ def _integer(name: str, value: int) -> int:
 def _checked(frames_back: Sequence[int]) -> list[int]:
     numbers = [_integer('frames_back', back) for back in frames_back]
     if any(older < newer for older, newer in pairwise([*numbers, 1])):
-        raise ValueError(f'frames_back {numbers}: must be at least 1 and go from old to new, without rising')
+        raise ValueError(f'frames_back {numbers}: must be at least 1 and must not increase, from old to new')
     return numbers
 
 

@@ -183,7 +183,7 @@ def test_repeated_late_corrections_stay_within_the_memory(model, images):
 # --- what is refused, and changes nothing
 
 @pytest.mark.parametrize(('frames_back', 'error', 'text'), [
-    ([2, 0], ValueError, r'frames_back \[2, 0\]: must be at least 1'), ([1, 2], ValueError, 'without rising'),
+    ([2, 0], ValueError, r'frames_back \[2, 0\]: must be at least 1'), ([1, 2], ValueError, 'must not increase'),
     ([2.5], TypeError, 'frames_back 2.5: must be an integer'), ([True], TypeError, 'True: must be an integer')])
 def test_wrong_places_are_refused(live, images, frames_back, error, text):
     late = caught_up(live, images, 18, 19)
