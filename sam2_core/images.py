@@ -36,8 +36,8 @@ class Maker:
     def check(self, model: Sam2Model) -> None:
         """Raise ValueError unless ``model`` encoded the image and has not changed since."""
         if self._model() is not model:
-            raise ValueError(f'image encoded by another model, or in another process: encode it with the model that will '
-                             f'use it, {describe(model)}')
+            raise ValueError(f'image encoded by another model, or in another process: encode it with the model that '
+                             f'will use it, {describe(model)}')
         if self._state != _state(model):
             raise ValueError(f'image encoded before {describe(model)} got other weights or another '
                              f'image_size: encode it again')

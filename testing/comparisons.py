@@ -1,4 +1,4 @@
-"""sam2_core and transformers side by side on the same weights: how far apart are they, stage by stage and in streams.
+"""Differences between sam2_core and transformers with the same weights, stage by stage and in streams.
 
 Used by the parity tests, which set the limits, and by benchmarks/parity.py, which prints the figures.
 """
@@ -28,7 +28,7 @@ OFF_CLICK = (200.5, 31.25)
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """PyTorch on one core: sums come in the same order wherever the tests run, and nobody waits for a busy core."""
+    """Run PyTorch on one core: sums have the same order on every machine, and no thread waits for a busy core."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -47,14 +47,14 @@ class Pair:
     encoded: dict[int, Encoded] = field(default_factory=dict)
 
     def encode(self, image: np.ndarray) -> Encoded:
-        """Return transformers' features of an image, made once."""
+        """Return the features of an image by transformers, cached."""
         key = hash(image.tobytes())
         if key not in self.encoded:
             self.encoded[key] = reference.encode(self.theirs, image)
         return self.encoded[key]
 
     def features(self, image: np.ndarray) -> ImageFeatures:
-        """Return transformers' features of an image as sam2_core takes them."""
+        """Return the features of an image by transformers as input of sam2_core."""
         return ImageFeatures(*reversed(self.encode(image).maps(self.theirs)))
 
     def set_object_score_bias(self, bias: float) -> None:
@@ -64,7 +64,7 @@ class Pair:
 
 
 def make_pair(name: str, seed: int = 0, image_size: int = reference.IMAGE_SIZE) -> Pair:
-    """Random weights in transformers, loaded into sam2_core from a file in the published layout."""
+    """Draw random weights for transformers, and load them into sam2_core from a file in the published layout."""
     theirs = reference.reference_model(name, image_size, seed)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f'{name}.pt'
@@ -74,7 +74,7 @@ def make_pair(name: str, seed: int = 0, image_size: int = reference.IMAGE_SIZE) 
 
 
 def trained_nano_pair() -> Pair:
-    """Return the packaged nano weights in both."""
+    """Return both implementations with the packaged weights of nano."""
     ours = load_model('nano', device='cpu')
     theirs = reference.reference_model('nano', ours.image_size)
     reference.load_published(theirs, ours.state_dict())
@@ -82,7 +82,7 @@ def trained_nano_pair() -> Pair:
 
 
 def error(ours: Tensor | np.ndarray, theirs: Tensor | np.ndarray) -> float:
-    """Return the largest absolute difference. ValueError where shapes differ."""
+    """Return the largest absolute difference; raise ValueError for different shapes."""
     ours, theirs = torch.as_tensor(ours).float(), torch.as_tensor(theirs).float()
     if ours.shape != theirs.shape:
         raise ValueError(f'shapes {tuple(ours.shape)} and {tuple(theirs.shape)}')
@@ -91,7 +91,7 @@ def error(ours: Tensor | np.ndarray, theirs: Tensor | np.ndarray) -> float:
 
 @torch.inference_mode()
 def encoder_errors(pair: Pair) -> dict[str, float]:
-    """Every level of the feature pyramid; strides 4 and 8 after the decoder's own projections."""
+    """Compare the levels of the feature pyramid; strides 4 and 8 after the decoder's projections."""
     image = reference.moving_scene(1)[0]
     theirs = pair.encode(image).maps(pair.theirs)
     ours = pair.ours.encode_image(reference.pixel_values(image))
@@ -101,7 +101,7 @@ def encoder_errors(pair: Pair) -> dict[str, float]:
 
 @torch.inference_mode()
 def prompt_errors(pair: Pair) -> dict[str, float]:
-    """Prompts on a single image, ImageSegmenter against Sam2Model: logits and predicted IoU."""
+    """Compare ImageSegmenter with transformers' Sam2Model for each kind of prompt: logits and predicted IoU."""
     image = reference.moving_scene(1)[0]
     model = reference.image_model(pair.theirs)
     segmenter = ImageSegmenter(pair.ours)
@@ -125,7 +125,7 @@ def prompt_errors(pair: Pair) -> dict[str, float]:
         'click, three masks': worst(Prompt(points=[CLICK], labels=[1]), three, multimask=True),
         'click, one mask': worst(Prompt(points=[CLICK], labels=[1]), answer(
             input_points=click, input_labels=label, multimask_output=False)),
-        # transformers puts a box after the clicks, published before: the tokens are the same set
+        # transformers puts a box after the clicks, the published code before; the set of tokens is the same
         'box': worst(Prompt(box=BOX), answer(input_boxes=box, multimask_output=False)),
         'box and clicks': worst(Prompt(box=BOX, points=[CLICK, OFF_CLICK], labels=[1, 0]), answer(
             input_boxes=box, input_points=clicks, input_labels=torch.tensor([[[1, 0]]]), multimask_output=False)),
@@ -138,7 +138,7 @@ def prompt_errors(pair: Pair) -> dict[str, float]:
 
 
 def _mask_alone(model: reference.Sam2ImageModel, embeddings: list[Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Decode a mask alone. transformers adds a point that is none; the published code adds no prompt token at all."""
+    """Decode a mask prompt without points: transformers adds an empty point, the published code no prompt token."""
     _, dense = model.prompt_encoder(None, None, None, logits[None, None])
     masks, iou, _, _ = model.mask_decoder(
         image_embeddings=embeddings[-1], image_positional_embeddings=model.get_image_wide_positional_embeddings(),
@@ -149,7 +149,7 @@ def _mask_alone(model: reference.Sam2ImageModel, embeddings: list[Tensor], logit
 
 @torch.inference_mode()
 def stage_errors(pair: Pair, tracked: int = 8) -> dict[str, float]:
-    """Compare the stages of tracking, each fed with what transformers has after ``tracked`` frames."""
+    """Compare the stages of tracking, each with the inputs of transformers after ``tracked`` frames."""
     scene = reference.moving_scene(tracked + 1)
     followed = ReferenceObject(pair.theirs)
     followed.start(0, pair.encode(scene[0]), *as_points([CLICK], [1]))
@@ -184,7 +184,7 @@ def high_level(frame: Encoded, pair: Pair) -> Tensor:
 
 
 def memory_of(followed: ReferenceObject, now: int, pair: Pair) -> Memory:
-    """Return transformers' memories as sam2_core takes them, put in order by the published rules.
+    """Return the memories of transformers as input of sam2_core, ordered by the published rules.
 
     Time slots: 6 for a conditioning frame, k - 1 for the frame k back, up to 6 back. Pointers: the conditioning
     frames', then those of up to 15 frames back.
@@ -202,7 +202,7 @@ def memory_of(followed: ReferenceObject, now: int, pair: Pair) -> Memory:
 
 @torch.inference_mode()
 def stored_memories(pair: Pair, prompted: bool, object_score: float) -> tuple[Tensor, Tensor]:
-    """Return what is stored for one frame, ours and theirs, (tokens, memory_dim), bfloat16."""
+    """Return the stored memory of one frame, ours and theirs, bfloat16 (tokens, memory_dim)."""
     image = reference.moving_scene(1)[0]
     frame, features = pair.encode(image), pair.features(image)
     logits = pair.theirs._single_frame_forward(
@@ -217,7 +217,7 @@ def stored_memories(pair: Pair, prompted: bool, object_score: float) -> tuple[Te
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """What the user says of one object, time by time: clicks (points, labels, box) or a mask."""
+    """Prompt for one object in one frame: clicks (points, labels, box) or a mask."""
 
     points: tuple = ()
     labels: tuple = ()
@@ -229,7 +229,7 @@ class Given:
 
 
 Script = Mapping[int, Mapping[int, Given]]
-"""Object id -> frame -> prompt."""
+"""Prompts by object id and frame."""
 
 LEFT_MASK = np.zeros((reference.IMAGE_SIZE,) * 2, bool)
 LEFT_MASK[70:141, 33:110] = True
@@ -244,7 +244,7 @@ STREAM: Script = {
 
 @dataclass(frozen=True, eq=False)
 class StreamRun:
-    """One stream in both: object id -> frame -> figure."""
+    """Results of one stream in both implementations, by object id and frame."""
 
     errors: dict[int, dict[int, float]]  # largest difference of the mask logits
     score_errors: dict[int, dict[int, float]]
@@ -260,7 +260,7 @@ class StreamRun:
 @torch.inference_mode()
 def run_stream(pair: Pair, script: Script, frames: Iterable[np.ndarray],
                before: Callable[[int], None] = lambda time: None) -> StreamRun:
-    """All objects in one StreamTracker against one transformers session for each.
+    """Run all objects in one StreamTracker, and each in a session of transformers.
 
     ``before`` is called with the number of each frame, for example to change the weights of both.
     """

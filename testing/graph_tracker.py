@@ -1,4 +1,4 @@
-"""A tracker that runs exported graphs with onnxruntime, by what model.json says and the rules of MemoryBank."""
+"""Tracker that runs exported graphs with onnxruntime, by model.json and the rules of MemoryBank."""
 from __future__ import annotations
 
 import json
@@ -15,7 +15,7 @@ from sam2_core.memory import MemoryBank, stack_memories
 
 
 class GraphTracker:
-    """StreamTracker without PyTorch's model: it only says how large a bank is."""
+    """StreamTracker on graphs; of the model in PyTorch, only the configuration is used."""
 
     def __init__(self, folder: Path, model: Sam2Model, objects: int) -> None:
         self.about = json.loads((folder / 'model.json').read_text())
@@ -27,14 +27,14 @@ class GraphTracker:
         self.banks: dict[int, MemoryBank] = {}
 
     def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return outputs of a graph by name; of the inputs it takes those that it has."""
+        """Run a graph with those of the inputs that it has; return its outputs by name."""
         file = f'{graph}.onnx'
         session = self.sessions[file]
         return dict(zip(self.outputs[file], session.run(None, {i.name: inputs[i.name] for i in session.get_inputs()}),
                         strict=True))
 
     def step(self, image: np.ndarray, prompts: Mapping[int, Prompt]) -> dict[int, np.ndarray]:
-        """Return the mask logits of every object in the next image."""
+        """Process the next image; return the mask logits of all objects."""
         features = self.run('encode_image', {'image': self._square(image)})
         found = self._track(features)
         for object_id, prompt in prompts.items():
@@ -57,7 +57,7 @@ class GraphTracker:
         return ((pixels - mean) / std).numpy()
 
     def _batches(self, ids) -> list[list[int]]:
-        """As many as a graph takes; the last one is repeated where there are too few."""
+        """Return batches of the graphs' size; the last object is repeated as filler."""
         ids = list(ids)
         batches = [ids[i:i + self.objects] for i in range(0, len(ids), self.objects)]
         return [batch + batch[-1:] * (self.objects - len(batch)) for batch in batches]
@@ -78,7 +78,7 @@ class GraphTracker:
 
         def fill(rows: torch.Tensor, room: int, empty: float) -> np.ndarray:
             filled = np.full((room, *rows.shape[1:]), empty, rows.float().numpy().dtype)
-            filled[:len(rows)] = rows.float()  # ValueError where there is too little room
+            filled[:len(rows)] = rows.float()  # raises ValueError if there is too little room
             return filled
 
         return {'frames': fill(memory.frames[0], about['frames'], 0),

@@ -1,4 +1,4 @@
-"""Pairs of masks, drawn from seeds, for which the published tools have said their J and F (published_metrics.py)."""
+"""Pairs of masks, drawn from seeds, whose J and F by the published tools are known (published_metrics.py)."""
 from __future__ import annotations
 
 import hashlib
@@ -12,7 +12,7 @@ FRAMES = 7
 
 
 def edge_mask(kind: str, size: tuple[int, int], seed: int) -> np.ndarray:
-    """Return a mask, bool (H, W): one of EDGES, its place drawn from the seed."""
+    """Return one of the EDGES as a mask, bool (H, W), at a random place."""
     height, width = size
     rng = np.random.default_rng([seed, height, width, EDGES.index(kind)])
     mask = np.zeros(size, bool)
@@ -40,13 +40,13 @@ def edge_mask(kind: str, size: tuple[int, int], seed: int) -> np.ndarray:
 
 
 def ellipse(size: tuple[int, int], centre: tuple[float, float], axes: tuple[float, float]) -> np.ndarray:
-    """centre, axes: (y, x), pixels."""
+    """Return a filled ellipse; centre and axes are (y, x) in pixels."""
     y, x = np.ogrid[:size[0], :size[1]]
     return ((y - centre[0]) / axes[0]) ** 2 + ((x - centre[1]) / axes[1]) ** 2 <= 1
 
 
 def blobs(rng: np.random.Generator, size: tuple[int, int], count: int) -> np.ndarray:
-    """Return masks, some of which touch the borders of the image."""
+    """Return a mask of ellipses, some of which touch the borders of the image."""
     mask = np.zeros(size, bool)
     for _ in range(count):
         mask |= ellipse(size, rng.uniform(-0.1, 1.1, 2) * size, rng.uniform(1, 2 + min(size) / 3, 2))
@@ -54,7 +54,7 @@ def blobs(rng: np.random.Generator, size: tuple[int, int], count: int) -> np.nda
 
 
 def pairs() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Name -> predicted and true mask: every edge case against every other, and shapes that nearly agree."""
+    """Return pairs of predicted and true masks by name: all pairs of edge cases, and shapes that nearly agree."""
     result = {}
     for size in SIZES[1:]:
         for kind in EDGES:
@@ -71,7 +71,7 @@ def pairs() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def sequence(seed: int, size: tuple[int, int] = (120, 160)) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted and true labels, uint8 (FRAMES, H, W): many objects that move, hide and come back, and are missed."""
+    """Return predicted and true labels, uint8 (FRAMES, H, W); objects move, disappear, return and are missed."""
     rng = np.random.default_rng([seed, 77])
     count = 3 * seed
     labels = np.zeros((2, FRAMES, *size), np.uint8)
@@ -79,7 +79,7 @@ def sequence(seed: int, size: tuple[int, int] = (120, 160)) -> tuple[np.ndarray,
         centre, speed, axes = rng.uniform(0, size), rng.uniform(-6, 6, 2), rng.uniform(3, 18, 2)
         hidden, lost = rng.random(FRAMES) < 0.25, rng.random(FRAMES) < 0.15
         hidden[0] = False
-        if number == 1:  # DAVIS calls it right that nothing is there, SA-V does not count the frame
+        if number == 1:  # DAVIS counts a frame without the object as correct, SA-V skips it
             hidden[1] = lost[1] = True
         for frame in range(FRAMES):
             place, wrong = centre + frame * speed, rng.uniform(-3, 3, 2)
@@ -87,7 +87,7 @@ def sequence(seed: int, size: tuple[int, int] = (120, 160)) -> tuple[np.ndarray,
                 labels[1, frame][ellipse(size, place, axes)] = number
             if not lost[frame]:
                 labels[0, frame][ellipse(size, place + wrong, axes)] = number
-    for number in range(1, count + 1):  # each is there in the first frame, where it is prompted
+    for number in range(1, count + 1):  # every object is present in the first frame, which holds its prompt
         if not (labels[1, 0] == number).any():
             labels[1, 0, :6, 8 * number:8 * number + 6] = number
     labels[0, 0] = labels[1, 0]
@@ -95,7 +95,7 @@ def sequence(seed: int, size: tuple[int, int] = (120, 160)) -> tuple[np.ndarray,
 
 
 def digest() -> str:
-    """Of all masks: whether these are the ones that the expected values were made for."""
+    """Return a digest of all masks, which shows whether the expected values belong to them."""
     parts = [mask for pair in pairs().values() for mask in pair]
     parts += [labels for seed in SEQUENCES for labels in sequence(seed)]
     return hashlib.sha256(b''.join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()

@@ -1,4 +1,4 @@
-"""The rules of StreamTracker written down plainly: every frame is kept, objects run alone, and nothing is reserved."""
+"""Plain implementation of the rules of StreamTracker: it keeps every frame, and runs objects one by one."""
 from __future__ import annotations
 
 import functools
@@ -15,16 +15,16 @@ from sam2_core import VARIANTS, Prompt, Sam2Model
 from sam2_core.images import EncodedImage, mask_to_model
 from sam2_core.tensors import MEMORY_DTYPE, ImageFeatures, Memory, ObjectMasks
 
-KNOWN = 128  # images by which trackers recognise each other
+KNOWN = 128  # images back to which trackers recognise each other
 
 
 class OneByOne(Sam2Model):
-    """A model whose batches are runs of single objects without filler, so that results are those alone to the bit.
+    """Model that runs the objects of a batch one by one without filler, so that results are equal bit for bit.
 
-    A run with inputs that it has just seen is not made again: the tracker and its plain twin share most of them.
+    Results are cached, because the tracker and its plain twin share most inputs.
     """
 
-    fails_after: int | None = None  # runs; None: never
+    fails_after: int | None = None  # runs until it fails; None means never
 
     def _count(self) -> None:
         if self.fails_after is not None:
@@ -38,7 +38,7 @@ class OneByOne(Sam2Model):
         return {}
 
     def _alone(self, run: Callable[..., tuple], image: ImageFeatures, inputs: Sequence[Tensor], *more: Tensor) -> tuple:
-        # copies, because kernels round by where in memory a tensor begins
+        # Copies, because the rounding of kernels depends on the address of a tensor.
         copies = [part.clone() for part in (*(part for part in inputs if part is not None), *more)]
         key = (run.__name__, *(part.contiguous().view(torch.uint8).numpy().tobytes() for part in (*image, *copies)))
         if key not in self._results:
@@ -71,7 +71,7 @@ class OneByOne(Sam2Model):
 
 
 def tiny_model(**changes: object) -> OneByOne:
-    """Random weights in few layers; objects come into view and leave it."""
+    """Return a model of few layers with random weights, in which objects appear and disappear."""
     config = replace(VARIANTS['nano'], embed_dim=8, stages=(1, 1, 1, 1), global_attention_blocks=(2,), d_model=16,
                      memory_attention_layers=1, memory_attention_feedforward=16, memory_dim=8, fuser_layers=1,
                      decoder_layers=1, decoder_heads=2, decoder_feedforward=16, iou_head_hidden=16, image_size=32,
@@ -98,10 +98,10 @@ class PlainFrames:
 
     limit: int
     reach: int
-    past: list[Frame] = field(default_factory=list)  # all there ever were
+    past: list[Frame] = field(default_factory=list)  # all frames so far
 
     def attended(self, now: int) -> tuple[list[Frame], list[Frame]]:
-        """Return the newest prompted frames, and the others that are no more than ``reach`` frames old."""
+        """Return the newest prompted frames, and the other frames that are at most ``reach`` frames old."""
         chosen = [frame for frame in self.past if frame.prompted][-self.limit:]
         names = [id(frame) for frame in chosen]
         others = [frame for frame in self.past if id(frame) not in names and not frame.foreseen
@@ -125,7 +125,7 @@ class PlainObject:
     frames: PlainFrames
     pointers: PlainFrames
     now: int = 0
-    places: dict[int, int] = field(default_factory=dict)  # number of a frame -> image of the tracker
+    places: dict[int, int] = field(default_factory=dict)  # image of the tracker by number of the frame
 
     def as_of(self, image: int) -> PlainObject:
         earlier = [number for number, place in self.places.items() if place < image]
@@ -149,7 +149,7 @@ class PlainObject:
 
 
 class PlainTracker:
-    """StreamTracker, plainly. The caller gives valid input."""
+    """Plain StreamTracker, for valid input only."""
 
     def __init__(self, model: OneByOne, limit: int) -> None:
         self.model, self.limit = model, limit

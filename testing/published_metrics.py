@@ -1,9 +1,9 @@
-"""Have the published tools score the masks of metric_masks.py: makes published_metrics.json.
+"""Make published_metrics.json: the scores of the masks of metric_masks.py by the published tools.
 
-    python test/core/datasets/published_metrics.py DAVIS2017_EVALUATION SAM2 > test/core/datasets/published_metrics.json
+    python testing/published_metrics.py DAVIS2017_EVALUATION SAM2 > testing/published_metrics.json
 
-with checkouts of github.com/davisvideochallenge/davis2017-evaluation and github.com/facebookresearch/sam2, and what
-they need installed (scikit-image, scipy, pandas, tqdm, pillow, opencv).
+The arguments are checkouts of github.com/davisvideochallenge/davis2017-evaluation and github.com/facebookresearch/sam2.
+Install what these need: scikit-image, scipy, pandas, tqdm, pillow and opencv.
 """
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def of_pairs() -> dict[str, list[float]]:
         evaluator = Evaluator()
         evaluator.feed_frame(predicted.astype(np.uint8), true.astype(np.uint8))
         j, f = evaluator.conclude()
-        if j:  # SA-V says nothing about an object that is not in the truth
+        if j:  # SA-V skips objects that are not in the truth
             np.testing.assert_allclose([j[1] / 100, f[1] / 100], davis, atol=1e-9)
         result[name] = davis
     return result
 
 
 def of_sequences(folder: Path) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """Tool -> sequence -> object -> its J and F over the frames that the tool counts."""
+    """Return J and F of each object by tool and sequence, over the frames that the tool counts."""
     from davis2017.evaluation import DAVISEvaluation
     from sav_dataset.utils.sav_benchmark import VideoEvaluator
     names = [f'sequence{seed}' for seed in SEQUENCES]

@@ -1,9 +1,9 @@
-"""What sam2_core is held against: transformers' independent SAM 2, given random weights.
+"""Reference for sam2_core: the independent SAM 2 of transformers, with random weights.
 
-The weights are drawn here (transformers' own initial values leave half of the model without effect: layer scales of
-1e-6, embeddings of zero), and renamed to the layout of the published checkpoints, so that sam2_core loads them exactly
-as it loads a published file. Nothing here is taken from sam2_core: shapes, names and rules of the stream are written
-down a second time, from the published configuration files and tracker.
+The weights are drawn here, because with the initial values of transformers half of the model has no effect: layer
+scales are 1e-6 and embeddings zero. They are renamed to the layout of the published checkpoints, so that sam2_core
+loads them exactly as it loads a published file. Nothing here is taken from sam2_core: shapes, names and rules of the
+stream are written a second time, from the published configuration files and tracker.
 """
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from transformers.models.sam2_video.configuration_sam2_video import (
 )
 
 IMAGE_SIZE = 256
-GROUND_MARGIN = 60  # pixels that the ground of a scene moves before it starts over
+GROUND_MARGIN = 60  # pixels that the ground of a scene moves before it starts again
 
 
 class _Size(NamedTuple):
@@ -83,10 +83,10 @@ def reference_config(name: str, image_size: int = IMAGE_SIZE) -> Sam2VideoConfig
 
 
 def reference_model(name: str, image_size: int = IMAGE_SIZE, seed: int = 0) -> Sam2VideoModel:
-    """Return a Sam2VideoModel with random weights that let every part of it matter."""
+    """Return a Sam2VideoModel with random weights that give every part an effect."""
     config = reference_config(name, image_size)
     model = Sam2VideoModel(config).eval().requires_grad_(False)
-    if config.memory_encoder_output_channels != 64:  # transformers has the published 64 in its code
+    if config.memory_encoder_output_channels != 64:  # transformers hard-codes the published 64
         for layer in model.memory_attention.layers:
             attention = layer.cross_attn_image
             for projection in ('k_proj', 'v_proj'):
@@ -102,7 +102,7 @@ def image_model(video: Sam2VideoModel) -> Sam2ImageModel:
     config = Sam2Config(vision_config=video.config.vision_config,
                         prompt_encoder_config=video.config.prompt_encoder_config.to_dict(),
                         mask_decoder_config=video.config.mask_decoder_config.to_dict())
-    with torch.device('meta'):  # its own weights are never made
+    with torch.device('meta'):  # its weights are never allocated
         model = Sam2ImageModel(config).eval()
     for part in ('shared_image_embedding', 'vision_encoder', 'prompt_encoder', 'mask_decoder', 'no_memory_embedding'):
         setattr(model, part, getattr(video, part))
@@ -128,10 +128,10 @@ def _draw_weights(model: nn.Module, generator: torch.Generator) -> None:
     gaussian = torch.randn(model.shared_image_embedding.positional_embedding.shape, generator=generator)
     model.shared_image_embedding.positional_embedding.copy_(gaussian)
     model.prompt_encoder.shared_embedding.positional_embedding.copy_(gaussian)  # one matrix, published once
-    for layer in model.memory_attention.layers:  # what is remembered, and how long ago, has to show in the masks
+    for layer in model.memory_attention.layers:  # memory and its age must have an effect on the masks
         layer.cross_attn_image.k_proj.weight.mul_(2)
         layer.cross_attn_image.o_proj.weight.mul_(2)
-    # one pixel of a binarised mask that float noise moves across zero must not drown everything else
+    # A pixel of a binarised mask that float noise moves across zero must not dominate the result.
     model.memory_encoder.mask_downsampler.final_conv.weight.mul_(0.25)
     if model.config.enable_temporal_pos_encoding_for_object_pointers:
         model.temporal_positional_encoding_projection_layer.weight.mul_(6)
@@ -203,7 +203,7 @@ def _published_name(key: str) -> str:
 
 
 def published_state(model: Sam2VideoModel) -> dict[str, Tensor]:
-    """Return the weights under the names of the published checkpoints."""
+    """Return the weights with the names of the published checkpoints."""
     state = {_published_name(key): value.clone() for key, value in model.state_dict().items() if key != _DUPLICATE}
     for i, row in enumerate(state.pop(_POINT_EMBEDDINGS)):
         state[f'sam_prompt_encoder.point_embeddings.{i}.weight'] = row[None].clone()
@@ -211,7 +211,7 @@ def published_state(model: Sam2VideoModel) -> dict[str, Tensor]:
 
 
 def load_published(model: Sam2VideoModel, state: dict[str, Tensor]) -> None:
-    """Load weights under published names into transformers. KeyError for a name that is missing."""
+    """Load weights with published names into transformers; raise KeyError for a missing name."""
     points = [state[f'sam_prompt_encoder.point_embeddings.{i}.weight'] for i in range(4)]
     state = {**state, _POINT_EMBEDDINGS: torch.cat(points)}
     own = {key: state['sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix' if key == _DUPLICATE
@@ -220,7 +220,7 @@ def load_published(model: Sam2VideoModel, state: dict[str, Tensor]) -> None:
 
 
 def pixel_values(image: np.ndarray) -> Tensor:
-    """uint8 RGB at exactly the model's size -> (1, 3, S, S), normalised as published."""
+    """Normalise a uint8 RGB image of exactly the model's size as published: (1, 3, S, S)."""
     pixels = torch.from_numpy(image).permute(2, 0, 1).float() / 255
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     return ((pixels - mean[:, None, None]) / std[:, None, None])[None]
@@ -241,7 +241,7 @@ class Encoded(NamedTuple):
 
 @torch.inference_mode()
 def encode(model: Sam2VideoModel, image: np.ndarray) -> Encoded:
-    """Image features as transformers makes them."""
+    """Encode an image with transformers."""
     pixels = pixel_values(image)
     features = model.get_image_features(pixels, return_dict=True)
     return Encoded(pixels, list(features.fpn_hidden_states), list(features.fpn_position_encoding))
@@ -250,7 +250,7 @@ def encode(model: Sam2VideoModel, image: np.ndarray) -> Encoded:
 def moving_scene(count: int, size: int = IMAGE_SIZE, seed: int = 0) -> list[np.ndarray]:
     """Return frames, uint8 RGB (size, size, 3): a textured square and a disc cross a textured ground.
 
-    A longer scene begins like a shorter one.
+    A longer scene starts with the frames of a shorter one.
     """
     random = np.random.default_rng(seed)
     ground = _texture(random, size + 2 * GROUND_MARGIN)
@@ -276,7 +276,7 @@ def _texture(random: np.random.Generator, size: int) -> np.ndarray:
 
 def as_points(points: Sequence[Sequence[float]] = (), labels: Sequence[int] = (),
               box: Sequence[float] | None = None) -> tuple[Tensor, Tensor]:
-    """Clicks and a box as the published tracker hands them to the model: the box's corners first, labels 2 and 3."""
+    """Convert clicks and a box to points as the published tracker does: corners of the box first, labels 2 and 3."""
     corners = [] if box is None else [[box[0], box[1]], [box[2], box[3]]]
     kinds = [] if box is None else [2, 3]
     return torch.tensor([*corners, *points], dtype=torch.float32), torch.tensor([*kinds, *labels])

@@ -1,4 +1,4 @@
-"""transformers' Sam2VideoModel as it follows one object, arranged so that the published rules come out."""
+"""Tracking of one object by Sam2VideoModel of transformers, arranged to follow the published rules."""
 from __future__ import annotations
 
 import contextlib
@@ -14,23 +14,23 @@ from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenc
 
 from testing.reference import Encoded
 
-MAX_PROMPT_LOGIT = 32.0  # previous logits are clamped to this before they are a prompt
+MAX_PROMPT_LOGIT = 32.0  # limit of previous logits that are used as a prompt
 
 
 class Followed(NamedTuple):
-    """What transformers says of the object in one frame."""
+    """Result of transformers for the object in one frame."""
 
     logits: Tensor  # (S / 4, S / 4)
     object_score: float
 
 
 class ReferenceObject:
-    """One object in a stream, followed by Sam2VideoModel.
+    """Object that Sam2VideoModel tracks in a stream.
 
-    First prompts and tracking go through its public ``forward`` as a streaming session. Where it deviates from the
-    published tracker, the session is arranged so that the published rule comes out; each place says what deviates.
-    Every object has its own session, because transformers binarises the memory of all objects of a frame as soon as
-    one of them is prompted (published: only the prompted one's).
+    First prompts and tracking use its public ``forward`` with a streaming session. Where transformers deviates from the
+    published tracker, the session is arranged to follow the published rule, and a docstring describes the deviation.
+    Every object has its own session, because transformers binarises the memory of all objects of a frame if one of
+    them is prompted; the published tracker binarises only that of the prompted object.
     """
 
     def __init__(self, model: Sam2VideoModel, max_conditioning_frames: int = 4,
@@ -69,11 +69,11 @@ class ReferenceObject:
 
     @torch.inference_mode()
     def correct(self, time: int, frame: Encoded, points: Tensor, labels: Tensor) -> Followed:
-        """Clicks on a tracked frame.
+        """Correct the object by clicks in a tracked frame.
 
-        transformers drops the mask tracked so far and stores the result as an ordinary frame. Published: the tracked
-        logits, clamped, are a mask prompt beside the clicks, and (`add_all_frames_to_correct_as_cond`) the frame
-        becomes a conditioning frame in place of the tracked one.
+        transformers drops the tracked mask and stores the result as an ordinary frame. In the published tracker, the
+        clamped logits of the tracked mask are a mask prompt beside the clicks, and the frame becomes a conditioning
+        frame (``add_all_frames_to_correct_as_cond``).
         """
         self.track(time, frame)
         tracked = self.others.pop(time)
@@ -85,11 +85,10 @@ class ReferenceObject:
 
     @torch.inference_mode()
     def adopt(self, time: int, frame: Encoded, mask: Tensor) -> Followed:
-        """Start with a mask (S, S) given by the user.
+        """Start with a mask prompt (S, S).
 
-        transformers lets the decoder choose among three masks when it makes the pointer, and writes the memory from
-        the mask at full size. Published: a single mask, and the memory is written from the low-resolution logits
-        scaled up again.
+        transformers chooses among three masks for the pointer, and encodes the memory from the full-size mask. The
+        published tracker uses the single mask, and encodes the memory from the upscaled low-resolution logits.
         """
         self._show(time, frame)
         *high, features = frame.maps(self.model)
@@ -117,11 +116,11 @@ class ReferenceObject:
             time, {'vision_feats': frame.levels, 'vision_pos_embeds': frame.positions})
 
     def _arrange_conditioning(self, now: int) -> None:
-        """Leave to transformers the conditioning frames whose pointers the published code reads.
+        """Keep only the conditioning frames whose pointers the published code reads.
 
-        transformers reads the pointers of all of them, however many memories it may choose, and their distance grows
-        without end. The published code reads pointers of the chosen frames alone, and counts the others as ordinary
-        ones; the limit on the distance is sam2_core's own rule.
+        transformers reads the pointers of all conditioning frames, however many memories it chooses, and their
+        distance grows without limit. The published code reads only the pointers of the chosen frames, and counts the
+        others as ordinary frames. The limit of the distance is a rule of sam2_core.
         """
         while len(self.conditioning) > self.max_conditioning_frames:
             oldest = min(self.conditioning)

@@ -1,4 +1,4 @@
-"""A small scene with known masks, and models to run on it."""
+"""Fixtures of the tests of sam2_core: a small scene with known masks, and a model to run on it."""
 import cv2
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def nano():
 
 
 class Scene:
-    """Two textured discs that move over a textured table; the truth is known to the pixel."""
+    """Two discs that move over a textured table, with exact truth."""
 
     def __init__(self, height: int = 240, width: int = 320, seed: int = 3) -> None:
         rng = np.random.default_rng(seed)
@@ -45,11 +45,11 @@ def scene():
 
 @pytest.fixture
 def skipped(tmp_path):
-    """Record of the files that a data set leaves out."""
+    """Return the record of files that a data set skips."""
     return SkippedFiles(tmp_path / 'out' / 'skipped.jsonl')
 
 
 @pytest.fixture
 def data(tmp_path):
-    """Folder of a data set; not made yet."""
+    """Return the folder of a data set, which does not exist yet."""
     return tmp_path / 'data'

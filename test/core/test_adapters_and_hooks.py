@@ -1,4 +1,4 @@
-"""Adapters and hooks take part: fast paths read the weights only of layers that are nothing but their weights."""
+"""Adapters and hooks take effect: fast paths read the weights of plain layers only."""
 import copy
 import re
 
@@ -18,13 +18,13 @@ from sam2_core.nn.position import RotaryTable
 from sam2_core.tensors import Memory
 from sam2_core.training.adapters import merged_state
 
-SIZE = 64  # grids of 16, 8, 4 and 2: the windows of 8, 4 and 8 fit, and are filled up
+SIZE = 64  # grids of 16, 8, 4 and 2: some windows of 8, 4 and 8 fit, others are padded
 ADAPTED = (nn.Linear, nn.Conv2d, nn.Embedding)
 
 
 @pytest.fixture(scope='module')
 def model():
-    """Nano at a tiny size; every object is visible to it."""
+    """Return nano at a tiny size, in which every object is visible."""
     model = load_model('nano', device='cpu', image_size=SIZE)
     model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(4.0)
     return model
@@ -40,7 +40,7 @@ def layers_of(model):
 
 
 def answers(model):
-    """Everything that the stages of a model return for one image, memory and prompt of each kind."""
+    """Return all outputs of the stages of a model for one image, memory and prompt of each kind."""
     generator = torch.Generator().manual_seed(1)
 
     def draw(*shape):
@@ -55,7 +55,7 @@ def answers(model):
                model.decode_masks(model.without_memory(image), image, points, labels, draw(1, 1, 16, 16), True),
                model.decode_masks(model.without_memory(image), image, points, labels - 1, multimask=True)]
     masks = model.adopt_masks(image, (draw(1, 1, SIZE, SIZE) > 0).float())
-    remembered = model.memory_encoder(image.stride16_bchw, draw(1, 1, SIZE, SIZE) * 10)  # encode_memory rounds it
+    remembered = model.memory_encoder(image.stride16_bchw, draw(1, 1, SIZE, SIZE) * 10)  # encode_memory rounds to it
     pointers = [model.obj_ptr_proj(one.tokens) for one in decoded]
     return [part.detach().float() for part in (*image, attended, *(p for d in decoded for p in d), *pointers,
                                                masks.pointers, remembered)]
@@ -67,7 +67,7 @@ def largest(ours, theirs):
 
 
 def adapt(peft, model, target, **options):
-    """Put trained adapters with random weights into the layers whose names match."""
+    """Add adapters with random weights to the layers whose names match."""
     peft.inject_adapter_in_model(peft.LoraConfig(target_modules=target, **{'r': 2, **options}), model)
     generator = torch.Generator().manual_seed(2)
     for name, parameter in model.named_parameters():
@@ -77,7 +77,7 @@ def adapt(peft, model, target, **options):
 
 
 def merged(model):
-    """Return the same model with its adapters added to its weights, by peft, and plain layers."""
+    """Return the model with plain layers, into whose weights peft has merged the adapters."""
     model = copy.deepcopy(model)
     for name, module in list(model.named_modules()):
         if hasattr(module, 'base_layer'):
@@ -89,7 +89,7 @@ def merged(model):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Return the layers that a fast path asks about, as they are asked."""
+    """Return the names of all layers that fast paths inspect."""
     found = set()
 
     def record(module):
@@ -110,7 +110,7 @@ def asked(monkeypatch):
 
 @torch.inference_mode()
 def test_every_layer_that_a_fast_path_reads_works_with_an_adapter(peft, model, asked, rounds):
-    """One after another: adapters must act, and as the same weights do once they are merged."""
+    """Test one layer at a time: adapters must have an effect, the same as merged weights."""
     base = answers(model)
     fast = [name for name in layers_of(model) if model.get_submodule(name) in asked]
     assert len(fast) > 30
@@ -138,7 +138,7 @@ def test_every_layer_that_a_fast_path_reads_works_with_an_adapter(peft, model, a
 
 @pytest.mark.parametrize('options', [{}, {'use_dora': True}, {'use_rslora': True, 'lora_bias': True}], ids=str)
 def test_all_layers_at_once_work_with_adapters(peft, model, options):
-    """In inference as with gradients, where nothing is fused, and as merged weights; adapters switched off are gone."""
+    """Adapters act alike in inference, with gradients (nothing is fused) and when merged, and not when disabled."""
     kinds = (nn.Linear, nn.Conv2d) if options else ADAPTED
     names = [n for n in layers_of(model) if type(model.get_submodule(n)) in kinds and 'dwconv' not in n]
     adapted = adapt(peft, copy.deepcopy(model), '|'.join(map(re.escape, names)), **options)
@@ -156,7 +156,7 @@ def test_all_layers_at_once_work_with_adapters(peft, model, options):
         assert largest(answers(adapted), base) < 1e-4
 
 
-def test_what_training_writes_of_adapters_is_the_merged_model(peft, model):
+def test_trained_adapters_are_saved_merged(peft, model):
     layers = r'.*(qkv|convs\.\d\.conv|conv_s0|v_proj|mlp\.layers\.\d)'
     adapted = adapt(peft, copy.deepcopy(model), layers, r=3, lora_alpha=5)
     state, written = merged_state(adapted), copy.deepcopy(model)
@@ -199,7 +199,7 @@ def test_hooks_of_every_layer_are_called_in_a_video(model, scene, register):
         module = model.get_submodule(name)
         silent[module] = name
         getattr(module, register)(lambda module, *_: silent.pop(module, None) and None)
-    for _ in range(2):  # the second time nothing has been cached from the first
+    for _ in range(2):  # the second run must not use anything cached by the first
         expected, silent_before = set(silent.values()), dict(silent)
         video(model, scene)
         assert set(silent.values()) == set(), f'of {len(expected)}'
@@ -217,8 +217,8 @@ def test_global_hooks_see_every_layer(model, scene):
 
 
 @torch.inference_mode()
-def test_what_a_hook_keeps_is_not_changed_afterwards(model):
-    """Rotations and activations in place would rewrite what a hook recorded."""
+def test_tensors_that_a_hook_keeps_are_not_changed_afterwards(model):
+    """In-place rotations and activations would overwrite the tensors that a hook has recorded."""
     model = copy.deepcopy(model)
     kept = []
     for name in layers_of(model):
@@ -243,7 +243,7 @@ def test_a_hook_in_the_encoder_sees_all_windows_at_once(observed, monkeypatch):
 
 
 class Shifted(nn.Linear):
-    """A subclass that adds one."""
+    """Subclass that adds one to the result."""
 
     def forward(self, x):
         return super().forward(x) + 1
@@ -289,7 +289,7 @@ def pruned(layer):
 @pytest.mark.parametrize('name', ['q_proj', 'k_proj', 'v_proj', 'out_proj'])
 @pytest.mark.parametrize('change', [patched_forward, subclass, hook_that_changes, pre_hook_that_changes, spectral_norm,
                                     weight_norm, pruned], ids=lambda change: change.__name__)
-def test_attention_calls_whatever_a_projection_has_become(name, change):
+def test_attention_calls_projections_that_were_replaced(name, change):
     torch.manual_seed(0)
     cross, table = RotaryAttention(32, num_heads=1, dim_kv=8), RotaryTable(32, 4, 4, 10000.0)
     query, key, value = torch.randn(1, 16, 32), torch.randn(1, 35, 8) * 3, torch.randn(1, 35, 8)
@@ -306,7 +306,7 @@ def test_attention_calls_whatever_a_projection_has_become(name, change):
 
 @torch.no_grad()
 @pytest.mark.parametrize('change', [hook_that_changes, pre_hook_that_changes, subclass], ids=lambda c: c.__name__)
-def test_windows_are_filled_up_before_a_projection_that_is_more_than_its_weights(change):
+def test_windows_are_padded_before_a_projection_that_is_more_than_its_weights(change):
     torch.manual_seed(0)
     attend, window = MultiScaleAttention(8, 16, num_heads=2, pool_queries=False), 4
     change(attend.qkv)
@@ -319,7 +319,7 @@ def test_windows_are_filled_up_before_a_projection_that_is_more_than_its_weights
 
 @torch.no_grad()
 def test_another_convolution_in_place_of_a_1x1_is_called(model):
-    """A 3x3 convolution of exactly nn.Conv2d has a weight that could be read wrongly."""
+    """The weight of a 3x3 convolution of class nn.Conv2d could be misread as that of a 1x1 convolution."""
     model = copy.deepcopy(model)
     model.sam_mask_decoder.conv_s0 = wider = nn.Conv2d(96, 12, kernel_size=3, padding=1)
     picture = torch.randn(1, 3, SIZE, SIZE)
@@ -328,7 +328,7 @@ def test_another_convolution_in_place_of_a_1x1_is_called(model):
     torch.testing.assert_close(model.encode_image(picture).stride4_bchw, expected)
 
 
-def test_adapters_and_hooks_cannot_be_exported_or_quantised_without_a_word(peft, model):
+def test_exporting_or_quantising_adapters_and_hooks_is_refused(peft, model):
     adapted = adapt(peft, copy.deepcopy(model), r'.*blocks\.0\.attn\.qkv')
     with pytest.raises(ValueError, match=r'blocks\.0\.attn\.qkv replaced by Linear: .* merge adapters'):
         GraphModel(adapted)

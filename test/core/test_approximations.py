@@ -1,4 +1,4 @@
-"""What is faster and not quite equal: off unless asked for, and what it computes is what it says."""
+"""Approximations are off by default, and compute what their documentation says."""
 import copy
 import warnings
 
@@ -17,7 +17,7 @@ TOKENS = SIDE * SIDE
 
 
 def pooled_attention(cross, query, key, value, table, pooling):
-    """Spelled out: mean keys and values of each square, each repeated as often as it counts, in float64."""
+    """Compute attention in float64 over the mean keys and values of each block, repeated by their count."""
     def squares(x):
         grids = x[:, :2 * TOKENS].unflatten(1, (2, SIDE // pooling, pooling, SIDE // pooling, pooling))
         means = grids.mean(dim=(3, 5), keepdim=True).expand_as(grids)
@@ -48,7 +48,7 @@ def test_pooled_keys_are_means_that_count_for_all_they_stand_for(pooling, narrow
 
 
 @torch.no_grad()
-def test_pooled_memory_that_is_filled_up_says_what_it_says_alone(nano):
+def test_padded_pooled_memory_gives_the_same_result_as_alone(nano):
     model = copy.deepcopy(nano)
     pool_memory(model, 2)
     features = model.encode_image(torch.randn(1, 3, 256, 256, generator=torch.Generator().manual_seed(0)))

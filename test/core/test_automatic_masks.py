@@ -1,4 +1,4 @@
-"""Every mask in an image: what is found, filtered, cleaned and in which order."""
+"""Automatic mask generation: search, filters, cleaning and order."""
 import cv2
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from sam2_core import Filters, FoundMask, ImageSegmenter
 from sam2_core.automatic_masks import clean, point_grid, stability, suppress
 from sam2_core.metrics import iou
 
-LOOSE = Filters(min_iou=0.3, min_stability=0.5)  # nano is less sure of itself than the published models
+LOOSE = Filters(min_iou=0.3, min_stability=0.5)  # nano predicts lower IoU than the published models
 
 
 def found(box, predicted=0.9, shape=(60, 80)):
@@ -92,7 +92,7 @@ def test_masks_found_so_far_are_filtered_like_all(nano, scene):
     assert [(item.box, item.area) for item in search.masks()] == [(item.box, item.area) for item in stopped]
 
 
-def test_complete_search_asks_no_more(nano, scene):
+def test_complete_search_runs_no_more_clicks(nano, scene):
     segmenter = ImageSegmenter(nano)
     search = segmenter.search(segmenter.encode(scene.image(0)), points_per_side=4, filters=LOOSE)
     search.advance()

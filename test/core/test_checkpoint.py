@@ -1,4 +1,4 @@
-"""Weights: what loads, what is refused and with which words, what is fetched and how it is checked."""
+"""Weights: loading, errors, downloads and their verification."""
 import hashlib
 import http.server
 import json
@@ -61,7 +61,7 @@ def test_every_variant_is_recognised_from_its_keys(name):
 
 
 def test_number_of_parameters_is_the_published_one():
-    """Parameters in millions, SAM 2 repository's model table (38.9, 46, 80.8, 224.4)."""
+    """The expected numbers, in millions, are those of the model table in the SAM 2 repository."""
     for size, millions in (('tiny', 38.9), ('small', 46.0), ('base_plus', 80.8), ('large', 224.4)):
         with torch.device('meta'):
             model = Sam2Model(VARIANTS[f'sam2.1_hiera_{size}'])
@@ -183,7 +183,7 @@ def test_table_of_official_files_is_complete():
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Answers as the hub does for one file of one repository."""
+    """Handler that answers as the hub does for one file of one repository."""
 
     content = b''
     requests: list[str]
@@ -233,7 +233,7 @@ def hub(tmp_path_factory, tiny_weights):
 
 
 def fetch(cache, address, sha256, size, before=''):
-    """Return what load_model says in a process of its own, which runs the code ``before`` first."""
+    """Run load_model in a process of its own, after the code ``before``; return its result or error."""
     env = dict(os.environ, HF_HOME=str(cache), HF_ENDPOINT=address, HF_HUB_DISABLE_XET='1',
                HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_ETAG_TIMEOUT='5', NO_PROXY='127.0.0.1', no_proxy='127.0.0.1')
     run = subprocess.run([sys.executable, '-c', before + FETCH, sha256, str(size)], env=env, capture_output=True,
@@ -261,10 +261,10 @@ def test_fetched_file_with_another_hash_is_refused(tmp_path, hub):
     assert answer['error'].startswith('CheckpointError: ') and 'delete it and try again' in answer['error']
 
 
-def test_no_connection_says_so_and_what_to_do(tmp_path):
+def test_missing_connection_is_reported_with_the_cure(tmp_path):
     with socket.socket() as deaf:
-        deaf.bind(('127.0.0.1', 0))  # without listening: whoever connects is refused
-        # the hub's client tries again and again, and waits longer each time
+        deaf.bind(('127.0.0.1', 0))  # it does not listen, so connections are refused
+        # the hub's client retries with increasing delays
         answer = fetch(tmp_path, f'http://127.0.0.1:{deaf.getsockname()[1]}', '0' * 64, 1,
                        'import time; time.sleep = lambda seconds: None')
     assert answer['error'].startswith('ConnectionError: the weights of sam2.1_hiera_tiny')

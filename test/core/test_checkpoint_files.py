@@ -1,4 +1,4 @@
-"""Checkpoints as people have them: what was saved of a SAM 2 loads, every other file is named for what it is."""
+"""Checkpoints of other programs load if they hold a SAM 2; errors say what any other file is."""
 import argparse
 import collections
 import gzip
@@ -29,7 +29,7 @@ def weights():
 
 @pytest.fixture
 def refused(tmp_path):
-    """Return a function that gives the text with which the content of a file is refused."""
+    """Return a function that returns the error for the content of a file."""
     def text(content, name='file.pt'):
         path = content if isinstance(content, pathlib.Path) else tmp_path / name
         if isinstance(content, bytes):
@@ -40,7 +40,7 @@ def refused(tmp_path):
             read_checkpoint(path)
         error, found = caught.value, ''
         assert str(path) in str(error)
-        while error is not None:  # what a traceback would print
+        while error is not None:  # the text of a traceback
             found += str(error)
             error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
         assert not re.search('weights_only|trust|torch.load', found)
@@ -53,7 +53,7 @@ def under(prefix, weights):
 
 
 class Harmless:
-    """An object of a program that is not here when its checkpoint is read."""
+    """Class of a program that is not installed where its checkpoint is read."""
 
 
 # --- layouts that load
@@ -92,7 +92,7 @@ def test_weights_load_however_they_were_wrapped(tmp_path, weights, wrap):
 
 @pytest.mark.parametrize('wrap', [WRAPPED[name] for name in (
     'Lightning', 'parameters', 'numbers of numpy', 'arguments')])
-def test_what_training_programs_keep_beside_the_weights_does_no_harm(tmp_path, weights, wrap):
+def test_extra_content_of_training_programs_is_ignored(tmp_path, weights, wrap):
     torch.save(wrap(weights), tmp_path / 'file.pt')
     name, found = read_checkpoint(tmp_path / 'file.pt')
     assert name == 'nano' and found.keys() == weights.keys()
@@ -116,7 +116,7 @@ def theirs():
 def test_transformers_weights_load_and_compute_the_same(tmp_path, theirs):
     theirs.save_pretrained(tmp_path)
     ours = load_model('nano', tmp_path / 'model.safetensors', device='cpu')
-    for key, value in reference.published_state(theirs).items():  # renamed by a second table
+    for key, value in reference.published_state(theirs).items():  # renamed by an independent table
         assert torch.equal(ours.state_dict()[key], value), key
     pair = comparisons.Pair('nano', ours, theirs)
     assert max(comparisons.encoder_errors(pair).values()) < 1e-3
@@ -151,7 +151,7 @@ def test_transformers_models_for_images_alone_are_named(theirs, refused):
         'images: save the model for videos')
 
 
-# --- files that are no checkpoint
+# --- files that are not checkpoints
 
 @pytest.mark.parametrize(('content', 'text'), [
     (b'', 'an empty file: fetch or copy it again'),
@@ -198,7 +198,7 @@ def test_a_folder_and_a_file_that_cannot_be_read_are_named(tmp_path, refused):
     assert refused(tmp_path / 'model') == 'checkpoint FILE: a folder: give a file in it, such as model.safetensors'
 
 
-# --- content that is no SAM 2
+# --- content that is not a SAM 2
 
 @pytest.mark.parametrize(('content', 'text'), [
     ({0: torch.ones(1), 1: torch.ones(1)}, r'no state dict in it, but keys that are not names \(0, 1\): expected'),
@@ -314,7 +314,7 @@ def test_tensors_without_plain_numbers_are_refused(weights, odd):
 
 
 @pytest.mark.parametrize('dtype', [torch.int8, torch.int32, torch.bool], ids=str)
-def test_weights_that_are_no_floating_point_numbers_are_refused_by_name(refused, weights, dtype):
+def test_weights_that_are_not_floating_point_are_refused_by_name(refused, weights, dtype):
     key = 'sam_mask_decoder.iou_token.weight'
     assert f'{key} is {dtype}, must be floating-point; save the weights before they are quantised' in refused(
         {**weights, key: weights[key].to(dtype)})
@@ -323,7 +323,7 @@ def test_weights_that_are_no_floating_point_numbers_are_refused_by_name(refused,
 @pytest.mark.fuzz
 @pytest.mark.timeout(1800)
 def test_damaged_files_end_in_no_other_error(tmp_path, weights, rounds):
-    """Bytes flipped, cut off and put in; weights of a few parameters, so that most of the file is structure."""
+    """Flip, cut off and insert bytes; with few parameters, most of the file is structure."""
     few = {key: value for key, value in weights.items() if value.numel() < 100}
     generator = np.random.default_rng(0)
     path = tmp_path / 'file.pt'
@@ -337,5 +337,5 @@ def test_damaged_files_end_in_no_other_error(tmp_path, weights, rounds):
                 place = int(generator.integers(len(data) if generator.random() < 0.5 else min(len(data), 3000)))
                 data[place:place + int(generator.integers(0, 3))] = generator.bytes(int(generator.integers(0, 3)))
             path.write_bytes(bytes(data[:generator.integers(len(data))] if generator.random() < 0.2 else data))
-            with pytest.raises(CheckpointError):  # a part of a model at best
+            with pytest.raises(CheckpointError):  # at best, a part of a model is readable
                 read_checkpoint(path)

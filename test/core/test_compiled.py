@@ -1,4 +1,4 @@
-"""Compiled stages: static shapes, the same results, and nothing compiled again while objects come and go."""
+"""Compiled stages: static shapes, the same results, and no recompilation when objects come and go."""
 import copy
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,13 +16,13 @@ from sam2_core.tracker import _encode_memories
 
 @pytest.fixture(autouse=True, scope='module')
 def traces():
-    """Forget Dynamo's traces: they contain tensors without storage, at which other tests would stumble."""
+    """Reset Dynamo: its traces contain tensors without storage, which break other tests."""
     yield
     torch._dynamo.reset()
 
 
 def remembering(model, conditioning):
-    """Return a bank of a frame for each flag, filled with noise."""
+    """Return a bank with one frame of noise per flag."""
     bank = MemoryBank(model.config, 4, model.device, model.dtype)
     generator = torch.Generator().manual_seed(len(conditioning))
     for flag in conditioning:
@@ -32,8 +32,8 @@ def remembering(model, conditioning):
 
 
 @torch.no_grad()
-def test_memory_that_is_filled_up_says_what_it_says_alone(nano):
-    """Three objects of different age in one batch of the longest shape, and what fills them up is looked at by none."""
+def test_padded_memory_gives_the_same_result_as_alone(nano):
+    """Objects of different age share a batch of the maximum length, and filler rows have no effect."""
     banks = [remembering(nano, flags) for flags in ([True], [True, False, False], [True] * 3 + [False] * 20)]
     features = nano.encode_image(torch.randn(1, 3, 256, 256, generator=torch.Generator().manual_seed(0)))
     together = stack_memories(banks, length=(10, 19))
@@ -48,7 +48,7 @@ def test_memory_that_is_filled_up_says_what_it_says_alone(nano):
 
 
 def test_objects_with_room_for_one_conditioning_frame_run_in_static_shapes(nano, scene):
-    """Then the longest memory is the complete one, and young objects are filled up to it beside old ones."""
+    """With one conditioning frame, the maximum length is the complete one, to which young objects are padded."""
     static = copy.deepcopy(nano)
     shapes = []
 
@@ -63,21 +63,21 @@ def test_objects_with_room_for_one_conditioning_frame_run_in_static_shapes(nano,
         expected, result = (tracker.step(scene.image(frame), prompts) for tracker in trackers)
         for object_id, item in result.objects.items():
             torch.testing.assert_close(item.logits, expected.objects[object_id].logits, atol=0.05, rtol=0.01)
-    assert set(shapes) == {(1, 7, 16)} and len(shapes) == 19 + 2  # from frame 18 on, one batch for each
+    assert set(shapes) == {(1, 7, 16)} and len(shapes) == 19 + 2  # from frame 18 on, one batch per object
 
 
 def test_batches_have_few_sizes():
     assert [batch_size(n) for n in (1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33)] == [1, 2, 4, 4, 8, 8, 16, 16, 32, 32, 48]
 
 
-def test_unknown_backend_is_refused_with_those_there_are():
+def test_unknown_backend_is_refused_with_a_list_of_known_ones():
     with pytest.raises(ValueError, match="compile 'inductr'.*inductor"):
         load_model('nano', compile='inductr')
 
 
 @pytest.mark.slow
 def test_objects_come_go_and_are_corrected_without_compiling_again():
-    """Dynamo traces and guards as for a GPU, and PyTorch runs what it found. Few layers: tracing takes time."""
+    """Dynamo traces and guards as for a GPU, and PyTorch runs the result; few layers save time in tracing."""
     torch.manual_seed(0)
     plain = Sam2Model(replace(VARIANTS['nano'], image_size=64, stages=(1, 1, 1, 1), global_attention_blocks=(2,),
                               memory_attention_layers=1, decoder_layers=1)).eval().requires_grad_(False)
@@ -111,7 +111,7 @@ def test_objects_come_go_and_are_corrected_without_compiling_again():
 
 @torch.inference_mode()
 def test_memory_of_absent_objects_is_made_once(nano, scene, monkeypatch):
-    """Two hidden, one in view, one hidden but prompted: its memory is of another kind."""
+    """Of four objects two are absent, one is visible, and one is absent but prompted, so its memory differs."""
     tracker = StreamTracker(nano)
     tracker.step(scene.image(0), [Prompt(k, box=scene.box(1 + k % 2, 0)) for k in (1, 2, 3, 4)])
     image = encode_images(nano, [scene.image(1)])[0].features
@@ -132,7 +132,7 @@ def test_memory_of_absent_objects_is_made_once(nano, scene, monkeypatch):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 def test_a_step_waits_for_the_gpu_once(scene):
-    """While the step is queued nothing asks the GPU for a result; the end is the one wait."""
+    """A step synchronises the GPU only at its end."""
     model = load_model('nano', device='cuda')
     tracker = StreamTracker(model)
     tracker.step(scene.image(0), [Prompt(1, box=scene.box(1, 0)), Prompt(2, box=scene.box(2, 0))])

@@ -1,4 +1,4 @@
-"""What follows from weights alone is made once, and made again whenever they change."""
+"""Tensors derived from weights are cached, and computed again when the weights change."""
 
 import copy
 import pickle
@@ -13,7 +13,7 @@ from testing import comparisons, reference
 
 
 class Doubled(nn.Module):
-    """Its weight, twice as large, times a number; counts how often that was made."""
+    """Module with a derived tensor, twice its weight times a number, that counts computations."""
 
     def __init__(self):
         super().__init__()
@@ -48,7 +48,7 @@ def take_a_step(module):
 
 
 def write_through_data(module):
-    """As averaged weights and merged adapters are written: PyTorch counts no change."""
+    """Averaged weights and merged adapters write to ``parameter.data``, which PyTorch does not count as a change."""
     module.weight.data.copy_(torch.tensor([5.0, 6.0]))
 
 
@@ -74,8 +74,8 @@ def test_follows_every_change_of_the_weights(doubled, change):
 
 
 @torch.inference_mode()
-def test_weights_that_come_to_lie_where_others_lay_are_not_taken_for_them(doubled):
-    for number in range(200):  # the allocator hands freed memory out again
+def test_new_weights_at_the_address_of_old_ones_are_noticed(doubled):
+    for number in range(200):  # the allocator reuses freed memory
         with torch.inference_mode(False):
             doubled.weight = nn.Parameter(torch.full((2,), float(number)))
         assert doubled().tolist() == [2 * number] * 2
@@ -103,7 +103,7 @@ def test_a_copy_makes_its_own(doubled, copied):
     assert doubled().tolist() == [2, 4]
 
 
-def test_what_was_made_under_inference_mode_serves_outside(doubled):
+def test_tensors_cached_in_inference_mode_work_outside_it(doubled):
     with torch.inference_mode():
         doubled()
         kept = doubled()
@@ -112,7 +112,7 @@ def test_what_was_made_under_inference_mode_serves_outside(doubled):
 
 
 def test_validation_in_a_training_loop_makes_it_each_time(doubled):
-    """A CUDA graph changes weights without counting."""
+    """A CUDA graph changes weights without counting a version."""
     with torch.no_grad():
         doubled()
         doubled.weight.data.fill_(3)
@@ -149,7 +149,7 @@ def masks_of(model, frames):
 
 
 def test_a_tracker_follows_weights_that_change_under_it(model):
-    """Every table: the trunk's positions, the decoder's, the pointers' codes."""
+    """All cached tables: positions of the trunk and the decoder, and codes of pointers."""
     frames = list(reference.moving_scene(4))
     changed = copy.deepcopy(model)
     before, generator = masks_of(changed, frames), torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Only the model that encoded an image takes it, and only as long as it stays what it was."""
+"""Only the model that encoded an image accepts it, and only while its weights are unchanged."""
 import copy
 import gc
 import pickle
@@ -14,12 +14,12 @@ BOX = (36, 36, 104, 104)
 
 @pytest.fixture
 def own(nano):
-    """Return a model of this test alone."""
+    """Return a model that only this test uses."""
     return copy.deepcopy(nano)
 
 
 def uses(model):
-    """Return the functions that take an encoded image."""
+    """Return the functions that accept an encoded image."""
     segmenter = ImageSegmenter(model)
     return (lambda image: StreamTracker(model).step(image, [Prompt(1, box=BOX)]),
             lambda image: StreamTracker(model).step(image),
@@ -79,7 +79,7 @@ def test_images_of_several_cameras_stay_those_of_their_model(own, scene):
         StreamTracker(own).step(image, [Prompt(1, box=BOX)])
 
 
-def test_image_from_another_process_is_refused_unless_the_caller_vouches_for_it(nano, scene):
+def test_image_from_another_process_is_refused_unless_its_maker_is_none(nano, scene):
     image = ImageSegmenter(nano).encode(scene.image(0))
     received = pickle.loads(pickle.dumps(image))
     with pytest.raises(ValueError, match='in another process'):
@@ -99,7 +99,7 @@ def test_features_put_together_by_hand_must_have_the_models_shapes(nano, scene):
         StreamTracker(nano).step(EncodedImage(features._replace(stride4_bchw=features.stride8_bchw), 240, 320))
 
 
-def test_what_is_not_encoded_is_named(nano, scene):
+def test_images_that_are_not_encoded_are_named(nano, scene):
     for use in uses(nano)[2:4]:
         with pytest.raises(TypeError, match='image of type ndarray: must be an EncodedImage; encode it first'):
             use(scene.image(0))

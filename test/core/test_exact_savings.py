@@ -1,4 +1,4 @@
-"""What is saved on a CPU changes nothing: each saving beside the plain computation, written out here in float64."""
+"""Exact savings on a CPU: each is compared with the plain computation in float64."""
 
 import copy
 import dataclasses
@@ -36,7 +36,7 @@ def cross():
 
 @pytest.fixture
 def inputs():
-    """Query of each object, keys and values of two frames and some pointers."""
+    """Return queries of objects, and keys and values of two frames and some pointers."""
     generator = torch.Generator().manual_seed(1)
     tokens = 2 * TOKENS + POINTERS
     return (torch.randn(OBJECTS, TOKENS, DIM, generator=generator),
@@ -45,7 +45,7 @@ def inputs():
 
 
 def turned(x):
-    """Axial rotary positions as complex numbers, row after row of the grid, again for each frame."""
+    """Rotate by axial positions as complex numbers, row by row of the grid, for each frame."""
     pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
     quarter = pairs.shape[-1] // 2
     frequency = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
@@ -55,7 +55,7 @@ def turned(x):
 
 
 def plain_attention(cross, query, key, value):
-    """Project all, turn what has a place, weigh, project: nothing fused."""
+    """Compute attention without fusing: project, rotate keys with a position, weigh, project."""
     weights = {name: parameter.detach().double() for name, parameter in cross.named_parameters()}
 
     def projected(x, name):
@@ -78,7 +78,7 @@ def test_values_averaged_before_they_are_projected(cross, inputs, monkeypatch, q
 
 @torch.no_grad()
 def test_blocks_of_keys_whose_scores_grow_and_shrink_out_of_range(cross, monkeypatch):
-    """Each block's scores are hundreds above or below the last one's: what exp() cannot hold unless it is relative."""
+    """Scores of consecutive blocks differ by hundreds, which overflows exp() unless scores are relative."""
     monkeypatch.setattr(attention, 'KEYS_AT_ONCE', 4)
     generator = torch.Generator().manual_seed(3)
     query, value = torch.randn(5, DIM, generator=generator), torch.randn(16, NARROW, generator=generator)
@@ -91,7 +91,7 @@ def test_blocks_of_keys_whose_scores_grow_and_shrink_out_of_range(cross, monkeyp
 
 @torch.no_grad()
 def test_fused_projections_follow_the_weights(cross, inputs):
-    """Whatever changes a weight, by an optimiser, a checkpoint or a captured graph that no counter sees."""
+    """Weights may change by an optimiser, a checkpoint, or a CUDA graph that does not count versions."""
     table = RotaryTable(DIM, SIDE, SIDE, 10000.0)
     before = cross(*inputs, table, POINTERS)
     cross.v_proj.weight.data.mul_(-2)
@@ -111,7 +111,7 @@ def test_training_computes_what_inference_does(cross, inputs):
 
 
 @torch.no_grad()
-def test_keys_are_turned_in_place_as_by_the_table():
+def test_keys_are_rotated_in_place_as_by_the_table():
     table = RotaryTable(DIM, SIDE, SIDE, 10000.0)
     keys = torch.randn(OBJECTS, 3 * TOKENS + POINTERS, DIM, generator=torch.Generator().manual_seed(0))
     changed = keys.clone()
@@ -131,7 +131,7 @@ def memory_of(model, objects):
 
 
 @torch.no_grad()
-def test_what_objects_share_of_the_image_is_computed_once(model, image):
+def test_work_that_objects_share_is_done_once(model, image):
     memory, first = memory_of(model, OBJECTS), model.memory_attention.layers[0]
     shapes = []
     hooks = [module.register_forward_pre_hook(lambda _, arguments: shapes.append(arguments[0].shape[0]))
@@ -151,7 +151,7 @@ def test_what_objects_share_of_the_image_is_computed_once(model, image):
 @pytest.mark.parametrize('numbers', [1, 50_000], ids=['one row of windows', 'some rows'])
 @pytest.mark.parametrize('name', ['nano', 'sam2.1_hiera_tiny'])
 def test_encoder_works_through_its_windows_in_bands(name, numbers, monkeypatch):
-    """Windows that fit the grid, windows that are padded, and blocks that pool."""
+    """The blocks include windows that fit the grid, padded windows, and pooling."""
     torch.manual_seed(0)
     trunk = Sam2Model(dataclasses.replace(VARIANTS[name], image_size=160)).image_encoder.trunk
     picture = torch.randn(2, 3, 160, 160)
@@ -165,8 +165,8 @@ def test_encoder_works_through_its_windows_in_bands(name, numbers, monkeypatch):
 @torch.no_grad()
 @pytest.mark.parametrize('pool', [False, True], ids=['', 'pooled queries'])
 @pytest.mark.parametrize('height, width', [(6, 10), (8, 8), (2, 14)])
-def test_windows_are_filled_up_after_the_projection(height, width, pool):
-    """The published order: fill up with zeros, cut, project all, attend, project all, join, cut off."""
+def test_windows_are_padded_after_the_projection(height, width, pool):
+    """Follow the published order: pad with zeros, split, project, attend, project, join, crop."""
     torch.manual_seed(0)
     attend, window = hiera.MultiScaleAttention(8, 16, num_heads=2, pool_queries=pool), 4
     picture = torch.randn(2, height, width, 8)
@@ -193,5 +193,5 @@ def test_neck_and_the_decoders_projections_are_one_map(model):
         for level, lateral, after, ours in ((levels[0], encoder.neck.convs[3], decoder.conv_s0, features.stride4_bchw),
                                             (levels[1], encoder.neck.convs[2], decoder.conv_s1, features.stride8_bchw)):
             torch.testing.assert_close(ours, plain(after, plain(lateral.conv, level)).float(), atol=1e-4, rtol=0)
-            lateral.conv.weight.data.mul_(2)  # the second time: what was fused follows the weights
+            lateral.conv.weight.data.mul_(2)  # the second time, fused weights must follow the changed weights
             after.bias.data.add_(1)

@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole."""
+"""Replacement of whole files."""
 import pytest
 
 from sam2_core.files import replacing

@@ -1,4 +1,4 @@
-"""A mask prompt at the model's size: as published where it can be, thickened where it would vanish, or refused."""
+"""Mask prompts at the model's size: resized as published, thickened where they would vanish, or rejected."""
 import cv2
 import numpy as np
 import pytest
@@ -62,7 +62,7 @@ VANISHING = {
 
 
 @pytest.mark.parametrize(('mask', 'size', 'fault', 'needed'), VANISHING.values(), ids=VANISHING)
-def test_what_vanishes_is_refused_with_what_would_have_to_be_larger(mask, size, fault, needed):
+def test_vanishing_masks_are_refused_with_the_size_they_need(mask, size, fault, needed):
     height, width = mask.shape
     with pytest.raises(PromptError) as refused:
         Prompt(mask=mask).check(height, width, image_size=size)
@@ -71,7 +71,7 @@ def test_what_vanishes_is_refused_with_what_would_have_to_be_larger(mask, size, 
     assert f'mask of {mask.sum()} pixels, {across} x {down} at ({x}, {y}): {fault}' in text
     assert f'the image of {width} x {height} as {size} x {size}' in text
     assert f'at least {needed[0]:g} pixels wide and {needed[1]:g} high' in text
-    Prompt(mask=mask).check(height, width)  # of an image alone nothing is wrong with it
+    Prompt(mask=mask).check(height, width)  # for an image of its own size the mask is valid
 
 
 @pytest.mark.fuzz
@@ -82,7 +82,7 @@ def test_lines_and_dots_as_large_as_a_refusal_asks_are_never_refused(size, round
         height, width = (int(side) for side in rng.integers(size // 2, 2 * size, 2))
         dot = [int(np.ceil(1.25 * 4 * side / size)) for side in (width, height)]
         x, y = rng.integers(0, width - dot[0]), rng.integers(0, height - dot[1])
-        thickness = 0.6 * 4 * max(height, width) / size + 1  # a pixel for its ragged edge
+        thickness = 0.6 * 4 * max(height, width) / size + 1  # a pixel for the ragged edge
         centre = tuple(rng.uniform(0.4, 0.6, 2) * (width, height))
         for mask in (rectangle(height, width, x, y, *dot),
                      line(height, width, thickness, rng.uniform(0, 180), centre)):
@@ -110,7 +110,7 @@ def test_no_mask_is_taken_for_nothing_or_for_something_much_fatter(rounds):
 
 
 def odd_mask(rng, height, width) -> np.ndarray:
-    """Specks, lines, rings, nets and noise, some with a blob beside them."""
+    """Draw specks, lines, rings, nets and noise, some beside a blob."""
     mask = np.zeros((height, width), np.uint8)
     centre, thickness = (int(rng.integers(width)), int(rng.integers(height))), int(rng.integers(1, 12))
     kind = rng.integers(5)
@@ -136,7 +136,7 @@ def test_a_thin_cable_stays_whole_at_1024_pixels():
         result = returned(fit_mask(mask, 1024), 720, 1280)
         assert result.any(axis=1).all() and iou(result, mask) > 0.5
     assert not min(returned(published(rectangle(720, 1280, x, 0, 4, 720), 1024), 720, 1280).sum()
-                   for x in range(640, 646))  # as published it vanishes where it falls between two cells
+                   for x in range(640, 646))  # as published, it vanishes if it falls between two cells
 
 
 def test_a_handle_is_kept_where_it_can_be_and_left_out_where_not():

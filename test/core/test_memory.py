@@ -1,4 +1,4 @@
-"""Which frames a memory keeps, for how long, and under which time code."""
+"""Memory banks: which frames they keep, for how long, and with which time codes."""
 import random
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from testing.plain_tracker import Frame, PlainFrames
 
 
 def remember(nano, conditioning, limit=4):
-    """Return a bank after frames 0, 1, ...; each frame's memory and pointer are filled with its number."""
+    """Return a bank after frames 0, 1, ..., whose memories and pointers are filled with the frame's number."""
     bank = MemoryBank(nano.config, limit, nano.device, nano.dtype)
     for frame, flag in enumerate(conditioning):
         bank.write(torch.full((nano.grid ** 2, nano.config.memory_dim), float(frame)),
@@ -22,7 +22,7 @@ def remember(nano, conditioning, limit=4):
 
 
 def contents(bank):
-    """{frame: time slot} and {frame: pointer age}."""
+    """Return time slots and pointer ages by frame."""
     memory = stack_memories([bank])
     frames = dict(zip(memory.frames[0, :, 0, 0].int().tolist(), memory.time_slots[0].tolist(), strict=True))
     pointers = dict(zip(memory.pointers[0, :, 0].int().tolist(), memory.pointer_ages[0].tolist(), strict=True))
@@ -78,7 +78,7 @@ def test_memories_of_equal_length_stack(nano):
     assert memory.time_slots.tolist() == [[6, 1, 0], [6, 6, 0]]
 
 
-# --- copies, as they are or as they were
+# --- copies of the present and the past
 
 def test_copy_is_equal_and_independent(nano):
     bank = remember(nano, [True, False, False])
@@ -90,13 +90,13 @@ def test_copy_is_equal_and_independent(nano):
     assert contents(bank) == before and 9 in contents(copied)[0]
 
 
-def test_copy_of_an_earlier_moment_is_what_was_there_then(nano):
+def test_copy_of_an_earlier_moment_equals_the_memory_of_then(nano):
     then = remember(nano, [True, False, True, False])
     assert contents(remember(nano, [True, False, True] + [False] * 3).copy(2)) == contents(then)
 
 
-def test_copy_of_an_earlier_moment_has_not_what_was_dropped_since(nano):
-    frames, pointers = contents(remember(nano, [True] + [False] * 19).copy(4))  # then: frame 16 is next
+def test_copy_of_an_earlier_moment_lacks_frames_dropped_since(nano):
+    frames, pointers = contents(remember(nano, [True] + [False] * 19).copy(4))  # as of then, frame 16 is next
     assert frames == {0: 6, 14: 1, 15: 0}  # frames 10 to 13 were among the six recent ones then
     assert pointers == {0: 16, **{frame: 16 - frame for frame in range(5, 16)}}
 
@@ -129,7 +129,7 @@ def test_copy_can_be_continued_whatever_came_before(nano, before, frames_back, a
 
 
 def test_prompted_frame_that_a_copy_foresaw_is_dropped_with_its_conditioning_place(nano):
-    """It has no age of its own there: the copy passes the image that it belongs to itself."""
+    """A later conditioning frame has no age in the copy, since the copy itself processes that image again."""
     copied = remember(nano, [True] + [False] * 9 + [True, True, True]).copy(9)  # frame 4 is next
     assert contents(copied)[0] == {0: 6, 10: 6, 11: 6, 12: 6}
     for number in (20, 21, 22):
@@ -140,7 +140,7 @@ def test_prompted_frame_that_a_copy_foresaw_is_dropped_with_its_conditioning_pla
 
 @pytest.mark.fuzz
 def test_frames_prompts_and_copies_in_any_order_keep_the_bounds_and_the_plain_rule(rounds):
-    """Banks of all limits, and copies of copies, beside lists of all frames that there ever were."""
+    """Compare banks with random limits, and copies of copies, with lists of all frames so far."""
     rng, steps = random.Random(0), 0
     while steps < rounds(900, 100_000):
         limit, prompts = rng.randint(1, 5), rng.choice((0.05, 0.3, 0.9))
@@ -178,7 +178,7 @@ def test_frames_prompts_and_copies_in_any_order_keep_the_bounds_and_the_plain_ru
             assert memory.pointer_ages[0].tolist() == ages
 
 
-# --- how much of it is looked at
+# --- limits of recent frames
 
 @pytest.mark.parametrize(('limit', 'recent'), [
     (None, {5: 4, 6: 3, 7: 2, 8: 1, 9: 0}), (6, {5: 4, 6: 3, 7: 2, 8: 1, 9: 0}), (2, {8: 1, 9: 0}), (0, {})])

@@ -1,4 +1,4 @@
-"""J and F, against the published tools of DAVIS and SA-V, and against cases that can be worked out on paper."""
+"""J and F equal the published tools of DAVIS and SA-V, and cases that can be worked out on paper."""
 import json
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def test_empty_masks():
 
 
 def test_half_of_the_boundary_right():
-    # the right half cut off: three of the sides left of the middle agree, and none of the cut
+    # the right half is cut off: three sides agree left of the middle, and no side at the cut
     true, found = square(10, 10, 90, 50), square(10, 10, 50, 50)
     # boundary lengths: true 2 * 80 + 2 * 40, found 4 * 40; shared 40 + 40 + 40, and 2 pixels at either end of the cut
     precision, recall = 120 / 160, 120 / 240

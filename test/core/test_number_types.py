@@ -1,4 +1,4 @@
-"""PyTorch's global settings around a tracker, and models that change their type: the masks stay those of the model."""
+"""Global settings of PyTorch, and changes of a model's type, leave its masks unchanged."""
 import contextlib
 import copy
 
@@ -22,7 +22,7 @@ def tiny(**options):
 
 
 def stream(model, scene, around=lambda step: contextlib.nullcontext()):
-    """Logits of a stream with a prompt of each kind, late objects and corrections, and of a single image."""
+    """Return logits of a stream with prompts of each kind, late objects and corrections, and of a single image."""
     tracker, segmenter, found = StreamTracker(model), ImageSegmenter(model), []
     prompts = [[Prompt(1, box=scene.box(1)), Prompt(2, mask=scene.truth(2, 0))], [],
                [Prompt(1, points=[(80, 70)], labels=[1]), Prompt(3, points=[(230, 175)], labels=[1])], []]
@@ -50,7 +50,7 @@ def test_autocast_works_wherever_it_begins_and_ends(model, scene, expected, dtyp
               'every other image': (1, 3, 5)}[where]
     found = stream(model, scene, lambda step: torch.autocast('cpu', dtype, enabled=step in chosen))
     assert ((found > 0) == (expected > 0)).float().mean() > 0.95
-    assert found.dtype == torch.float32 and not torch.equal(found, expected)  # autocast is not ignored
+    assert found.dtype == torch.float32 and not torch.equal(found, expected)  # autocast has an effect
 
 
 @pytest.mark.parametrize(('dtype', 'autocast'), [HALVES, HALVES[::-1]], ids=str)
@@ -68,7 +68,7 @@ def test_features_encoded_under_autocast_have_the_models_type(model, scene):
 
 @pytest.fixture
 def settings():
-    """Put PyTorch's global settings back."""
+    """Restore the global settings of PyTorch."""
     yield
     torch.set_default_dtype(torch.float32)
     torch.set_default_device(None)
@@ -98,7 +98,7 @@ def test_gradient_modes_around_a_tracker_change_nothing(model, scene, expected, 
 @pytest.mark.parametrize('change', [lambda model: model.half(), lambda model: model.to(torch.bfloat16),
                                     lambda model: model.double()], ids=['half', 'bfloat16', 'double'])
 def test_a_model_that_changes_its_type_keeps_its_tables(model, scene, change):
-    """As load_model(dtype=...) makes it: coordinates and positions are never rounded."""
+    """The result is that of load_model(dtype=...): coordinates and positions are never rounded."""
     changed = change(copy.deepcopy(model))
     assert {parameter.dtype for parameter in changed.parameters()} == {changed.dtype} != {torch.float32}
     for (name, ours), plain in zip(changed.named_buffers(), model.buffers(), strict=True):

@@ -1,4 +1,4 @@
-"""What counts as a prompt, and what each refusal says."""
+"""Prompts: valid forms, and the error for each invalid one."""
 import numpy as np
 import pytest
 import torch

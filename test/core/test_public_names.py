@@ -1,4 +1,4 @@
-"""What `from sam2_core import ...` offers, and what it costs."""
+"""Public names of sam2_core, and the cost of importing them."""
 import subprocess
 import sys
 
@@ -7,7 +7,7 @@ import pytest
 import sam2_core
 
 
-def test_every_name_is_there_and_no_other():
+def test_all_public_names_exist_and_no_others():
     assert all(getattr(sam2_core, name).__module__.startswith('sam2_core') for name in sam2_core.__all__
                if name != 'VARIANTS')
     assert 'nano' in sam2_core.VARIANTS
@@ -16,6 +16,6 @@ def test_every_name_is_there_and_no_other():
         sam2_core.Tracker  # noqa: B018
 
 
-def test_who_measures_masks_does_not_wait_for_pytorch():
+def test_metrics_load_without_pytorch():
     subprocess.run([sys.executable, '-c', 'import sam2_core.metrics, sys; assert "torch" not in sys.modules'],
                    check=True)

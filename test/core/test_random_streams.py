@@ -1,4 +1,4 @@
-"""Random streams: objects are added, corrected now and late, removed, forked and adopted, and every line may fail."""
+"""Random streams: objects are added, corrected, removed, forked and adopted, and any line may fail."""
 from __future__ import annotations
 
 import random
@@ -21,12 +21,12 @@ Line = tuple[str, int]
 
 
 class Injected(BaseException):
-    """What no code of the project catches, as KeyboardInterrupt."""
+    """Exception that no code of the project catches, like KeyboardInterrupt."""
 
 
 @contextmanager
 def failing_at(number: int | None, passed: list[Line]) -> Iterator[None]:
-    """Raise before line ``number`` of those that are run in SOURCES; note the lines."""
+    """Raise an exception before the line ``number`` that runs in SOURCES; record the lines."""
     def trace(frame, event, argument):
         if frame.f_code.co_filename not in SOURCES:
             return None
@@ -44,7 +44,7 @@ def failing_at(number: int | None, passed: list[Line]) -> Iterator[None]:
 
 
 def state(tracker: StreamTracker) -> list:
-    """All that a tracker holds; tensors are copied."""
+    """Return the complete state of a tracker, with copies of its tensors."""
     banks = []
     for object_id, bank in tracker._banks.items():
         rows = [(slots._rows, [slots.storage[row.slot].clone() for row in slots._rows], slots.storage.data_ptr())
@@ -72,7 +72,7 @@ IMAGES = images()
 # --- a fault at every line
 
 def started(model: OneByOne) -> StreamTracker:
-    """Four objects: one corrected, the last one forked and adopted with images left out."""
+    """Run four objects, of which one is corrected, and the last is forked and adopted with images skipped."""
     tracker = StreamTracker(model)
     for number in range(9):
         prompts = {0: [Prompt(k, box=(3 * k, 2 * k, 3 * k + 12, 2 * k + 9)) for k in (1, 2, 3, 5)],
@@ -108,7 +108,7 @@ def model():
 @pytest.mark.fuzz
 @pytest.mark.parametrize('operation', OPERATIONS)
 def test_a_fault_at_any_line_leaves_all_trackers_as_they_were(model, operation, rounds):
-    """The first and the last pass of each line in short, each pass at full length."""
+    """Interrupt the first and the last pass of each line in short runs, and every pass in full runs."""
     run = OPERATIONS[operation]
     tracker = started(model)
     other, undisturbed, bystander = (tracker.fork(tracker.object_ids) for _ in range(3))
@@ -134,17 +134,17 @@ def test_a_fault_at_any_line_leaves_all_trackers_as_they_were(model, operation, 
             assert all(torch.equal(results[0][k].logits, item.logits) for k, item in results[1].items())
 
 
-# --- random streams beside the plain rules
+# --- random streams compared with the plain rules
 
 class World:
-    """Trackers and their plain twins: one stream, forks of it and of forks, and strangers."""
+    """Trackers with plain twins: a stream, forks of it and of forks, and unrelated trackers."""
 
     def __init__(self, rng: random.Random, model: OneByOne) -> None:
         self.rng, self.model = rng, model
         self.limit = rng.choice((1, 2, 4))
         filled_up = SimpleNamespace(encode_image=model.encode_image, track_objects=model.track_objects,
                                     encode_memory=model.encode_memory)
-        model.compiled = rng.choice((None, filled_up))  # both ways of making batches
+        model.compiled = rng.choice((None, filled_up))  # both ways to form batches
         self.max_objects = rng.choice((None, 3))
         self.pairs = [self._stranger()]
         self.images = encode_images(model, IMAGES)
@@ -155,7 +155,7 @@ class World:
                 PlainTracker(self.model, self.limit))
 
     def play(self) -> None:
-        """One random operation; now and then an attempt at it fails before."""
+        """Run a random operation, sometimes after a failed attempt."""
         rng = self.rng
         operation = rng.choices((self.step, self.step_apart, self.fork, self.adopt, self.remove, self.change_limit,
                                  self.catch_up), (60, 3, 6, 8, 2, 1, 8))[0]
@@ -178,7 +178,7 @@ class World:
             assert all(torch.equal(a, b) for a, b in zip(stack_memories([bank])[:4], expected[:4], strict=True))
 
     def attempt(self, call: Callable[[], object]) -> object:
-        """Return the result, perhaps after an attempt that was interrupted at some line."""
+        """Run an operation, sometimes after an attempt that was interrupted at some line; return its result."""
         if self.rng.random() < 0.1:
             before = [state(tracker) for tracker, _ in self.pairs]
             if not self.interrupted(call):
@@ -239,7 +239,7 @@ class World:
             assert (item.iou, item.object_score) == (float(masks.iou), float(masks.object_score))
 
     def step_apart(self) -> None:
-        """Step each object in a fork of its own; one of them may fail, and misses the image."""
+        """Step each object in a fork of its own; one may fail, and misses the image."""
         tracker, plain = self.pick()
         image, failed = self.rng.choice(self.images), []
         self.model.fails_after = self.rng.randrange(12)
@@ -297,7 +297,7 @@ class World:
         tracker.recent_frames = plain.recent_frames = self.rng.choice((None, None, 0, 1, 3, 9))
 
     def catch_up(self) -> None:
-        """Apply a late correction as the node does: some of the images since, then the object is adopted."""
+        """Apply a late correction as the node does: process some of the images since, then adopt the object."""
         live, plain = self.pairs[0]
         if not live.object_ids:
             return

@@ -1,4 +1,4 @@
-"""Masks are scaled to the image a few at a time: memory is bounded, and every pixel is the same."""
+"""Masks are resized to the image a few at a time, which bounds memory and changes no pixel."""
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from sam2_core.resizing import CHUNK_BYTES, at_image_size
 
 
 class LargestFloat(TorchFunctionMode):
-    """Bytes of the largest tensor of floats that any function makes."""
+    """Record the size in bytes of the largest float tensor that any function returns."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Single images: points, boxes, masks, three masks, refinement."""
+"""Single images: points, boxes, masks, three masks and refinement."""
 import numpy as np
 import pytest
 import torch
@@ -49,7 +49,7 @@ def test_previous_logits_refine_the_answer(segmenter, encoded, scene):
 
 
 def test_predicted_iou_is_higher_where_there_is_an_object(segmenter, encoded, scene):
-    """The object score of a single image is positive for both: training never prompts an object that is absent."""
+    """Both object scores are positive, because training never prompts an absent object."""
     click = Prompt(points=[centre(scene, 1)], labels=[1])
     there = segmenter.segment(encoded, click)
     gone = segmenter.segment(segmenter.encode(scene.image(0, without=(1,))), click)
@@ -58,7 +58,7 @@ def test_predicted_iou_is_higher_where_there_is_an_object(segmenter, encoded, sc
 
 
 def test_mask_or_previous_logits_alone_are_a_prompt(segmenter, encoded, scene):
-    """What the model makes of them is held against the reference in the parity tests."""
+    """The parity tests compare the results with the reference."""
     logits = segmenter.segment(encoded, Prompt(box=scene.box(2))).logits[0]
     answers = [segmenter.segment(encoded, Prompt(), previous_logits=logits.numpy()),
                segmenter.segment(encoded, Prompt(), previous_logits=-logits),

@@ -1,4 +1,4 @@
-"""Which images of a tracker an object remembers after it went through a fork, and how far ``frames_back`` goes."""
+"""Image numbers of an object's memory after a fork, and the reach of ``frames_back``."""
 import numpy as np
 import pytest
 import torch
@@ -33,7 +33,7 @@ def live(model, images):
 
 
 def caught_up(live, images, first, *others):
-    """Return a fork that begins at image ``first`` of 20, corrects object 1 there, and goes through others."""
+    """Return a fork that starts at image ``first`` of 20, corrects object 1 there, and processes other images."""
     late = live.fork([1], 20 - first)
     for number in (first, *others):
         late.step(images[number], [CLICK] if number == first else [])
@@ -46,7 +46,7 @@ def frames(tracker, object_id=1):
 
 def test_fork_goes_back_by_the_images_of_the_tracker_where_the_object_has_seen_fewer(live, images):
     late = caught_up(live, images, 10, 13, 16, 19)
-    of_its_images = frames(late)[1:2] + frames(late)[-3:]  # the corrected one is a conditioning frame
+    of_its_images = frames(late)[1:2] + frames(late)[-3:]  # the corrected frame is a conditioning frame
     assert len(set(of_its_images)) == 4
     live.adopt(late, 1, frames_back=[10, 7, 4, 1])
     assert live._banks[1].steps[-6:] == (8, 9, 10, 13, 16, 19)
@@ -57,7 +57,7 @@ def test_fork_goes_back_by_the_images_of_the_tracker_where_the_object_has_seen_f
     assert live._banks[1].steps[-2:] == (19, 20)
 
 
-def test_images_that_are_not_told_lie_evenly_between_the_beginning_of_the_fork_and_now(live, images):
+def test_images_without_positions_are_spread_evenly_from_the_fork_to_now(live, images):
     live.adopt(caught_up(live, images, 10, 12, 13, 18), 1)
     assert live._banks[1].steps[-5:] == (9, 10, 13, 16, 19)
 
@@ -73,7 +73,7 @@ def test_fork_that_saw_every_image_saw_the_same_ones(live, images):
     assert live._banks[1].steps == expected == tuple(range(23))
 
 
-def test_image_that_the_tracker_left_out_counts_as_the_one_before_it(live, images):
+def test_image_that_the_tracker_skipped_counts_as_the_one_before_it(live, images):
     live.adopt(caught_up(live, images, 17, 30, 18, 31, 19), 1, frames_back=[3, 3, 2, 2, 1])
     assert live._banks[1].steps[-6:] == (16, 17, 17, 18, 18, 19)
     assert live.fork([1], 2)._banks[1].steps[-3:] == (16, 17, 17)
@@ -88,13 +88,13 @@ def test_object_is_never_ahead_of_the_tracker(live, images, frames_back):
 
 
 def test_images_of_a_fork_become_those_of_a_tracker_that_waited(live, images):
-    """A camera whose image failed for all objects together goes on with each of them alone."""
+    """If an image fails for all objects together, each object continues alone."""
     forks = [live.fork([1]), live.fork([2])]
     for fork in forks:
         fork.step(images[20])
         live.adopt(fork, *fork.object_ids)
     for object_id in (1, 2):
-        again = live.fork([object_id])  # one after the other comes to the same
+        again = live.fork([object_id])  # adopting one by one gives the same result
         again.step(images[21])
         live.adopt(again, object_id)
     assert live.object_ids == (1, 2)
@@ -117,7 +117,7 @@ def test_images_of_a_tracker_that_is_no_fork_are_the_newest(live, model, images)
     assert young.fork([1], 1)._banks[1].steps == (-3, -2, -1)
 
 
-def test_fork_of_a_fork_comes_home(live, images):
+def test_fork_of_a_fork_can_be_adopted(live, images):
     fork = live.fork([1, 2], 8)  # from image 12 on
     for number in (12, 14, 16):
         fork.step(images[number])
@@ -165,7 +165,7 @@ def test_the_count_is_bounded(model, images):
 
 
 def test_repeated_late_corrections_stay_within_the_memory(model, images):
-    """Ten images old, every fifth image, through four of the images since."""
+    """The prompt is ten images old, on every fifth image, and the fork processes four of the images since."""
     tracker = StreamTracker(model)
     tracker.step(images[0], [BOX, OTHER])
     for number in range(1, 120):
@@ -180,7 +180,7 @@ def test_repeated_late_corrections_stay_within_the_memory(model, images):
     assert sorted(ages)[:6] == [0, 1, 2, 3, 4, 5] and ages.count(6) == 4
 
 
-# --- what is refused, and changes nothing
+# --- refused calls that change nothing
 
 @pytest.mark.parametrize(('frames_back', 'error', 'text'), [
     ([2, 0], ValueError, r'frames_back \[2, 0\]: must be at least 1'), ([1, 2], ValueError, 'must not increase'),
@@ -194,7 +194,7 @@ def test_wrong_places_are_refused(live, images, frames_back, error, text):
 
 
 def test_object_of_a_tracker_with_more_conditioning_frames_is_refused(live, model, images):
-    """Its memory would be longer than the batches of this one are filled up to."""
+    """The memory would be longer than the length to which batches are padded."""
     other = StreamTracker(model, max_conditioning_frames=5)
     other.step(images[0], [BOX])
     with pytest.raises(ValueError, match='object 1 .* max_conditioning_frames 5 cannot join one with 4: give both'):
@@ -216,7 +216,7 @@ def test_adopting_from_oneself_changes_nothing(live):
     (lambda tracker: tracker.fork([1], 1.5), 'frames_back 1.5: must be an integer'),
     (lambda tracker: setattr(tracker, 'recent_frames', 2.5), 'recent_frames 2.5: must be an integer'),
     (lambda tracker: StreamTracker(tracker.model, max_conditioning_frames=2.5), 'max_conditioning_frames 2.5: must')])
-def test_numbers_that_are_no_integers_are_refused(live, call, text):
+def test_non_integers_are_refused(live, call, text):
     with pytest.raises(TypeError, match=text):
         call(live)
 

@@ -1,4 +1,4 @@
-"""The tracker: objects come, are followed, corrected and go; what it holds does not grow."""
+"""Tracker: objects are added, tracked, corrected and removed, in constant memory."""
 import gc
 
 import cv2
@@ -30,7 +30,7 @@ def assert_equal_results(a, b):
         assert (item.iou, item.object_score) == (b.objects[object_id].iou, b.objects[object_id].object_score)
 
 
-def test_two_objects_are_followed_over_thirty_images(nano, scene):
+def test_two_objects_are_tracked_over_thirty_images(nano, scene):
     tracker = StreamTracker(nano)
     result = tracker.step(scene.image(0), [box_prompt(scene, 1), box_prompt(scene, 2)])
     for frame in range(1, 30):
@@ -94,7 +94,7 @@ def test_two_trackers_on_one_model_do_not_disturb_each_other(nano, scene):
 
 
 def test_correction_survives_the_next_frames(nano, scene):
-    """Both discs are taken for one object; a correction says which one it is, and is remembered like a first prompt."""
+    """The prompt selects both discs; a correction selects one of them, and is stored like a first prompt."""
     tracker = StreamTracker(nano)
     tracker.step(scene.image(0), [Prompt(1, mask=scene.truth(1, 0) | scene.truth(2, 0))])
     for frame in range(1, 12):
@@ -168,7 +168,7 @@ def test_limit_of_objects_is_kept(nano, scene):
     assert tracker.object_ids == (1,)
 
 
-def test_objects_there_are_stay_when_the_limit_is_lowered(nano, scene):
+def test_existing_objects_stay_when_the_limit_is_lowered(nano, scene):
     tracker = StreamTracker(nano)
     tracker.step(scene.image(0), [box_prompt(scene, 1), box_prompt(scene, 2)])
     tracker.max_objects = 1
@@ -251,11 +251,11 @@ def test_encoded_image_serves_as_the_image(nano, scene):
         assert (result.height, result.width) == (240, 320)
 
 
-# --- copies that follow an object on their own
+# --- forks
 
 @pytest.fixture
 def followed(nano, scene):
-    """Return a tracker that has followed both discs over images 0 to 9."""
+    """Return a tracker that has tracked both discs over images 0 to 9."""
     tracker = StreamTracker(nano)
     for frame in range(10):
         tracker.step(scene.image(frame), [box_prompt(scene, 1), box_prompt(scene, 2)] if frame == 0 else [])
@@ -279,7 +279,7 @@ def test_fork_and_origin_do_not_disturb_each_other(followed, nano, scene):
 
 
 def test_fork_of_an_earlier_moment_gives_the_result_of_that_moment(nano, scene):
-    """While nothing has been dropped since, the past comes back exactly."""
+    """The past state is restored exactly as long as no frame has been dropped since."""
     tracker = StreamTracker(nano)
     results = [tracker.step(scene.image(frame), [box_prompt(scene, 1)] if frame == 0 else []) for frame in range(6)]
     fork = tracker.fork([1], frames_back=3)
@@ -293,7 +293,7 @@ def test_fork_of_a_moment_before_the_object_follows_it_from_its_prompt(followed,
 
 
 def test_late_correction_is_carried_to_the_present_and_stays(nano, scene):
-    """Both discs are taken for one object; image 4 says which one it is, when image 9 has been seen."""
+    """The prompt selects both discs; after image 9, a prompt on image 4 selects one of them."""
     tracker = StreamTracker(nano)
     for frame in range(10):
         both = Prompt(1, mask=scene.truth(1, 0) | scene.truth(2, 0))
@@ -309,7 +309,7 @@ def test_late_correction_is_carried_to_the_present_and_stays(nano, scene):
         assert not (mask & scene.truth(2, frame)).any()
 
 
-def test_adopted_object_is_followed_as_it_would_have_been(followed, nano, scene):
+def test_adopted_object_is_tracked_as_it_would_have_been(followed, nano, scene):
     late = StreamTracker(nano)
     for frame in range(6, 10):
         late.step(scene.image(frame), [box_prompt(scene, 2, 6)] if frame == 6 else [])
@@ -353,7 +353,7 @@ def test_impossible_fork_is_refused(followed, ids, back, error, text):
         followed.fork(ids, back)
 
 
-# --- a limit on how much memory is looked at
+# --- limits of recent frames
 
 def test_limited_memory_comes_back_in_full(followed, scene):
     unlimited = followed.fork([1, 2])
@@ -364,7 +364,7 @@ def test_limited_memory_comes_back_in_full(followed, scene):
 
 
 def test_limited_memory_is_still_written(followed, scene):
-    """Frames that come while the limit holds are there when it is lifted."""
+    """Frames that are processed under the limit are used once the limit is lifted."""
     before = stack_memories([followed._banks[1]])
     followed.recent_frames = 2
     for frame in range(10, 13):

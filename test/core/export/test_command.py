@@ -1,4 +1,4 @@
-"""What is exported is the model, and the command and the script that do it say what is wrong."""
+"""Export: traced stages equal the model, and the command and the build script report errors."""
 import copy
 import os
 import subprocess
@@ -19,15 +19,15 @@ from testing import comparisons
 
 @pytest.fixture(scope='module', params=['nano', 'sam2.1_hiera_tiny', 'sam2_hiera_tiny'])
 def model(request):
-    """Random weights with which every object is visible."""
+    """Return a model with random weights, in which every object is visible."""
     pair = comparisons.make_pair(request.param, image_size=128)
     pair.set_object_score_bias(4.0)
     return pair.ours
 
 
 @pytest.mark.parametrize('sizes', [Sizes((1, 3)), Sizes((2,), memory_frames=10, pointers=19, points=1)])
-def test_what_is_traced_computes_what_the_model_does(model, sizes):
-    """Before PyTorch's exporter: fused layers, empty rows, hidden points and the choice of masks."""
+def test_traced_stages_compute_the_same_as_the_model(model, sizes):
+    """Before PyTorch's exporter runs: fused layers, empty rows, hidden points and the choice of masks."""
     graph_model = GraphModel(model)
 
     def run(stage, inputs):
@@ -91,7 +91,7 @@ def test_command_says_that_the_folder_is_a_file(tmp_path, capsys):
     assert f"'{tmp_path / 'file'}'" in capsys.readouterr().err
 
 
-def test_missing_packages_are_said_with_the_cure(nano, tmp_path, monkeypatch, capsys):
+def test_missing_packages_are_reported_with_the_cure(nano, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'onnxscript', None)
     with pytest.raises(ExportError, match='onnxscript cannot be imported: pip install onnxscript'):
         export_onnx(nano, tmp_path)
@@ -109,11 +109,11 @@ def test_core_does_not_need_the_packages():
     subprocess.run([sys.executable, '-c', code], check=True, cwd=Path(__file__).parents[3])
 
 
-# --- the script for TensorRT, with a trtexec that only writes down what it was asked
+# --- the script for TensorRT, with a trtexec that only records its arguments
 
 @pytest.fixture
 def build(tmp_path):
-    """Return a function that runs the script beside two graphs: the script's answer and trtexec's calls."""
+    """Return a function that runs the script beside two graphs, and returns its result and the calls of trtexec."""
     folder, calls = tmp_path / 'graphs', tmp_path / 'calls'
     folder.mkdir()
     for name in ('encode_image.onnx', 'attend_memory_1.onnx'):

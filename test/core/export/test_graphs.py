@@ -1,4 +1,4 @@
-"""Exported graphs say what the model says, with onnxruntime itself: stage by stage and through a stream."""
+"""Exported graphs equal the model in onnxruntime, stage by stage and in a stream."""
 import contextlib
 import io
 import json
@@ -16,8 +16,8 @@ from sam2_core.export.write import write_graph
 from testing import comparisons
 from testing.graph_tracker import GraphTracker
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # PyTorch's exporter: six seconds of a core for a graph
-OBJECTS, ROOM = 2, {'memory_frames': 8, 'pointers': 17, 'points': 4}  # room for a correction besides the first prompt
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # PyTorch's exporter takes about five seconds per graph
+OBJECTS, ROOM = 2, {'memory_frames': 8, 'pointers': 17, 'points': 4}  # room for the first prompt and a correction
 SIZES = Sizes((OBJECTS,), **ROOM)
 ANY = {'Cast', 'Concat', 'Expand', 'Gather', 'GatherND', 'Reshape', 'Slice', 'Squeeze', 'Transpose', 'Unsqueeze',
        'Where'}
@@ -31,7 +31,7 @@ KINDS = {'encode_image', 'attend_memory', 'decode_tracked', 'decode_prompted', '
 
 @pytest.fixture(scope='module')
 def exported(tmp_path_factory):
-    """Nano's graphs as the command writes them, and what it says: folder, exit code, stdout, stderr."""
+    """Export nano with the command; return folder, exit code, stdout and stderr."""
     folder, said, told = tmp_path_factory.mktemp('nano') / 'graphs', io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(told):
         code = cli.main(['--model', 'nano', '--onnx', str(folder), '--objects', str(OBJECTS), '--verify',
@@ -49,16 +49,16 @@ def check_stages(model, folder):
 
 
 def check_differences(model, folder, every):
-    """Float32 keeps 7 digits; a few hundred sums in another order, some layers deep, cost one or two of them."""
+    """Float32 has 7 digits; sums in another order, some layers deep, cost one or two of them."""
     differences = list(verify(model, folder, every))
     assert {d.stage for d in differences} == {stage.name for stage in every}
     assert [d for d in differences if d.largest > 2e-5 * max(1, d.scale)] == []
-    assert all(d.scale > 1e-3 for d in differences)  # nothing is equal because nothing is there
+    assert all(d.scale > 1e-3 for d in differences)  # no output is equal only because it is zero
     return every
 
 
 def check_stream(model, folder, scene, limit):
-    """Ten images; objects that come at different times by box, mask and click, one is corrected."""
+    """Track ten images with objects that are added at different times by box, mask and click; one is corrected."""
     tracker, graph_tracker = StreamTracker(model), GraphTracker(folder, model, OBJECTS)
     mask = scene.truth(2, 1)
     script = {0: [Prompt(1, box=scene.box(1))], 1: [Prompt(2, mask=mask)], 3: [Prompt(3, [(20, 200)], [1])],
@@ -79,7 +79,7 @@ def check_stream(model, folder, scene, limit):
 
 
 def check_operators(folder):
-    """docs/operators.md of onnx-tensorrt for TensorRT 10.0, as far as it is needed here."""
+    """Check operators by docs/operators.md of onnx-tensorrt for TensorRT 10.0."""
     for path in folder.glob('*.onnx'):
         graph = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True, data_prop=True).graph
         types = {value.name: value.type.tensor_type.elem_type
@@ -97,12 +97,12 @@ def test_every_stage_equals_pytorch(nano, graphs):
 
 
 def test_stream_equals_the_tracker(nano, graphs, scene):
-    # memory is rounded to bfloat16: where two float32 numbers lie on both sides of a step, they differ by 1 part in 256
+    # memory is rounded to bfloat16: two nearly equal float32 numbers may round to values 1 part in 256 apart
     check_stream(nano, graphs, scene, limit=0.05)
 
 
 def visible_pair(name):
-    """Random weights with which every object is visible, at a small image size."""
+    """Return a model with random weights at a small image size, in which every object is visible."""
     pair = comparisons.make_pair(name, image_size=128)
     pair.set_object_score_bias(4.0)
     return pair.ours
@@ -117,7 +117,7 @@ def test_published_model_equals_pytorch(tmp_path, scene):
 
 
 def test_version_2_0_equals_pytorch_where_it_differs_from_2_1(tmp_path):
-    """It has no code for a pointer's age, and no mark for an object that is absent; the rest is the same graph."""
+    """SAM 2.0 has no codes of pointer ages and no embedding of absent objects; its other graphs are the same."""
     model = visible_pair('sam2_hiera_tiny')
     graph_model = GraphModel(model)
     every = [stage for stage in stages(model.config, SIZES) if stage.kind in ('attend_memory', 'encode_memory')]
@@ -126,7 +126,7 @@ def test_version_2_0_equals_pytorch_where_it_differs_from_2_1(tmp_path):
     check_differences(model, tmp_path, every)
 
 
-# --- what the graphs are made of
+# --- content of the graphs
 
 def test_shapes_are_static_and_those_of_model_json(graphs):
     described = json.loads((graphs / 'model.json').read_text())['graphs']
@@ -160,14 +160,14 @@ def test_every_operator_and_its_types_are_among_those_tensorrt_reads(graphs):
 
 
 def test_values_are_averaged_in_their_own_width(nano, graphs):
-    """Of the projections from memory_dim to d_model those of the keys are left, and one behind each average."""
+    """Projections from memory_dim to d_model remain for the keys, and one after each average."""
     shape = {nano.config.memory_dim, nano.config.d_model}
     weights = [w for w in onnx.load(graphs / f'attend_memory_{OBJECTS}.onnx').graph.initializer if set(w.dims) == shape]
     layers = nano.config.memory_attention_layers
     assert len([w for w in weights if len(w.dims) == 2]) == 2 * layers
 
 
-def test_what_lies_in_empty_rows_does_not_matter(nano, graphs):
+def test_content_of_empty_rows_has_no_effect(nano, graphs):
     session = onnxruntime.InferenceSession(graphs / f'attend_memory_{OBJECTS}.onnx')
     random = np.random.default_rng(0)
     inputs = {i.name: random.standard_normal(i.shape, np.float32) for i in session.get_inputs()}
@@ -183,7 +183,7 @@ def test_what_lies_in_empty_rows_does_not_matter(nano, graphs):
 
 # --- the command
 
-def test_command_tells_how_far_and_how_equal(exported):
+def test_command_reports_progress_and_differences(exported):
     folder, code, said, told = exported
     assert code == 0
     assert '[6/6, ' in told
@@ -194,7 +194,7 @@ def test_command_tells_how_far_and_how_equal(exported):
 
 
 def test_command_fails_when_a_graph_is_not_the_model(nano, graphs, tmp_path, monkeypatch, capsys):
-    """Graphs of other weights stand for an exporter that went wrong."""
+    """Graphs of other weights simulate an exporter that fails."""
     weights = {name: value.clone() for name, value in nano.state_dict().items()}
     weights['memory_encoder.out_proj.bias'] += 0.1
     save_file(weights, tmp_path / 'other.safetensors')

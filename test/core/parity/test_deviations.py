@@ -1,7 +1,6 @@
-"""Where transformers leaves the published rules: without the arrangements of ReferenceObject the two part.
+"""Deviations of transformers from the published rules: each arrangement of ReferenceObject is necessary.
 
-Each arrangement is here for a reason that can be seen. A test that fails after an update of transformers says that the
-deviation is gone, and that its arrangement can go too.
+If a test fails after an update of transformers, the deviation is gone, and its arrangement can be removed.
 """
 import pytest
 import torch
@@ -11,11 +10,11 @@ from testing.comparisons import BOX, CLICK, Given
 from testing.reference import as_points
 from testing.reference_stream import ReferenceObject
 
-STREAM_LIMIT = 0.03  # as in test_parity_variants.py
+STREAM_LIMIT = 0.03  # as in test_variants.py
 
 
 class CorrectedByForward(ReferenceObject):
-    """Corrections as transformers makes them: without the mask tracked so far, stored as an ordinary frame."""
+    """Corrections as in transformers: without the tracked mask, and stored as an ordinary frame."""
 
     @torch.inference_mode()
     def correct(self, time, frame, points, labels):
@@ -24,7 +23,7 @@ class CorrectedByForward(ReferenceObject):
 
 
 class AdoptedByForward(ReferenceObject):
-    """Mask prompts as transformers takes them: the pointer of the best of three, the memory of the full-size mask."""
+    """Mask prompts as in transformers: pointer of the best of three masks, memory of the full-size mask."""
 
     @torch.inference_mode()
     def adopt(self, time, frame, mask):
@@ -35,9 +34,9 @@ class AdoptedByForward(ReferenceObject):
 
 
 class PointersOfAll(ReferenceObject):
-    """transformers' own choice of four conditioning frames: memories of four, but pointers of all.
+    """Four conditioning frames as chosen by transformers: memories of four, but pointers of all.
 
-    Seen once one that is not chosen is more than 15 frames old: before, it counts as an ordinary frame.
+    The difference shows once an unchosen frame is more than 15 frames old; before, it counts as an ordinary frame.
     """
 
     def _arrange_conditioning(self, now):
@@ -45,7 +44,7 @@ class PointersOfAll(ReferenceObject):
 
 
 class PointersWithoutLimit(ReferenceObject):
-    """The published tracker lets the distance of a conditioning pointer grow without end, as transformers does."""
+    """Pointers as in transformers and the published tracker: their distance grows without limit."""
 
     def __init__(self, model, max_pointer_distance):
         super().__init__(model, max_pointer_distance=None)
@@ -73,7 +72,7 @@ def errors_with(monkeypatch, follower, pair, script, count):
     (PointersOfAll, {time: Given(((60.0 + 9 * time, 120.0),), (1,)) for time in range(0, 10, 2)}, 16),
     (PointersWithoutLimit, {0: Given((CLICK,), (1,))}, 33),
 ])
-def test_without_its_arrangement_transformers_parts(monkeypatch, pair, follower, script, parts_at):
+def test_transformers_deviates_without_the_arrangement(monkeypatch, pair, follower, script, parts_at):
     errors = errors_with(monkeypatch, follower, pair, script, parts_at + 2)
     assert max(errors[time] for time in range(parts_at)) < STREAM_LIMIT
     assert max(errors[time] for time in (parts_at, parts_at + 1)) > STREAM_LIMIT
@@ -81,7 +80,7 @@ def test_without_its_arrangement_transformers_parts(monkeypatch, pair, follower,
 
 @torch.inference_mode()
 def test_one_prompted_object_binarises_the_memories_of_all_in_transformers(pair):
-    """Two objects in one session: the second is added at frame 1, and the first is remembered as if prompted then."""
+    """With two objects in one session, adding the second at frame 1 stores the first as if it were prompted then."""
     frames = [pair.encode(image) for image in reference.moving_scene(3)]
     alone, together = ReferenceObject(pair.theirs), ReferenceObject(pair.theirs)
     for one in (alone, together):
@@ -99,8 +98,8 @@ def test_one_prompted_object_binarises_the_memories_of_all_in_transformers(pair)
 
 
 @torch.inference_mode()
-def test_mask_alone_gets_tokens_that_are_no_points_in_transformers(pair):
-    """Published: no prompt token where only a mask is given."""
+def test_transformers_adds_empty_points_to_a_mask_alone(pair):
+    """The published code adds no prompt token for a mask alone."""
     image = reference.moving_scene(1)[0]
     model = reference.image_model(pair.theirs)
     logits = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0)) * 5

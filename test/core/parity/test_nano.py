@@ -1,17 +1,17 @@
-"""Nano against transformers: its trained weights, and streams longer than its memory."""
+"""Parity of nano with transformers: trained weights, and streams longer than the memory."""
 import pytest
 
 from testing import comparisons, reference
 from testing.comparisons import CLICK, STREAM, Given
 
-STREAM_LIMIT = 0.03  # as in test_parity_variants.py
+STREAM_LIMIT = 0.03  # as in test_variants.py
 
 CORRECTED_OFTEN = {0: Given(((60.0, 200.0),), (1,)), 5: Given(((75.0, 190.0),), (1,)), 6: Given(((20.0, 20.0),), (0,))}
 
 LONG: comparisons.Script = {
-    # never corrected: after frame 32 its conditioning pointer's distance is at the limit
+    # never corrected: after frame 32, the distance of its conditioning pointer is at the limit
     1: {0: Given((CLICK,), (1,))},
-    # more conditioning frames than are remembered, some of them still within reach as ordinary frames
+    # more conditioning frames than are stored, some of them still within reach as ordinary frames
     2: {0: Given(box=(40.0, 60.0, 150.0, 165.0)),
         **{time: Given(((60.0 + 3 * time, 120.0),), (time % 2,)) for time in (4, 6, 7, 9, 10, 12)},
         36: Given(mask=comparisons.LEFT_MASK)},
@@ -42,7 +42,7 @@ def test_trained_weights_answer_prompts_alike(trained):
 
 
 @pytest.mark.parametrize('object_id', [1, 2, 3, 4, 5])
-def test_trained_weights_follow_alike(trained, object_id):
+def test_trained_weights_track_alike(trained, object_id):
     assert trained[1].worst(object_id) < STREAM_LIMIT
 
 

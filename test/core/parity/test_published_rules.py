@@ -1,7 +1,7 @@
-"""The published rules that re-implementations get wrong, each checked directly.
+"""Direct tests of the published rules that re-implementations often get wrong.
 
-Expected values come from the formulas, written here a second time, not from the code under test. Random weights in
-nano's shape: every rule here is independent of the size.
+Expected values are computed from the formulas, written here a second time, and not by the code under test. The model
+has nano's shape and random weights, since the rules do not depend on the size.
 """
 import contextlib
 import copy
@@ -67,7 +67,7 @@ def started(model, image, *prompts):
 
 
 def triangle_resize(values, size):
-    """Bilinear with antialias, by its definition: a triangle as wide as the shrinking factor. (H, W) float64."""
+    """Resize (H, W), float64, by the definition of bilinear with antialias: a triangle as wide as the scale factor."""
     def weights(length):
         scale = max(length / size, 1)
         centres = (np.arange(size)[:, None] + 0.5) * length / size
@@ -113,11 +113,11 @@ def test_points_are_scaled_to_the_models_square():
     assert points.tolist() == [[128, 64]]
 
 
-def test_a_token_that_is_no_point_always_follows_even_a_box(model):
+def test_a_padding_token_always_follows_even_a_box(model):
     encoder = model.sam_prompt_encoder
     tokens = encoder.encode_points(torch.tensor([[[8.0, 16.0], [64.0, 80.0]]]), torch.tensor([[2, 3]]), SIZE)
     assert tokens.shape[1] == 3
-    assert torch.equal(tokens[0, 2], encoder.not_a_point_embed.weight[0])  # no position in it
+    assert torch.equal(tokens[0, 2], encoder.not_a_point_embed.weight[0])  # without a position
 
 
 @pytest.mark.parametrize('label', [0, 1, 2, 3])
@@ -129,14 +129,14 @@ def test_every_kind_of_point_has_its_own_embedding(model, label):
     torch.testing.assert_close(token, expected)
 
 
-def test_frame_without_prompt_has_two_tokens_that_are_no_points(model, frames):
+def test_frame_without_prompt_has_two_empty_points(model, frames):
     tracker = started(model, frames[0])
     with inputs_of(model.sam_mask_decoder) as calls, inputs_of(
             model.sam_mask_decoder.transformer.layers[0].self_attn) as attention:
         tracker.step(frames[1])
     prompt_tokens = calls[0][2]
     assert torch.equal(prompt_tokens[0], model.sam_prompt_encoder.not_a_point_embed.weight.expand(2, -1))
-    assert attention[0][0].shape[1] == 8  # object score, IoU, four masks, two that are no points
+    assert attention[0][0].shape[1] == 8  # object score, IoU, four masks, two empty points
 
 
 def test_previous_logits_are_clamped_before_they_are_a_prompt(model, frames):
@@ -259,7 +259,7 @@ def test_memory_is_made_of_raw_features_and_the_mask_at_image_size(model, frames
     with inputs_of(model.memory_encoder) as calls:
         result = started(model, frames[0]).step(frames[1])
     features, mask = calls[0]
-    torch.testing.assert_close(features, image.stride16_bchw)  # neither no_mem_embed nor what was read from memory
+    torch.testing.assert_close(features, image.stride16_bchw)  # neither no_mem_embed nor features conditioned on memory
     assert mask.shape == (1, 1, SIZE, SIZE)
     tracked = F.interpolate(result.objects[1].logits[None, None], size=(SIZE, SIZE), mode='bilinear')
     torch.testing.assert_close(calls[1][1], tracked.sigmoid() * 20 - 10)
@@ -287,12 +287,12 @@ def test_memory_of_an_absent_object_is_marked(model, image):
                         torch.zeros(2, model.config.d_model))
     visible, absent = model.encode_memory(image, masks, torch.tensor([False, False])).float()
     mark = model.no_obj_embed_spatial[0]
-    rounding = 2 ** -8 * (visible.abs() + absent.abs())  # to bfloat16, of both
+    rounding = 2 ** -8 * (visible.abs() + absent.abs())  # both rounded to bfloat16
     assert ((absent - visible - mark).abs() <= rounding).all()
 
 
 def test_first_release_neither_marks_absence_nor_dates_pointers(model, image):
-    """What 2.0 lacks: the memory of an absent object is as any other, and the age of a pointer makes no difference."""
+    """In 2.0, the memory of an absent object is like any other, and the age of a pointer has no effect."""
     first_release = [c for name, c in VARIANTS.items() if name.startswith('sam2_')]
     assert len(first_release) == 4
     assert not any(c.no_object_embedding or c.pointer_time_codes for c in first_release)
@@ -341,7 +341,7 @@ def test_empty_mask_prompt_says_that_the_object_is_absent(model, image):
 
 # memory read
 
-def test_first_frame_has_no_memory_and_says_so(model, frames, image):
+def test_first_frame_gets_the_embedding_of_no_memory(model, frames, image):
     with inputs_of(model.sam_mask_decoder) as decoder, inputs_of(model.memory_attention) as attention:
         started(model, frames[0])
     torch.testing.assert_close(decoder[0][0], image.stride16_bchw + model.no_mem_embed.view(1, -1, 1, 1))
@@ -371,7 +371,7 @@ def filled(model, count, conditioning=(0,)):
 
 
 def test_time_slots_of_memories(model):
-    """Conditioning frames have the last slot, the frame k back slot k - 1; what is missing is left out."""
+    """Conditioning frames have the last slot, the frame k back has slot k - 1, and missing frames are omitted."""
     memory = filled(model, 10)
     found = dict(zip(memory.frames[0, :, 0, 0].tolist(), memory.time_slots[0].tolist(), strict=True))
     assert found == {0: 6, 9: 0, 8: 1, 7: 2, 6: 3, 5: 4, 4: 5}
@@ -390,7 +390,7 @@ def test_pointer_ages_count_in_fifteenths_from_the_first_frame_on(model, frames)
     with inputs_of(model.memory_attention) as calls:
         tracker.step(frames[1])
     half = model.config.d_model // 2
-    waves = [1 / 15 / 10000 ** (2 * (i // 2) / half) for i in range(half)]  # neighbours share a frequency
+    waves = [1 / 15 / 10000 ** (2 * (i // 2) / half) for i in range(half)]  # neighbouring channels share a frequency
     code = [math.sin(w) for w in waves] + [math.cos(w) for w in waves]  # all sines first
     expected = model.obj_ptr_tpos_proj(torch.tensor(code))
     position, pieces = calls[0][3][0], model.config.d_model // model.config.memory_dim
@@ -415,7 +415,7 @@ def test_pointer_is_cut_into_tokens_that_come_last(model, image):
 
 
 def rotated(x, side, theta=10000.0):
-    """Rotary positions by their definition: complex pairs, columns turn the first half of them, rows the second."""
+    """Rotate by definition: pairs are complex numbers; columns rotate the first half of the pairs, rows the second."""
     pairs = np.ascontiguousarray(x.double().numpy()).view(np.complex128)
     quarter = pairs.shape[-1] // 2
     frequency = theta ** (-np.arange(quarter) / quarter)

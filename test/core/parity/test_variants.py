@@ -1,7 +1,7 @@
-"""The published variants against transformers on the same random weights, stage by stage and in streams.
+"""Parity of the published variants with transformers on the same random weights, stage by stage and in streams.
 
-Where transformers deviates from the published code, `ReferenceObject` and `comparisons` arrange it so that the
-published rule comes out; test_parity_deviations.py shows what happens without that, and test_checklist.py checks the
+Where transformers deviates from the published code, ``ReferenceObject`` and ``comparisons`` arrange it to follow the
+published rule. test_deviations.py shows the results without these arrangements, and test_published_rules.py tests the
 published rules directly.
 """
 import pytest
@@ -10,11 +10,11 @@ from testing import comparisons, reference
 from testing.comparisons import STREAM
 
 STAGE_LIMIT = 1e-3  # mask logits, whose standard deviation is about 5
-STREAM_LIMIT = 0.03  # one pixel that changes sides, or one memory that rounds the other way, is seen ever after
+STREAM_LIMIT = 0.03  # one pixel or one memory that rounds the other way affects all later frames
 
 VARIANTS = [
     'sam2.1_hiera_tiny', 'sam2_hiera_tiny', 'sam2.1_hiera_base_plus', 'sam2_hiera_base_plus',
-    # the two releases differ outside the image encoder alone: for these sizes one will do
+    # the two releases have the same image encoder, so one release is enough for these sizes
     *(pytest.param(name, marks=pytest.mark.slow)
       for name in ('sam2.1_hiera_small', 'sam2.1_hiera_large'))]
 ABSENT = range(2, 4)  # frames
@@ -43,13 +43,13 @@ def stages(pair):
 
 @pytest.fixture(scope='module')
 def stream(pair):
-    """Ten frames, four objects: 1 tracked, 2 corrected at frame 5, 3 added at frame 3, 4 given by a mask."""
+    """Run ten frames with four objects: 1 tracked, 2 corrected at frame 5, 3 added at frame 3, 4 prompted by a mask."""
     return comparisons.run_stream(pair, STREAM, reference.moving_scene(10))
 
 
 @pytest.fixture(scope='module')
 def interrupted(pair):
-    """Track an object that is not visible in two frames: both score heads are made to say so."""
+    """Track an object that is absent in two frames, by the bias of both score heads."""
     try:
         return comparisons.run_stream(
             pair, {1: STREAM[1]}, reference.moving_scene(7),
@@ -82,7 +82,7 @@ def test_stage_of_tracking(stages, stage):
 def test_memory_is_stored_alike(pair, prompted, object_score):
     ours, theirs = comparisons.stored_memories(pair, prompted, object_score)
     assert ours.dtype == theirs.dtype
-    # before rounding to bfloat16 they differ by float32 noise: now and then that is the neighbouring number
+    # float32 noise before rounding to bfloat16 sometimes gives the neighbouring number
     assert (ours != theirs).float().mean() < 0.01
     assert comparisons.error(ours, theirs) <= 2 ** -7 * float(theirs.abs().max())
 
@@ -101,7 +101,7 @@ def test_object_added_at_frame_3(stream):
     assert stream.worst(3) < STREAM_LIMIT
 
 
-def test_object_given_by_a_mask(stream):
+def test_object_prompted_by_a_mask(stream):
     assert stream.worst(4) < STREAM_LIMIT
 
 
@@ -117,7 +117,7 @@ def test_absent_object_and_its_return(interrupted):
 
 
 def test_reference_is_worth_comparing_with(stream):
-    """Masks have an inside and an outside, and logits of about the published size."""
+    """Masks have foreground and background, and logits of about the published size."""
     for object_id in STREAM:
         assert all(3 < spread < 30 for spread in stream.spread[object_id].values())
         assert all(0.03 < share < 0.97 for share in stream.foreground[object_id].values())
