@@ -21,6 +21,7 @@ from testing import reference
 from testing.reference import Encoded, as_points
 from testing.reference_stream import MAX_PROMPT_LOGIT, Followed, ReferenceObject
 
+# prompts are drawn in scenes of reference.IMAGE_SIZE pixels, and scaled to those of a model
 CLICK = (90.0, 100.0)
 BOX = (40.0, 60.0, 150.0, 165.0)
 OFF_CLICK = (200.5, 31.25)
@@ -57,6 +58,15 @@ class Pair:
         """Return the features of an image by transformers as input of sam2_core."""
         return ImageFeatures(*reversed(self.encode(image).maps(self.theirs)))
 
+    def scene(self, count: int) -> list[np.ndarray]:
+        """Return ``reference.moving_scene`` in the size of the models."""
+        return reference.moving_scene(count, self.ours.image_size)
+
+    @property
+    def scale(self) -> float:
+        """Return the factor from the coordinates of prompts to those of the scene."""
+        return self.ours.image_size / reference.IMAGE_SIZE
+
     def set_object_score_bias(self, bias: float) -> None:
         """Make every object visible (above zero by a few units) or absent (below) in both."""
         reference.set_object_score_bias(self.theirs, bias)
@@ -92,7 +102,7 @@ def error(ours: Tensor | np.ndarray, theirs: Tensor | np.ndarray) -> float:
 @torch.inference_mode()
 def encoder_errors(pair: Pair) -> dict[str, float]:
     """Compare the levels of the feature pyramid; strides 4 and 8 after the decoder's projections."""
-    image = reference.moving_scene(1)[0]
+    image = pair.scene(1)[0]
     theirs = pair.encode(image).maps(pair.theirs)
     ours = pair.ours.encode_image(reference.pixel_values(image))
     return {'stride 4': error(ours.stride4_bchw, theirs[0]), 'stride 8': error(ours.stride8_bchw, theirs[1]),
@@ -102,13 +112,14 @@ def encoder_errors(pair: Pair) -> dict[str, float]:
 @torch.inference_mode()
 def prompt_errors(pair: Pair) -> dict[str, float]:
     """Compare ImageSegmenter with transformers' Sam2Model for each kind of prompt: logits and predicted IoU."""
-    image = reference.moving_scene(1)[0]
+    image = pair.scene(1)[0]
     model = reference.image_model(pair.theirs)
     segmenter = ImageSegmenter(pair.ours)
     encoded = segmenter.encode(image)
     embeddings = model.get_image_embeddings(reference.pixel_values(image))
-    click, label = torch.tensor([[[CLICK]]]), torch.tensor([[[1]]])
-    box = torch.tensor([[BOX]])
+    point, off_point, corners = (tuple(pair.scale * value for value in drawn) for drawn in (CLICK, OFF_CLICK, BOX))
+    click, label = torch.tensor([[[point]]]), torch.tensor([[[1]]])
+    box = torch.tensor([[corners]])
 
     def answer(**prompt: object) -> tuple[Tensor, Tensor]:
         output = model(image_embeddings=[e.clone() for e in embeddings], **prompt)
@@ -120,17 +131,17 @@ def prompt_errors(pair: Pair) -> dict[str, float]:
 
     three = answer(input_points=click, input_labels=label, multimask_output=True)
     previous = three[0][1].clamp(-MAX_PROMPT_LOGIT, MAX_PROMPT_LOGIT)
-    clicks = torch.tensor([[[CLICK, OFF_CLICK]]])
+    clicks = torch.tensor([[[point, off_point]]])
     return {
-        'click, three masks': worst(Prompt(points=[CLICK], labels=[1]), three, multimask=True),
-        'click, one mask': worst(Prompt(points=[CLICK], labels=[1]), answer(
+        'click, three masks': worst(Prompt(points=[point], labels=[1]), three, multimask=True),
+        'click, one mask': worst(Prompt(points=[point], labels=[1]), answer(
             input_points=click, input_labels=label, multimask_output=False)),
         # transformers puts a box after the clicks, the published code before; the set of tokens is the same
-        'box': worst(Prompt(box=BOX), answer(input_boxes=box, multimask_output=False)),
-        'box and clicks': worst(Prompt(box=BOX, points=[CLICK, OFF_CLICK], labels=[1, 0]), answer(
+        'box': worst(Prompt(box=corners), answer(input_boxes=box, multimask_output=False)),
+        'box and clicks': worst(Prompt(box=corners, points=[point, off_point], labels=[1, 0]), answer(
             input_boxes=box, input_points=clicks, input_labels=torch.tensor([[[1, 0]]]), multimask_output=False)),
         'previous logits and clicks': worst(
-            Prompt(points=[CLICK, OFF_CLICK], labels=[1, 0]), answer(
+            Prompt(points=[point, off_point], labels=[1, 0]), answer(
                 input_points=clicks, input_labels=torch.tensor([[[1, 0]]]), input_masks=previous[None, None],
                 multimask_output=False), previous_logits=three[0][1]),
         'previous logits alone': worst(Prompt(), _mask_alone(model, embeddings, previous), previous_logits=three[0][1]),
@@ -150,9 +161,9 @@ def _mask_alone(model: reference.Sam2ImageModel, embeddings: list[Tensor], logit
 @torch.inference_mode()
 def stage_errors(pair: Pair, tracked: int = 8) -> dict[str, float]:
     """Compare the stages of tracking, each with the inputs of transformers after ``tracked`` frames."""
-    scene = reference.moving_scene(tracked + 1)
+    scene = pair.scene(tracked + 1)
     followed = ReferenceObject(pair.theirs)
-    followed.start(0, pair.encode(scene[0]), *as_points([CLICK], [1]))
+    followed.start(0, pair.encode(scene[0]), *as_points([tuple(pair.scale * value for value in CLICK)], [1]))
     for time in range(1, tracked):
         followed.track(time, pair.encode(scene[time]))
     frame, image = pair.encode(scene[tracked]), pair.features(scene[tracked])
@@ -203,10 +214,10 @@ def memory_of(followed: ReferenceObject, now: int, pair: Pair) -> Memory:
 @torch.inference_mode()
 def stored_memories(pair: Pair, prompted: bool, object_score: float) -> tuple[Tensor, Tensor]:
     """Return the stored memory of one frame, ours and theirs, bfloat16 (tokens, memory_dim)."""
-    image = reference.moving_scene(1)[0]
+    image = pair.scene(1)[0]
     frame, features = pair.encode(image), pair.features(image)
     logits = pair.theirs._single_frame_forward(
-        input_points=torch.tensor([[[CLICK]]]), input_labels=torch.tensor([[[1]]]),
+        input_points=torch.tensor([[[CLICK]]]) * pair.scale, input_labels=torch.tensor([[[1]]]),
         image_embeddings=frame.maps(pair.theirs)).pred_masks
     score = torch.tensor([object_score])
     full = torch.nn.functional.interpolate(logits, scale_factor=4.0, mode='bilinear')
@@ -223,6 +234,13 @@ class Given:
     labels: tuple = ()
     box: tuple | None = None
     mask: np.ndarray | None = None
+
+    def scaled(self, scale: float) -> Given:
+        """Return the same prompt in a scene of another size."""
+        step = round(1 / scale)
+        return Given(tuple(tuple(scale * value for value in point) for point in self.points), self.labels,
+                     self.box and tuple(scale * value for value in self.box),
+                     None if self.mask is None else self.mask[::step, ::step])
 
     def to_ours(self, object_id: int) -> Prompt:
         return Prompt(object_id, self.points or None, self.labels or None, self.box, self.mask)
@@ -269,7 +287,7 @@ def run_stream(pair: Pair, script: Script, frames: Iterable[np.ndarray],
     run = StreamRun(*({object_id: {} for object_id in script} for _ in range(5)))
     for time, image in enumerate(frames):
         before(time)
-        prompts = {object_id: given[time] for object_id, given in script.items() if time in given}
+        prompts = {object_id: given[time].scaled(pair.scale) for object_id, given in script.items() if time in given}
         result = tracker.step(image, [given.to_ours(object_id) for object_id, given in prompts.items()])
         frame = pair.encode(image)
         for object_id in script:

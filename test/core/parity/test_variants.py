@@ -6,7 +6,7 @@ published rules directly.
 """
 import pytest
 
-from testing import comparisons, reference
+from testing import comparisons
 from testing.comparisons import STREAM
 
 STAGE_LIMIT = 1e-3  # mask logits, whose standard deviation is about 5
@@ -28,7 +28,8 @@ def one_thread():
 
 @pytest.fixture(scope='module', params=VARIANTS)
 def pair(request):
-    return comparisons.make_pair(request.param)
+    """Return the variant in both; the larger ones, whose blocks are those of tiny, at half the size."""
+    return comparisons.make_pair(request.param, image_size=256 if 'tiny' in request.param else 128)
 
 
 @pytest.fixture(scope='module')
@@ -44,7 +45,7 @@ def stages(pair):
 @pytest.fixture(scope='module')
 def stream(pair):
     """Run ten frames with four objects: 1 tracked, 2 corrected at frame 5, 3 added at frame 3, 4 prompted by a mask."""
-    return comparisons.run_stream(pair, STREAM, reference.moving_scene(10))
+    return comparisons.run_stream(pair, STREAM, pair.scene(10))
 
 
 @pytest.fixture(scope='module')
@@ -52,7 +53,7 @@ def interrupted(pair):
     """Track an object that is absent in two frames, by the bias of both score heads."""
     try:
         return comparisons.run_stream(
-            pair, {1: STREAM[1]}, reference.moving_scene(7),
+            pair, {1: STREAM[1]}, pair.scene(7),
             before=lambda time: pair.set_object_score_bias(-30.0 if time in ABSENT else 3.0))
     finally:
         pair.set_object_score_bias(3.0)
