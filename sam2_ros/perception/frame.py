@@ -37,7 +37,7 @@ class TrackedObject:
 
 def sighting(object_id: int, label: str, mask: np.ndarray, score: float, visibility: float,
              stamp: Time) -> TrackedObject:
-    """An object in an image of its own, with no past: tracked if the mask, bool (H, W), has a pixel."""
+    """Return an object of a single image, without a past: tracked if the mask, bool (H, W), has a pixel."""
     box = mask_box(mask)
     if box is None:
         return TrackedObject(object_id, label, Instance.OCCLUDED, 0.0, visibility, Time())

@@ -21,7 +21,7 @@ class Inbox:
     PROMPT_LIMIT = 100
 
     def __init__(self, changed: threading.Condition) -> None:
-        """``changed`` is notified of each arrival, and guards the content."""
+        """Create an empty inbox; ``changed`` is notified of each arrival, and guards the content."""
         self._changed = changed
         self._image: Image | CompressedImage | None = None
         self._since: float | None = None  # seconds, time.monotonic(): first arrival that the worker has not seen

@@ -62,7 +62,7 @@ class Worker:
 
     def __init__(self, model: Sam2Model, cameras: Sequence[ServedCamera], changed: threading.Condition,
                  usable: Callable[[], bool], logger: Logger) -> None:
-        """``changed`` is the one that the pipelines notify; ``usable`` returns False once ROS has been shut down."""
+        """Create a worker, not started; pipelines notify ``changed``, ``usable`` is False once ROS is shut down."""
         self._model = model
         self._cameras = list(cameras)
         self._changed = changed

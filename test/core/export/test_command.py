@@ -104,8 +104,8 @@ def test_missing_packages_are_reported_with_the_cure(nano, tmp_path, monkeypatch
 
 
 def test_core_does_not_need_the_packages():
-    code = ("import sys; sys.modules.update(onnx=None, onnxscript=None, onnxruntime=None); "
-            "import sam2_core, sam2_core.export.cli; sam2_core.export.cli.parser()")
+    code = ('import sys; sys.modules.update(onnx=None, onnxscript=None, onnxruntime=None); '
+            'import sam2_core, sam2_core.export.cli; sam2_core.export.cli.parser()')
     subprocess.run([sys.executable, '-c', code], check=True, cwd=Path(__file__).parents[3])
 
 

@@ -146,7 +146,7 @@ def test_a_result_that_is_not_finite_is_an_error_of_that_object_alone(small, mon
     monkeypatch.undo()
     assert [*step.results] == [2] and isinstance(step.missed[1], NotFiniteError)
     named = {'iou': f'iou {value}', 'object_score': f'object score {value}', 'logits': 'logits of the mask'}
-    assert f"{named[part]}" in str(step.missed[1])
+    assert f'{named[part]}' in str(step.missed[1])
     again = take_step(tracker, picture(4), {})
     assert [*again.results] == [1, 2], 'its memory has none of it'
     assert all(math.isfinite(found.object_score) for found in again.results.values())

@@ -147,8 +147,8 @@ def test_frames_of_earlier_rounds_behind_the_end_of_a_log_are_no_problem(tmp_pat
     live.execute('PRAGMA journal_mode = WAL')
     for value, times in (('a', 50), ('b', 1)):  # the second round overwrites only the beginning of the log
         for number in range(times):
-            live.execute(f"INSERT INTO messages SELECT NULL, topic_id, timestamp + 1, data FROM messages "
-                         f"WHERE id = {number + 1}")
+            live.execute(f'INSERT INTO messages SELECT NULL, topic_id, timestamp + 1, data FROM messages '
+                         f'WHERE id = {number + 1}')
         live.commit()
         if value == 'a':
             live.execute('PRAGMA wal_checkpoint(RESTART)')
