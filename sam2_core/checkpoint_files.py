@@ -153,7 +153,7 @@ def _load(path: Path, plain: bool = False) -> Any:
                                   f'fetch or copy it again') from None
         raise CheckpointError(
             f'checkpoint {path}: contains a Python object, {found[1]}, beside tensors: it was not loaded, because '
-            f'that can run code; save only the weights where it was made, torch.save(model.state_dict(), ...)'
+            f'that can run code; save only the weights where it was made, torch.save(model.state_dict(), ...)',
         ) from None
     except Exception as error:  # a damaged pickle can raise any exception
         text = (str(error) or type(error).__name__).splitlines()[0]

@@ -63,7 +63,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     how.add_argument('--force', action='store_true',
                      help='compare even if recording, mode or protocol differ')
     how.add_argument('--block', type=int, default=0, metavar='IMAGES',
-                     help='length of the bootstrap\'s blocks of neighbouring images (default: 0, the square root of '
+                     help="length of the bootstrap's blocks of neighbouring images (default: 0, the square root of "
                           'the number of images)')
     how.add_argument('--draws', type=int, default=DRAWS, help=f'number of bootstrap draws (default: {DRAWS})')
     how.add_argument('--seed', type=int, default=0, help='seed of the bootstrap (default: 0)')

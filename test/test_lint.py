@@ -1,4 +1,5 @@
 """`make lint`, the commit hooks and the documentation site: one list of checks, run by the pinned tools."""
+import ast
 import re
 import shutil
 import subprocess
@@ -48,6 +49,15 @@ def test_every_check_runs_a_pinned_tool():
         assert packages.get(module, module) in pinned
 
 
+def test_every_module_of_the_public_api_is_type_checked_strictly():
+    tree = ast.parse((ROOT / 'sam2_core' / '__init__.py').read_text())
+    public = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
+              and node.module.startswith('sam2_core.')}
+    strict = re.search(r'# The public API.*?\n\]\n', (ROOT / 'pyproject.toml').read_text(), re.DOTALL)[0]
+    assert 'sam2_core.tracker' in public
+    assert public <= {*re.findall(r'"([\w.]+)"', strict)}
+
+
 @of_make
 @pytest.mark.parametrize(('check', 'name', 'content', 'found'), [
     ('ruff', 'module.py', 'import os\n', 'F401'),
@@ -83,7 +93,7 @@ def test_checks_pass_over_what_git_ignores(checkout, with_git):
 
 def test_unknown_check_is_refused_with_those_there_are(checkout):
     done = lint(checkout, 'ruf')
-    assert done.returncode == 2 and 'ruf' in done.stderr and 'ruff, codespell' in done.stderr
+    assert done.returncode == 2 and 'ruf' in done.stderr and 'ruff, mypy, codespell' in done.stderr
 
 
 # --- the documentation site

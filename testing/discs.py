@@ -83,7 +83,7 @@ class Discs:
 
     def depth(self, index: int) -> None:
         """Return None: the recording has no depth."""
-        return None
+        return
 
     def truth(self, index: int) -> np.ndarray | None:
         """Return the label image of an image, uint16 (HEIGHT, WIDTH)."""

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Make the animation of the README: nano tracks the simulated table in lock-step, so the machine's load does not show.
 
 .venv/bin/python tools/animate.py docs/images/demo.webp

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Build other ROS packages against the ROS 2 wheels of a virtual environment.
 
     python tools/build_package.py INTO SOURCE...

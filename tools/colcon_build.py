@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Build the package with colcon against the ROS 2 wheels of a virtual environment, into build/colcon/install.
 
 Run with the python of the virtual environment. On a machine with ROS 2, use plain `colcon build`.

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Draw the packages of the source and what each may import: docs/images/rooms.svg.
 
 .venv/bin/python tools/draw_rooms.py

@@ -22,6 +22,7 @@ NEEDS_GIT = ('check-added-large-files',)
 
 
 def main() -> int:
+    """Run the chosen checks and return the exit code."""
     config = yaml.safe_load((ROOT / '.pre-commit-config.yaml').read_text())
     hooks = {hook['id']: hook for repository in config['repos'] for hook in repository['hooks']}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Copy the definitions of msg/ and srv/ into docs/reference/messages.md.
 
 .venv/bin/python tools/list_messages.py

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Write config/sam2.yaml and the parameter table in docs/ from sam2_ros/runtime/parameters.py.
 
 Run with the python of the virtual environment, or as `make parameters`, after a change of a parameter. The table
@@ -21,10 +20,10 @@ WIDTH = 114  # of a comment, without its indentation
 # what the description of a parameter names: topics, patterns, and parameters other than single words
 CODE = re.compile(r'[~\w/]*/[\w/]*(?:\w|\.\.\.)|[\w.]+_\*|\b[a-z]+(?:_[a-z]+)+\b')
 TYPES = {bool: 'bool', int: 'integer', float: 'double', str: 'string', tuple: 'string[]'}
-HEADER = '''\
+HEADER = """\
 # Every parameter of the node with its default. Written by `make parameters` from sam2_ros/runtime/parameters.py.
 # A new value takes effect immediately unless the comment says otherwise. Doubles need a decimal point: 2.0.
-'''
+"""
 
 
 def yaml_value(value: object) -> str:

@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument('--validation-data', type=Path, metavar='DATA',
                       help='folder or file to validate on instead, in the same layout')
     data.add_argument('--image-topic', metavar='TOPIC',
-                      help='image topic of bags (default: the one with most of the labels\' stamps)')
+                      help="image topic of bags (default: the one with most of the labels' stamps)")
     data.add_argument('--label-topic', metavar='TOPIC',
                       help='label topic of bags (default: instances if there are any, else label images)')
     data.add_argument('--frames', type=whole(1), default=8, metavar='N',

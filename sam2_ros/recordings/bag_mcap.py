@@ -309,4 +309,3 @@ def _decompressed(data: bytes, compression: str, whole: bool) -> bytes:
             raise ValueError('cut off')
         return unpacked
     raise NotImplementedError(f'chunks compressed with {compression!r} cannot be read; `mcap compress` changes them')
-

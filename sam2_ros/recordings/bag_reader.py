@@ -112,7 +112,7 @@ class BagReader:
         if path.suffix == '.bag':
             raise BagError('a bag of ROS 1; convert it with rosbags-convert')
         if path.name == 'metadata.yaml' or not (path.is_file() or path.is_dir()):
-            raise BagError('neither a bag\'s folder nor one of its .mcap and .db3 files; give one of these')
+            raise BagError("neither a bag's folder nor one of its .mcap and .db3 files; give one of these")
         metadata = {} if path.is_file() else self._metadata(path)
         sources = [path] if path.is_file() else self._sources(path, metadata)
         failures = []

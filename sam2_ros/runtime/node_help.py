@@ -13,7 +13,7 @@ from sam2_core import __version__
 from sam2_ros.runtime.node_arguments import without_ros_arguments
 from sam2_ros.runtime.parameters import Parameters, allowed
 
-DESCRIPTION = '''Track prompted objects in the images of one or more cameras: the node sam2.
+DESCRIPTION = """Track prompted objects in the images of one or more cameras: the node sam2.
 
     sam2_node --ros-args -r image:=/camera/color/image_raw -p device:=cuda
     sam2_node --ros-args --params-file robot.yaml -r __node:=sam2_front -r __ns:=/robot1
@@ -21,7 +21,7 @@ DESCRIPTION = '''Track prompted objects in the images of one or more cameras: th
 Remap the topics image, depth and camera_info with -r. With the parameter cameras, they are NAME/image, ...
 Compressed images are on image/compressed, which follows a remapping of image.
 The node takes prompts on ~/prompt and ~/set_prompt and publishes ~/instances, ~/overlay, ~/prompt_status, ...
-docs/reference/node.md describes all of them.'''
+docs/reference/node.md describes all of them."""
 
 
 def parse(arguments: Sequence[str]) -> None:

@@ -53,7 +53,7 @@ def test_every_file_is_installed(environment):
 
 
 def test_nothing_is_taken_from_the_source_tree(environment, tmp_path):
-    script = '''
+    script = """
 import json, sys
 import sam2_ros.node, sam2_ros.demo.camera
 from sam2_ros.runtime.dds import image_profile
@@ -62,7 +62,7 @@ Prompt.__class__.__import_type_support__()
 files = [module.__file__ for name, module in sys.modules.items() if name.startswith("sam2_")]
 libraries = {line.split()[-1] for line in open("/proc/self/maps") if "libsam2_ros" in line}
 print(json.dumps([files, sorted(libraries), str(image_profile())]))
-'''
+"""
     run = subprocess.run([sys.executable, '-c', script], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     files, libraries, profile = json.loads(run.stdout)

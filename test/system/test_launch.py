@@ -14,7 +14,7 @@ from testing.peer import Scene, running_node
 
 ROOT = Path(__file__).resolve().parents[2]
 # the part of ros2cli that `ros2 launch FILE NAME:=VALUE` needs
-LAUNCH = '''
+LAUNCH = """
 import sys
 from launch import LaunchDescription, LaunchService
 from launch.actions import IncludeLaunchDescription
@@ -24,7 +24,7 @@ service.include_launch_description(LaunchDescription([IncludeLaunchDescription(
     PythonLaunchDescriptionSource(sys.argv[1]),
     launch_arguments=[tuple(item.split(":=", 1)) for item in sys.argv[2:]])]))
 sys.exit(service.run())
-'''
+"""
 needs_launch = pytest.mark.skipif(
     importlib.util.find_spec('launch_ros') is None,
     reason='launch and launch_ros are not on PyPI: this runs where ROS 2 is installed')
@@ -196,12 +196,12 @@ def test_realsense_driver_is_started_with_aligned_depth(tmp_path):
     """The driver is a stand-in whose launch file prints its arguments."""
     share = tmp_path / 'share'
     for path, content in ((share / 'ament_index/resource_index/packages/realsense2_camera', ''),
-                          (share / 'realsense2_camera/launch/rs_launch.py', '''
+                          (share / 'realsense2_camera/launch/rs_launch.py', """
 from launch import LaunchDescription
 from launch.actions import OpaqueFunction
 def generate_launch_description():
     return LaunchDescription([OpaqueFunction(function=lambda context: print('given', context.launch_configurations))])
-''')):
+""")):
         path.parent.mkdir(parents=True)
         path.write_text(content)
     prefixes = [str(tmp_path), os.environ.get('AMENT_PREFIX_PATH', '')]

@@ -245,6 +245,6 @@ def test_what_is_tracked_goes_out_as_detections_and_labels(robot):
     assert box.id == solid_box.id == '4' and box.results[0].hypothesis.class_id == 'disc'
     assert box.results[0].hypothesis.score == pytest.approx(instance.score)
     assert roi((box.bbox.center.position.x - box.bbox.size_x / 2, box.bbox.center.position.y - box.bbox.size_y / 2,
-                box.bbox.center.position.x + box.bbox.size_x / 2, box.bbox.center.position.y + box.bbox.size_y / 2)
+                box.bbox.center.position.x + box.bbox.size_x / 2, box.bbox.center.position.y + box.bbox.size_y / 2),
                ) == instance.roi
     assert solid_box.bbox.center == instance.box_center and solid_box.bbox.size == instance.box_size

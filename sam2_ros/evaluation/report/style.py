@@ -1,6 +1,6 @@
 """Style sheet of the report: for light and dark screens, and for paper."""
 
-STYLE = '''
+STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1c2024; --faint: #667080; --line: #dfe3e8; --card: #f5f7f9;
   --accent: #1764c0; --second: #8fb4de; --good: #2f9e5b; --warn: #e8a33d; --bad: #cf3a3a; }
 @media (prefers-color-scheme: dark) { :root { --paper: #16191d; --ink: #e6e9ed; --faint: #98a2b0; --line: #323840;
@@ -49,4 +49,4 @@ code { font: 13px/1.4 ui-monospace, "DejaVu Sans Mono", monospace; overflow-wrap
     --second: #8fb4de; --good: #2f9e5b; --warn: #e8a33d; --bad: #cf3a3a; color-scheme: light; }
   body { max-width: none; padding: 0; font-size: 10pt; } * { print-color-adjust: exact; }
   h2, h3 { break-after: avoid; } tr, .object, svg { break-inside: avoid; } }
-'''
+"""

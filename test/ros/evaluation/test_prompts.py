@@ -27,7 +27,7 @@ def read(tmp_path, recording):
 def test_file_says_what_people_click(read, recording, tmp_path):
     (tmp_path / 'masks').mkdir()
     cv2.imwrite(str(tmp_path / 'masks' / 'blue.png'), recording.mask(2, 2).astype(np.uint8) * 255)
-    boxed, masked, refined, removed = read('''
+    boxed, masked, refined, removed = read("""
 - {frame: 0, id: 1, label: disc, box: [5.6, 12, 22, 29]}
 - {frame: 2, id: 2, mask: masks/blue.png}
 - stamp: 50.3
@@ -35,7 +35,7 @@ def test_file_says_what_people_click(read, recording, tmp_path):
   action: refine
   points: [[24, 20, 1], [50, 36.5, 0]]
 - {frame: 5, id: 1, action: remove}
-''')
+""")
     for prompt, frame in ((boxed, 0), (masked, 2), (refined, 3), (removed, 5)):
         assert to_nanoseconds(prompt.message.header.stamp) == recording.stamps[frame]
         assert prompt.message.header.frame_id == 'camera'

@@ -108,7 +108,7 @@ def test_a_rotation_that_is_no_number_is_refused(theta):
        theta=st.floats(-7, 7))
 @settings(max_examples=100)
 def test_the_upright_box_touches_every_side_of_the_rotated_one(x, y, size, theta):
-    box = array([((x - size[0] / 2, y - size[1] / 2, x + size[0] / 2, y + size[1] / 2), '', 1.0, theta)]
+    box = array([((x - size[0] / 2, y - size[1] / 2, x + size[0] / 2, y + size[1] / 2), '', 1.0, theta)],
                 ).detections[0].bbox
     corners = np.array([(-1, -1), (-1, 1), (1, -1), (1, 1)]) / 2 * size
     turned = corners @ np.array([[math.cos(theta), math.sin(theta)], [-math.sin(theta), math.cos(theta)]]) + (x, y)

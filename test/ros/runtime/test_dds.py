@@ -19,7 +19,7 @@ from sam2_ros.runtime.dds import (
 )
 
 SEGMENT_SIZE = 64 * 2**20  # bytes, as in config/fastdds_images.xml
-OPEN_SEGMENTS = '''
+OPEN_SEGMENTS = """
 import json, os, sys
 from sam2_ros.runtime.dds import use_image_profile
 if sys.argv[1] == "use": use_image_profile()
@@ -34,21 +34,21 @@ if sys.argv[2:] == ["stay"]:
     sys.stdin.read()
 node.destroy_node()
 rclpy.shutdown()
-'''
+"""
 # a node whose folder of shared memory is argv[1]
-NODE = '''
+NODE = """
 import pathlib, runpy, sys
 from sam2_ros.runtime import dds
 dds.dead_segments.__defaults__ = dds.remove_dead_segments.__defaults__ = (pathlib.Path(sys.argv.pop(1)),)
 runpy.run_module("sam2_ros.node", run_name="__main__")
-'''
-HOLD_LOCK = '''
+"""
+HOLD_LOCK = """
 import fcntl, sys
 lock = open(sys.argv[1])
 fcntl.flock(lock, fcntl.LOCK_EX)
 print(flush=True)
 sys.stdin.read()
-'''
+"""
 LONG_AGO = (0, 0)
 
 

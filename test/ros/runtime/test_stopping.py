@@ -11,7 +11,7 @@ from testing.domains import own_domain
 
 SIGINT, SIGTERM = signal.SIGINT, signal.SIGTERM
 # an executable (argv[1:]) that gets a signal when the module argv[0] is imported
-AT_IMPORT = '''
+AT_IMPORT = """
 import os, signal, sys
 module, number = sys.argv[1].split("/")
 class Finder:
@@ -23,7 +23,7 @@ sys.meta_path.insert(0, Finder())
 sys.argv = sys.argv[2:]
 from sam2_ros.runtime import executables
 sys.exit(executables.run(sys.argv[0]))
-'''
+"""
 # Large modules are imported once; then a child process for each moment (argv[1], as JSON) runs the executable.
 AT_CALL = '''
 import gc, json, os, signal, sys
