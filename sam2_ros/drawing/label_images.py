@@ -1,4 +1,4 @@
-"""Images whose pixels tell the object, class or confidence at their place."""
+"""Images that show the object, the class or the confidence at each pixel."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable

@@ -196,7 +196,7 @@ class CameraPipeline:
         return items
 
     def _follow_clock(self, stamp: Time) -> list[PromptAnswer]:
-        """Follow a jump of the camera's clock to this stamp; return refusals of the prompts that it makes void."""
+        """Follow a jump of the camera's clock to this stamp; return refusals of the prompts that it cancels."""
         if self._newest is None:
             return []
         last, now = _stamp(self._newest), to_nanoseconds(stamp)

@@ -37,7 +37,7 @@ class CatchUp:
         return rest[math.ceil(len(rest) / self.images_left) - 1] if rest else None
 
     def begin(self, tracker: StreamTracker, images: int) -> TrackingStep:
-        """Apply the prompts to their image. What fails for all objects is raised.
+        """Apply the prompts to their image. Raises the error if all objects fail.
 
         Args:
             tracker: Fork of the live tracker as it was before that image, with the objects that are corrected.
@@ -50,9 +50,9 @@ class CatchUp:
         return step
 
     def go_on(self, stored: StoredImage) -> TrackingStep:
-        """Replay an image. What fails for all objects is raised, and the image is passed over.
+        """Replay an image.
 
-        Raises ImageError if the image cannot be used.
+        Raises ImageError if the image cannot be used, and another error if all objects fail. The image is then skipped.
         """
         assert self.tracker is not None, 'not begun'
         self.images_left -= 1

@@ -157,7 +157,7 @@ class RecentBoxes:
             del self._boxes[next(iter(self._boxes))]
 
     def at(self, stamp: int) -> list[Known]:
-        """Return today's objects as they were at a stamp (ns), interpolated between frames; 0: as they are now."""
+        """Return the current objects as they were at a stamp (ns), interpolated between frames; 0: as they are now."""
         if not stamp:
             return self._newest
         return [replace(item, box=self._box(item, stamp)) for item in self._newest]
@@ -190,7 +190,7 @@ class _Pending:
 
 
 class DetectionGate:
-    """Turns the detections of one camera into prompts. Any thread may call ``put``; the rest is the worker's.
+    """Converter of one camera's detections into prompts. Any thread may call ``put``; the rest is the worker's.
 
     A detection is older than the newest image, so it is compared with the objects as they were then. A message waits
     until the objects of the previous one are tracked, so that they are not prompted twice; a newer message replaces it.

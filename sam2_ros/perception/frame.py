@@ -1,4 +1,4 @@
-"""A processed image and what is known about every object in it: what the outputs are made of."""
+"""Frame: a processed image together with the result for every known object."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ class TrackedObject:
     last_seen: Time
     box: tuple[int, int, int, int] | None = None  # (x0, y0, x1, y1), pixels, x1 and y1 exclusive; None: not visible
     mask: np.ndarray | None = None  # bool (H, W); None: not visible
-    shape: OrientedBox | None = None  # where it is, metres; None: not visible or no depth
+    shape: OrientedBox | None = None  # oriented box, metres; None: not visible or no depth
 
     @property
     def region(self) -> tuple[tuple[int, int, int, int], np.ndarray] | None:
@@ -37,7 +37,7 @@ class TrackedObject:
 
 def sighting(object_id: int, label: str, mask: np.ndarray, score: float, visibility: float,
              stamp: Time) -> TrackedObject:
-    """Return an object of a single image, without a past: tracked if the mask, bool (H, W), has a pixel."""
+    """Return an object as a single image shows it: TRACKED if its mask, bool (H, W), has a pixel, else OCCLUDED."""
     box = mask_box(mask)
     if box is None:
         return TrackedObject(object_id, label, Instance.OCCLUDED, 0.0, visibility, Time())
@@ -46,7 +46,7 @@ def sighting(object_id: int, label: str, mask: np.ndarray, score: float, visibil
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to one object."""
+    """One change of an object."""
 
     id: int
     label: str

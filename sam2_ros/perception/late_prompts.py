@@ -1,4 +1,4 @@
-"""Late prompts of one camera, worked off in slices between its live images."""
+"""Late prompts of one camera, processed in slices between its live images."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class LatePrompts:
 
     def __init__(self, history: ImageHistory, objects: TrackedObjects, failures: Failures,
                  skipped: SkippedImages) -> None:
-        """``objects`` are the live ones, which the others join in the end."""
+        """``objects`` are the live objects, which those of late prompts join in the end."""
         self._history = history
         self._objects = objects
         self._failures = failures
@@ -154,7 +154,7 @@ class LatePrompts:
         return {object_id for one in arrived for object_id in run('late prompts', self._objects.join, one, default=())}
 
     def take_arrived(self, live_stamp: int | None) -> list[CatchUp]:
-        """Take out the catch-ups that ``join`` is about."""
+        """Take out the catch-ups that have reached the live images, as for ``join``."""
         arrived = [one for one in self._under_way if one.tracker is not None
                    and (live_stamp is None or one.next_image(self._history, live_stamp) is None)]
         self._under_way = [one for one in self._under_way if one not in arrived]

@@ -11,7 +11,7 @@ from sam2_ros.runtime.failures import Failures
 
 
 class OpenRequests:
-    """Ensures that each prompt request of one camera is answered exactly once, whatever fails on its way.
+    """Record that has each prompt request of one camera answered exactly once, whatever fails on its way.
 
     A request stays in the inbox until it is due. From then on it is answered with its image, or by the late prompts
     that took it over; a request that neither holds any more has been lost in a failure and is refused.

@@ -1,4 +1,4 @@
-"""Decides which image each prompt belongs to: the one in work, one of the history, or one that is still to come."""
+"""Assignment of prompts to images: the image in work, one of the history, or one that is still to come."""
 from __future__ import annotations
 
 import time
@@ -35,11 +35,11 @@ class Routing:
     waiting: dict[PromptRequest, Wait] = field(default_factory=dict)
 
     def failed(self, reason: str) -> list[PromptAnswer]:
-        """Return the answers in case that the model failed on the image in work."""
+        """Return the answers for the case that the model failed on the image in work."""
         return [refuse(answer.request, reason) if self._concerns_image(answer) else answer for answer in self.answers]
 
     def applied(self, refused: dict[int, str], items: Iterable[TrackedObject]) -> list[PromptAnswer]:
-        """Return the answers with what the prompts came to in the image in work.
+        """Return the answers with the results of the prompts in the image in work.
 
         Args:
             refused: Objects whose prompts were not applied, and why.
@@ -61,7 +61,7 @@ class Routing:
 
 
 class PromptRouter:
-    """Routes the prompts of one camera. Those for a past image become late prompts, which are answered later."""
+    """Router of one camera's prompts. Those for a past image become late prompts, which are answered later."""
 
     def __init__(self, history: ImageHistory, late: LatePrompts, topic: str, ids: Ids, failures: Failures,
                  skipped: SkippedImages, image_size: int) -> None:

@@ -1,4 +1,4 @@
-"""Queries: ``segment_image`` and ``segment_all``, worked off in slices between the live images."""
+"""Queries: ``segment_image`` and ``segment_all``, processed in slices between the live images."""
 from __future__ import annotations
 
 import time

@@ -25,7 +25,7 @@ class ServedCamera(Protocol):
     closed: bool  # the node did not wait for the last step, whose results are void
 
     def propose_prompts(self) -> None:
-        """Put prompts into the inbox that the camera makes of its own, before they are read."""
+        """Put the camera's own prompts into the inbox, such as those for detections, before it is read."""
 
     def publish(self, frame: Frame | None, answers: list[PromptAnswer]) -> float:
         """Publish; return the seconds from the stamp of the image to now, 0 if it has none or there is no frame."""
@@ -58,7 +58,7 @@ def step_aside(camera: ServedCamera) -> None:
 
 
 class Worker:
-    """Serves cameras in a thread of its own between ``start`` and ``stop``."""
+    """Thread that serves cameras between ``start`` and ``stop``."""
 
     def __init__(self, model: Sam2Model, cameras: Sequence[ServedCamera], changed: threading.Condition,
                  usable: Callable[[], bool], logger: Logger) -> None:

@@ -106,7 +106,7 @@ PAIRINGS = {**({'message_filters': _filtered} if message_filters else {}), 'by s
 
 
 class _Pairs:
-    """Pairs depth and camera_info of one stamp, in whichever order they arrive."""
+    """Pairing of depth and camera_info of one stamp, in whichever order they arrive."""
 
     def __init__(self, found: Callable[[Image, CameraInfo], None]) -> None:
         self._found = found
