@@ -151,7 +151,7 @@ class Parameters:
         'object.', limits=(0.0, 1.0))
 
     latency_target: float = _parameter(
-        0.0, 'Target for the latency from image stamp to published result, in seconds. 0: none.', limits=(0.0, 60.0),
+        0.0, 'Target latency from image stamp to published result, in seconds. 0: none.', limits=(0.0, 60.0),
         section='Latency', see='how-to/tune.md#load-shedding')
     shed_load: bool = _parameter(
         True, 'Reduce the load while latency_target is exceeded: stop overlay and clouds, then attend to half of the '
