@@ -108,7 +108,7 @@ def test_rclpys_own_callbacks_are_guarded_too(node):
 
 def test_prompts_whose_callback_raises_are_refused_and_counted(monkeypatch):
     with in_process(threaded=False, use_depth=False) as robot:
-        monkeypatch.setattr(robot.camera, '_submit', failing)
+        monkeypatch.setattr(robot.camera.topics, 'submit', failing)
         robot.send('/prompt', set_box(id=5))
         task = robot.ask('/set_prompt', SetPrompt.Request(prompt=Prompt()))
         robot.spin()
