@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import Sam2VideoModel
 
-from sam2_core import ImageSegmenter, Prompt, Sam2Model, StreamTracker, load_model
+from sam2_core import EncodedImage, ImageSegmenter, Prompt, Sam2Model, StreamTracker, load_model
 from sam2_core.tensors import ImageFeatures, Memory, ObjectMasks
 from testing import reference
 from testing.reference import Encoded, as_points
@@ -46,6 +46,14 @@ class Pair:
     ours: Sam2Model
     theirs: Sam2VideoModel
     encoded: dict[int, Encoded] = field(default_factory=dict)
+    encoded_by_ours: dict[int, EncodedImage] = field(default_factory=dict)
+
+    def encode_ours(self, image: np.ndarray) -> EncodedImage:
+        """Return the features of an image by sam2_core, cached."""
+        key = hash(image.tobytes())
+        if key not in self.encoded_by_ours:
+            self.encoded_by_ours[key] = ImageSegmenter(self.ours).encode(image)
+        return self.encoded_by_ours[key]
 
     def encode(self, image: np.ndarray) -> Encoded:
         """Return the features of an image by transformers, cached."""
@@ -115,7 +123,7 @@ def prompt_errors(pair: Pair) -> dict[str, float]:
     image = pair.scene(1)[0]
     model = reference.image_model(pair.theirs)
     segmenter = ImageSegmenter(pair.ours)
-    encoded = segmenter.encode(image)
+    encoded = pair.encode_ours(image)
     embeddings = model.get_image_embeddings(reference.pixel_values(image))
     point, off_point, corners = (tuple(pair.scale * value for value in drawn) for drawn in (CLICK, OFF_CLICK, BOX))
     click, label = torch.tensor([[[point]]]), torch.tensor([[[1]]])
@@ -288,7 +296,7 @@ def run_stream(pair: Pair, script: Script, frames: Iterable[np.ndarray],
     for time, image in enumerate(frames):
         before(time)
         prompts = {object_id: given[time].scaled(pair.scale) for object_id, given in script.items() if time in given}
-        result = tracker.step(image, [given.to_ours(object_id) for object_id, given in prompts.items()])
+        result = tracker.step(pair.encode_ours(image), [one.to_ours(object_id) for object_id, one in prompts.items()])
         frame = pair.encode(image)
         for object_id in script:
             if object_id in followed or object_id in prompts:

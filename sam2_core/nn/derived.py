@@ -28,7 +28,7 @@ class Derived:
 
     def get(self, sources: Sequence[Tensor], make: Callable[..., Tensor], *arguments: int) -> Tensor:
         """Return ``make(*arguments)`` or its cached result; it must depend on ``sources`` and ``arguments`` only."""
-        # Ask for the compiler first: Dynamo cannot trace the inference mode's question, and would split the graph.
+        # The compiler is checked first: Dynamo cannot trace is_inference_mode_enabled(), and would split the graph.
         keeps = (not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
                  and not torch.is_autocast_enabled('cpu') and all(s.device.type == 'cpu' for s in sources))
         if not keeps:

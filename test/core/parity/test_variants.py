@@ -33,6 +33,11 @@ def pair(request):
 
 
 @pytest.fixture(scope='module')
+def levels(pair):
+    return comparisons.encoder_errors(pair)
+
+
+@pytest.fixture(scope='module')
 def prompts(pair):
     return comparisons.prompt_errors(pair)
 
@@ -60,8 +65,8 @@ def interrupted(pair):
 
 
 @pytest.mark.parametrize('level', ['stride 4', 'stride 8', 'stride 16'])
-def test_encoder_level(pair, level):
-    assert comparisons.encoder_errors(pair)[level] < STAGE_LIMIT
+def test_encoder_level(levels, level):
+    assert levels[level] < STAGE_LIMIT
 
 
 @pytest.mark.parametrize('kind', [
