@@ -57,6 +57,7 @@ class Listener:
         self._executor = SingleThreadedExecutor(context=node.context)
         self._executor.add_node(node)
         kind = CompressedImage if parameters.image_transport == 'compressed' else Image
+        self._listened = False  # later messages do not count
         self._cameras = []
         for camera in cameras:
             image = image_topic(sam2, camera.image, parameters.image_transport)
@@ -73,6 +74,8 @@ class Listener:
         topic = Topic(name, TYPES[kind])
 
         def keep(message: Image | CompressedImage | CameraInfo) -> None:
+            if self._listened:
+                return
             stamp = to_nanoseconds(message.header.stamp)
             topic.stamps.append(stamp)
             topic.ages.append((self._node.get_clock().now().nanoseconds - stamp) / 1e9)
@@ -98,14 +101,12 @@ class Listener:
             topic.ages.clear()
             topic.seconds = seconds
         self._spin(seconds, lambda: False)
+        self._listened = True
         known = self._node.get_topic_names_and_types()
         for topic in topics:
             if not topic.stamps and topic.type != TYPES[CameraInfo]:
                 topic.last = None  # the camera has stopped since it was discovered
             topic.publishers = self._node.get_publishers_info_by_topic(topic.name)
-            endpoints = self._node.get_subscriptions_info_by_topic(topic.name)
-            topic.subscriptions = (self._of(self._sam2, endpoints)
-                                   or self._of(self._node.get_fully_qualified_name(), endpoints))
             topic.elsewhere = [name for name, types in known if topic.type in types
                                and self._node.count_publishers(name)
                                and not name.startswith(f'{self._sam2}/')][:ELSEWHERE]
@@ -120,7 +121,12 @@ class Listener:
 
     def findings(self) -> Iterator[Finding]:
         """Yield the findings about each camera, the clock and the node. Call ``listen`` first."""
+        node = list(self._check_node([topics[0] for _, topics in self._cameras]))
         for camera, (image, *others) in self._cameras:
+            for topic in (image, *others):  # only now: discovery of a busy node may take until it has answered
+                endpoints = self._node.get_subscriptions_info_by_topic(topic.name)
+                topic.subscriptions = (self._of(self._sam2, endpoints)
+                                       or self._of(self._node.get_fully_qualified_name(), endpoints))
             found = [*check_image(image)]
             if others:
                 depth, info = others
@@ -128,7 +134,7 @@ class Listener:
             for finding in found:
                 yield replace(finding, what=f'{camera.name} {finding.what}') if camera.name else finding
         yield from self._check_clock()
-        yield from self._check_node([topics[0] for _, topics in self._cameras])
+        yield from node
 
     def _check_clock(self) -> Iterator[Finding]:
         simulated = self._node.get_parameter('use_sim_time').value

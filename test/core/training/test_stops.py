@@ -159,7 +159,15 @@ def test_all_processes_stop_together_when_one_is_not_finite(tmp_path):
 
 # --- Ctrl-C
 
-def test_ctrl_c_during_an_update_waits_for_its_end(tmp_path):
+@pytest.fixture
+def default_ctrl_c():
+    """Let Ctrl-C act as in a terminal, also where the tests run as a shell's background job, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_during_an_update_waits_for_its_end(tmp_path, default_ctrl_c):
     """The saved state is that of a whole step, and the run continues to the weights of an uninterrupted one."""
     run, whole = trainer(tmp_path / 'cut', steps=4), trainer(tmp_path / 'whole', steps=4)
     update = run.learner.optimizer.step
