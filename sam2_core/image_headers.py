@@ -1,6 +1,6 @@
 """Headers of JPEG and PNG files, and the one rule for whether a file is whole.
 
-Decodes no pixel and imports neither torch nor OpenCV, so that a process which only looks at images stays small.
+No pixel is decoded, and neither torch nor OpenCV is imported, so that processes that only check images start fast.
 """
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the training commands share: interrupts, the progress bar, the exit code and the last line."""
+"""Common frame of the training commands: interrupts, the progress bar, the exit code and the last line."""
 from __future__ import annotations
 
 import sys
@@ -20,7 +20,7 @@ Show = Callable[[LogLine], None]  # shows a line of the log
 
 
 class RunOutcome(NamedTuple):
-    """Exit code of a run, and what ended it if that was no success and no wish of the user."""
+    """Exit code of a run, and the error that stopped it, if one did."""
 
     code: int
     problem: Diverged | NoUsableData | None = None
@@ -63,7 +63,7 @@ def train(trainer: Trainer, show: Callable[[Write], Show]) -> RunOutcome:
 def ending(name: str, trainer: Trainer, outcome: RunOutcome, success: str, cures: str) -> str:
     """Return the last line of a run for a person.
 
-    success: what to do with the weights of a complete run; cures: what to change after one that diverged.
+    success: how to use the weights of a complete run; cures: changes to make after one that diverged.
     """
     if outcome.code == COMPLETE:
         return f'done: {success}'

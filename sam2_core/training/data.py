@@ -107,7 +107,7 @@ def batches(source: ClipSource, chunks: int, first_step: int, workers: int, rank
 def as_batch(chunks: list[PackedClips], parts: int, device: torch.device) -> PackedClips:
     """Return the chunks of a step as one batch on the device.
 
-    It splits evenly into ``parts``, each of which holds the chunks that one of so many processes would read.
+    It splits evenly into ``parts``. Each holds the chunks that one process would read if there were ``parts`` of them.
     """
     ordered = [chunk for part in range(parts) for chunk in chunks[part::parts]]
     return PackedClips(*(torch.cat([tensor.to(device, non_blocking=True) for tensor in tensors])

@@ -2,12 +2,18 @@
 
     sam2_train --model sam2.1_hiera_small --data clips --output runs/mine --epochs 20
 
-Run the same command again to continue a run that was stopped or killed. Start ``python -m sam2_ros.train`` with
-``torchrun --nproc-per-node N -m sam2_ros.train ...`` to use N GPUs. See docs/how-to/fine-tune.md.
+Run the same command again to continue a run that was stopped or killed. To use N GPUs:
 
-Exit codes: 0 complete; 2 could not start; 3 stopped early, run the same command again to continue; 4 a loss, gradient
-or weight was not finite: the state before it is kept, and the last line states what to change; 130 second Ctrl-C, or
-one before the first step: nothing was saved.
+    torchrun --nproc-per-node N -m sam2_ros.train --model sam2.1_hiera_small --data clips ...
+
+Exit codes:
+    0    complete
+    2    could not start
+    3    stopped early; run the same command again to continue
+    4    a loss, gradient or weight was not finite; the state before it is kept, and the last line names the cure
+    130  second Ctrl-C, or one before the first step; nothing was saved
+
+Data, options and examples are described in docs/how-to/fine-tune.md.
 """
 from __future__ import annotations
 
@@ -77,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
                        help='side of the square image that the model sees, a multiple of 32 (default: as the weights)')
     model.add_argument('--freeze', nargs='*', default=['image_encoder'], metavar='PART',
                        help='parts that are not trained, by the start of their name (default: image_encoder); '
-                            '--freeze alone trains all parts')
+                            '--freeze without a part trains all parts')
     model.add_argument('--lora', nargs='?', type=whole(1), const=DEFAULT_RANK, metavar='RANK',
                        help=f'train LoRA adapters of this rank ({DEFAULT_RANK} if none is given) instead of the '
                             f'weights; they are merged into the written weights; needs peft')
@@ -212,7 +218,7 @@ def _adapt(model: Sam2Model, options: argparse.Namespace, rates: Sequence[str]) 
 
 
 def prepare(options: argparse.Namespace, bags: BagFormat | None, skipped: SkippedFiles) -> Trainer:
-    """Build the run up to its first step. Raises ValueError or OSError for what a user can mend."""
+    """Build the run up to its first step. Raises ValueError or OSError for errors that a user can correct."""
     world = dist.get_world_size() if dist.is_initialized() else 1
     model = load_model(options.model, options.checkpoint, device='cpu', image_size=options.image_size)
     rates = dict(options.lr)

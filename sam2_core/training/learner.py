@@ -32,7 +32,7 @@ class Learner:
         for name, parameter in self.model.named_parameters():
             if part_of(name, config.frozen) is not None:
                 parameter.requires_grad_(False)
-        # The single mask is what is trained; the fallback on the other masks is for inference.
+        # Training uses the single mask; the fallback on the other masks is for inference.
         self.model.sam_mask_decoder.stability_threshold = -1.0
         self.head = ForegroundHead(config.model.d_model).to(device) if config.foreground else None
         self.average = copy.deepcopy(self.model).requires_grad_(False) if config.ema else self.model

@@ -49,7 +49,7 @@ class OptimisationStep:
         return self._batch is not None
 
     def begin_stage(self, clips: PackedClips) -> None:
-        """Take the shape of a batch for all steps that follow; drop what was captured for another."""
+        """Use the shape of this batch for the steps that follow, and discard a graph of another shape."""
         self._graph, self._eager_left, self._batch = None, _EAGER_STEPS, clips
         self.learner.optimizer.zero_grad(set_to_none=True)
         self.figures = {}

@@ -2,12 +2,19 @@
 
     python -m sam2_core.training.loop --output runs/nano --minutes 19
 
-Run the same command again to continue a run that was stopped or killed. Start it with ``torchrun --nproc-per-node N``
-for several GPUs (or processes). The learning rate follows the progress of the run, in steps or in minutes; with minutes
-it reaches 0 when the time is over, however fast the machine is.
+Run the same command again to continue a run that was stopped or killed. To use N GPUs, or N processes of one thread:
 
-Exit codes: 0 complete; 2 could not start; 3 stopped early, run the same command again to continue; 4 a loss, gradient
-or weight was not finite, and the state before it is kept; 130 second Ctrl-C, or one before the first step.
+    torchrun --nproc-per-node N -m sam2_core.training.loop --output runs/nano --minutes 19
+
+The learning rate follows the progress of the run, in steps or in minutes. With minutes it reaches 0 when the time is
+over, however fast the machine is.
+
+Exit codes:
+    0    complete
+    2    could not start
+    3    stopped early; run the same command again to continue
+    4    a loss, gradient or weight was not finite; the state before it is kept
+    130  second Ctrl-C, or one before the first step; nothing was saved
 """
 from __future__ import annotations
 
@@ -80,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def prepare(options: argparse.Namespace) -> Trainer:
-    """Build the run up to its first step. Raises ValueError or OSError for what a user can mend."""
+    """Build the run up to its first step. Raises ValueError or OSError for errors that a user can correct."""
     if options.seed > LARGEST_TRAINING_SEED:
         raise ValueError(f'seed {options.seed}: must be 0 to {LARGEST_TRAINING_SEED}; larger seeds make the clips that '
                          f'models are validated on')

@@ -108,7 +108,7 @@ class Trainer:
         self._note(self._record.after_step())
 
     def _note(self, failed: Diverged | None) -> None:
-        """Take note of a failed step: the weights are those of the step before it."""
+        """Record a failed step: the weights are those of the step before it."""
         if failed is not None and self.trouble is None:
             self.trouble, self.position.step = failed, failed.step - 1
 

@@ -69,31 +69,31 @@ class BagRecording:
 
     def _choose(self, image_topic: str, truth_topic: str, depth_topic: str, info_topic: str, prompt_topic: str) -> None:
         """Choose the topics of images, ground truth, prompts and depth. Raises RecordingError."""
-        pictures, infos = self._reader.by_topic((IMAGE, COMPRESSED)), self._reader.by_topic((INFO,))
+        image_topics, infos = self._reader.by_topic((IMAGE, COMPRESSED)), self._reader.by_topic((INFO,))
         prompts = self._reader.by_topic((PROMPT,))
-        truths = {topic: found for topic, found in pictures.items() if topic.endswith('truth')}
-        truth = self._wanted(pictures, truth_topic, '--ground-truth-topic') or self._only(
+        truths = {topic: found for topic, found in image_topics.items() if topic.endswith('truth')}
+        truth = self._wanted(image_topics, truth_topic, '--ground-truth-topic') or self._only(
             truths, 'ground truth', '--ground-truth-topic')
-        image = self._wanted(pictures, image_topic, '--image-topic')
+        image = self._wanted(image_topics, image_topic, '--image-topic')
         if not image:
-            cameras = {topic: found for topic, found in pictures.items()
+            cameras = {topic: found for topic, found in image_topics.items()
                        if topic not in (truth, _named(depth_topic)) and is_camera(self._reader, found)}
             for topic in [topic for topic in cameras if f'{topic}/compressed' in cameras]:
                 del cameras[f'{topic}/compressed']  # the same camera
             if len(cameras) != 1:
                 what = 'several topics of camera images' if cameras else 'no topic of camera images'
-                raise RecordingError(f'{what}; {described(cameras or pictures)}{self._foreign()}: choose one with '
+                raise RecordingError(f'{what}; {described(cameras or image_topics)}{self._foreign()}: choose one with '
                                      f'--image-topic')
             image, = cameras
-        self._images = Track(image, pictures[image])
-        self._truths = Track(truth, pictures[truth]) if truth else None
+        self._images = Track(image, image_topics[image])
+        self._truths = Track(truth, image_topics[truth]) if truth else None
         if not truths and not truth:
             self.problems += [f'ground truth on {topic} is not used: it is {found[0].msgtype}; {_DECOMPRESS}'
-                              for topic, found in pictures.items() if topic.endswith('truth/compressed')]
+                              for topic, found in image_topics.items() if topic.endswith('truth/compressed')]
         self._prompts = self._wanted(prompts, prompt_topic, '--prompt-topic') or self._only(
             prompts, 'prompts', '--prompt-topic')
         self._prompt_connections = prompts.get(self._prompts, [])
-        self._choose_depth(pictures, infos, depth_topic, info_topic)
+        self._choose_depth(image_topics, infos, depth_topic, info_topic)
         if self._truths:
             encoding = first_encoding(self._reader, self._truths.connections)
             if self._truths.kind != IMAGE or encoding not in TRUTH_ENCODINGS:
@@ -101,11 +101,11 @@ class BagRecording:
                                      f'must be {IMAGE} with mono8 or mono16, each pixel the id of its object'
                                      + (f'; {_DECOMPRESS}' if self._truths.kind == COMPRESSED else ''))
 
-    def _choose_depth(self, pictures: Topics, infos: Topics, depth_topic: str, info_topic: str) -> None:
+    def _choose_depth(self, image_topics: Topics, infos: Topics, depth_topic: str, info_topic: str) -> None:
         """Choose the topics of depth and calibration. Raises RecordingError."""
-        depth = self._wanted(pictures, depth_topic, '--depth-topic')
+        depth = self._wanted(image_topics, depth_topic, '--depth-topic')
         if not depth:
-            found = {topic: connections for topic, connections in pictures.items()
+            found = {topic: connections for topic, connections in image_topics.items()
                      if 'depth' in topic.lower() and connections[0].msgtype == IMAGE
                      and topic not in (self._images.topic, self._truths and self._truths.topic)
                      and not topic.endswith('background_depth')
@@ -113,8 +113,8 @@ class BagRecording:
             depth = self._only(found, 'depth', '--depth-topic')
             if not depth:
                 return
-        if pictures[depth][0].msgtype != IMAGE:
-            raise RecordingError(f'depth on {depth} is {pictures[depth][0].msgtype}: must be {IMAGE}; '
+        if image_topics[depth][0].msgtype != IMAGE:
+            raise RecordingError(f'depth on {depth} is {image_topics[depth][0].msgtype}: must be {IMAGE}; '
                                  f'{_DECOMPRESS}, or drop --depth-topic')
         info = self._wanted(infos, info_topic, '--camera-info-topic')
         if not info:
@@ -122,7 +122,7 @@ class BagRecording:
             info = next((topic for topic in beside if topic in infos), '') or self._only(
                 infos, 'camera_info', '--camera-info-topic')
         if info:
-            self._depths, self._infos = Track(depth, pictures[depth]), Track(info, infos[info])
+            self._depths, self._infos = Track(depth, image_topics[depth]), Track(info, infos[info])
         elif depth_topic:
             raise RecordingError(f'depth on {depth} without a camera_info; {described(infos)}: '
                                  f'record it too, or drop --depth-topic')

@@ -18,7 +18,7 @@ from sam2_ros.recordings.recording import RecordingError
 class DavisFolder:
     """A folder in the layout of DAVIS. Of several resolutions 480p is read.
 
-    names: of the clips; problems: what is not evaluated, and why.
+    names: names of the clips; problems: clips and files that are not evaluated, with reasons.
     """
 
     def __init__(self, folder: Path | str, split: str = '') -> None:

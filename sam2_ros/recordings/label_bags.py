@@ -157,7 +157,7 @@ def _label_connections(reader: BagReader, path: Path, wanted: str | None) -> lis
 
 
 def _image_connections(reader: BagReader, path: Path, wanted: str | None, label: str) -> list[list[Channel]]:
-    """Return the channels of each topic that may show what was labelled. Raises BrokenSample if there is none."""
+    """Return the channels of each topic that may hold the labelled images. Raises BrokenSample if there is none."""
     topics = {topic: found for topic, found in reader.by_topic([IMAGE, COMPRESSED]).items() if topic != label}
     if wanted is not None:
         if wanted not in topics:

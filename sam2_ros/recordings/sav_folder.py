@@ -27,7 +27,7 @@ from sam2_ros.recordings.recording import RecordingError
 class SavFolder:
     """Videos of SA-V, as folders of images or as mp4 with JSON. Of manual and automatic masklets the manual are read.
 
-    names: of the videos; problems: what is not evaluated, and why.
+    names: names of the videos; problems: files that are not evaluated, with reasons.
     """
 
     def __init__(self, folder: Path | str, split: str = '') -> None:
