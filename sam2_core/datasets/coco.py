@@ -131,7 +131,7 @@ class _Reader:
                                           f'({same_id[0]["id"]!r}): which of them an annotation belongs to is unknown')
         if same_file:
             self._skip(same_file, 'entries', f'list an image twice, such as {same_file[0]["file_name"]}: its objects '
-                                              f'may be annotated twice, or half of them in each')
+                                            f'may be annotated twice, or half of them in each')
         return {entry['id']: entry for entry in valid if ids[entry['id']] == names[entry['file_name']] == 1}
 
     def _objects(self, annotations: list, entries: dict[int | str, dict]) -> dict[int | str, list]:
@@ -168,7 +168,7 @@ class _Reader:
             doubts.append(f'{empty} images have no mask of an object')
         if annotations and not objects:
             self.skipped.skip(self.path, f'none of {len(annotations)} annotations is the mask of an object: '
-                                              f'boxes, crowds and key points are not enough')
+                                         f'boxes, crowds and key points are not enough')
         elif doubts:
             self.skipped.doubt(self.path, '; '.join(doubts))
         return objects

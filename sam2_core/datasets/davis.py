@@ -49,7 +49,7 @@ def find(folder: Path, skipped: SkippedFiles) -> list[DavisClip]:
         if not stored.get(name):
             if files:
                 skipped.skip(place, f'{_count(files, "label file")} without images: no JPEG or PNG in {beside}'
-                                         f'{other_spelling(name, stored_names)}')
+                                    f'{other_spelling(name, stored_names)}')
             continue
         try:
             frames = _pairs(beside, frames_in_order(stored[name]), frames_in_order(files), skipped)
@@ -61,7 +61,7 @@ def find(folder: Path, skipped: SkippedFiles) -> list[DavisClip]:
         if not drawn.get(name) and (files or not _has_folders(name, stored)):
             hint = other_spelling(name, drawn_names)
             skipped.skip(images / name, f'{_count(files, "image")} without labels: no PNG in {labels / name}{hint}'
-                              if files else 'no JPEG or PNG in it')
+                         if files else 'no JPEG or PNG in it')
     return clips
 
 
