@@ -34,7 +34,9 @@ from sam2_ros.runtime.node_arguments import (
     why,
     without_ros_arguments,
 )
-from sam2_ros.runtime.parameters import OF_EVERY_NODE, Parameters, given_values, with_values
+from sam2_ros.runtime.node_parameters import declare_parameters, given_values, read_parameters
+from sam2_ros.runtime.parameter_rules import OF_EVERY_NODE, with_values
+from sam2_ros.runtime.parameters import Parameters
 
 MARKS = {Verdict.GOOD: ('ok', 'green'), Verdict.DOUBTFUL: ('warn', 'yellow'), Verdict.BAD: ('FAIL', 'bold red')}
 
@@ -100,8 +102,8 @@ def check(options: argparse.Namespace, arguments: Sequence[str], environment: Ma
         with node_as_given(arguments, name, namespace) as sam2:
             chosen = {name: value for name in ('model', 'checkpoint', 'device', 'image_transport')
                       if (value := getattr(options, name)) is not None}
-            Parameters.declare(sam2)
-            parameters = with_values(Parameters.read(sam2), chosen)
+            declare_parameters(sam2)
+            parameters = with_values(read_parameters(sam2), chosen)
             yield from check_parameters(sam2, arguments, name, namespace)
             yield from _guarded('machine', check_machine(parameters, get_rmw_implementation_identifier(), environment))
             yield from _guarded('topics', _listen(options, sam2, parameters))
@@ -136,7 +138,7 @@ def check_parameters(sam2: Node, arguments: Sequence[str], name: str, namespace:
         if found.others and not found.applied:
             yield doubtful('parameters', f'{file} has parameters for {", ".join(found.others)}, none for {full_name}: '
                                          f'rename the section, or the node (--node NAME, -r __node:=, -r __ns:=)')
-    for problem in problems(sam2, Parameters.read(sam2)):
+    for problem in problems(sam2, read_parameters(sam2)):
         yield doubtful('parameters', problem)
     count = len(given_values(sam2))
     yield good('parameters', f'{full_name}: ' + (f'{count} given' if count else 'defaults')

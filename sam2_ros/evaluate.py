@@ -43,8 +43,9 @@ from sam2_ros.evaluation.report.training_export import MIN_SCORE, WRITERS
 from sam2_ros.evaluation.results import TOTAL, Mode
 from sam2_ros.perception.model_loading import LOAD_ERRORS, load
 from sam2_ros.recordings.recording import RecordingError
-from sam2_ros.runtime.parameter_file import NODE, read_parameters
-from sam2_ros.runtime.parameters import ParameterError, Parameters, with_values
+from sam2_ros.runtime.parameter_file import NODE, read_parameter_file
+from sam2_ros.runtime.parameter_rules import ParameterError, with_values
+from sam2_ros.runtime.parameters import Parameters
 
 FINE, SOME_FAILED, NOTHING = 0, 1, 2
 TOPICS = {'image_topic': 'camera images (default: the only such topic)',
@@ -126,7 +127,10 @@ def parameters_of(options: argparse.Namespace) -> Parameters:
     Raises:
         ParameterError: The file cannot be read, or a value is invalid.
     """
-    chosen, problems = read_parameters(options.parameters, options.node) if options.parameters else (Parameters(), [])
+    chosen = Parameters()
+    problems: list[str] = []
+    if options.parameters:
+        chosen, problems = read_parameter_file(options.parameters, options.node)
     given = {name: getattr(options, name) for name in ('model', 'checkpoint', 'device', 'dtype', 'image_size')
              if getattr(options, name) is not None}
     if 'checkpoint' in given and 'model' not in given:

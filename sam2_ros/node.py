@@ -30,13 +30,13 @@ from sam2_core import Sam2Model
 from sam2_ros.messages.vision import require_vision_msgs
 from sam2_ros.perception.model_loading import LOAD_ERRORS, load
 from sam2_ros.perception.worker import Worker
-from sam2_ros.runtime import parameters
 from sam2_ros.runtime.dds import remove_dead_segments, use_image_profile
 from sam2_ros.runtime.executables import install
 from sam2_ros.runtime.guarded_node import GuardedExecutor, GuardedNode
 from sam2_ros.runtime.node_arguments import ARGUMENT_ERRORS, problems, why
 from sam2_ros.runtime.node_help import parse
-from sam2_ros.runtime.parameters import ParameterError, Parameters
+from sam2_ros.runtime.node_parameters import accepted, declare_parameters, read_parameters
+from sam2_ros.runtime.parameter_rules import ParameterError
 from sam2_ros.runtime.stopping import STOPPING
 from sam2_ros.topics.diagnostics import Diagnostics
 from sam2_ros.topics.node_camera import NodeCamera
@@ -73,12 +73,12 @@ class Sam2Node(GuardedNode):
         self._model: Sam2Model | None = None  # while configured
         self._worker: Worker | None = None  # while active
         try:
-            Parameters.declare(self)
+            declare_parameters(self)
         except ParameterError:
             self.destroy_node()
             raise
         self.add_post_set_parameters_callback(self._on_parameters_set)
-        chosen = Parameters.read(self)
+        chosen = read_parameters(self)
         self._cameras = [NodeCamera(self, name) for name in chosen.cameras or ('',)]
         for problem in problems(self, chosen):
             self.get_logger().warning(problem)
@@ -93,7 +93,7 @@ class Sam2Node(GuardedNode):
     def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
         """Set all of the parameters, or none and return the reason."""
         try:
-            changes = parameters.accepted(parameter_list, self, configured=self._model is not None)
+            changes = accepted(parameter_list, self, configured=self._model is not None)
         except ParameterError as error:
             return SetParametersResult(successful=False, reason=str(error))
         return super().set_parameters_atomically(changes)
@@ -101,7 +101,7 @@ class Sam2Node(GuardedNode):
     @_logged
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model, warm it up and create pipelines and publishers."""
-        chosen = Parameters.read(self)
+        chosen = read_parameters(self)
         started = time.monotonic()
         try:
             if chosen.detections_topic:
@@ -205,7 +205,7 @@ class Sam2Node(GuardedNode):
 
     def _on_parameters_set(self, _: list[Parameter]) -> None:
         if self._model is not None:
-            chosen = Parameters.read(self)
+            chosen = read_parameters(self)
             for camera in self._cameras:
                 camera.pipeline.change(chosen)
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import Field, fields
 from pathlib import Path
 
-from sam2_ros.runtime.parameters import LIVE, Parameters, allowed
+from sam2_ros.runtime.parameter_rules import allowed
+from sam2_ros.runtime.parameters import LIVE, Parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / 'config' / 'sam2.yaml'

@@ -18,7 +18,9 @@ from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.logging import LoggingSeverity, set_logger_level
 from rclpy.node import Node
 
-from sam2_ros.runtime.parameters import ParameterError, Parameters, doubts, given_values, unknown
+from sam2_ros.runtime.node_parameters import given_values, unknown
+from sam2_ros.runtime.parameter_rules import ParameterError, doubts
+from sam2_ros.runtime.parameters import Parameters
 
 # errors that rclpy raises at startup for arguments, names and parameters that cannot be used
 ARGUMENT_ERRORS = (rclpy_implementation.RCLError, rclpy_implementation.UnknownROSArgsError,

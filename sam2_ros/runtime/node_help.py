@@ -11,7 +11,8 @@ from dataclasses import fields
 
 from sam2_core import __version__
 from sam2_ros.runtime.node_arguments import without_ros_arguments
-from sam2_ros.runtime.parameters import Parameters, allowed
+from sam2_ros.runtime.parameter_rules import allowed
+from sam2_ros.runtime.parameters import Parameters
 
 DESCRIPTION = """Track prompted objects in the images of one or more cameras: the node sam2.
 

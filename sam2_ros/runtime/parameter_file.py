@@ -17,12 +17,14 @@ from sam2_ros.runtime.node_arguments import (
     why,
     yaml_reason,
 )
-from sam2_ros.runtime.parameters import ParameterError, Parameters, doubts, with_values
+from sam2_ros.runtime.node_parameters import declare_parameters, read_parameters
+from sam2_ros.runtime.parameter_rules import ParameterError, doubts, with_values
+from sam2_ros.runtime.parameters import Parameters
 
 NODE = '/sam2'
 
 
-def read_parameters(path: Path, node: str = NODE) -> tuple[Parameters, list[str]]:
+def read_parameter_file(path: Path, node: str = NODE) -> tuple[Parameters, list[str]]:
     """Return the parameters that a node reads from a file, and warnings about values without effect.
 
     A file without sections for nodes has the form NAME: VALUE. Parameters that are not in the file have their defaults.
@@ -44,8 +46,8 @@ def read_parameters(path: Path, node: str = NODE) -> tuple[Parameters, list[str]
             if not found.applied:
                 raise ParameterError(f'no section for {given.get_fully_qualified_name()} (it has '
                                      f'{", ".join(found.others)}): name the node with --node')
-            Parameters.declare(given)
-            chosen = Parameters.read(given)
+            declare_parameters(given)
+            chosen = read_parameters(given)
             return chosen, problems(given, chosen)
     except ARGUMENT_ERRORS as error:
         raise ParameterError(f'parameters {path}: {why(error)}') from None

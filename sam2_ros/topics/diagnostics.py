@@ -16,6 +16,7 @@ from sam2_ros.perception.load_shedding import LoadShedder, why_unusable
 from sam2_ros.perception.meter import WINDOW, Meter, Snapshot
 from sam2_ros.runtime.failures import Failures
 from sam2_ros.runtime.namesakes import Namesakes
+from sam2_ros.runtime.node_parameters import read_parameters
 from sam2_ros.runtime.parameters import Parameters
 
 SILENT = 2.0  # seconds without an image
@@ -88,7 +89,7 @@ class Diagnostics:
         state = self._node._state_machine.current_state[1]
         name = self._node.get_fully_qualified_name()
         alive = None if self.worker_alive is None else self.worker_alive()
-        parameters = Parameters.read(self._node)
+        parameters = read_parameters(self._node)
         statuses = [model_status(name, state, self._model, self._failure, alive, failed=_failed(self._failures, now),
                                  failed_count=0 if self._failures is None else self._failures.count,
                                  namesakes=self._namesakes.look())]

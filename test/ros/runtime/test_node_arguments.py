@@ -22,8 +22,10 @@ from sam2_ros.runtime.node_arguments import (
     why,
     without_ros_arguments,
 )
-from sam2_ros.runtime.parameter_file import read_parameters
-from sam2_ros.runtime.parameters import ParameterError, Parameters
+from sam2_ros.runtime.node_parameters import declare_parameters, read_parameters
+from sam2_ros.runtime.parameter_file import read_parameter_file
+from sam2_ros.runtime.parameter_rules import ParameterError
+from sam2_ros.runtime.parameters import Parameters
 
 FILES = {
     'all nodes': '/**: {ros__parameters: {max_objects: 7}}',
@@ -92,7 +94,7 @@ def of_a_node(domain: int, arguments: list[str]) -> tuple[Parameters, list[str]]
     try:
         rclpy.init(args=arguments, context=context, domain_id=domain)
         node = Sam2Node(context=context)
-        found = Parameters.read(node), problems(node, Parameters.read(node))
+        found = read_parameters(node), problems(node, read_parameters(node))
         node.destroy_node()
         return found
     except ARGUMENT_ERRORS as error:
@@ -110,8 +112,8 @@ def test_a_file_gives_an_evaluation_and_a_check_what_it_gives_the_node(ros_domai
         applied = None
         try:
             with node_as_given(arguments_of(file, name=name)) as given:
-                Parameters.declare(given)
-                checked = Parameters.read(given), problems(given, Parameters.read(given))
+                declare_parameters(given)
+                checked = read_parameters(given), problems(given, read_parameters(given))
                 verdicts = [*check_parameters(given, arguments_of(file, name=name), 'sam2', '')]
                 applied = sections(file, 'sam2', '', arguments_of(file, name=name)).applied
         except ARGUMENT_ERRORS as error:
@@ -120,13 +122,13 @@ def test_a_file_gives_an_evaluation_and_a_check_what_it_gives_the_node(ros_domai
         if applied == () and text:
             assert any('none for' in finding.text for finding in verdicts)
             with pytest.raises(ParameterError, match=f'no section for {name} '):
-                read_parameters(file, name)
+                read_parameter_file(file, name)
         elif isinstance(expected, str):
             with pytest.raises(ParameterError) as error:
-                read_parameters(file, name)
+                read_parameter_file(file, name)
             assert str(error.value).endswith(expected)
         else:
-            assert read_parameters(file, name) == expected
+            assert read_parameter_file(file, name) == expected
 
 
 def test_the_files_reach_the_nodes_that_they_name(ros_domain, tmp_path):
@@ -150,8 +152,8 @@ def test_later_files_and_the_command_line_win(ros_domain, tmp_path):
     expected = Parameters(max_objects=2, class_names=('of 2',), lost_after=9.0)
     assert of_a_node(ros_domain, arguments)[0] == expected
     with node_as_given(arguments) as given:
-        Parameters.declare(given)
-        assert Parameters.read(given) == expected
+        declare_parameters(given)
+        assert read_parameters(given) == expected
     assert parameter_files(arguments) == [str(tmp_path / f'{number}.yaml') for number in (1, 2)]
 
 
@@ -162,7 +164,7 @@ def test_the_check_says_which_sections_apply_and_which_names_do_not_exist(tmp_pa
     other.write_text('foo: {ros__parameters: {lost_after: 1.0}}\nns: {bar: {ros__parameters: {lost_after: 1.0}}}')
     arguments = arguments_of(file, other)
     with node_as_given(arguments) as given:
-        Parameters.declare(given)
+        declare_parameters(given)
         nobody, typo, good = check_parameters(given, arguments, 'sam2', '')
     assert (nobody.verdict, typo.verdict, good.verdict) == (Verdict.DOUBTFUL, Verdict.DOUBTFUL, Verdict.GOOD)
     assert nobody.text.startswith(f'{other} has parameters for /foo, /ns/bar, none for /sam2: rename the section')

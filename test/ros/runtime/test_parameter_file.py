@@ -4,14 +4,15 @@ from pathlib import Path
 import pytest
 
 from sam2_ros.evaluate import parameters_of, parse
-from sam2_ros.runtime.parameter_file import read_parameters
-from sam2_ros.runtime.parameters import ParameterError, Parameters, with_values
+from sam2_ros.runtime.parameter_file import read_parameter_file
+from sam2_ros.runtime.parameter_rules import ParameterError, with_values
+from sam2_ros.runtime.parameters import Parameters
 
 CONFIG = Path(__file__).resolve().parents[3] / 'config' / 'sam2.yaml'
 
 
 def test_the_file_of_the_node_is_read():
-    assert read_parameters(CONFIG) == (Parameters(), [])
+    assert read_parameter_file(CONFIG) == (Parameters(), [])
 
 
 @pytest.mark.parametrize('text', [
@@ -19,12 +20,12 @@ def test_the_file_of_the_node_is_read():
     'sam2:\n  ros__parameters:\n    lost_after: 1.0\n    class_names: [cup]\n    use_sim_time: true'])
 def test_so_are_plain_names(tmp_path, text):
     (tmp_path / 'mine.yaml').write_text(text)
-    assert read_parameters(tmp_path / 'mine.yaml') == (Parameters(lost_after=1.0, class_names=('cup',)), [])
+    assert read_parameter_file(tmp_path / 'mine.yaml') == (Parameters(lost_after=1.0, class_names=('cup',)), [])
 
 
 def test_an_empty_file_changes_nothing(tmp_path):
     (tmp_path / 'mine.yaml').write_text('')
-    assert read_parameters(tmp_path / 'mine.yaml') == (Parameters(), [])
+    assert read_parameter_file(tmp_path / 'mine.yaml') == (Parameters(), [])
 
 
 @pytest.mark.parametrize(('values', 'reason'), [
@@ -62,8 +63,8 @@ def test_the_sections_of_a_node_are_chosen_by_its_name(tmp_path, capsys):
 def test_files_that_cannot_be_used_are_named(tmp_path, text, reason):
     (tmp_path / 'bad.yaml').write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ParameterError, match='bad.yaml') as error:
-        read_parameters(tmp_path / 'bad.yaml')
+        read_parameter_file(tmp_path / 'bad.yaml')
     assert error.match(reason)
     assert '\n' not in str(error.value)
     with pytest.raises(ParameterError, match='none.yaml: No such file'):
-        read_parameters(tmp_path / 'none.yaml')
+        read_parameter_file(tmp_path / 'none.yaml')

@@ -13,7 +13,9 @@ from rclpy.parameter import Parameter
 
 from sam2_ros.node import Sam2Node
 from sam2_ros.runtime.node_arguments import problems
-from sam2_ros.runtime.parameters import MODEL, START, ParameterError, Parameters, with_values
+from sam2_ros.runtime.node_parameters import read_parameters
+from sam2_ros.runtime.parameter_rules import ParameterError, with_values
+from sam2_ros.runtime.parameters import MODEL, START, Parameters
 from tools import write_parameters
 
 ROOT = Path(__file__).parents[3]
@@ -46,7 +48,7 @@ def set_parameter(node: Sam2Node, name: str, value) -> SetParametersResult:
 
 def test_defaults_and_descriptions(make):
     node = make()
-    assert Parameters.read(node) == Parameters()
+    assert read_parameters(node) == Parameters()
     for item in fields(Parameters):
         described = node.describe_parameter(item.name)
         assert len(described.description) > 20
@@ -58,7 +60,7 @@ def test_defaults_and_descriptions(make):
 
 
 def test_values_given_at_start_are_taken(make):
-    assert Parameters.read(make(model='sam2.1_hiera_tiny', lost_after=0.5, max_objects=3)) == Parameters(
+    assert read_parameters(make(model='sam2.1_hiera_tiny', lost_after=0.5, max_objects=3)) == Parameters(
         model='sam2.1_hiera_tiny', lost_after=0.5, max_objects=3)
 
 
@@ -98,7 +100,7 @@ def test_a_value_that_cannot_work_is_refused_by_name_at_once_and_at_start(make, 
     result = set_parameter(node, name, value)
     assert not result.successful
     assert result.reason.startswith(reason or f'{name}: cannot be deleted') or reason and reason in result.reason
-    assert Parameters.read(node) == Parameters()
+    assert read_parameters(node) == Parameters()
     with pytest.raises(ParameterError) as error:
         make(**{name: value})
     assert (reason or 'lost_after []: must be a number') in str(error.value)
@@ -125,10 +127,10 @@ def test_values_that_work_only_together_are_set_together(make):
     assert not set_parameter(node, 'depth_min', 12.0).successful
     both = [Parameter('depth_min', value=12.0), Parameter('depth_max', value=20.0)]
     assert node.set_parameters_atomically(both).successful
-    assert (Parameters.read(node).depth_min, Parameters.read(node).depth_max) == (12.0, 20.0)
+    assert (read_parameters(node).depth_min, read_parameters(node).depth_max) == (12.0, 20.0)
     spoilt = [Parameter('depth_max', value=30.0), Parameter('depth_min', value=40.0)]
     assert not node.set_parameters_atomically(spoilt).successful
-    assert Parameters.read(node).depth_max == 20.0
+    assert read_parameters(node).depth_max == 20.0
 
 
 EMPTY = {'no type, as rcl reads []': (Parameter.Type.NOT_SET, None), 'bytes, as rqt': (Parameter.Type.BYTE_ARRAY, []),
@@ -140,12 +142,12 @@ EMPTY = {'no type, as rcl reads []': (Parameter.Type.NOT_SET, None), 'bytes, as 
 def test_an_empty_list_of_names_is_taken_in_every_form(make, kind, value):
     names = ('cameras', 'class_names', 'detections_classes')
     node = make(**{name: Parameter(name, kind, value) for name in names})
-    assert Parameters.read(node) == Parameters()
+    assert read_parameters(node) == Parameters()
     if kind != Parameter.Type.NOT_SET:  # NOT_SET deletes a parameter
         assert set_parameter(node, 'class_names', ['cup']).successful
         assert set_parameter(node, 'class_names', Parameter('class_names', kind, value)).successful
         assert node.get_parameter('class_names').type_ == Parameter.Type.STRING_ARRAY
-        assert Parameters.read(node) == Parameters()
+        assert read_parameters(node) == Parameters()
 
 
 def test_a_parameter_cannot_be_deleted(make):
@@ -153,7 +155,7 @@ def test_a_parameter_cannot_be_deleted(make):
     for name in [item.name for item in fields(Parameters)] + ['use_sim_time']:
         result = set_parameter(node, name, Parameter(name, Parameter.Type.NOT_SET))
         assert not result.successful and f'{name}: cannot be deleted; set it to its default' in result.reason
-    assert Parameters.read(node) == Parameters()
+    assert read_parameters(node) == Parameters()
 
 
 def test_the_clock_is_refused_by_name_too(make):
@@ -177,7 +179,7 @@ def test_names_and_combinations_without_effect_are_told_at_start(make, capfd):
             "detections_classes ['cup'] has no effect without detections_topic",
             'depth_wait 0.05 is not below latency_target 0.04: results that wait for their depth are late; lower '
             'depth_wait']
-    assert problems(node, Parameters.read(node)) == told
+    assert problems(node, read_parameters(node)) == told
     logged = capfd.readouterr().err
     assert [text for text in told if f'[sam2]: {text}\n' not in logged] == []
     assert logged.count('[WARN]') == len(told)
@@ -204,11 +206,11 @@ def test_no_value_of_any_type_ends_the_node_or_leaves_it_with_values_that_do_not
                 value = next(made for _ in range(100) if type(made := makers[rng.integers(len(makers))]())
                              is (list if isinstance(known[name].default, tuple) else type(known[name].default)))
             changes.append(Parameter(str(name), value=value))
-        before = Parameters.read(node)
+        before = read_parameters(node)
         results = node.set_parameters(changes) if rng.random() < 0.5 else [node.set_parameters_atomically(changes)]
         accepted += any(result.successful for result in results)
         assert all(result.successful or result.reason for result in results)
-        after = Parameters.read(node)
+        after = read_parameters(node)
         if not any(result.successful for result in results):
             assert after == before
         assert with_values(Parameters(), {name: getattr(after, name) for name in known}) == after

@@ -17,7 +17,7 @@ from std_msgs.msg import Header
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import InstanceArray, Prompt
 from sam2_ros.node import Sam2Node
-from sam2_ros.runtime.parameters import ParameterError
+from sam2_ros.runtime.parameter_rules import ParameterError
 
 SUCCESS = TransitionCallbackReturn.SUCCESS
 

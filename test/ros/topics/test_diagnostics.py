@@ -16,6 +16,7 @@ from sam2_ros.msg import Instance
 from sam2_ros.perception.frame import TrackedObject
 from sam2_ros.perception.load_shedding import Level, LoadShedder
 from sam2_ros.perception.meter import MOST, WINDOW, Meter, percentiles
+from sam2_ros.runtime.node_parameters import declare_parameters
 from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.topics.diagnostics import (
     ERROR,
@@ -279,7 +280,7 @@ def listening(ros_domain):
     context = rclpy.Context()
     rclpy.init(context=context, domain_id=ros_domain)
     node = LifecycleNode('sam2', context=context, namespace='robot1')
-    Parameters.declare(node)
+    declare_parameters(node)
     diagnostics = Diagnostics(node)
     arrived: list[DiagnosticArray] = []
     node.create_subscription(DiagnosticArray, '/diagnostics', arrived.append, 10)
