@@ -17,14 +17,14 @@ from sam2_ros.depth.calibration import same_frame
 from sam2_ros.messages.conversions import to_nanoseconds, to_roi
 from sam2_ros.messages.stamps import jumped_back
 from sam2_ros.msg import Prompt
+from sam2_ros.perception.detection_pixels import Box, ImageFit, anchor, upright
 from sam2_ros.perception.frame import Frame
 from sam2_ros.perception.prompt_plan import PromptAnswer
 from sam2_ros.runtime.parameters import Parameters
 
 if TYPE_CHECKING:
-    from vision_msgs.msg import BoundingBox2D, Detection2DArray
+    from vision_msgs.msg import Detection2DArray
 
-Box = tuple[float, float, float, float]  # (x0, y0, x1, y1), pixels
 JOINING_IMAGES = 5  # live images, besides catch_up_images, until the object of a late prompt has to be visible
 MAX_FRAMES = 4096  # frames whose boxes are stored, however slowly stamps advance
 MAX_DETECTIONS = 1000  # in one message
@@ -64,9 +64,12 @@ def read(message: Detection2DArray, parameters: Parameters, height: int,
 
     Detections are skipped if their class is not in ``detections_classes``, if their score is below
     ``detections_min_score``, or if they overlap a detection with a higher score by ``detections_iou``. A rotated box
-    counts as the upright box around it, and boxes are clipped to the image, whose size is in pixels.
+    counts as the upright box around it. Boxes are converted from the detector's pixels to those of the image, whose
+    size is given in pixels, and clipped to it. No detection is used if one of them lies too far outside, because then
+    all of them are in another pixel scale.
     """
     found, refused = [], []
+    fit = ImageFit.of(parameters, height, width)
     if len(message.detections) > MAX_DETECTIONS:
         refused.append(f'{len(message.detections)} detections in one message: only the first {MAX_DETECTIONS} are '
                        f'read; have the detector suppress duplicates')
@@ -74,19 +77,21 @@ def read(message: Detection2DArray, parameters: Parameters, height: int,
         best = max((result.hypothesis for result in item.results), key=lambda guess: guess.score, default=None)
         label, score = (best.class_id, best.score) if best is not None else ('', 0.0)
         wanted = not parameters.detections_classes or label in parameters.detections_classes
-        if not wanted or not score >= parameters.detections_min_score:  # also skips a score of NaN
-            continue
+        wanted = wanted and score >= parameters.detections_min_score  # also skips a score of NaN
         centre, size = item.bbox.center.position, (item.bbox.size_x, item.bbox.size_y)
         if not all(map(math.isfinite, (centre.x, centre.y, item.bbox.center.theta, *size))) or min(size) <= 0:
-            refused.append(f"detection '{label}' with a box of {size[0]:g} x {size[1]:g} pixels at ({centre.x:g}, "
-                           f'{centre.y:g}): all must be finite and the size positive')
+            if wanted:
+                refused.append(f"detection '{label}' with a box of {size[0]:g} x {size[1]:g} pixels at ({centre.x:g}, "
+                               f'{centre.y:g}): all must be finite and the size positive')
             continue
-        x0, y0, x1, y1 = upright(item.bbox)
+        drawn = upright(item.bbox)
+        if not fit.covers(anchor(item.bbox)):  # a detection that is not wanted shows the scale as well
+            return [], [f"detection '{label}' with box {_shown(drawn)}: {fit.why_not}"]
+        x0, y0, x1, y1 = fit.to_image(drawn)
         box = max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
-        if box[0] >= box[2] or box[1] >= box[3]:
-            refused.append(f"detection '{label}' with box ({x0:g}, {y0:g}, {x1:g}, {y1:g}): outside the image of "
-                           f'{width} x {height} pixels; boxes must be in pixels of the image that the node gets')
-        else:
+        if wanted and (box[0] >= box[2] or box[1] >= box[3]):
+            refused.append(f"detection '{label}' with box {_shown(drawn)}: outside the image; it has no pixel in it")
+        elif wanted:
             found.append(Detection(box, label, score))
     return _distinct(found, parameters.detections_iou), refused
 
@@ -279,15 +284,6 @@ def _without_last_new(prompts: list[Prompt], count: int) -> list[Prompt]:
 
 # --- boxes
 
-def upright(box: BoundingBox2D) -> Box:
-    """Return the upright box (x0, y0, x1, y1) around a box that may be rotated."""
-    cosine, sine = abs(math.cos(box.center.theta)), abs(math.sin(box.center.theta))
-    width = box.size_x * cosine + box.size_y * sine
-    height = box.size_x * sine + box.size_y * cosine
-    x, y = box.center.position.x, box.center.position.y
-    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
-
-
 def _array(boxes: Iterable[Box]) -> np.ndarray:
     """Return boxes as an array, (N, 4)."""
     return np.array([*boxes], float).reshape(-1, 4)
@@ -311,3 +307,8 @@ def _pixels(box: Box) -> tuple[int, int, int, int]:
     """Return the pixel box of all pixels that a box touches."""
     x0, y0, x1, y1 = box
     return math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)
+
+
+def _shown(box: Box) -> str:
+    """Return a box as text."""
+    return f'({", ".join(f"{side:g}" for side in box)})'

@@ -40,6 +40,9 @@ def doubts(chosen: Parameters) -> list[str]:
     found = []
     if chosen.detections_classes and not chosen.detections_topic:
         found.append(f'detections_classes {shown(chosen.detections_classes)} has no effect without detections_topic')
+    if chosen.detections_fit != 'stretch' and not chosen.detections_width:
+        found.append(f"detections_fit '{chosen.detections_fit}' has no effect without detections_width and "
+                     f'detections_height')
     if chosen.use_depth and 0 < chosen.latency_target <= chosen.depth_wait:
         found.append(f'depth_wait {chosen.depth_wait:g} is not below latency_target {chosen.latency_target:g}: results '
                      f'that wait for their depth are late; lower depth_wait')
@@ -112,6 +115,9 @@ def _conflict(chosen: Parameters) -> str:
     if chosen.int8_encoder and (chosen.dtype != 'float32' or chosen.device.startswith('cuda')):
         return (f"int8_encoder with dtype '{chosen.dtype}' and device '{chosen.device}': must be float32 on the cpu; "
                 f'set int8_encoder to false')
+    if bool(chosen.detections_width) != bool(chosen.detections_height):
+        return (f'detections_width {chosen.detections_width} and detections_height {chosen.detections_height}: both '
+                f'must be positive, or both 0; set both at once')
     if chosen.detections_topic:
         if chosen.cameras and chosen.detections_topic.startswith('/'):
             return (f"detections_topic '{chosen.detections_topic}': with several cameras it is relative to each; "

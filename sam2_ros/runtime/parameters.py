@@ -130,6 +130,17 @@ class Parameters:
     detections_iou: float = _parameter(
         0.5, 'IoU of the boxes at or above which a detection and a known object, or two detections, count as the same '
         'object.', limits=(0.0, 1.0))
+    detections_width: int = _parameter(
+        0, "Width of the detector's input in pixels, if its boxes are in pixels of that. 0: they are in pixels of the "
+        'image.', limits=(0, 65535))
+    detections_height: int = _parameter(
+        0, "Height of the detector's input in pixels, if its boxes are in pixels of that. 0: they are in pixels of the "
+        'image.', limits=(0, 65535))
+    detections_fit: str = _parameter(
+        'stretch', 'How the image is fitted into detections_width x detections_height. stretch: each side by its own '
+        'scale. letterbox: one scale, with equal bars on two sides. corner: one scale, with bars on the right or at '
+        'the bottom. crop: one scale, and two sides are cut off equally.',
+        choices=('stretch', 'letterbox', 'corner', 'crop'))
 
     latency_target: float = _parameter(
         0.0, 'Target latency from image stamp to published result, in seconds. 0: none.', limits=(0.0, 60.0),

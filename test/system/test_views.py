@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Point, PointStamped, Quaternion, Transform, TransformStamped, Vector3
+from rcl_interfaces.srv import SetParametersAtomically
+from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import Header, String
@@ -212,6 +214,30 @@ def test_a_detector_starts_objects_once_and_their_ids_stay(robot):
     robot.show_until(lambda: len(ids(robot.peer.instances[-1])) > 2, 8)
     array = robot.show(8)
     assert ids(array)[:2] == first_two and len(ids(array)) == 3
+
+
+@needs_vision_msgs
+def test_a_detector_in_pixels_of_its_own_input_is_refused_until_the_node_knows_the_input(robot):
+    def letterboxed(disc):  # 480 x 360 in 640 x 640: scale 4/3, bars of 80 pixels above and below
+        return tuple(round(side * 4 / 3) + (80 if axis % 2 else 0) for axis, side in enumerate(SCENE.box(0, disc)))
+
+    def choose(**values):
+        changes = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
+        request = SetParametersAtomically.Request(parameters=changes)
+        assert robot.peer.ask(SetParametersAtomically, 'set_parameters_atomically', request).result.successful
+
+    array = robot.show(0)
+    robot.detect(array.header, *map(letterboxed, SCENE.IDS))
+    robot.show_until(lambda: 'set detections_width, detections_height and detections_fit' in robot.peer.process.log)
+    assert ids(robot.show(0)) == []
+    choose(detections_width=640, detections_height=640, detections_fit='letterbox')
+    try:
+        robot.detect(robot.show(0).header, *map(letterboxed, SCENE.IDS))
+        robot.show_until(lambda: len(ids(robot.peer.instances[-1])) == 2)
+        array = robot.show(0)
+        assert all(any(covers(array, object_id, 0, disc) for object_id in ids(array)) for disc in SCENE.IDS)
+    finally:
+        choose(detections_width=0, detections_height=0, detections_fit='stretch')
 
 
 @needs_vision_msgs

@@ -13,7 +13,8 @@ from sam2_core.masks import mask_box
 from sam2_core.metrics import box_iou
 from sam2_ros.messages.vision import vision_msgs
 from sam2_ros.msg import Instance, Prompt
-from sam2_ros.perception.detection_prompts import Detection, DetectionGate, Known, propose, read, upright
+from sam2_ros.perception.detection_pixels import upright
+from sam2_ros.perception.detection_prompts import Detection, DetectionGate, Known, propose, read
 from sam2_ros.perception.frame import Frame, TrackedObject
 from sam2_ros.perception.prompt_plan import PromptAnswer, PromptRequest, refuse
 from sam2_ros.runtime.parameters import Parameters
@@ -82,12 +83,12 @@ def test_two_detections_of_one_thing_are_the_surer_one():
 
 
 def test_boxes_are_cut_at_the_edge_of_the_image():
-    (found,), _ = wanted([((-50, 400, 100, 999), 'cup', 0.9)])
-    assert found.box == (0, 400, 100, HEIGHT)
+    (found,), refused = wanted([((-30, 400, 100, 500), 'cup', 0.9)])
+    assert found.box == (0, 400, 100, HEIGHT) and not refused
 
 
 @pytest.mark.parametrize(('box', 'reason'), [
-    ((700, 20, 740, 90), r'box \(700, 20, 740, 90\): outside the image of 640 x 480 pixels'),
+    ((641, 20, 660, 90), r'box \(641, 20, 660, 90\): outside the image; it has no pixel in it'),
     ((10, 10, 10, 50), '0 x 40 pixels .*size positive'),
     ((10, 10, 50, 10), '40 x 0 pixels .*size positive'),
     ((10, 10, math.nan, 50), 'must be finite'),

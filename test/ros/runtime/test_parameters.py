@@ -93,6 +93,8 @@ def test_values_given_at_start_are_taken(make):
     ('depth_min', 20.0, 'depth_min 20: must be below depth_max 10'),
     ('depth_max', 0.1, 'depth_min 0.1: must be below depth_max 0.1'),
     ('forget_after', 1.0, 'forget_after 1: must be at least lost_after 2, or 0 for never; set both at once'),
+    ('detections_width', 640, 'detections_width 640 and detections_height 0: both must be positive, or both 0; set'),
+    ('detections_fit', 'pad', "detections_fit 'pad': must be one of stretch, letterbox, corner, crop"),
     ('detections_topic', 'boxes!', "detections_topic 'boxes!': Invalid topic name: topic name must not contain"),
 ])
 def test_a_value_that_cannot_work_is_refused_by_name_at_once_and_at_start(make, name, value, reason):
@@ -171,12 +173,13 @@ def test_a_name_that_does_not_exist_is_refused_with_the_closest(make):
 def test_names_and_combinations_without_effect_are_told_at_start(make, capfd):
     node = make(lost_aftr=3.0, fps=30, **{'qos_overrides./imag.subscription.reliability': 'reliable',
                                           'qos_overrides./image.subscription.reliability': 'reliable'},
-                use_sim_time=False, detections_classes=['cup'], latency_target=0.04)
+                use_sim_time=False, detections_classes=['cup'], detections_fit='crop', latency_target=0.04)
     told = ["unknown parameter 'lost_aftr' is ignored: did you mean lost_after?",
             "unknown parameter 'fps' is ignored: see docs/reference/parameters.md",
             "unknown parameter 'qos_overrides./imag.subscription.reliability' is ignored: did you mean "
             'qos_overrides./image.subscription.reliability?',
             "detections_classes ['cup'] has no effect without detections_topic",
+            "detections_fit 'crop' has no effect without detections_width and detections_height",
             'depth_wait 0.05 is not below latency_target 0.04: results that wait for their depth are late; lower '
             'depth_wait']
     assert problems(node, read_parameters(node)) == told
