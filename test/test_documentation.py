@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / 'docs'
 PAGES = sorted([*ROOT.glob('*.md'), *DOCS.rglob('*.md')])
 SOURCES = [path for folder in ('sam2_core', 'sam2_ros', 'launch', 'config', 'test', 'testing', 'benchmarks', 'tools',
-                               'requirements', 'msg', 'srv')
+                               'requirements', 'msg', 'srv', 'action')
            for path in (ROOT / folder).rglob('*') if path.suffix in {'.py', '.sh', '.yaml', '.txt', '.cmake'}]
 COMMANDS = {'sam2_check': 'sam2_ros/check.py', 'sam2_evaluate': 'sam2_ros/evaluate.py',
             'sam2_compare': 'sam2_ros/compare.py', 'sam2_train': 'sam2_core/training/finetune.py',

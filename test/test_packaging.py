@@ -166,6 +166,7 @@ def test_set_up_is_done_once(plan):
     ('setup.py', '--editable .', 'build_interfaces'),
     ('msg/Prompt.msg', 'build_interfaces', 'pip'),
     ('srv/SetPrompt.srv', 'build_interfaces', 'pip'),
+    ('action/Track.action', 'build_interfaces', 'pip'),
     ('CMakeLists.txt', 'build_interfaces', 'pip'),
 ])
 def test_a_change_repeats_only_its_step(plan, changed, again, not_again):

@@ -1,4 +1,4 @@
-"""Copy the definitions of msg/ and srv/ into docs/reference/messages.md.
+"""Copy the definitions of msg/, srv/ and action/ into docs/reference/messages.md.
 
 .venv/bin/python tools/list_messages.py
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / 'docs' / 'reference' / 'messages.md'
 BEGIN, END = '<!-- definitions: begin -->\n', '<!-- definitions: end -->\n'
-SECTIONS = {'msg': 'Messages', 'srv': 'Services'}
+SECTIONS = {'msg': 'Messages', 'srv': 'Services', 'action': 'Actions'}
 
 
 def main() -> int:
@@ -27,7 +27,7 @@ def page(text: str) -> str:
 
 
 def definitions() -> str:
-    """Return a section for each message and service, as Markdown."""
+    """Return a section for each message, service and action, as Markdown."""
     parts = []
     for kind, title in SECTIONS.items():
         parts.append(f'\n## {title}\n')
