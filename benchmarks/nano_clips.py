@@ -23,10 +23,11 @@ from rich.table import Table
 
 from benchmarks.lib.nano import PACKAGED, nano, short
 from sam2_core import Prompt, StreamTracker
+from sam2_core.drawing.overlay import BLACK, FONT, WHITE
+from sam2_core.drawing.video import INK, PAPER, captioned
 from sam2_core.model import Sam2Model
 from sam2_ros.demo.pictures import MARGIN, OPACITY
-from sam2_ros.drawing.overlay import BLACK, FONT, WHITE, draw_overlay
-from sam2_ros.drawing.video import INK, PAPER, captioned
+from sam2_ros.drawing.overlay import draw_overlay
 from sam2_ros.perception.frame import TrackedObject, sighting
 
 BOXES = {'cups': (568, 291, 740, 546),  # the cup in the middle

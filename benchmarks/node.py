@@ -37,7 +37,7 @@ from benchmarks.lib import plots
 from benchmarks.lib.parts import add_model_options, add_output_options, boxes, facts, make_model, random_model
 from sam2_core import Prompt, Sam2Model, StreamTracker
 from sam2_core.config import VARIANTS
-from sam2_ros.drawing.video import VideoFile
+from sam2_core.drawing.video import VideoFile
 from sam2_ros.messages.conversions import to_nanoseconds
 from sam2_ros.msg import InstanceArray
 from sam2_ros.tabletop.scene import TabletopScene

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import torch.distributed as dist
 
+from sam2_core.progress import progress_bar
+from sam2_core.stopping import COMPLETE, DIVERGED, INTERRUPTED, LEFT
 from sam2_core.training.clips import NoUsableData
 from sam2_core.training.divergence import Diverged, report
 from sam2_core.training.log import LogLine
-from sam2_core.training.progress import progress_bar
 from sam2_core.training.run_state import saved_step
-from sam2_core.training.stopping import COMPLETE, DIVERGED, INTERRUPTED, LEFT
 from sam2_core.training.trainer import Trainer
 
 Write = Callable[[str], None]  # writes a line for a person
@@ -46,7 +46,7 @@ def train(trainer: Trainer, show: Callable[[Write], Show]) -> RunOutcome:
 
     show: is given a function that writes a line above the bar, and returns one that shows a line of the log.
     """
-    with progress_bar(trainer.step, shown=trainer.rank == 0) as (write, move):
+    with progress_bar('step', trainer.step, shown=trainer.rank == 0) as (write, move):
         def moved() -> None:
             move(trainer.done, trainer.step)
 

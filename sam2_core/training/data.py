@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from sam2_core.stopping import obey_main_process_only
 from sam2_core.training.clips import Clip, NoUsableData, PackedClips, pack
-from sam2_core.training.stopping import obey_main_process_only
 from sam2_core.training.synthetic.scenes import render
 from sam2_core.training.synthetic.sprites import ClutterBank
 from sam2_core.training.synthetic.textures import TextureBank

@@ -29,20 +29,20 @@ import torch
 import torch.distributed as dist
 
 from sam2_core import __version__
+from sam2_core.arguments import device, number, rate, whole
 from sam2_core.checkpoint import load_model
 from sam2_core.config import VARIANTS
 from sam2_core.datasets import FORMATS, Format, LabelledRecording, SkippedFiles, open_recordings
 from sam2_core.files import replacing
 from sam2_core.model import Sam2Model
+from sam2_core.stopping import NO_START
 from sam2_core.training.adapters import DEFAULT_RANK, add_adapters, base_weights
-from sam2_core.training.arguments import device, number, rate, whole
 from sam2_core.training.clips import MAX_OBJECTS, Clip
 from sam2_core.training.command import Write, ending, run_command, train
 from sam2_core.training.distributed import join_processes, wait_for_all
 from sam2_core.training.log import LogLine
 from sam2_core.training.recorded_clips import RecordedClips, split_recordings
 from sam2_core.training.settings import Schedule, TrainConfig, part_of
-from sam2_core.training.stopping import NO_START
 from sam2_core.training.trainer import Trainer
 
 VALIDATION_CLIPS = 16

@@ -28,16 +28,16 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 
+from sam2_core.arguments import device, number, whole
 from sam2_core.checkpoint_files import CheckpointError
 from sam2_core.config import VARIANTS
+from sam2_core.stopping import NO_START
 from sam2_core.training import run_state
-from sam2_core.training.arguments import device, number, whole
 from sam2_core.training.command import ending, run_command, train
 from sam2_core.training.data import LARGEST_TRAINING_SEED, SyntheticClips
 from sam2_core.training.distributed import join_processes
 from sam2_core.training.log import LogLine
 from sam2_core.training.settings import Schedule, TrainConfig
-from sam2_core.training.stopping import NO_START
 from sam2_core.training.trainer import Trainer
 
 _SHOWN = ('step', 'minutes', 'frames', 'loss', 'image_box_j', 'image_click_j', 'video_tracked_j', 'video_absent_right',

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from sam2_core.model import Sam2Model
+from sam2_core.stopping import StopSignals
 from sam2_core.training.clips import Clip, NoUsableData, PackedClips, split
 from sam2_core.training.data import Augmentation, ClipSource, SyntheticClips, as_batch, batches
 from sam2_core.training.distributed import highest
@@ -25,7 +26,6 @@ from sam2_core.training.log import LogLine, Throughput, TrainingLog
 from sam2_core.training.optimisation import OptimisationStep
 from sam2_core.training.run_folder import RunFolder
 from sam2_core.training.settings import TrainConfig
-from sam2_core.training.stopping import StopSignals
 from sam2_core.training.validation import Validation
 
 _GO_ON, _LEAVE, _NO_DATA, _DIVERGED = range(4)  # states of a process; all processes act on the gravest

@@ -7,9 +7,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from sam2_core.drawing.video import PAPER, VideoFile, captioned
 from sam2_ros.demo.recording import RecordedFrame, resized
 from sam2_ros.drawing.overlay import STATE_NAMES, draw_overlay
-from sam2_ros.drawing.video import PAPER, VideoFile, captioned
 from sam2_ros.msg import Instance
 
 VIDEO_RATE = 30  # frames per second, at most

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from sam2_core.drawing.label_images import Layer, paint
 from sam2_ros.perception.frame import Frame, TrackedObject
 
 BACKGROUND, UNLABELED = 0, 255  # vision_msgs/LabelInfo: the highest class id means unlabelled
@@ -30,12 +31,8 @@ def confidence_image(frame: Frame) -> np.ndarray:
 
 
 def _painted(frame: Frame, dtype: type, value: Callable[[TrackedObject], int]) -> np.ndarray:
-    picture: np.ndarray = np.zeros(frame.image.shape[:2], dtype)
-    for item in sorted(frame.objects, key=lambda item: item.score):
-        if item.region is not None:
-            (x0, y0, x1, y1), mask = item.region
-            picture[y0:y1, x0:x1][mask[y0:y1, x0:x1]] = value(item)
-    return picture
+    layers = [Layer(item.score, *item.region, value(item)) for item in frame.objects if item.region is not None]
+    return paint(frame.image.shape[:2], layers, dtype)
 
 
 class ClassTable:

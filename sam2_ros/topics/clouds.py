@@ -11,8 +11,8 @@ from sensor_msgs.msg import Image, PointCloud2, PointField
 from std_msgs.msg import ColorRGBA, Header
 from visualization_msgs.msg import Marker, MarkerArray
 
+from sam2_core.drawing.overlay import colour
 from sam2_ros.depth.surface import DepthFrame, OrientedBox, object_pixels
-from sam2_ros.drawing.overlay import colour
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.perception.frame import Frame, TrackedObject
 from sam2_ros.perception.instance_messages import box_pose, size_vector

@@ -11,8 +11,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from sam2_core.drawing.overlay import colour
 from sam2_core.files import replacing
-from sam2_ros.drawing.overlay import STATE_NAMES, colour
+from sam2_ros.drawing.overlay import STATE_NAMES
 from sam2_ros.evaluation.metrics import RANKS, Metrics, ObjectMetrics, to_json
 from sam2_ros.evaluation.report.charts import TimelineChart, histogram, timeline
 from sam2_ros.evaluation.report.pictures import draw_output, draw_truth, read_image, read_truth

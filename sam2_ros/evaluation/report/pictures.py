@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 from builtin_interfaces.msg import Time
 
-from sam2_ros.drawing.overlay import BLACK, WHITE, colour, draw_overlay
-from sam2_ros.drawing.video import VideoFile, captioned
+from sam2_core.drawing.overlay import BLACK, WHITE, colour
+from sam2_core.drawing.video import VideoFile, captioned
+from sam2_ros.drawing.overlay import draw_overlay
 from sam2_ros.evaluation.results import FrameOutput, Mode, Run
 from sam2_ros.messages.conversions import ImageError, to_rgb
 from sam2_ros.perception.frame import TrackedObject

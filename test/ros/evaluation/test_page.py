@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from sam2_ros.drawing.overlay import colour
+from sam2_core.drawing.overlay import colour
 from sam2_ros.evaluation.metrics import Accuracy, FrameScores, Metrics, ObjectMetrics, to_json
 from sam2_ros.evaluation.report.charts import TimelineChart, histogram, lowest, nice, ticks, timeline
 from sam2_ros.evaluation.report.page import write_report

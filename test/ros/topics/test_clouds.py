@@ -6,10 +6,10 @@ from sensor_msgs.msg import PointField
 from std_msgs.msg import Header
 from visualization_msgs.msg import Marker
 
+from sam2_core.drawing.overlay import colour
 from sam2_core.masks import mask_box
 from sam2_ros.depth.lens import PixelRays
 from sam2_ros.depth.surface import DepthFrame, measure
-from sam2_ros.drawing.overlay import colour
 from sam2_ros.msg import Instance
 from sam2_ros.perception.frame import Frame, TrackedObject
 from sam2_ros.perception.instance_messages import box_pose, instance_message, size_vector

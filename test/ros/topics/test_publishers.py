@@ -8,9 +8,10 @@ from hypothesis.extra import numpy as arrays
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
+from sam2_core.drawing.overlay import colour
 from sam2_core.masks import mask_box
 from sam2_ros.drawing.label_images import label_image
-from sam2_ros.drawing.overlay import colour, draw_overlay
+from sam2_ros.drawing.overlay import draw_overlay
 from sam2_ros.msg import Instance
 from sam2_ros.perception.frame import Frame, TrackedObject
 from sam2_ros.perception.instance_messages import instance_message

@@ -4,9 +4,9 @@ from argparse import ArgumentTypeError
 import pytest
 import torch
 
+from sam2_core.arguments import device, number, rate, whole
 from sam2_core.config import VARIANTS
 from sam2_core.training import finetune, pretrain
-from sam2_core.training.arguments import device, number, rate, whole
 from sam2_core.training.settings import TrainConfig
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from sam2_ros.drawing.overlay import FONT
+from sam2_core.drawing.overlay import FONT
 
 # H.264 where OpenCV was built with it (its wheels are not), otherwise MPEG-4 part 2, which players show but browsers
 # do not.

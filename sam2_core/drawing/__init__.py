@@ -1,0 +1,1 @@
+"""Pictures for people, and label images, drawn without ROS."""
