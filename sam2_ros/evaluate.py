@@ -51,7 +51,7 @@ FINE, SOME_FAILED, NOTHING = 0, 1, 2
 TOPICS = {'image_topic': 'camera images (default: the only such topic)',
           'ground_truth_topic': 'label images, mono8 or mono16 (default: the only one whose name ends in truth)',
           'prompt_topic': 'sam2_ros/Prompt (default: the only such topic)',
-          'depth_topic': 'depth images (default: the only such topic)',
+          'depth_topic': 'depth images (default: the only topic registered to the images)',
           'camera_info_topic': 'calibration (default: the topic beside depth or images)'}
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from sensor_msgs.msg import CameraInfo
 
 from sam2_ros.depth.lens import OBLIQUE, Lens, PixelRays
+from sam2_ros.messages.frame_ids import same_frame
 
 MAX_PIXELS = 1 << 27  # more than any camera has; their rays take 1 GiB
 NARROWEST = 1e-5      # minimum width of an image in focal lengths: two arc seconds
@@ -89,12 +90,6 @@ def _coverage(calibration: Calibration, lens: Lens) -> float:
 
 
 # --- the CameraInfo that belongs to an image
-
-def same_frame(one: str, other: str) -> bool:
-    """Return True if two frame ids agree. An empty one agrees with all."""
-    one, other = one.lstrip('/'), other.lstrip('/')
-    return one == other or not one or not other
-
 
 def info_of_image(infos: Iterable[CameraInfo], frame_id: str, size: tuple[int, int]) -> CameraInfo:
     """Return the first CameraInfo that fits an image.

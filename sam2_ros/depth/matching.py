@@ -12,10 +12,11 @@ import numpy as np
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
-from sam2_ros.depth.calibration import Calibration, DepthError, calibrate, doubt, info_of_image, same_frame
+from sam2_ros.depth.calibration import Calibration, DepthError, calibrate, doubt, info_of_image
 from sam2_ros.depth.lens import PixelRays
 from sam2_ros.depth.surface import DepthFrame
 from sam2_ros.messages.conversions import ImageError, pixel_bytes, to_nanoseconds
+from sam2_ros.messages.frame_ids import same_frame
 from sam2_ros.messages.stamps import StampWatch, jumped_back
 from sam2_ros.runtime.parameters import Parameters
 

@@ -13,8 +13,8 @@ import numpy as np
 from std_msgs.msg import Header
 
 from sam2_core.metrics import box_iou
-from sam2_ros.depth.calibration import same_frame
 from sam2_ros.messages.conversions import to_nanoseconds, to_roi
+from sam2_ros.messages.frame_ids import same_frame
 from sam2_ros.messages.stamps import jumped_back
 from sam2_ros.msg import Prompt
 from sam2_ros.perception.detection_pixels import Box, ImageFit, anchor, upright

@@ -9,8 +9,8 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from sam2_core.prompts import Prompt, PromptError, merge_prompts
-from sam2_ros.depth.calibration import same_frame
 from sam2_ros.messages.conversions import ImageError, to_mask
+from sam2_ros.messages.frame_ids import same_frame
 from sam2_ros.msg import Prompt as PromptMessage
 from sam2_ros.perception.frame import TrackedObject
 from sam2_ros.srv import SetPrompt

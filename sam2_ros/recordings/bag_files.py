@@ -16,12 +16,14 @@ DRAWN = ('label_image', 'class_image', 'confidence', 'overlay', 'truth')
 
 
 class ImageMessageHead(NamedTuple):
-    """Stamp, encoding and size of an Image or CompressedImage."""
+    """Stamp, encoding, size and frame of an Image or CompressedImage."""
 
     stamp: int  # ns
     encoding: str  # format of a CompressedImage
     height: int  # 0 if a CompressedImage holds no JPEG or PNG
     width: int
+    frame_id: str
+    bits: int = 0  # per channel of a JPEG or PNG
 
 
 def described(topics: dict[str, list[Channel]]) -> str:
@@ -39,24 +41,26 @@ def _kind(channel: Channel) -> str:
 
 
 def is_camera(reader: BagReader, connections: list[Channel]) -> bool:
-    """Return whether name and first message of an image topic are those of a grey or colour camera."""
-    topic = connections[0].topic.removesuffix('/compressed')
-    if topic.endswith(DRAWN):
+    """Return whether an image topic is that of a grey or colour camera, by its first message, and not of masks."""
+    if connections[0].topic.removesuffix('/compressed').endswith(DRAWN):
         return False
-    encoding = first_encoding(reader, connections)
+    head = first_head(reader, connections)
+    encoding = head.encoding if head is not None else ''
     if connections[0].msgtype == COMPRESSED:
-        return 'depth' not in f'{topic}{encoding}'.lower() and encoding.partition(';')[0] not in DEPTH_ENCODINGS
+        source, names_it, _ = encoding.partition(';')
+        deep = head is not None and head.bits > 8 and not names_it  # depth as a plain PNG
+        return not deep and source.strip() not in DEPTH_ENCODINGS and 'compressedDepth' not in encoding
     return encoding not in DEPTH_ENCODINGS
 
 
-def first_encoding(reader: BagReader, connections: list[Channel]) -> str:
-    """Return the encoding of the first whole image on a topic, or an empty string."""
+def first_head(reader: BagReader, connections: list[Channel]) -> ImageMessageHead | None:
+    """Return the head of the first whole image on a topic, or None."""
     for _, _, raw in reader.messages(connections):
         try:
-            return image_head(raw, connections[0].msgtype).encoding
+            return image_head(raw, connections[0].msgtype)
         except ValueError:
             continue
-    return ''
+    return None
 
 
 def header_stamp(raw: bytes) -> int:
@@ -69,9 +73,11 @@ def header_stamp(raw: bytes) -> int:
 
 def image_head(raw: bytes, kind: str) -> ImageMessageHead:
     """Return the head of a serialised IMAGE or COMPRESSED (CDR). Raises ValueError unless the message is whole."""
-    height = width = 0
+    height = width = bits = 0
     try:
-        at = _after_string(raw, 12)  # frame_id
+        at = _after_string(raw, 12, aligned=False)
+        frame_id = raw[16:at].rstrip(b'\0').decode()
+        at = _aligned(at)
         if kind == IMAGE:
             height, width = struct.unpack_from(f'{_order(raw)}II', raw, at)
             at += 8
@@ -88,10 +94,10 @@ def image_head(raw: bytes, kind: str) -> ImageMessageHead:
     if kind == COMPRESSED:
         try:
             head = read_head(raw[end + 4:end + 4 + size])
-            height, width = head.height, head.width
+            height, width, bits = head.height, head.width, head.bits
         except ImageError:
             pass
-    return ImageMessageHead(header_stamp(raw), encoding, height, width)
+    return ImageMessageHead(header_stamp(raw), encoding, height, width, frame_id, bits)
 
 
 def _order(raw: bytes) -> str:

@@ -11,17 +11,18 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from sam2_ros.messages.conversions import ImageError, pixel_bytes
 from sam2_ros.msg import Prompt
-from sam2_ros.recordings.bag_files import COMPRESSED, DEPTH_ENCODINGS, IMAGE, described, first_encoding, is_camera
+from sam2_ros.recordings.bag_depth import choose_depth
+from sam2_ros.recordings.bag_files import COMPRESSED, IMAGE, described, first_head, is_camera
 from sam2_ros.recordings.bag_index import Track, list_messages
 from sam2_ros.recordings.bag_reader import BagReader
-from sam2_ros.recordings.bag_storage import BagError, Channel
+from sam2_ros.recordings.bag_storage import BagError
+from sam2_ros.recordings.bag_topics import TopicChooser, as_named
 from sam2_ros.recordings.recording import RecordedPrompt, RecordingError
 
 INFO, PROMPT = 'sensor_msgs/msg/CameraInfo', 'sam2_ros/msg/Prompt'
 TRUTH_ENCODINGS = {'mono8': 1, '8UC1': 1, 'mono16': 2, '16UC1': 2}  # bytes per pixel
 DEPTH_WITHIN = 50_000_000  # largest difference in ns of an image's and its depth's stamps; the node allows less
 _DECOMPRESS = 'decompress it with image_transport republish'
-Topics = dict[str, list[Channel]]
 
 
 class BagRecording:
@@ -31,7 +32,7 @@ class BagRecording:
     listed in ``problems``.
 
     Topics that are not given are found: the only topic of camera images; ground truth on a topic that ends in truth;
-    the only depth topic with a camera_info; the only topic of prompts.
+    the only topic of depth that is registered to the images, with a camera_info; the only topic of prompts.
     """
 
     def __init__(self, path: Path | str, image_topic: str = '', ground_truth_topic: str = '', depth_topic: str = '',
@@ -69,86 +70,42 @@ class BagRecording:
 
     def _choose(self, image_topic: str, truth_topic: str, depth_topic: str, info_topic: str, prompt_topic: str) -> None:
         """Choose the topics of images, ground truth, prompts and depth. Raises RecordingError."""
+        chooser = TopicChooser(self._reader, self.problems)
         image_topics, infos = self._reader.by_topic((IMAGE, COMPRESSED)), self._reader.by_topic((INFO,))
         prompts = self._reader.by_topic((PROMPT,))
         truths = {topic: found for topic, found in image_topics.items() if topic.endswith('truth')}
-        truth = self._wanted(image_topics, truth_topic, '--ground-truth-topic') or self._only(
+        truth = chooser.wanted(image_topics, truth_topic, '--ground-truth-topic') or chooser.only(
             truths, 'ground truth', '--ground-truth-topic')
-        image = self._wanted(image_topics, image_topic, '--image-topic')
+        image = chooser.wanted(image_topics, image_topic, '--image-topic')
         if not image:
             cameras = {topic: found for topic, found in image_topics.items()
-                       if topic not in (truth, _named(depth_topic)) and is_camera(self._reader, found)}
+                       if topic not in (truth, as_named(depth_topic)) and is_camera(self._reader, found)}
             for topic in [topic for topic in cameras if f'{topic}/compressed' in cameras]:
                 del cameras[f'{topic}/compressed']  # the same camera
             if len(cameras) != 1:
                 what = 'several topics of camera images' if cameras else 'no topic of camera images'
-                raise RecordingError(f'{what}; {described(cameras or image_topics)}{self._foreign()}: choose one with '
-                                     f'--image-topic')
+                raise RecordingError(f'{what}; {described(cameras or image_topics)}{chooser.foreign()}: choose one '
+                                     f'with --image-topic')
             image, = cameras
         self._images = Track(image, image_topics[image])
         self._truths = Track(truth, image_topics[truth]) if truth else None
         if not truths and not truth:
             self.problems += [f'ground truth on {topic} is not used: it is {found[0].msgtype}; {_DECOMPRESS}'
                               for topic, found in image_topics.items() if topic.endswith('truth/compressed')]
-        self._prompts = self._wanted(prompts, prompt_topic, '--prompt-topic') or self._only(
+        self._prompts = chooser.wanted(prompts, prompt_topic, '--prompt-topic') or chooser.only(
             prompts, 'prompts', '--prompt-topic')
         self._prompt_connections = prompts.get(self._prompts, [])
-        self._choose_depth(image_topics, infos, depth_topic, info_topic)
+        depth = choose_depth(chooser, image_topics, infos, image, (truth,), depth_topic, info_topic)
+        if depth is not None:
+            self._depths = Track(depth.depth, image_topics[depth.depth])
+            self._infos = Track(depth.info, infos[depth.info])
         if self._truths:
-            encoding = first_encoding(self._reader, self._truths.connections)
+            head = first_head(self._reader, self._truths.connections)
+            encoding = head.encoding if head is not None else ''
             if self._truths.kind != IMAGE or encoding not in TRUTH_ENCODINGS:
                 raise RecordingError(f'ground truth on {truth} is {self._truths.kind} {encoding!r}: '
                                      f'must be {IMAGE} with mono8 or mono16, each pixel the id of its object'
                                      + (f'; {_DECOMPRESS}' if self._truths.kind == COMPRESSED else ''))
-
-    def _choose_depth(self, image_topics: Topics, infos: Topics, depth_topic: str, info_topic: str) -> None:
-        """Choose the topics of depth and calibration. Raises RecordingError."""
-        depth = self._wanted(image_topics, depth_topic, '--depth-topic')
-        if not depth:
-            found = {topic: connections for topic, connections in image_topics.items()
-                     if 'depth' in topic.lower() and connections[0].msgtype == IMAGE
-                     and topic not in (self._images.topic, self._truths and self._truths.topic)
-                     and not topic.endswith('background_depth')
-                     and first_encoding(self._reader, connections) in DEPTH_ENCODINGS}
-            depth = self._only(found, 'depth', '--depth-topic')
-            if not depth:
-                return
-        if image_topics[depth][0].msgtype != IMAGE:
-            raise RecordingError(f'depth on {depth} is {image_topics[depth][0].msgtype}: must be {IMAGE}; '
-                                 f'{_DECOMPRESS}, or drop --depth-topic')
-        info = self._wanted(infos, info_topic, '--camera-info-topic')
-        if not info:
-            beside = [f'{topic.rpartition("/")[0]}/camera_info' for topic in (depth, self._images.topic)]
-            info = next((topic for topic in beside if topic in infos), '') or self._only(
-                infos, 'camera_info', '--camera-info-topic')
-        if info:
-            self._depths, self._infos = Track(depth, image_topics[depth]), Track(info, infos[info])
-        elif depth_topic:
-            raise RecordingError(f'depth on {depth} without a camera_info; {described(infos)}: '
-                                 f'record it too, or drop --depth-topic')
-        else:
-            self.problems.append(f'depth on {depth} is not used: there is no camera_info')
-
-    def _wanted(self, topics: Topics, given: str, option: str) -> str:
-        """Return the topic that was given, or an empty string. Raises RecordingError if the bag does not have it."""
-        topic = _named(given)
-        if topic and topic not in topics:
-            raise RecordingError(f'nothing of the right type on {option} {given}; {described(topics)}{self._foreign()}')
-        return topic
-
-    def _foreign(self) -> str:
-        """Return the channels in other encodings than that of ROS 2, as text."""
-        topics: Topics = {}
-        for channel in self._reader.others:
-            topics.setdefault(channel.topic, []).append(channel)
-        return f'; not in CDR, as ROS 2 records: {described(topics).removeprefix("there are ")}' if topics else ''
-
-    def _only(self, topics: Topics, what: str, option: str) -> str:
-        """Return the topic if exactly one matches; if several match, record a problem and return ''."""
-        if len(topics) > 1:
-            self.problems.append(f'several topics of {what}, none is used; {described(topics)}: choose one with '
-                                 f'{option}')
-        return next(iter(topics)) if len(topics) == 1 else ''
 
     # --- messages
 
@@ -260,11 +217,6 @@ class BagRecording:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _named(topic: str) -> str:
-    """Return a topic as bags name it."""
-    return f'/{topic.lstrip("/")}' if topic else ''
 
 
 def _pixels(size: tuple[int, int]) -> str:
