@@ -9,7 +9,7 @@ calibration error (ECE) is the mean distance from that, over ten bins, weighted 
 
 `--fit` tracks as many clips of another seed as well, and prints the corrections (scale and offset of the logit) that
 follow from those alone, and what they would change. The one for the score is kept in
-sam2_ros/perception/object_states.py.
+sam2_core/scores.py.
 """
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from benchmarks.lib.nano import OBJECTS, SEED, held_out_clip
 from sam2_core import Prompt, StreamTracker, load_model
 from sam2_core.masks import mask_box
 from sam2_core.metrics import iou
-from sam2_ros.perception.object_states import Platt, probability, score_correction, unit
+from sam2_core.scores import Platt, probability, unit
+from sam2_ros.perception.object_states import score_correction
 from sam2_ros.runtime.parameters import Parameters
 
 FIT_SEED = 9100  # neither trained on nor reported

@@ -19,8 +19,9 @@ from sam2_core.compiled import CompiledStages
 from sam2_core.config import VARIANTS, Sam2Config, check_image_size, variant
 from sam2_core.model import Sam2Model
 
-__all__ = ['CONFIG_KEY', 'DTYPES', 'OFFICIAL', 'CheckpointError', 'OfficialFile', 'check_finite', 'checked_device',
-           'find_weights', 'load_model', 'read_checkpoint', 'read_weights', 'recognise', 'trained_image_size', 'verify']
+__all__ = ['CONFIG_KEY', 'DTYPES', 'OFFICIAL', 'CheckpointError', 'OfficialFile', 'cached_weights', 'check_finite',
+           'checked_device', 'find_weights', 'load_model', 'read_checkpoint', 'read_weights', 'recognise',
+           'trained_image_size', 'verify']
 
 CONFIG_KEY = 'sam2_config'  # header field of weights trained with this package: the configuration as JSON
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -140,20 +141,31 @@ def find_weights(name: str) -> Path:
         return _PACKAGED[name]
     official = OFFICIAL[name]
     try:
-        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+        from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError
     except ImportError:
         raise ConnectionError(f'downloading the weights of {name} needs huggingface_hub: pip install huggingface_hub, '
                               f'or give a local file as checkpoint') from None
     try:
-        cached = try_to_load_from_cache(official.repository, official.filename)
-        path = Path(cached if isinstance(cached, str) else hf_hub_download(official.repository, official.filename))
+        path = cached_weights(name) or Path(hf_hub_download(official.repository, official.filename))
     except (OSError, HfHubHTTPError) as error:  # no network, no such file, disk full
         raise ConnectionError(f'the weights of {name} ({official.repository}/{official.filename}) cannot be '
                               f'downloaded: {error}. Give a local file as checkpoint, or download them on a machine '
                               f'with a connection and copy the cache') from error
     verify(path, official)
     return path
+
+
+def cached_weights(name: str) -> Path | None:
+    """Return the file of an official model in the Hugging Face cache, unverified; None if it is not cached.
+
+    Nothing is downloaded. Raise KeyError if there is no official model of that name, and ImportError without
+    huggingface_hub, which knows where the cache is.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    official = OFFICIAL[name]
+    cached = try_to_load_from_cache(official.repository, official.filename)
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def verify(path: Path, official: OfficialFile) -> None:

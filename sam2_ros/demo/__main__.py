@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from domain_coordinator import domain_id
 from rich.console import Console
@@ -26,6 +26,9 @@ from rich.table import Table
 
 from sam2_ros.demo.camera import SettingError, VideoSource
 from sam2_ros.runtime.child_process import ChildProcess
+
+if TYPE_CHECKING:
+    from sam2_core.model_choice import ModelChoice
 
 RATE = 15.0  # images per second of the synthetic camera
 SECONDS = 20.0  # duration of the synthetic stream
@@ -292,6 +295,37 @@ def make_table(figures: dict[str, Any], sent: int, source: str, output: Path) ->
     return table
 
 
+def choose(options: argparse.Namespace, console: Console) -> ModelChoice | None:
+    """Choose the model for a clip and print which one it is; the synthetic scene runs nano unless told otherwise.
+
+    Raises:
+        ValueError: There is no model of the name that the user gives.
+    """
+    if not options.clip:
+        options.model = options.model or 'nano'
+        return None
+    from sam2_core.model_choice import choose_model, model_line  # PyTorch, which the synthetic scene needs not
+    choice = choose_model(options.model)
+    options.model = choice.name
+    for line in (*choice.passed_over, model_line(choice)):
+        say(console, line)
+    return choice
+
+
+def warn_of_low_scores(result: dict[str, Any], choice: ModelChoice, console: Console) -> None:
+    """Print a warning for each object whose score stayed low."""
+    from sam2_core.model_choice import low_score_warning
+    from sam2_core.scores import LowScore
+    for found in result['low_scores']:
+        low = LowScore(**found)
+        say(console, low_score_warning(low, choice, result['figures']['objects'].get(str(low.object_id), '')), 'yellow')
+
+
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """Print a line as it is, without markup and line breaks."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the demo and print its figures.
 
@@ -308,29 +342,37 @@ def main(arguments: list[str] | None = None) -> int:
                         help='duration of the stream in seconds, 1 to 600 (default: the whole clip, or '
                              f'{SECONDS:.0f} for the synthetic scene)')
     parser.add_argument('--seed', type=int, default=0, help='seed of the synthetic scene (default: 0)')
-    parser.add_argument('--model', default='nano', help='model that the node loads (default: nano)')
+    parser.add_argument('--model', help='model that the node loads (default: nano for the synthetic scene; for a clip, '
+                                        'a cached published model, or else nano)')
     parser.add_argument('--output', type=Path, default=Path('demo'), help='folder for the results (default: demo)')
     options = parser.parse_args(arguments)
     if options.box and not options.clip:
         parser.error('--box is for a clip: add --clip')
     console = Console()
+    try:
+        choice = choose(options, console)
+    except ValueError as error:
+        say(console, f'demo: {error}', 'red')
+        return 2
     for stop in (signal.SIGTERM, signal.SIGHUP):  # like Ctrl-C, so that the child processes are stopped
         signal.signal(stop, signal.default_int_handler)
     try:
         result = run(options, console)
     except SettingError as error:
-        console.print(f'demo: {error}', style='red', markup=False, highlight=False, soft_wrap=True)
+        say(console, f'demo: {error}', 'red')
         return 2
     except DemoError as error:
-        console.print(f'demo failed: {error}', style='red', markup=False, highlight=False, soft_wrap=True)
+        say(console, f'demo failed: {error}', 'red')
         return 1
     except KeyboardInterrupt:
         console.print('stopped')
         return 130
     for refusal in result['refused']:
-        console.print(refusal, style='yellow', markup=False, highlight=False, soft_wrap=True)
+        say(console, refusal, 'yellow')
     source = options.clip.name if options.clip else 'synthetic tabletop'
     console.print(make_table(result['figures'], result['sent'], source, options.output))
+    if choice:
+        warn_of_low_scores(result, choice, console)
     return 0
 
 

@@ -89,7 +89,8 @@ def write(recorder: Recorder) -> None:
                     lambda done, total: report(phase='writing', done=done, total=total))
     figures = recording.figures()
     (recorder.output / 'figures.json').write_text(json.dumps(figures, indent=2) + '\n')
-    report(phase='done', figures=figures, tracked=recording.tracked, refused=recorder.refused)
+    report(phase='done', figures=figures, tracked=recording.tracked, refused=recorder.refused,
+           low_scores=recording.low_scores())
 
 
 def main(args: list[str] | None = None) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 from sensor_msgs.msg import Image
 
 from sam2_core.metrics import iou
+from sam2_core.scores import ScoreWatch
 from sam2_ros.messages.conversions import to_nanoseconds
 from sam2_ros.msg import Instance, InstanceArray
 from sam2_ros.perception.frame import TrackedObject
@@ -119,6 +120,13 @@ class DemoRecording:
     def tracked(self) -> bool:
         """True if any object was tracked in any frame."""
         return any(item.state == Instance.TRACKED for frame in self.frames for item in frame.instances.instances)
+
+    def low_scores(self) -> list[dict[str, Any]]:
+        """Return the objects whose score stayed low: ``object_id``, ``mean`` and ``frame`` of a LowScore each."""
+        watch = ScoreWatch()
+        found = [watch.add(number, item.id, item.score, item.state == Instance.TRACKED)
+                 for number, frame in enumerate(self.frames) for item in frame.instances.instances]
+        return [low._asdict() for low in found if low is not None]
 
     def figures(self) -> dict[str, Any]:
         """Return the figures of the demo's table; times in seconds, None for a figure without data."""

@@ -6,11 +6,11 @@ from collections.abc import Callable
 import numpy as np
 
 from sam2_core import ObjectResult, PromptError
+from sam2_core.scores import probability, unit
 from sam2_ros.messages.conversions import ImageError
 from sam2_ros.perception.catch_up import CatchUp
 from sam2_ros.perception.frame import sighting
 from sam2_ros.perception.image_history import ImageHistory, StoredImage
-from sam2_ros.perception.object_states import probability, unit
 from sam2_ros.perception.prompt_plan import PromptAnswer, PromptRequest, refuse
 from sam2_ros.perception.skipped_images import SkippedImages
 from sam2_ros.perception.tracked_objects import TrackedObjects

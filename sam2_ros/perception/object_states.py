@@ -1,44 +1,17 @@
 """Track states of one camera's objects from image to image, and the events of their changes."""
 from __future__ import annotations
 
-import math
 from collections.abc import Container
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from builtin_interfaces.msg import Time
 
 from sam2_core import ObjectResult
+from sam2_core.scores import SCORE_CORRECTIONS, Platt, probability, unit
 from sam2_ros.messages.conversions import to_nanoseconds
 from sam2_ros.msg import Instance, InstanceEvent
 from sam2_ros.perception.frame import Event, TrackedObject
 from sam2_ros.runtime.parameters import Parameters
-
-
-def unit(value: float) -> float:
-    """Return a value clamped to 0..1, and 0 for NaN. The IoU head of some checkpoints is not bounded."""
-    return min(1.0, max(0.0, float(value)))
-
-
-def probability(logit: float) -> float:
-    """Return the sigmoid of a logit, without overflow, and 0 for NaN."""
-    return unit(0.5 + 0.5 * math.tanh(logit / 2))
-
-
-class Platt(NamedTuple):
-    """Monotone correction of a probability: scale and offset of its logit (Platt, 1999)."""
-
-    scale: float
-    offset: float
-
-    def __call__(self, value: float) -> float:
-        """Return the corrected probability."""
-        value = min(0.999, max(0.001, unit(value)))
-        return probability(self.scale * math.log(value / (1 - value)) + self.offset)
-
-
-# fitted by benchmarks/calibration.py --fit to the packaged weights; the published weights have not been measured
-SCORE_CORRECTIONS = {'nano': Platt(0.69, -0.34)}
 
 
 def score_correction(parameters: Parameters) -> Platt | None:

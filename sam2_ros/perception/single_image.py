@@ -12,12 +12,12 @@ from sensor_msgs.msg import CompressedImage, Image
 from sam2_core import ImageSegmenter, PromptError
 from sam2_core.automatic_masks import Filters, Search
 from sam2_core.finite import not_finite_error
+from sam2_core.scores import probability, unit
 from sam2_ros.depth.surface import DepthFrame, measure
 from sam2_ros.messages.conversions import to_nanoseconds, to_rgb
 from sam2_ros.perception.camera_image import CameraImage
 from sam2_ros.perception.frame import TrackedObject, sighting
 from sam2_ros.perception.image_history import ImageHistory, NotStored
-from sam2_ros.perception.object_states import probability, unit
 from sam2_ros.perception.prompt_plan import check_frame, has_image, to_prompt
 from sam2_ros.perception.skipped_images import SkippedImages
 from sam2_ros.runtime.failures import Failures

@@ -9,13 +9,14 @@ import numpy as np
 from builtin_interfaces.msg import Time
 
 from sam2_core import EncodedImage, ImageSegmenter, ObjectResult, PromptError, StreamTracker
+from sam2_core.scores import probability, unit
 from sam2_ros.depth.surface import DepthFrame, OrientedBox, measure
 from sam2_ros.messages.conversions import to_nanoseconds
 from sam2_ros.msg import Instance
 from sam2_ros.perception.camera_image import CameraImage
 from sam2_ros.perception.catch_up import CatchUp
 from sam2_ros.perception.frame import TrackedObject, sighting
-from sam2_ros.perception.object_states import ObjectStates, probability, unit
+from sam2_ros.perception.object_states import ObjectStates
 from sam2_ros.perception.object_steps import TrackingStep, take_step
 from sam2_ros.perception.prompt_plan import Batch
 from sam2_ros.runtime.failures import Failures, describe

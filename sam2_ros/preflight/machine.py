@@ -109,7 +109,7 @@ def check_weights(model: str, checkpoint: str, dtype: str = 'float32') -> Findin
     """
     import torch
 
-    from sam2_core.checkpoint import OFFICIAL, find_weights, read_checkpoint, verify
+    from sam2_core.checkpoint import OFFICIAL, cached_weights, find_weights, read_checkpoint, verify
     from sam2_core.config import VARIANTS
     try:
         if checkpoint:
@@ -124,13 +124,12 @@ def check_weights(model: str, checkpoint: str, dtype: str = 'float32') -> Findin
             read_checkpoint(find_weights(model), model)
             return good('weights', f'{model}, packaged')
         official = OFFICIAL[model]
-        from huggingface_hub import try_to_load_from_cache
-        cached = try_to_load_from_cache(official.repository, official.filename)
-        if not isinstance(cached, str):
+        cached = cached_weights(model)
+        if cached is None:
             size = f' ({official.size / 1e6:.0f} MB)' if official.size else ''
             return doubtful('weights', f'{model} is not cached, configure downloads it{size} from the Hugging Face '
                                        f'hub: without a connection, set checkpoint to a local file')
-        verify(Path(cached), official)
+        verify(cached, official)
     except (ImportError, OSError, ValueError) as error:
         return bad('weights', f'{error}')
     return good('weights', f'{model}, cached, sha256 verified')

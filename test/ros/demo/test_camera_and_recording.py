@@ -279,6 +279,19 @@ def test_images_truth_and_instances_are_paired_by_stamp_whatever_their_order():
     assert recording.tracked
 
 
+def test_objects_whose_score_stays_low_are_listed_by_their_id():
+    recording = DemoRecording()
+    for number in range(40):
+        low, fine, hidden = instance(4, (0, 0, 9, 9)), instance(5, (9, 9, 20, 20)), instance(6, state=Instance.LOST)
+        low.score, fine.score = (0.9 if number < 10 else 0.2), 0.8
+        recording.add_image(number, np.zeros((HEIGHT, WIDTH, 3), np.uint8))
+        recording.add_instances(array(number, low, fine, hidden), received=number)
+    (found,) = recording.low_scores()
+    # of 20 scores, the mean of k 0.2 and the others 0.9 is below 0.45 from k = 13 on
+    assert (found['object_id'], found['frame']) == (4, 10 + 13 - 1)
+    assert found['mean'] == pytest.approx((7 * 0.9 + 13 * 0.2) / 20)
+
+
 def test_without_anything_tracked_the_recording_says_so():
     recording = DemoRecording()
     assert recording.figures()['iou'] is None and not recording.tracked

@@ -9,16 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sam2_core import ObjectResult
+from sam2_core.scores import SCORE_CORRECTIONS, Platt, probability, unit
 from sam2_ros.msg import Instance, InstanceEvent
 from sam2_ros.perception.frame import Event
-from sam2_ros.perception.object_states import (
-    SCORE_CORRECTIONS,
-    ObjectStates,
-    Platt,
-    probability,
-    score_correction,
-    unit,
-)
+from sam2_ros.perception.object_states import ObjectStates, score_correction
 from sam2_ros.runtime.parameters import Parameters
 
 TRACKED, OCCLUDED, LOST = Instance.TRACKED, Instance.OCCLUDED, Instance.LOST
