@@ -16,7 +16,9 @@ if TYPE_CHECKING:  # editors and type checkers do not run __getattr__
     from sam2_core.model import Sam2Model
     from sam2_core.prompts import Prompt, PromptError
     from sam2_core.segmenter import ImageSegmenter, Segmentation
+    from sam2_core.state_files import load_state, save_state
     from sam2_core.tracker import FrameResult, ObjectResult, StreamTracker
+    from sam2_core.tracker_state import TrackerStateError
 
 __version__ = '0.1.0'  # must equal the version in package.xml
 
@@ -35,15 +37,19 @@ __all__ = [
     'Search',
     'Segmentation',
     'StreamTracker',
+    'TrackerStateError',
     'VARIANTS',
     'encode_images',
     'load_model',
+    'load_state',
+    'save_state',
 ]
 _NAMES = {
     'checkpoint': ('CheckpointError', 'load_model'), 'config': ('VARIANTS', 'Sam2Config'),
     'automatic_masks': ('Filters', 'FoundMask', 'Search'), 'images': ('EncodedImage', 'encode_images'),
     'model': ('Sam2Model',), 'prompts': ('Prompt', 'PromptError'), 'segmenter': ('ImageSegmenter', 'Segmentation'),
-    'tracker': ('FrameResult', 'ObjectResult', 'StreamTracker'),
+    'state_files': ('load_state', 'save_state'), 'tracker': ('FrameResult', 'ObjectResult', 'StreamTracker'),
+    'tracker_state': ('TrackerStateError',),
 }
 
 

@@ -5,7 +5,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
 
@@ -128,16 +128,31 @@ def other_spelling(name: str, names: Mapping[tuple[str | int, ...], str]) -> str
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
     """Yield a file name to write to, beside ``path``, and rename that file to ``path`` when the block ends.
 
     Other processes see the old file or the new one, never a part of it. If the block raises, ``path`` is left alone
-    and the part is removed.
+    and the part is removed. With ``durable``, the same holds after a power cut, and the new file is on the disk when
+    the block ends.
     """
     part = path.with_name(f'{path.name}.part')
     try:
         yield part
+        if durable:
+            _flush(part)
         part.replace(path)
+        if durable:
+            with suppress(OSError):  # some file systems cannot flush a folder; the file is in its place already
+                _flush(path.parent)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the list of names of a folder, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -26,6 +26,25 @@ class _Kept(NamedTuple):
     conditioning: bool
 
 
+class StoredFrame(NamedTuple):
+    """One row of a saved memory."""
+
+    frame: int  # number of the frame, counted by the object
+    conditioning: bool
+    foreseen: bool
+
+
+class BankState(NamedTuple):
+    """Content of a memory bank: the rows that it uses, from old to new. The tensors are views of the bank."""
+
+    now: int  # number of the present frame, counted by the object
+    steps: tuple[int, ...]
+    frames: list[StoredFrame]
+    pointers: list[StoredFrame]
+    frame_rows: Sequence[Tensor]  # (tokens, memory_dim) each
+    pointer_rows: Sequence[Tensor]  # (d_model,) each
+
+
 class _Slots:
     """Rows of one tensor, one per past frame: the newest conditioning frames, and all frames within ``reach``.
 
@@ -38,7 +57,7 @@ class _Slots:
 
     def __init__(self, storage: Tensor, max_conditioning: int, reach: int, rows: tuple[_Row, ...] = ()) -> None:
         self.storage = storage
-        self._max_conditioning = max_conditioning
+        self.max_conditioning = max_conditioning
         self._reach = reach
         self._rows = rows  # from old to new
 
@@ -71,12 +90,31 @@ class _Slots:
                      for row in self._rows if row.frame < then or row.slot in chosen)
         return self._with(self.storage.clone(), rows, then)
 
+    def content(self) -> tuple[list[StoredFrame], list[Tensor]]:
+        """Return the rows from old to new, without their slots, and views of their content."""
+        return [StoredFrame(*row[1:]) for row in self._rows], [self.storage[row.slot] for row in self._rows]
+
+    def filled(self, stored: Sequence[StoredFrame], values: Sequence[Tensor], now: int) -> _Slots:
+        """Return slots, on the same tensor, with these rows; ``now``: number of the present frame.
+
+        Raise ValueError for rows that no sequence of frames leaves.
+        """
+        rows = tuple(_Row(slot, *row) for slot, row in enumerate(stored))
+        numbers = [row.frame for row in rows]
+        others = [row.frame for row in rows if row.slot not in self._chosen(rows)]
+        if (not any(row.conditioning for row in rows) or numbers != sorted(numbers) or numbers[-1] >= now
+                or len(others) != len({*others}) or self._with(self.storage, rows, now)._rows != rows):
+            raise ValueError(f'frames {numbers} before frame {now}: not those of a memory')
+        for row, value in zip(rows, values, strict=True):
+            self.storage[row.slot].copy_(value)
+        return _Slots(self.storage, self.max_conditioning, self._reach, rows)
+
     def _chosen(self, rows: Sequence[_Row]) -> list[int]:
-        return [row.slot for row in rows if row.conditioning][-self._max_conditioning:]
+        return [row.slot for row in rows if row.conditioning][-self.max_conditioning:]
 
     def _with(self, storage: Tensor, rows: tuple[_Row, ...], now: int) -> _Slots:
         chosen, oldest = self._chosen(rows), now - self._reach
-        return _Slots(storage, self._max_conditioning, self._reach, tuple(
+        return _Slots(storage, self.max_conditioning, self._reach, tuple(
             row for row in rows if row.slot in chosen or (row.frame >= oldest and not row.foreseen)))
 
 
@@ -178,6 +216,26 @@ class MemoryBank:
         placed = self._version()
         placed._steps = tuple(steps)
         return placed
+
+    def state(self) -> BankState:
+        """Return the content. Its tensors are views: copy them before the next frame is written."""
+        (frames, frame_rows), (pointers, pointer_rows) = self._frames.content(), self._pointers.content()
+        return BankState(self._now, self._steps, frames, pointers, frame_rows, pointer_rows)
+
+    def filled(self, state: BankState) -> MemoryBank:
+        """Return this bank, which must be new, with a saved content.
+
+        Raise ValueError for a content that no sequence of frames leaves.
+        """
+        chosen = [[row for row in rows if row.conditioning][-self._frames.max_conditioning:]
+                  for rows in (state.frames, state.pointers)]
+        if chosen[0] != chosen[1]:
+            raise ValueError('conditioning frames and their pointers differ')
+        filled = self._version()
+        filled._frames = self._frames.filled(state.frames, state.frame_rows, state.now)
+        filled._pointers = self._pointers.filled(state.pointers, state.pointer_rows, state.now)
+        filled._now, filled._steps = state.now, state.steps
+        return filled
 
     def _attended(self, recent_frames: int | None) -> list[_Kept]:
         """Return the conditioning frames and the newest ``recent_frames`` of the others; None means all of them."""

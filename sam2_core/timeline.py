@@ -22,6 +22,14 @@ class Timeline(NamedTuple):
         """Return the timeline of a tracker that has not processed any image."""
         return cls(0, (object(),))
 
+    @classmethod
+    def continued(cls, images: int, known: int) -> Timeline:
+        """Return the timeline of a tracker that has processed ``images`` images and knows ``known`` moments.
+
+        It shares no moment with another timeline; forks from now on do.
+        """
+        return cls(images, tuple(object() for _ in range(known)))
+
     def after_image(self) -> Timeline:
         """Return the timeline after one more image."""
         return Timeline(self.images + 1, (*self.moments, object())[-KNOWN_IMAGES - 1:])

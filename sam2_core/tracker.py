@@ -1,29 +1,30 @@
 """Tracking of any number of objects in a live stream, with bounded memory."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from itertools import pairwise
 from operator import index
-from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sam2_core.images import EncodedImage, check_encoded, check_image, describe, encode_images, mask_to_model
+from sam2_core.images import EncodedImage, check_encoded, check_image, describe, encode_images
 from sam2_core.inference import inference
 from sam2_core.masks import mask_box
-from sam2_core.memory import MemoryBank, MemoryShapes, stack_memories, write_memories
+from sam2_core.memory import MemoryBank, MemoryShapes, write_memories
 from sam2_core.metrics import iou as mask_iou
 from sam2_core.model import Sam2Model
-from sam2_core.prompts import Prompt, PromptError, errors_of, merge_prompts
+from sam2_core.prompts import Prompt, PromptError, merge_prompts
 from sam2_core.resizing import at_image_size
-from sam2_core.segmenter import MAX_PROMPT_LOGIT
-from sam2_core.tensors import ImageFeatures, Memory, ObjectMasks
+from sam2_core.tensors import ImageFeatures, ObjectMasks
 from sam2_core.timeline import Timeline
-from sam2_core.transfer import to_device, to_host
+from sam2_core.tracker_state import TrackerStateError, from_state, to_state
+from sam2_core.tracking import apply_prompt, batches, encode_memories
+from sam2_core.transfer import to_host
 
 P = ParamSpec('P')
 R = TypeVar('R')
@@ -205,6 +206,31 @@ class StreamTracker:
             other._state = before
             raise
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return a snapshot of all objects, from which ``load_state_dict`` continues as if nothing had happened.
+
+        It holds two tensors, ``frames`` and ``pointers``, on the CPU whatever the device, and ``metadata``, a dict
+        that JSON can store. Later steps do not change it. Its tensors have at most ``memory_bytes`` bytes.
+        """
+        return to_state(self.model, self.max_conditioning_frames, self.recent_frames, self._banks, self._state.timeline)
+
+    @_all_or_nothing
+    @torch.inference_mode()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replace all objects and ``recent_frames`` by those of a snapshot.
+
+        The model must have the configuration, weights and type of the one that the snapshot was taken with; the device
+        may differ. ``max_objects`` stays as it is.
+
+        Raises:
+            TrackerStateError: The snapshot does not fit this tracker, or is damaged. The tracker is as it was before.
+        """
+        banks, timeline, recent_frames = from_state(state, self.model, self.max_conditioning_frames)
+        if self.max_objects is not None and len(banks) > self.max_objects:
+            raise TrackerStateError(f'state of {len(banks)} objects: the limit of this tracker is {self.max_objects}: '
+                                    f'raise max_objects')
+        self._recent_frames, self._state = recent_frames, _State(banks, timeline)
+
     @property
     def _banks(self) -> dict[int, MemoryBank]:
         return self._state.banks
@@ -264,56 +290,22 @@ class StreamTracker:
     def _track(self, image: ImageFeatures) -> tuple[dict[int, Tensor], dict[int, ObjectMasks]]:
         """Track all objects by their memories alone; return conditioned features (d_model, h, w) and masks by id."""
         conditioned, masks = {}, {}
-        for ids, memory in self._batches():
+        for ids, memory in batches(self.model, self._banks, self._shapes, self.recent_frames):
             features, chosen = self.model.stages.track_objects(image, memory)
             for row, object_id in enumerate(ids):
                 conditioned[object_id] = features[row]
                 masks[object_id] = ObjectMasks(*(part[row] for part in chosen))
         return conditioned, {object_id: masks[object_id] for object_id in self._banks}
 
-    def _batches(self) -> Iterator[tuple[list[int], Memory]]:
-        """Yield objects with memories of equal length as one batch.
-
-        For compiled stages, pad all memories that are not complete to the maximum length.
-        """
-        complete = self._shapes.complete(self.recent_frames)
-        groups: dict[tuple[int, int] | None, list[int]] = {}
-        for object_id, bank in self._banks.items():
-            length = bank.length(self.recent_frames)
-            to_pad = self.model.compiled is not None and length != complete
-            groups.setdefault(None if to_pad else length, []).append(object_id)
-        for group, ids in groups.items():
-            yield ids, stack_memories([self._banks[i] for i in ids], self.recent_frames,
-                                      self._shapes.longest(self.recent_frames) if group is None else None)
-
     def _prompt(self, image: ImageFeatures, prompt: Prompt, size: tuple[int, int],
                 tracked: tuple[Tensor, ObjectMasks] | None) -> ObjectMasks:
-        """Apply a prompt to one object; ``tracked``: its conditioned features and mask, None for a new object."""
-        model = self.model
-        with errors_of(prompt.object_id):
-            if tracked is None:
-                prompt.check_starts()
-            mask = None if prompt.mask is None else mask_to_model(model, prompt.mask)
-        if mask is not None:
-            masks = model.adopt_masks(image, mask)
-        else:
-            points, labels = prompt.as_points(*size, model.image_size)
-            if tracked is None:
-                features, previous = model.without_memory(image), None
-            else:
-                conditioned, before = tracked
-                features = conditioned[None]
-                previous = before.logits.clamp(-MAX_PROMPT_LOGIT, MAX_PROMPT_LOGIT)[None, None]
-            decoded = model.decode_masks(features, image, to_device(points, model.device)[None],
-                                         to_device(labels, model.device)[None], previous, multimask=len(points) <= 1)
-            masks = model.choose_masks(decoded)
-        return ObjectMasks(*(part[0] for part in masks))
+        return apply_prompt(self.model, image, prompt, size, tracked)
 
     def _remember(self, image: ImageFeatures, ids: list[int], masks: ObjectMasks,
                   prompted: dict[int, Prompt]) -> dict[int, MemoryBank]:
         """Return the banks including this image; the banks of the present state stay valid."""
         model, flags = self.model, [object_id in prompted for object_id in ids]
-        memories = _encode_memories(model, image, masks, flags)
+        memories = encode_memories(model, image, masks, flags)
         banks = [self._banks[object_id] if object_id in self._banks
                  else MemoryBank(model.config, self.max_conditioning_frames, model.device, model.dtype)
                  for object_id in ids]
@@ -323,23 +315,6 @@ class StreamTracker:
 
 def _without(banks: dict[int, MemoryBank], object_id: int) -> dict[int, MemoryBank]:
     return {known: bank for known, bank in banks.items() if known != object_id}
-
-
-def _encode_memories(model: Sam2Model, image: ImageFeatures, masks: ObjectMasks, prompted: list[bool]) -> Tensor:
-    """Encode this frame's memory of each object; all absent objects without a prompt share the same memory.
-
-    Only on a CPU are absent objects known without a device synchronisation, so elsewhere all are encoded.
-    """
-    device = masks.logits.device
-    scores = masks.object_score.tolist() if device.type == 'cpu' and model.compiled is None else []
-    absent = [row for row, score in enumerate(scores) if score <= 0 and not prompted[row]]
-    if len(absent) < 2:
-        return model.stages.encode_memory(image, masks, to_device(prompted, device))
-    kept = [row for row in range(len(prompted)) if row not in absent[1:]]
-    place = {row: i for i, row in enumerate(kept)}
-    memories = model.stages.encode_memory(image, ObjectMasks(*(part[kept] for part in masks)),
-                                          torch.tensor([prompted[row] for row in kept], device=device))
-    return memories[[place.get(row, place[absent[0]]) for row in range(len(prompted))]]
 
 
 def _integer(name: str, value: int) -> int:

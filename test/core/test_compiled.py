@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 from sam2_core import VARIANTS, Prompt, Sam2Model, StreamTracker, encode_images, load_model
 from sam2_core.compiled import CompiledStages, batch_size
 from sam2_core.memory import MemoryBank, stack_memories
-from sam2_core.tracker import _encode_memories
+from sam2_core.tracking import encode_memories
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -125,7 +125,7 @@ def test_memory_of_absent_objects_is_made_once(nano, scene, monkeypatch):
     rows = []
     encode = nano.encode_memory
     monkeypatch.setattr(nano, 'encode_memory', lambda *inputs: rows.append(len(inputs[2])) or encode(*inputs))
-    assert torch.equal(_encode_memories(nano, image, together, flags), expected)
+    assert torch.equal(encode_memories(nano, image, together, flags), expected)
     assert rows == [3]
     assert not torch.equal(expected[0], expected[1])
 

@@ -16,7 +16,8 @@ from sam2_core.memory import MemoryShapes, stack_memories
 from testing.plain_tracker import OneByOne, PlainTracker, tiny_model
 
 HEIGHT, WIDTH = 24, 32
-SOURCES = tuple(sys.modules[f'sam2_core.{name}'].__file__ for name in ('tracker', 'memory', 'timeline'))
+SOURCES = tuple(sys.modules[f'sam2_core.{name}'].__file__
+                for name in ('tracker', 'tracking', 'tracker_state', 'memory', 'timeline'))
 Line = tuple[str, int]
 
 
@@ -94,6 +95,8 @@ OPERATIONS: dict[str, Callable[[StreamTracker, StreamTracker], object]] = {
     'step': step,
     'step without objects': lambda tracker, other: StreamTracker(tracker.model).step(IMAGES[0]),
     'fork': lambda tracker, other: tracker.fork([2, 5], 3),
+    'state_dict': lambda tracker, other: tracker.state_dict(),
+    'load_state_dict': lambda tracker, other: tracker.load_state_dict(other.state_dict()),
     'fork of the present': lambda tracker, other: tracker.fork([2, 5]),
     'adopt': lambda tracker, other: tracker.adopt(other, 2),
     'adopt with its images': lambda tracker, other: tracker.adopt(other, 2, frames_back=[4, 2, 1]),
@@ -158,7 +161,7 @@ class World:
         """Run a random operation, sometimes after a failed attempt."""
         rng = self.rng
         operation = rng.choices((self.step, self.step_apart, self.fork, self.adopt, self.remove, self.change_limit,
-                                 self.catch_up), (60, 3, 6, 8, 2, 1, 8))[0]
+                                 self.catch_up, self.restart), (60, 3, 6, 8, 2, 1, 8, 3))[0]
         operation()
         for tracker, plain in self.pairs if rng.random() < 0.2 else self.pairs[:1]:
             self.check(tracker, plain)
@@ -313,6 +316,17 @@ class World:
         exact = places if self.rng.random() < 0.7 else None
         self.attempt(lambda: live.adopt(pair[0], object_id, exact))
         plain.adopt(pair[1], object_id, exact)
+
+
+    def restart(self) -> None:
+        """Replace a tracker by a new one that continues from its state; forks made before are unrelated to it."""
+        number = self.rng.randrange(len(self.pairs))
+        tracker, plain = self.pairs[number]
+        restarted, _ = self._stranger()
+        saved = self.attempt(tracker.state_dict)
+        self.attempt(lambda: restarted.load_state_dict(saved))
+        plain.moments = {n: object() for n in plain.moments}
+        self.pairs[number] = restarted, plain
 
 
 @pytest.mark.fuzz
