@@ -1,11 +1,11 @@
-"""Data sets for training: DAVIS folders, SA-V videos and COCO images. sam2_ros adds bags."""
+"""Data sets for training: DAVIS folders, SA-1B pictures, SA-V videos and COCO images. sam2_ros adds bags."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sam2_core.datasets import coco, davis, sav
+from sam2_core.datasets import coco, davis, sa1b, sav
 from sam2_core.datasets.recordings import BrokenSample, Labelled, LabelledRecording, SkippedFiles
 
 __all__ = ['FORMATS', 'BrokenSample', 'Format', 'Labelled', 'LabelledRecording', 'SkippedFiles', 'open_recordings']
@@ -21,6 +21,7 @@ class Format(NamedTuple):
 
 FORMATS: Mapping[str, Format] = {
     'davis': Format(davis.matches, davis.find, 'JPEGImages/<clip>/*.jpg and Annotations/<clip>/*.png'),
+    'sa1b': Format(sa1b.matches, sa1b.find, 'pictures with one *.json each, as SA-1B and Roboflow for SAM 2'),
     'sav': Format(sav.matches, sav.find, '*.mp4 with *_manual.json or *_auto.json beside it'),
     'coco': Format(coco.matches, coco.find, 'instances_*.json and images'),
 }

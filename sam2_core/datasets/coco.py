@@ -20,11 +20,12 @@ import numpy as np
 from sam2_core.datasets import run_length, sav
 from sam2_core.datasets.image_files import read_image
 from sam2_core.datasets.recordings import BrokenSample, Labelled, SkippedFiles
+from sam2_core.datasets.splits import is_held_out, why_held_out
 from sam2_core.files import by_spelling, files_in, in_order, other_spelling
 
 _FINE = 4  # polygons are drawn at this many times the resolution
 _SHIFT = 4  # binary digits after the point of their corners
-_HELD_OUT = re.compile(r'(^|[_.-])(val|valid|validation|minival|test|testdev|test-dev)\d*$', re.IGNORECASE)
+_MASK_BYTES = 1 << 28  # of the masks of one image; an image with more is shrunk, as those of SA-1B with 80 and more
 _OTHER_KIND = re.compile(r'^(person_keypoints|stuff)_', re.IGNORECASE)
 
 
@@ -46,12 +47,11 @@ def find(folder: Path, skipped: SkippedFiles) -> list[CocoImage]:
     files = _files(folder)
     if folder.is_file():
         folder = folder.parent.parent if folder.parent.name == 'annotations' else folder.parent
-    held_out = [path for path in files if _HELD_OUT.search(path.stem)]
+    held_out = [path for path in files if is_held_out(path.stem)]
     if len(held_out) < len(files):
         files = [path for path in files if path not in held_out]
         for path in held_out:
-            skipped.skip(path, f'a validation or test split, which is not trained on; --data {path} or '
-                               f'--validation-data {path} reads it')
+            skipped.skip(path, why_held_out(path))
     found: list[tuple[Path, list[CocoImage]]] = []
     others = [path for path in files if _OTHER_KIND.search(path.stem)]
     for path in [path for path in files if path not in others]:
@@ -211,10 +211,15 @@ class CocoImage:
         if size not in (None, (height, width)):  # polygons would not fit
             raise BrokenSample(self.file, f'an image of {width}x{height}, annotated in {self.source.name} as one of '
                                           f'{size[1]}x{size[0]}')
+        shrunk = _shrunk_size(len(self.objects), height, width)
+        masks = np.empty((len(self.objects), *shrunk), bool)
         try:
-            masks = np.stack([segmentation_mask(found, height, width) for found in self.objects])
+            for k, found in enumerate(self.objects):
+                masks[k] = _shrink(segmentation_mask(found, height, width), shrunk)
         except (ValueError, KeyError, TypeError) as error:
             raise BrokenSample(self.file, f'annotation in {self.source.name}: {error}') from error
+        if shrunk != (height, width):
+            image = cv2.resize(image, shrunk[::-1], interpolation=cv2.INTER_AREA)
         return Labelled([image for _ in frames], [masks for _ in frames])
 
     def _annotated_size(self) -> tuple[int, int] | None:
@@ -230,6 +235,19 @@ class CocoImage:
                 raise BrokenSample(self.file, f'width {width!r} and height {height!r} in {self.source.name}: must be '
                                               f'whole numbers')
         return int(height), int(width)
+
+
+def _shrunk_size(count: int, height: int, width: int) -> tuple[int, int]:
+    """Return height and width at which this number of masks takes at most ``_MASK_BYTES``."""
+    scale = min(1.0, (_MASK_BYTES / max(1, count * height * width)) ** 0.5)
+    return max(1, int(height * scale)), max(1, int(width * scale))
+
+
+def _shrink(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return a bool mask at a smaller size (height, width): the pixels that the object covers at least half."""
+    if mask.shape == size:
+        return mask
+    return cv2.resize(mask.astype(np.uint8) * 255, size[::-1], interpolation=cv2.INTER_AREA) >= 128
 
 
 def segmentation_mask(segmentation: list | dict, height: int, width: int) -> np.ndarray:

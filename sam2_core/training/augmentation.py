@@ -32,14 +32,30 @@ class ClipView:
         """
         frames = np.stack([self._light(_warp(image, matrix, size, _BORDER))
                            for image, matrix in zip(labelled.images, self.maps, strict=True)])
-        objects = labelled.masks[0].shape[0]
-        masks = np.zeros((len(frames), objects, size, size), bool)
+        first: list[tuple[np.ndarray, np.ndarray]] = []  # masks and visibility of objects, visible in the first frame
+        later: list[tuple[np.ndarray, np.ndarray]] = []  # or only in others
+        for k in np.argsort(self.ranks, kind='stable'):
+            masks, visible = self._object(labelled, int(k), size)
+            if visible[0]:
+                first.append((masks, visible))
+            elif visible.any() and len(later) < MAX_OBJECTS:
+                later.append((masks, visible))
+            if len(first) == MAX_OBJECTS:
+                break
+        chosen = [*first, *later][:MAX_OBJECTS]
+        masks = np.zeros((len(frames), len(chosen), size, size), bool)
+        visible = np.zeros((len(frames), len(chosen)), bool)
+        for place, (found, seen) in enumerate(chosen):
+            masks[:, place], visible[:, place] = found & seen[:, None, None], seen
+        return Clip(frames, masks, visible)
+
+    def _object(self, labelled: Labelled, k: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the masks of one object, bool (T, size, size), and the frames in which it is visible, bool (T,)."""
+        masks = np.zeros((len(self.maps), size, size), bool)
         for t, (found, matrix) in enumerate(zip(labelled.masks, self.maps, strict=True)):
-            for k in np.flatnonzero(found.any(axis=(1, 2))):
-                masks[t, k] = _warp(found[k].astype(np.uint8) * 255, matrix, size, 0) >= 128
-        visible = masks.sum(axis=(2, 3)) >= VISIBLE_PIXELS
-        chosen = [k for k in np.lexsort((self.ranks, ~visible[0])) if visible[:, k].any()][:MAX_OBJECTS]
-        return Clip(frames, masks[:, chosen] & visible[:, chosen, None, None], visible[:, chosen])
+            if found[k].any():
+                masks[t] = _warp(found[k].astype(np.uint8) * 255, matrix, size, 0) >= 128
+        return masks, masks.sum(axis=(1, 2)) >= VISIBLE_PIXELS
 
     def _light(self, frame: np.ndarray) -> np.ndarray:
         return frame if np.array_equal(self.colours, np.eye(3, 4)) else cv2.transform(frame, self.colours)

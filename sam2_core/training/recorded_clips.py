@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from sam2_core.training.augmentation import plain_view, random_view
 from sam2_core.training.clips import Clip, NoUsableData
 
 _WINDOWS = 6  # attempts to find a part of a recording that shows an object
+_COPY = re.compile(r'\.rf\.[0-9A-Za-z]+$')  # end of the name of a copy
 _PACES = (1, 1, 2, 3)  # 2: every second frame
 
 
@@ -104,5 +106,8 @@ def split_recordings(recordings: Sequence[LabelledRecording],
 
 
 def _short(name: str) -> str:
-    """Return the end of a path, which is the same in any folder, and for both JSON files of a video."""
-    return Path(name).stem.removesuffix('_manual').removesuffix('_auto')
+    """Return the end of a path, which is the same in any folder, and for all versions of one video or picture.
+
+    Versions are both JSON files of a video of SA-V, and the augmented copies that Roboflow makes of a picture.
+    """
+    return _COPY.sub('', Path(name).stem.removesuffix('_manual').removesuffix('_auto'))
