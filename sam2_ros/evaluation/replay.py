@@ -269,6 +269,9 @@ def arrivals(recording: Recording) -> Sequence[int]:
 class _Silence:
     """Logger that discards everything: the run has the failures and problems."""
 
+    def info(self, text: str, **options: Any) -> None:
+        """Discard information."""
+
     def warning(self, text: str, **options: Any) -> None:
         """Discard a warning."""
 

@@ -15,6 +15,7 @@ from sam2_ros.messages.conversions import to_nanoseconds
 from sam2_ros.messages.stamps import jumped_back
 from sam2_ros.perception.camera_image import CameraImage
 from sam2_ros.perception.frame import Frame, TrackedObject
+from sam2_ros.perception.image_decoder import ImageDecoder
 from sam2_ros.perception.image_depth import ImageDepth
 from sam2_ros.perception.image_history import ImageHistory
 from sam2_ros.perception.image_intake import ImageIntake
@@ -69,13 +70,14 @@ class CameraPipeline:
         self.depth = depth
         self.failures = failures or Failures(logger, topic)
         self.inbox = Inbox(changed)
-        self.history = ImageHistory()
+        self.decoder = ImageDecoder(topic, logger)
+        self.history = ImageHistory(self.decoder.past)
         self.meter = Meter()
         self.shedder = LoadShedder()
         self.skipped = SkippedImages(topic, self.meter, self.failures, logger)
         self._logger = logger
         self._segmenter = ImageSegmenter(tracker.model)
-        self._intake = ImageIntake(self.inbox, self.history, self.meter, self.failures, self.skipped)
+        self._intake = ImageIntake(self.inbox, self.history, self.meter, self.failures, self.skipped, self.decoder)
         self._depth = ImageDepth(depth, self.history, self.meter, self.failures)
         self.objects = TrackedObjects(tracker, ObjectStates(score_correction(parameters)), self.failures)
         self._late = LatePrompts(self.history, self.objects, self.failures, self.skipped)
@@ -83,7 +85,7 @@ class CameraPipeline:
                                     tracker.model.image_size)
         self._requests = OpenRequests(self.inbox, self._late, self.failures)
         self._queries = Queries(self._segmenter, self.history, self.failures, self.skipped,
-                                lambda image: self._depth.past(image, self.parameters))
+                                lambda image: self._depth.past(image, self.parameters), self.decoder)
         self._taken: CameraImage | None = None  # not yet processed
         self._newest: CameraImage | None = None  # processed
         self._late_is_next = True  # of the work aside
@@ -125,7 +127,7 @@ class CameraPipeline:
 
     def take(self) -> bool:
         """Choose and decode the newest image; return False if there is none to process."""
-        image = self._intake.take()
+        image = self._intake.take(self.parameters)
         if image is None:
             return False
         self._taken = image

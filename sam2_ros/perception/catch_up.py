@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sam2_core import StreamTracker
-from sam2_ros.messages.conversions import to_rgb
 from sam2_ros.perception.image_history import ImageHistory, StoredImage
 from sam2_ros.perception.object_steps import TrackingStep, take_step
 from sam2_ros.perception.prompt_plan import Batch, PromptRequest
@@ -57,7 +56,7 @@ class CatchUp:
         assert self.tracker is not None, 'not begun'
         self.images_left -= 1
         self.stamp = stored.stamp
-        step = take_step(self.tracker, to_rgb(stored.message), {})
+        step = take_step(self.tracker, stored.rgb(), {})
         self.seen.append(stored.stamp)
         return step
 

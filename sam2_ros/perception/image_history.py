@@ -4,11 +4,13 @@ from __future__ import annotations
 import bisect
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 from sensor_msgs.msg import CompressedImage, Image
 
-from sam2_ros.messages.conversions import to_nanoseconds
+from sam2_ros.messages.conversions import to_nanoseconds, to_rgb
 from sam2_ros.messages.stamps import jumped_back
 
 MAX_IMAGES = 4096  # a bound for small images whose stamps hardly advance
@@ -25,6 +27,11 @@ class StoredImage:
 
     stamp: int  # ns
     message: Image | CompressedImage
+    decode: Callable[[Image | CompressedImage], np.ndarray] = to_rgb
+
+    def rgb(self) -> np.ndarray:
+        """Return the decoded image, uint8 RGB (H, W, 3). Raises ImageError if it cannot be used."""
+        return self.decode(self.message)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +49,9 @@ class ImageHistory:
     Depth takes the bytes that images do not need; where they do not suffice, the oldest depth is dropped first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, decode: Callable[[Image | CompressedImage], np.ndarray] = to_rgb) -> None:
+        """``decode`` decodes its images."""
+        self._decode = decode
         self._lock = threading.Lock()
         self._images: deque[StoredImage] = deque()  # oldest first
         self._depths: deque[StoredDepth] = deque()  # in order of arrival
@@ -80,7 +89,7 @@ class ImageHistory:
                     place -= 1
                     self._bytes -= len(self._images[place].message.data)
                     del self._images[place]
-                self._images.insert(place, StoredImage(stamp, message))
+                self._images.insert(place, StoredImage(stamp, message, self._decode))
                 self._bytes += len(message.data)
             self._drop_depths()
             while self._images and (self._bytes > max_bytes or len(self._images) > MAX_IMAGES

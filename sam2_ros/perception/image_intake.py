@@ -5,9 +5,10 @@ import time
 
 from sensor_msgs.msg import CompressedImage, Image
 
-from sam2_ros.messages.conversions import ImageError, to_nanoseconds, to_rgb
+from sam2_ros.messages.conversions import ImageError, to_nanoseconds
 from sam2_ros.messages.stamps import StampWatch
 from sam2_ros.perception.camera_image import CameraImage
+from sam2_ros.perception.image_decoder import ImageDecoder
 from sam2_ros.perception.image_history import ImageHistory
 from sam2_ros.perception.inbox import Inbox
 from sam2_ros.perception.meter import Meter
@@ -20,13 +21,14 @@ class ImageIntake:
     """First steps of an image: receive it (any thread), then choose and decode the newest (worker)."""
 
     def __init__(self, inbox: Inbox, history: ImageHistory, meter: Meter, failures: Failures,
-                 skipped: SkippedImages) -> None:
+                 skipped: SkippedImages, decoder: ImageDecoder) -> None:
         self.every_second = False  # skip every second image, to shed load
         self._inbox = inbox
         self._history = history
         self._meter = meter
         self._failures = failures
         self._skipped = skipped
+        self._decoder = decoder
         self._stamps = StampWatch()
         self._skipped_last = False
 
@@ -53,7 +55,7 @@ class ImageIntake:
         self._inbox.put_image(message)
         return True
 
-    def take(self) -> CameraImage | None:
+    def take(self, parameters: Parameters) -> CameraImage | None:
         """Take the newest image out of the inbox and decode it; None if there is none to process."""
         message = self._inbox.take_image()
         if message is None:
@@ -63,7 +65,7 @@ class ImageIntake:
             self._inbox.count_dropped()
             return None
         try:
-            return CameraImage(message.header, to_rgb(message))
+            return CameraImage(message.header, self._decoder.next(message, parameters))
         except Exception as error:
             self._inbox.count_dropped()
             known = isinstance(error, ImageError)

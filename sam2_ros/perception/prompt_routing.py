@@ -9,7 +9,7 @@ import numpy as np
 from std_msgs.msg import Header
 
 from sam2_core import PromptError
-from sam2_ros.messages.conversions import to_nanoseconds, to_rgb
+from sam2_ros.messages.conversions import to_nanoseconds
 from sam2_ros.msg import Prompt as PromptMessage
 from sam2_ros.perception.camera_image import CameraImage
 from sam2_ros.perception.frame import TrackedObject
@@ -184,7 +184,7 @@ class PromptRouter:
 
 def _decode(stored: StoredImage) -> np.ndarray:
     try:
-        return to_rgb(stored.message)
+        return stored.rgb()
     except Exception as error:  # also from a decoder that is not ours: the prompt has to be answered
         raise PromptError(f'its image cannot be used: {error}') from None
 

@@ -14,9 +14,10 @@ from sam2_core.automatic_masks import Filters, Search
 from sam2_core.finite import not_finite_error
 from sam2_core.scores import probability, unit
 from sam2_ros.depth.surface import DepthFrame, measure
-from sam2_ros.messages.conversions import to_nanoseconds, to_rgb
+from sam2_ros.messages.conversions import to_nanoseconds
 from sam2_ros.perception.camera_image import CameraImage
 from sam2_ros.perception.frame import TrackedObject, sighting
+from sam2_ros.perception.image_decoder import ImageDecoder
 from sam2_ros.perception.image_history import ImageHistory, NotStored
 from sam2_ros.perception.prompt_plan import check_frame, has_image, to_prompt
 from sam2_ros.perception.skipped_images import SkippedImages
@@ -64,7 +65,8 @@ class SegmentImageQuery:
         """Whether the call has an image of its own."""
         return has_image(self._request.image)
 
-    def find_image(self, newest: CameraImage | None, history: ImageHistory) -> CameraImage | None:
+    def find_image(self, newest: CameraImage | None, history: ImageHistory,
+                   decoder: ImageDecoder) -> CameraImage | None:
         """Return the image of the query, or None if it may still arrive. Raises Unanswerable if it cannot be used."""
         prompts = self._request.prompts
         if not prompts:
@@ -73,7 +75,7 @@ class SegmentImageQuery:
             raise Unanswerable(f'{len(prompts)} prompts: ask at most {MAX_PROMPTS} at a time')
         stamp = to_nanoseconds(prompts[0].header.stamp)
         if self.brings_image:
-            return _decoded(self._request.image)
+            return _decoded(self._request.image, decoder.other)
         for number, prompt in enumerate(prompts[1:], 2):
             other = to_nanoseconds(prompt.header.stamp)
             if other not in (0, stamp):
@@ -82,7 +84,8 @@ class SegmentImageQuery:
         if not stamp or newest is None or to_nanoseconds(newest.header.stamp) == stamp:
             return newest
         try:
-            return _decoded(history.at(stamp).message)
+            stored = history.at(stamp)
+            return _decoded(stored.message, stored.decode)
         except NotStored as error:
             raise Unanswerable(f'prompt 1: {error}') from None
 
@@ -124,7 +127,8 @@ class SegmentAllQuery:
         """Whether the call has an image of its own."""
         return has_image(self._request.image)
 
-    def find_image(self, newest: CameraImage | None, history: ImageHistory) -> CameraImage | None:
+    def find_image(self, newest: CameraImage | None, history: ImageHistory,
+                   decoder: ImageDecoder) -> CameraImage | None:
         """Return the image of the query, or None if it may still arrive.
 
         Raises Unanswerable if the image or the request cannot be used.
@@ -137,7 +141,7 @@ class SegmentAllQuery:
                 raise Unanswerable(f'{name} {getattr(request, name):g}: must lie between 0 and 1')
         if not 0 < self._time_limit < float('inf'):
             raise Unanswerable(f'time_limit {request.time_limit:g}: must be positive')
-        return _decoded(request.image) if self.brings_image else newest
+        return _decoded(request.image, decoder.other) if self.brings_image else newest
 
     def advance(self, image: CameraImage, segmenter: ImageSegmenter) -> QueryResult | None:
         """Work on a slice; return the result once all is done or the time is over."""
@@ -171,9 +175,10 @@ def _once(reply: Reply) -> Reply:
     return answer
 
 
-def _decoded(message: Image | CompressedImage) -> CameraImage:
+def _decoded(message: Image | CompressedImage,
+             decode: Callable[[Image | CompressedImage], np.ndarray]) -> CameraImage:
     try:
-        return CameraImage(message.header, to_rgb(message))
+        return CameraImage(message.header, decode(message))
     except Exception as error:  # also from a decoder that is not ours: the query has to be answered
         raise Unanswerable(f'image: {error}') from None
 
@@ -182,9 +187,10 @@ class Queries:
     """Queries to one camera that the worker has taken. A slice of work belongs to one of them; they take turns."""
 
     def __init__(self, segmenter: ImageSegmenter, history: ImageHistory, failures: Failures, skipped: SkippedImages,
-                 find_depth: Callable[[CameraImage], DepthFrame | None]) -> None:
+                 find_depth: Callable[[CameraImage], DepthFrame | None], decoder: ImageDecoder) -> None:
         """``find_depth`` returns the depth of an image of the history, or None if it is no longer stored."""
         self._find_depth = find_depth
+        self._decoder = decoder
         self._segmenter = segmenter
         self._failures = failures
         self._skipped = skipped
@@ -226,7 +232,7 @@ class Queries:
                 query.reply(TOO_MANY)
                 continue
             try:
-                image = query.find_image(newest, self._history)
+                image = query.find_image(newest, self._history, self._decoder)
             except Unanswerable as error:
                 query.reply(str(error))
                 continue

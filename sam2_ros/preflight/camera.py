@@ -12,6 +12,8 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from sam2_ros.depth.calibration import DepthError, calibrate, doubt, info_of_image
 from sam2_ros.depth.matching import NO_STAMP, check_registered, is_of_one_time, usable_metres
 from sam2_ros.messages.conversions import ImageError, to_rgb
+from sam2_ros.messages.encodings import find_encoding
+from sam2_ros.messages.intensity import IntensityRange, range_of
 from sam2_ros.preflight.findings import Finding, bad, doubtful, good
 from sam2_ros.runtime.parameters import Parameters
 
@@ -19,6 +21,7 @@ OLD = 1.0  # seconds; maximum age of images at arrival
 AHEAD = 0.005  # seconds; maximum lead of stamps over the clock
 LOSS_TOLERATED, LOSS_BAD = 0.01, 0.1  # shares of lost images above which the rate is doubtful and bad
 REGULAR = 0.9  # minimum share of the gaps between stamps that are multiples of the period
+FEW_LEVELS = 16  # of 256, in which the model finds no contrast
 LITTLE_DEPTH = 0.2  # share of valid pixels below which depth is doubtful
 PROFILE_CURE = 'give the camera driver the image profile, see transport'
 
@@ -38,27 +41,48 @@ class Topic:
     elsewhere: Sequence[str] = ()  # other topics of the same type
 
 
-def check_image(image: Topic) -> Iterator[Finding]:
-    """Check the images of a camera: connection, rate, encoding, stamps and frame."""
+def check_image(image: Topic, given: IntensityRange | None = None) -> Iterator[Finding]:
+    """Check the images of a camera: connection, rate, encoding, stamps and frame.
+
+    Args:
+        image: Topic of the images.
+        given: Range of 16-bit images that the parameters of the node give.
+    """
     problem = check_connection(image)
     if problem:
         yield problem
         return
     assert image.last is not None  # otherwise there is a problem
     yield check_rate(image)
-    try:
-        rgb = to_rgb(image.last)
-    except ImageError as error:
-        yield bad('image', f'{image.name}: {error}')
-    else:
-        height, width = rgb.shape[:2]
-        kind = image.last.format if isinstance(image.last, CompressedImage) else image.last.encoding
-        yield good('image', f'{width} x {height} pixels, {kind}')
+    yield _check_pixels(image.name, image.last, given)
     yield check_stamps(image)
     if image.last.header.frame_id:
         yield good('frame', image.last.header.frame_id)
     else:
         yield bad('frame', f'{image.name} has an empty frame_id: set it in the camera driver, TF needs it')
+
+
+def _check_pixels(name: str, message: Image | CompressedImage, given: IntensityRange | None) -> Finding:
+    """Check that an image can be decoded, and that its 16-bit values are not all shown as black or as white."""
+    chosen: list[IntensityRange] = []
+
+    def choose(pixels: np.ndarray) -> IntensityRange:
+        chosen.append(range_of(pixels))
+        return chosen[0]
+    try:
+        rgb = to_rgb(message, given, choose)
+    except ImageError as error:
+        return bad('image', f'{name}: {error}')
+    kind = message.format if isinstance(message, CompressedImage) else message.encoding
+    text = f'{rgb.shape[1]} x {rgb.shape[0]} pixels, {kind}'
+    if chosen:
+        return good('image', f'{text}, values {chosen[0].low} to {chosen[0].high} shown as black to white')
+    encoding = find_encoding(kind.partition(';')[0].strip())
+    low, high = np.percentile(rgb[::8, ::8], (2, 98))
+    if encoding is not None and encoding.bits == 16 and (high < FEW_LEVELS or low > 255 - FEW_LEVELS):
+        return doubtful('image', f'{text}, nearly all shown as {"black" if high < FEW_LEVELS else "white"}: set '
+                                 f'intensity_min and intensity_max to the values of the sensor (12 bits: 0 and 4095)')
+    return good('image', text)
 
 
 def check_connection(topic: Topic) -> Finding | None:

@@ -16,6 +16,7 @@ from rclpy.topic_endpoint_info import TopicEndpointInfo
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from sam2_ros.messages.conversions import to_nanoseconds
+from sam2_ros.messages.intensity import given_range
 from sam2_ros.messages.qos import LATCHED
 from sam2_ros.preflight.camera import Topic, check_depth, check_image, full_name
 from sam2_ros.preflight.findings import Finding, Verdict, bad, doubtful, good
@@ -127,7 +128,8 @@ class Listener:
                 endpoints = self._node.get_subscriptions_info_by_topic(topic.name)
                 topic.subscriptions = (self._of(self._sam2, endpoints)
                                        or self._of(self._node.get_fully_qualified_name(), endpoints))
-            found = [*check_image(image)]
+            chosen = self._parameters
+            found = [*check_image(image, given_range(chosen.intensity_min, chosen.intensity_max))]
             if others:
                 depth, info = others
                 found += check_depth(depth, info, image, self._parameters, camera.depth_wanted)

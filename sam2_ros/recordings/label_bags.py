@@ -20,7 +20,8 @@ from sam2_core.datasets import BrokenSample, Format, Labelled, SkippedFiles
 from sam2_core.files import Notice, folders_below, in_order
 from sam2_core.masks import binary_mask
 from sam2_ros.messages.compressed_images import decompress
-from sam2_ros.messages.encodings import ImageError, check_encoding
+from sam2_ros.messages.encodings import ImageError
+from sam2_ros.messages.pixels import raw_to_rgb
 from sam2_ros.recordings.bag_files import COMPRESSED, IMAGE, described, header_stamp, image_head, is_camera
 from sam2_ros.recordings.bag_reader import SUFFIXES, BagReader
 from sam2_ros.recordings.bag_storage import BagError, Channel
@@ -248,8 +249,7 @@ def _image(message: Any) -> np.ndarray:
     """Return the pixels that the node reads from a message. Raises ImageError for messages that it refuses."""
     if message.__msgtype__ == COMPRESSED:
         return decompress(message.data.tobytes(), message.format)
-    message.encoding = check_encoding(message.encoding)
-    return np.ascontiguousarray(message_to_cvimage(message, 'rgb8'))
+    return raw_to_rgb(message)
 
 
 def _labels(message: Any) -> dict[int, np.ndarray]:

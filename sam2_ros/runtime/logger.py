@@ -9,6 +9,10 @@ class Logger(Protocol):
     """Logger of a node, or a replacement for it."""
 
     @property
+    def info(self) -> Callable[..., object]:
+        """Method that logs a text for information."""
+
+    @property
     def warning(self) -> Callable[..., object]:
         """Method that logs a text as a warning."""
 

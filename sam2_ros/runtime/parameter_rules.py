@@ -109,6 +109,9 @@ def _conflict(chosen: Parameters) -> str:
     """Return why these values cannot work together, or '' if they can."""
     if chosen.depth_min >= chosen.depth_max:
         return f'depth_min {chosen.depth_min:g}: must be below depth_max {chosen.depth_max:g}'
+    if chosen.intensity_min >= chosen.intensity_max > 0 or chosen.intensity_min > 0 == chosen.intensity_max:
+        return (f'intensity_min {chosen.intensity_min}: must be below intensity_max {chosen.intensity_max}; set both '
+                f'at once, or both to 0 for a range chosen from the images')
     if 0 < chosen.forget_after < chosen.lost_after:
         return (f'forget_after {chosen.forget_after:g}: must be at least lost_after {chosen.lost_after:g}, or 0 for '
                 f'never; set both at once')

@@ -64,6 +64,13 @@ class Parameters:
         'raw', 'Transport of the camera images. raw: sensor_msgs/Image on image. compressed: '
         'sensor_msgs/CompressedImage on image/compressed.', when=MODEL, choices=('raw', 'compressed'),
         section='Cameras')
+    intensity_min: int = _parameter(
+        0, 'Value of a 16-bit image that is shown as black to the model. intensity_min and intensity_max 0: chosen '
+        'from the images, see intensity_max.', limits=(0, 65534), see='reference/node.md#16-bit-images')
+    intensity_max: int = _parameter(
+        0, 'Value of a 16-bit image that is shown as white to the model. intensity_min and intensity_max 0: for mono16 '
+        'and 16UC1, a range that follows the images slowly; for colour and Bayer, the full range of 65535.',
+        limits=(0, 65535))
     cameras: tuple[str, ...] = _parameter(
         (), 'Names of the cameras. Each camera has its own topics, NAME/image and ~/NAME/..., and its own objects; all '
         'of them share the model. Empty: one camera, on image and ~/...', when=START)

@@ -77,7 +77,7 @@ class CameraTopics:
         """Return the parts of the camera that diagnostics read."""
         pipeline = self.pipeline
         return WatchedCamera(self.name, pipeline.topic, pipeline.meter, pipeline.shedder, pipeline.history.extent,
-                             pipeline.failures)
+                             pipeline.failures, lambda: pipeline.decoder.description)
 
     # --- lifecycle
 

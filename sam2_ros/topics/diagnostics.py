@@ -35,6 +35,7 @@ class WatchedCamera:
     shedder: LoadShedder
     history: Callable[[], tuple[int, int, float]]  # images, bytes and seconds that are stored
     failures: Failures | None = None  # failed steps of its work
+    intensity: Callable[[], str] = str  # range of 16-bit images, if it is chosen from them
 
 
 @dataclass(frozen=True)
@@ -213,6 +214,7 @@ def _values(seen: Snapshot, camera: WatchedCamera, parameters: Parameters) -> di
         'late prompts catching up': seen.catching_up,
         'depth matched': seen.depth_matched, 'depth missing': seen.depth_missing,
         'depth missing because': seen.depth_reason, 'depth doubtful because': seen.depth_doubt,
+        'range of 16-bit images': camera.intensity(),
         'failed steps since configuration': 0 if camera.failures is None else camera.failures.count,
         'window (s)': f'{WINDOW:g}'}
 

@@ -110,11 +110,11 @@ def test_images_that_cannot_be_used_are_named_and_forgiven(watched):
     def show_infrared() -> bool:
         if peer.due():
             message = peer.message(SCENE.image(0))
-            message.encoding = 'bayer_rggb8'
+            message.encoding = 'nv24'
             peer.send(message)
         return 'not supported' in watch.statuses.get('camera', DiagnosticStatus()).message
     peer.wait_for(show_infrared, 'the warning')
-    assert watch.wait_for('camera', WARN, "encoding 'bayer_rggb8': not supported; publish one of rgb8")
+    assert watch.wait_for('camera', WARN, "encoding 'nv24': not supported; publish one of rgb8")
     watch.wait_for('camera', OK, image=SCENE.image(0))
 
 

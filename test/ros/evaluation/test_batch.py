@@ -120,8 +120,8 @@ def calibration(**values):
         'k': [100.0, 0.0, 80.0, 0.0, 100.0, 60.0, 0.0, 0.0, 1.0]} | values)
 
 
-def mosaic(index, message):
-    return from_pixels(np.zeros((HEIGHT, WIDTH), np.uint8), 'bayer_rggb8', message.header)
+def unknown(index, message):
+    return from_pixels(np.zeros((HEIGHT, WIDTH), np.uint8), 'nv24', message.header)
 
 
 def broken_depth(index):
@@ -140,8 +140,8 @@ ODD = {  # what is wrong with a bag, and what is said about it
     'size': (with_depth(width=7), NOT_USED),
     'not_finite': (with_depth(k=[float('nan')] * 9), NOT_USED),
     'one_depth': (with_depth(broken_depth), 'depth not used in 1 of 3 images: '),
-    'one_image': ({'image': lambda index, message: mosaic(index, message) if index == 2 else message},
-                  "encoding 'bayer_rggb8': not supported"),
+    'one_image': ({'image': lambda index, message: unknown(index, message) if index == 2 else message},
+                  "encoding 'nv24': not supported"),
     'prompts': ({'more': {'/sam2/prompt': lambda index: Prompt(header=header(index), id=1, action=9)}}, 'action 9'),
 }
 
@@ -163,10 +163,10 @@ def test_what_is_wrong_with_one_part_of_a_bag_costs_that_part_and_is_named(write
 
 
 def test_a_recording_without_a_single_usable_image_has_failed(write, tmp_path, capsys):
-    bags = [write('mosaic', image=mosaic), write('good')]
+    bags = [write('unknown', image=unknown), write('good')]
     assert evaluate(bags, tmp_path / 'out', '--prompts', 'first-truth') == 1
-    reason = read(tmp_path / 'out' / 'summary.json')['failed']['mosaic']
-    assert "encoding 'bayer_rggb8': not supported" in reason and 'debayer it with image_proc' in reason
+    reason = read(tmp_path / 'out' / 'summary.json')['failed']['unknown']
+    assert "encoding 'nv24': not supported; publish one of rgb8" in reason
     assert set(read(tmp_path / 'out' / 'summary.json')['recordings']) == {'good'}
     (tmp_path / 'prompts.yaml').write_text('[{frame: 0, id: 1, action: clear}]')
     assert evaluate(bags[:1], tmp_path / 'alone', '--prompts', str(tmp_path / 'prompts.yaml')) == 2

@@ -129,12 +129,12 @@ def test_so_does_an_image_that_cannot_be_decoded(model):
     def damaged(index):
         message = image(index)
         if index == 1:
-            message.encoding = 'bayer_rggb8'
+            message.encoding = 'nv24'
         return message
     discs.image = damaged
     result = run(discs, model, Parameters())
     assert [frame.index for frame in result.frames] == [0, 2, 3]
-    assert "encoding 'bayer_rggb8': not supported" in result.unusable[1]
+    assert "encoding 'nv24': not supported" in result.unusable[1]
 
 
 def test_objects_are_located_where_there_is_depth(model):

@@ -196,7 +196,7 @@ def test_whoever_waits_is_told_when_a_decoder_raises_what_nobody_expects(make, m
     pipeline = make()
     for tenths in range(100, 104):
         show(pipeline, tenths)
-    monkeypatch.setattr('sam2_ros.perception.prompt_routing.to_rgb', fail)
+    monkeypatch.setattr('sam2_ros.perception.image_decoder.to_rgb', fail)
     send(pipeline, late(101))
     _, (answer,) = work(pipeline)
     assert answer.reason == 'its image cannot be used: out of memory'

@@ -12,7 +12,7 @@ from testing.in_process import header, image, in_process, set_box
 
 SECOND = 10**9
 TIMEOUT = 30.0  # seconds
-UNSUPPORTED = "encoding 'bayer_rggb8': not supported"
+UNSUPPORTED = "encoding 'nv24': not supported"
 
 
 @pytest.fixture(scope='module')
@@ -62,7 +62,7 @@ def test_a_camera_that_does_not_run(robot, clock):
 
 def test_images_of_an_encoding_that_is_not_supported(robot, clock):
     def show_infrared():
-        robot.send('/image', image(robot.now, encoding='bayer_rggb8'))
+        robot.send('/image', image(robot.now, encoding='nv24'))
 
     for reason in ask_everything(robot, clock, show_infrared):
         assert reason.startswith('no image on /image could be used for 30 s; the last one was skipped 0.0 s')
@@ -70,7 +70,7 @@ def test_images_of_an_encoding_that_is_not_supported(robot, clock):
 
 
 def test_images_that_stopped_after_one_that_could_not_be_used(robot, clock):
-    robot.send('/image', image(robot.now, encoding='bayer_rggb8'))
+    robot.send('/image', image(robot.now, encoding='nv24'))
     robot.serve()
     clock.now += 60
     for reason in ask_everything(robot, clock):
@@ -90,7 +90,7 @@ def test_an_image_whose_stamp_is_odd(robot, clock):
 
 
 def test_once_images_can_be_used_again_nobody_hears_of_the_old_ones(robot):
-    robot.send('/image', image(robot.now, encoding='bayer_rggb8'))
+    robot.send('/image', image(robot.now, encoding='nv24'))
     robot.serve()
     robot.show(depth=False)
     robot.serve()
@@ -98,7 +98,7 @@ def test_once_images_can_be_used_again_nobody_hears_of_the_old_ones(robot):
 
 
 def test_full_queues_name_the_images_too(robot):
-    robot.send('/image', image(robot.now, encoding='bayer_rggb8'))
+    robot.send('/image', image(robot.now, encoding='nv24'))
     robot.serve()
     for _ in range(Inbox.PROMPT_LIMIT + 1):
         robot.send('/prompt', set_box())
@@ -109,7 +109,7 @@ def test_full_queues_name_the_images_too(robot):
 
 
 def test_a_model_that_fails_is_the_reason_for_those_who_wait(robot, clock, monkeypatch):
-    monkeypatch.setattr('sam2_ros.perception.image_intake.to_rgb', lambda message: 1 / 0)
+    monkeypatch.setattr('sam2_ros.perception.image_decoder.to_rgb', lambda *_: 1 / 0)
     robot.show(depth=False)
     for reason in ask_everything(robot, clock):
         assert 'ZeroDivisionError' in reason
@@ -121,7 +121,7 @@ def click() -> PointStamped:
 
 def test_a_click_before_any_image_is_told_why_there_is_none(robot):
     robot.send('/prompt_point', click())
-    robot.send('/image', image(robot.now, encoding='bayer_rggb8'))
+    robot.send('/image', image(robot.now, encoding='nv24'))
     robot.serve()
     robot.send('/prompt_point', click())
     first, second = (status.reason for status in robot.statuses)
@@ -130,11 +130,11 @@ def test_a_click_before_any_image_is_told_why_there_is_none(robot):
 
 
 def test_the_reason_stays_while_the_next_image_is_in_work(robot, monkeypatch):
-    robot.send('/image', image(robot.now, encoding='bayer_rggb8'))
+    robot.send('/image', image(robot.now, encoding='nv24'))
     robot.serve()
     seen = []
-    monkeypatch.setattr('sam2_ros.perception.image_intake.to_rgb',
-                        lambda message: seen.append(robot.pipeline.skipped.reason) or 1 / 0)
+    monkeypatch.setattr('sam2_ros.perception.image_decoder.to_rgb',
+                        lambda *_: seen.append(robot.pipeline.skipped.reason) or 1 / 0)
     robot.show(depth=False)
     robot.serve()
     assert UNSUPPORTED in seen[0]

@@ -19,6 +19,7 @@ from sam2_core import load_model
 from sam2_core.checkpoint import OFFICIAL
 from sam2_ros.check import _guarded, cameras_of, main, parse
 from sam2_ros.messages.conversions import from_pixels
+from sam2_ros.messages.intensity import IntensityRange
 from sam2_ros.perception.model_loading import LOAD_ERRORS, load
 from sam2_ros.preflight.camera import (
     Topic,
@@ -130,10 +131,21 @@ def test_a_reliable_camera_serves_a_listener_that_asks_for_less():
 
 
 def test_an_encoding_that_is_not_supported_is_named():
-    bayer = Image(header=HEADER, height=480, width=640, encoding='bayer_rggb8', step=640)
+    bayer = Image(header=HEADER, height=480, width=640, encoding='nv24', step=640)
     finding = [*check_image(image_topic(bayer))][1]
     assert (finding.what, finding.verdict) == ('image', BAD)
-    assert "'bayer_rggb8': not supported; publish one of rgb8" in finding.text
+    assert "'nv24': not supported; publish one of rgb8" in finding.text
+
+
+@pytest.mark.parametrize(('values', 'encoding', 'limits', 'verdict', 'text'), [
+    ((20_000, 24_000), 'mono16', None, GOOD, '640 x 480 pixels, mono16, values 1962'),
+    ((100, 4095), 'bayer_rggb16', None, DOUBTFUL, 'nearly all shown as black: set intensity_min and intensity_max'),
+    ((100, 4095), 'bayer_rggb16', IntensityRange(0, 4095), GOOD, '640 x 480 pixels, bayer_rggb16'),
+    ((20_000, 24_000), 'mono16', IntensityRange(0, 4095), DOUBTFUL, 'nearly all shown as white')])
+def test_the_range_of_16_bit_images_is_checked(values, encoding, limits, verdict, text):
+    pixels = np.linspace(*values, 480 * 640).astype(np.uint16).reshape(480, 640)
+    finding = [*check_image(image_topic(from_pixels(pixels, encoding, HEADER)), limits)][1]
+    assert (finding.what, finding.verdict) == ('image', verdict) and text in finding.text
 
 
 def test_an_image_without_frame_is_named():

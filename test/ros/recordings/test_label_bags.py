@@ -243,9 +243,9 @@ def test_labels_of_another_size_are_refused(tmp_path, skipped):
 
 
 @pytest.mark.parametrize(('pixels', 'encoding', 'declared'), [
-    (np.full((HEIGHT, WIDTH), 900, np.uint16), 'mono16', ''),
-    (np.full((HEIGHT, WIDTH), 900, np.uint16), 'mono16', 'mono16; png compressed '),
-    (np.full((HEIGHT, WIDTH), 90, np.uint8), 'bayer_rggb8', 'bayer_rggb8; png compressed ')])
+    (np.full((HEIGHT, WIDTH), 900, np.float32), '32FC1', ''),
+    (np.full((HEIGHT, WIDTH), 90, np.uint8), '16SC1', '16SC1; png compressed '),
+    (np.full((HEIGHT, WIDTH), 90, np.uint8), 'yuv444', 'yuv444; png compressed ')])
 def test_images_that_the_node_refuses_are_not_trained_on_either(pixels, encoding, declared):
     if declared:
         message = make('sensor_msgs/msg/CompressedImage', header=header(1), format=declared,

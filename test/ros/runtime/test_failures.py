@@ -39,7 +39,7 @@ from sam2_ros.topics.publishers import CameraPublishers
 from testing.in_process import in_process, set_box
 
 STEPS = [  # tested by make test; make fuzz tests the others
-    (sam2_ros.perception.image_intake, 'to_rgb'), (CameraPipeline, '_process'), (PromptRouter, '_route'),
+    (sam2_ros.perception.image_decoder, 'to_rgb'), (CameraPipeline, '_process'), (PromptRouter, '_route'),
     (CatchUp, 'begin'), (TrackedObjects, 'step'), (DepthMailbox, 'depth_for'),
     (SegmentImageQuery, 'advance'), (DetectionGate, 'see')]
 OTHERS = [

@@ -184,12 +184,12 @@ def test_silence_is_right_while_the_node_does_not_listen(meter, state):
 
 def test_the_model_that_fails_on_images_comes_before_everything_else(meter):
     now = stream(meter, 5)
-    meter.skipped(now, "encoding 'bayer_rggb8': not supported")
+    meter.skipped(now, "encoding 'nv24': not supported")
     meter.failed(now, 'OutOfMemoryError: CUDA out of memory')
     status = status_of(watched(meter), now)
     assert status.level == ERROR
     assert status.message == ('the model fails on images: OutOfMemoryError: CUDA out of memory; images on '
-                              "/front/image cannot be used: encoding 'bayer_rggb8': not supported")
+                              "/front/image cannot be used: encoding 'nv24': not supported")
     assert status_of(watched(meter), stream(meter, WINDOW, start=now)).level == OK  # it has passed
 
 
