@@ -177,7 +177,8 @@ def test_a_change_repeats_only_its_step(plan, changed, again, not_again):
 
 @needs_make
 def test_demo_takes_a_clip_and_a_box(plan):
-    assert plan('demo').rstrip().endswith('-m sam2_ros.demo   --output demo')
+    assert plan('demo').split()[-4:] == ['-m', 'sam2_ros.demo', '--output', 'demo']
+    assert '--model "nano"' in plan('demo', 'MODEL=nano')
     assert '--clip "my clip.mp4" --box "1,2,3,4"' in plan('demo', 'CLIP=my clip.mp4', 'BOX=1,2,3,4')
 
 
