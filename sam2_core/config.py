@@ -50,6 +50,7 @@ class Sam2Config:
     pointer_time_codes: bool = True  # added to pointers by their age
 
     image_size: int = 1024
+    masks_alone: bool = True  # whether a single image may be prompted by a mask without points or a box
 
     def __post_init__(self) -> None:
         check_image_size(self.image_size)
@@ -83,7 +84,8 @@ VARIANTS: dict[str, Sam2Config] = {
     'nano': Sam2Config(
         embed_dim=32, stages=(1, 2, 4, 1), global_attention_blocks=(4, 6), window_sizes=(8, 4, 8, 8), position_grid=8,
         d_model=96, memory_attention_layers=2, memory_attention_feedforward=256, memory_dim=32,
-        decoder_heads=4, decoder_feedforward=256, iou_head_hidden=128, max_pointer_distance=32, image_size=256),
+        decoder_heads=4, decoder_feedforward=256, iou_head_hidden=128, max_pointer_distance=32, image_size=256,
+        masks_alone=False),
     **{f'sam2_hiera_{size}': replace(config, no_object_embedding=False, pointer_time_codes=False)
        for size, config in _SIZES.items()},
     **{f'sam2.1_hiera_{size}': config for size, config in _SIZES.items()},

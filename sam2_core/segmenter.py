@@ -11,6 +11,7 @@ from torch import Tensor
 from sam2_core.automatic_masks import Filters, FoundMask, Search
 from sam2_core.images import EncodedImage, check_encoded, encode_images, mask_to_model, to_image
 from sam2_core.inference import inference
+from sam2_core.masks import mask_box
 from sam2_core.model import Sam2Model
 from sam2_core.prompts import Prompt, PromptError
 
@@ -42,6 +43,10 @@ class ImageSegmenter:
                 previous_logits: Tensor | np.ndarray | None = None) -> Segmentation:
         """Segment an image by one prompt.
 
+        Prompt with points or a box, which the models were trained for. A mask alone, or ``previous_logits`` alone, is
+        a hint: published models accept it and often return another object or nothing, nano refuses it. To keep a mask
+        as it is and follow it, give it to ``StreamTracker``.
+
         Args:
             image: An image that this segmenter's model has encoded.
             prompt: The prompt, in pixels of the image.
@@ -50,7 +55,7 @@ class ImageSegmenter:
 
         Raises:
             PromptError: The prompt does not fit the image, has background points only and no ``previous_logits``, or
-                the logits have another shape.
+                the logits have another shape; or a mask or logits are alone, and the model was not trained for that.
             TypeError: The image is not encoded.
             ValueError: Another model has encoded the image.
         """
@@ -70,6 +75,8 @@ class ImageSegmenter:
                 labels = torch.from_numpy(kinds)[None].to(model.device)
             if prompt.mask is not None:
                 mask_logits = model.mask_prompt_logits(mask_to_model(model, prompt.mask))
+        if points is None and not model.config.masks_alone:
+            raise PromptError(_alone(prompt, model.name))
         features = image.features_for(model)
         decoded = model.decode_masks(model.without_memory(features), features, points, labels, mask_logits, multimask)
         logits = decoded.logits[0]
@@ -130,6 +137,16 @@ class ImageSegmenter:
             raise PromptError(f'previous_logits of {lowest:.3g} to {highest:.3g}: look like probabilities or a mask; '
                               f'{wanted}')
         return logits.clamp(-MAX_PROMPT_LOGIT, MAX_PROMPT_LOGIT)[None, None]
+
+
+def _alone(prompt: Prompt, model: str) -> str:
+    """Return why a mask without points or a box cannot be used, with the cure."""
+    if prompt.mask is None:
+        return (f'previous_logits without points or a box: {model} was not trained to segment by them alone; give a '
+                f'point or the box of the object too')
+    box = ', '.join(f'{side:g}' for side in mask_box(np.asarray(prompt.mask)) or ())
+    return (f'mask without points or a box: {model} was not trained to segment by a mask alone; prompt with its box, '
+            f'({box}), or give the mask to a tracker, which uses it as it is')
 
 
 def _is_empty(prompt: Prompt) -> bool:

@@ -18,6 +18,7 @@ from transformers import Sam2VideoModel
 from sam2_core import EncodedImage, ImageSegmenter, Prompt, Sam2Model, StreamTracker, load_model
 from sam2_core.tensors import ImageFeatures, Memory, ObjectMasks
 from testing import reference
+from testing.model_options import with_masks_alone
 from testing.reference import Encoded, as_points
 from testing.reference_stream import MAX_PROMPT_LOGIT, Followed, ReferenceObject
 
@@ -88,7 +89,7 @@ def make_pair(name: str, seed: int = 0, image_size: int = reference.IMAGE_SIZE) 
         path = Path(folder) / f'{name}.pt'
         torch.save({'model': reference.published_state(theirs)}, path)
         ours = load_model(name, checkpoint=path, device='cpu', image_size=image_size)
-    return Pair(name, ours, theirs)
+    return Pair(name, with_masks_alone(ours), theirs)
 
 
 def trained_nano_pair() -> Pair:
@@ -96,7 +97,7 @@ def trained_nano_pair() -> Pair:
     ours = load_model('nano', device='cpu')
     theirs = reference.reference_model('nano', ours.image_size)
     reference.load_published(theirs, ours.state_dict())
-    return Pair('nano', ours, theirs)
+    return Pair('nano', with_masks_alone(ours), theirs)
 
 
 def error(ours: Tensor | np.ndarray, theirs: Tensor | np.ndarray) -> float:

@@ -32,8 +32,9 @@ def stream(model, scene, around=lambda step: contextlib.nullcontext()):
     with around(4):
         encoded = segmenter.encode(scene.image(0))
     with around(5):
-        first = segmenter.segment(encoded, Prompt(points=[(70, 70)], labels=[1]), multimask=True)
-        found += [first.logits, segmenter.segment(encoded, Prompt(), previous_logits=first.logits[0]).logits]
+        click = Prompt(points=[(70, 70)], labels=[1])
+        first = segmenter.segment(encoded, click, multimask=True)
+        found += [first.logits, segmenter.segment(encoded, click, previous_logits=first.logits[0]).logits]
         segmenter.segment_all(encoded, points_per_side=2, filters=Filters(min_iou=0.0, min_stability=0.0))
     return torch.cat([logits.flatten() for logits in found])
 

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 import sam2_core.segmenter
-from sam2_core import EncodedImage, ImageSegmenter, Prompt, PromptError, encode_images
+from sam2_core import EncodedImage, ImageSegmenter, Prompt, PromptError, StreamTracker, encode_images
+from sam2_core.config import VARIANTS
 from sam2_core.metrics import iou
+from testing.model_options import with_masks_alone
 
 
 @pytest.fixture(scope='module')
@@ -57,22 +59,61 @@ def test_predicted_iou_is_higher_where_there_is_an_object(segmenter, encoded, sc
     assert there.scores[0] > gone.scores[0] + 0.5
 
 
-def test_mask_or_previous_logits_alone_are_a_prompt(segmenter, encoded, scene):
+@pytest.fixture(scope='module')
+def trained_by_masks(nano):
+    """Return a segmenter of nano's weights that accepts a mask alone, as those of the published models do."""
+    return ImageSegmenter(with_masks_alone(nano))
+
+
+def test_mask_or_previous_logits_alone_are_a_prompt_of_published_models(trained_by_masks, scene):
     """The parity tests compare the results with the reference."""
-    logits = segmenter.segment(encoded, Prompt(box=scene.box(2))).logits[0]
-    answers = [segmenter.segment(encoded, Prompt(), previous_logits=logits.numpy()),
-               segmenter.segment(encoded, Prompt(), previous_logits=-logits),
-               segmenter.segment(encoded, Prompt(mask=scene.truth(1, 0))),
-               segmenter.segment(encoded, Prompt(mask=scene.truth(2, 0)))]
+    encoded = trained_by_masks.encode(scene.image(0))
+    logits = trained_by_masks.segment(encoded, Prompt(box=scene.box(2))).logits[0]
+    answers = [trained_by_masks.segment(encoded, Prompt(), previous_logits=logits.numpy()),
+               trained_by_masks.segment(encoded, Prompt(), previous_logits=-logits),
+               trained_by_masks.segment(encoded, Prompt(mask=scene.truth(1, 0))),
+               trained_by_masks.segment(encoded, Prompt(mask=scene.truth(2, 0)))]
     for i, one in enumerate(answers):
         assert one.masks.shape == (1, 240, 320)
         assert not any(torch.allclose(one.logits, other.logits) for other in answers[:i])
+    assert all(VARIANTS[name].masks_alone for name in VARIANTS if name != 'nano')
+
+
+def test_nano_refuses_a_mask_alone_with_its_box_as_the_cure(segmenter, encoded, scene):
+    x0, y0, x1, y1 = scene.box(1)
+    with pytest.raises(PromptError) as error:
+        segmenter.segment(encoded, Prompt(mask=scene.truth(1, 0)))
+    assert str(error.value) == (
+        f'mask without points or a box: nano was not trained to segment by a mask alone; prompt with its box, ({x0}, '
+        f'{y0}, {x1}, {y1}), or give the mask to a tracker, which uses it as it is')
+    assert iou(segmenter.segment(encoded, Prompt(box=(x0, y0, x1, y1))).masks[0], scene.truth(1, 0)) > 0.7
+    tracker = StreamTracker(segmenter.model)
+    assert iou(tracker.step(scene.image(0), [Prompt(1, mask=scene.truth(1, 0))]).objects[1].mask,
+               scene.truth(1, 0)) > 0.9
+
+
+def test_nano_refuses_previous_logits_alone_and_takes_them_with_a_box(segmenter, encoded, scene):
+    first = segmenter.segment(encoded, Prompt(box=scene.box(1)))
+    with pytest.raises(PromptError, match='previous_logits without points or a box: nano was not trained .*; give a '
+                                          'point or the box'):
+        segmenter.segment(encoded, Prompt(), previous_logits=first.logits[0])
+    again = segmenter.segment(encoded, Prompt(box=scene.box(1)), previous_logits=first.logits[0])
+    assert iou(again.masks[0], scene.truth(1, 0)) > 0.7
+
+
+def test_nano_loses_an_object_that_it_is_given_as_a_mask_alone(trained_by_masks, scene):
+    """The measurement behind the refusal: remove the refusal when the weights learn it."""
+    encoded = trained_by_masks.encode(scene.image(0))
+    for object_id in (1, 2):
+        truth = scene.truth(object_id, 0)
+        assert iou(trained_by_masks.segment(encoded, Prompt(mask=truth)).masks[0], truth) < 0.5
 
 
 def test_clicks_off_the_object_may_refine_an_earlier_answer(segmenter, encoded, scene):
-    logits = segmenter.segment(encoded, Prompt(box=scene.box(1))).logits[0]
-    refined = segmenter.segment(encoded, Prompt(points=[(5, 5)], labels=[0]), previous_logits=logits)
-    assert not torch.equal(refined.logits, segmenter.segment(encoded, Prompt(), previous_logits=logits).logits)
+    first = segmenter.segment(encoded, Prompt(box=scene.box(1)))
+    refined = segmenter.segment(encoded, Prompt(points=[(5, 5)], labels=[0]), previous_logits=first.logits[0])
+    other = segmenter.segment(encoded, Prompt(points=[(300, 5)], labels=[0]), previous_logits=first.logits[0])
+    assert not torch.equal(refined.logits, first.logits) and not torch.equal(refined.logits, other.logits)
 
 
 def test_features_answer_many_prompts_alike(segmenter, encoded, scene):
