@@ -46,10 +46,14 @@ class VideoFile:
         self._writer.write(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
 
     def _open(self, width: int, height: int) -> cv2.VideoWriter:
-        for codec in self._codecs:
-            writer = cv2.VideoWriter(str(self._path), cv2.VideoWriter.fourcc(*codec), self._rate, (width, height))
-            if writer.isOpened():
-                return writer
+        level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # a codec may be missing
+        try:
+            for codec in self._codecs:
+                writer = cv2.VideoWriter(str(self._path), cv2.VideoWriter.fourcc(*codec), self._rate, (width, height))
+                if writer.isOpened():
+                    return writer
+        finally:
+            cv2.utils.logging.setLogLevel(level)
         raise OSError(f'{self._path}: OpenCV can write none of {", ".join(self._codecs)}')
 
     def __enter__(self) -> VideoFile:
