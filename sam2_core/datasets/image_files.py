@@ -146,12 +146,13 @@ def _refuse_soft_edges(labels: np.ndarray, path: Path) -> None:
                                  f'edges or from a JPEG? Save labels as ids, without values in between')
 
 
-def label_png(labels: np.ndarray) -> bytes:
+def label_png(labels: np.ndarray, deep: bool = False) -> bytes:
     """Encode ids (H, W), 0 for none, as a PNG that ``read_labels`` and the tools of DAVIS read.
 
-    Ids up to 254 are stored as indices of a palette (255 is void), larger ones as 16-bit grey values.
+    Ids up to 254 are stored as indices of a palette (255 is void). If an id is larger, or if ``deep``, for the other
+    frames of its clip, all are stored as 16-bit grey values.
     """
-    if labels.max(initial=0) >= VOID:
+    if deep or labels.max(initial=0) >= VOID:
         return cv2.imencode('.png', labels.astype(np.uint16))[1].tobytes()
     height, width = labels.shape
     lines = np.zeros((height, width + 1), np.uint8)  # each line begins with its filter, 0 for none

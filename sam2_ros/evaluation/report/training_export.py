@@ -19,6 +19,7 @@ import numpy as np
 from sensor_msgs.msg import CompressedImage, Image
 
 from sam2_core.datasets import run_length
+from sam2_core.datasets.coco_annotations import NO_LABEL, annotation
 from sam2_core.datasets.image_files import label_png
 from sam2_ros.drawing.label_images import label_image
 from sam2_ros.evaluation.metrics import Exported
@@ -32,7 +33,6 @@ from sam2_ros.recordings.recording import Recording
 MIN_SCORE = 0.5
 MOSTLY = 0.5  # minimum share of an object's visible images in which its score must reach the threshold
 JPEG_QUALITY = 95
-NO_LABEL = 'object'  # category of objects without a label
 
 
 def export(kind: str, run: Run, recording: Recording, folder: Path, min_score: float = MIN_SCORE,
@@ -140,13 +140,10 @@ def _write_coco(chosen: _Chosen, folder: Path, name: str, recording: Recording) 
         for item in frame.objects:
             if item.box is None or item.mask is None:
                 continue
-            x0, y0, x1, y1 = item.box
             category = categories.setdefault(item.label or NO_LABEL, len(categories) + 1)
-            annotations.append({
-                'id': len(annotations) + 1, 'image_id': output.index + 1, 'category_id': category, 'iscrowd': 0,
-                'segmentation': {'size': [height, width], 'counts': run_length.encode(item.mask)},
-                'area': int(np.count_nonzero(item.mask)), 'bbox': [x0, y0, x1 - x0, y1 - y0],
-                'track_id': item.id, 'score': round(item.score, 4)})
+            annotations.append(annotation(len(annotations) + 1, output.index + 1, category, (height, width),
+                                          run_length.encode(item.mask), item.box, int(np.count_nonzero(item.mask)),
+                                          item.id, item.score))
     file.write_text(json.dumps({
         'images': images, 'annotations': annotations,
         'categories': [{'id': number, 'name': label} for label, number in categories.items()]}))
