@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # editors and type checkers do not run __getattr__
     from sam2_core.config import VARIANTS, Sam2Config
     from sam2_core.images import EncodedImage, encode_images
     from sam2_core.model import Sam2Model
+    from sam2_core.offline.prompts import VideoPrompt
+    from sam2_core.offline.tracking import track_video
     from sam2_core.prompts import Prompt, PromptError
     from sam2_core.segmenter import ImageSegmenter, Segmentation
     from sam2_core.state_files import load_state, save_state
@@ -39,15 +41,18 @@ __all__ = [
     'StreamTracker',
     'TrackerStateError',
     'VARIANTS',
+    'VideoPrompt',
     'encode_images',
     'load_model',
     'load_state',
     'save_state',
+    'track_video',
 ]
 _NAMES = {
     'checkpoint': ('CheckpointError', 'load_model'), 'config': ('VARIANTS', 'Sam2Config'),
     'automatic_masks': ('Filters', 'FoundMask', 'Search'), 'images': ('EncodedImage', 'encode_images'),
-    'model': ('Sam2Model',), 'prompts': ('Prompt', 'PromptError'), 'segmenter': ('ImageSegmenter', 'Segmentation'),
+    'model': ('Sam2Model',), 'offline.prompts': ('VideoPrompt',), 'offline.tracking': ('track_video',),
+    'prompts': ('Prompt', 'PromptError'), 'segmenter': ('ImageSegmenter', 'Segmentation'),
     'state_files': ('load_state', 'save_state'), 'tracker': ('FrameResult', 'ObjectResult', 'StreamTracker'),
     'tracker_state': ('TrackerStateError',),
 }
