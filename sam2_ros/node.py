@@ -145,7 +145,7 @@ class Sam2Node(GuardedNode):
     @_logged
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop subscribing and publishing; keep the tracked objects."""
-        self._stop('the node was deactivated before the prompt was applied')
+        self._stop('the node was deactivated')
         return super().on_deactivate(state)
 
     @_logged
@@ -157,20 +157,20 @@ class Sam2Node(GuardedNode):
     @_logged
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop the worker and free the model."""
-        self._stop('the node was shut down before the prompt was applied')
+        self._stop('the node was shut down')
         self._free()
         return super().on_shutdown(state)
 
     @_logged
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Return to unconfigured after a transition has failed."""
-        self._stop('the node failed before the prompt was applied')
+        self._stop('the node failed')
         self._free()
         return SUCCESS
 
     def close(self) -> None:
         """Stop the worker. Call it before ``destroy_node``, after the executor has stopped."""
-        self.failures.run('end', self._stop, 'the node ended before the prompt was applied')
+        self.failures.run('end', self._stop, 'the node ended')
 
     def destroy_node(self) -> None:
         """Leave the graph at once; rclpy would wait for the garbage collector to destroy the state machine."""

@@ -80,10 +80,10 @@ class CameraPipeline:
         self._intake = ImageIntake(self.inbox, self.history, self.meter, self.failures, self.skipped, self.decoder)
         self._depth = ImageDepth(depth, self.history, self.meter, self.failures)
         self.objects = TrackedObjects(tracker, ObjectStates(score_correction(parameters)), self.failures)
-        self._late = LatePrompts(self.history, self.objects, self.failures, self.skipped)
-        self._router = PromptRouter(self.history, self._late, topic, ids or Ids(), self.failures, self.skipped,
+        self.late = LatePrompts(self.history, self.objects, self.failures, self.skipped)
+        self._router = PromptRouter(self.history, self.late, topic, ids or Ids(), self.failures, self.skipped,
                                     tracker.model.image_size)
-        self._requests = OpenRequests(self.inbox, self._late, self.failures)
+        self._requests = OpenRequests(self.inbox, self.late, self.failures)
         self._queries = Queries(self._segmenter, self.history, self.failures, self.skipped,
                                 lambda image: self._depth.past(image, self.parameters), self.decoder)
         self._taken: CameraImage | None = None  # not yet processed
@@ -121,7 +121,7 @@ class CameraPipeline:
 
     def has_work_aside(self) -> bool:
         """Return whether a late prompt or a query can be worked on."""
-        return bool(self._queries) or (self._newest is not None and self._late.next(_stamp(self._newest)) is not None)
+        return bool(self._queries) or (self._newest is not None and self.late.next(_stamp(self._newest)) is not None)
 
     # --- the way of an image
 
@@ -166,7 +166,7 @@ class CameraPipeline:
     def _process(self, image: CameraImage, requests: list[PromptRequest]) -> tuple[Frame | None, list[PromptAnswer]]:
         header, run = image.header, self.failures.run
         refusals = run('time jump', self._follow_clock, header.stamp, default=[])
-        joined = set() if self._newest is None else self._late.join(_stamp(self._newest))
+        joined = set() if self._newest is None else self.late.join(_stamp(self._newest))
         routing = run('prompts', self._route, requests, image) or Routing(Plan(self.objects.ids, 0), header)
         prompted = routing.plan.now
         try:
@@ -177,7 +177,7 @@ class CameraPipeline:
         self._newest = image
         self.skipped.clear()
         items = run('states', self.objects.observe, outcome, header.stamp, prompted.labels,
-                    joined | prompted.prompts.keys(), self.parameters, self._late.object_ids)
+                    joined | prompted.prompts.keys(), self.parameters, self.late.object_ids)
         if items is None:
             items = self.objects.without_states(outcome, header.stamp)
         items = self._locate(image, items)
@@ -213,11 +213,11 @@ class CameraPipeline:
         self._logger.warning(f'{self.topic}: image stamps jumped back by {(last - now) / 1e9:.3f} s; '
                              f'objects are {"forgotten" if reset else "kept"} (on_time_jump)',
                              throttle_duration_sec=WARN_EVERY)
-        self._late.join(None)
+        self.late.join(None)
         self.objects.time_jumped(stamp, back)
         if not reset:
             return []
-        taken_back = self._late.cancel_all()
+        taken_back = self.late.cancel_all()
         self.objects.reset()
         return [refuse(request, 'image stamps jumped back before it was applied, and objects are forgotten then '
                                 '(on_time_jump)') for request in taken_back]
@@ -232,7 +232,7 @@ class CameraPipeline:
         """
         self.failures.run('meter', lambda: self.meter.processed(
             now, latency, frame.objects, dropped=frame.dropped, memory_bytes=self.objects.tracker.memory_bytes,
-            catching_up=len(self._late.object_ids)))
+            catching_up=len(self.late.object_ids)))
         self.failures.run('load shedding', self._shed, latency, now)
 
     def _shed(self, latency: float, now: float) -> None:
@@ -253,10 +253,10 @@ class CameraPipeline:
 
     def work_aside(self) -> list[PromptAnswer]:
         """Work on a slice of the late prompts or of the queries, in turn; return the answers to prompts."""
-        late = None if self._newest is None else self._late.next(_stamp(self._newest))
+        late = None if self._newest is None else self.late.next(_stamp(self._newest))
         if late is not None and (self._late_is_next or not self._queries):
             self._late_is_next = False
-            return self._requests.settle(self.failures.run('late prompt', self._late.advance, *late,
+            return self._requests.settle(self.failures.run('late prompt', self.late.advance, *late,
                                                            self.parameters.catch_up_images, default=[]))
         self._late_is_next = True
         if self._queries:
@@ -270,10 +270,10 @@ class CameraPipeline:
         self.inbox.take_image()
         self.inbox.take_dropped()
         self._taken = None
-        self._late.join(None)
+        self.late.join(None)
         requests, queries = self.inbox.look()
         self._requests.begin(requests)
-        self._late.cancel_all()
+        self.late.cancel_all()
         self._queries.submit(queries, self._newest, self.parameters.prompt_timeout)
         self._queries.refuse(reason)
         return self._requests.refuse_all(reason)

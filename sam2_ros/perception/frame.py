@@ -28,6 +28,7 @@ class TrackedObject:
     box: tuple[int, int, int, int] | None = None  # (x0, y0, x1, y1), pixels, x1 and y1 exclusive; None: not visible
     mask: np.ndarray | None = None  # bool (H, W); None: not visible
     shape: OrientedBox | None = None  # oriented box, metres; None: not visible or no depth
+    hidden_for: float = 0.0  # seconds by image stamps since it was visible; 0 when visible
 
     @property
     def region(self) -> tuple[tuple[int, int, int, int], np.ndarray] | None:

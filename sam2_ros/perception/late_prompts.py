@@ -41,6 +41,12 @@ class LatePrompts:
         """Objects on their way to the live images."""
         return {object_id for one in self._under_way for object_id in one.batch.prompts}
 
+    @property
+    def starting(self) -> set[int]:
+        """Objects on their way to the live images that the live tracker does not have, or has under another prompt."""
+        return {object_id for one in self._under_way for object_id in one.batch.prompts
+                if object_id not in one.corrected}
+
     # --- prompts
 
     def place(self, stored: StoredImage, decode: Callable[[], np.ndarray]) -> CatchUp | None:

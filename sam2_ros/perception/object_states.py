@@ -90,7 +90,8 @@ class ObjectStates:
             state = Instance.LOST
             self._report(object_id, InstanceEvent.LOST)
         record.state = state
-        return TrackedObject(object_id, record.label, state, 0.0, visibility, record.last_seen)
+        return TrackedObject(object_id, record.label, state, 0.0, visibility, record.last_seen,
+                             hidden_for=_seconds_unseen(record, stamp))
 
     def label(self, object_id: int) -> str:
         """Return the label of an object, empty if it has none."""

@@ -28,6 +28,8 @@ class PromptRequest:
     message: PromptMessage
     received: float  # seconds, time.monotonic()
     reply: Callable[[SetPrompt.Response], None] | None = None  # receives the answer, besides ~/prompt_status
+    withdrawn: Callable[[], bool] | None = None  # returns True, in any thread, once the prompt is to be refused
+    started_by: PromptRequest | None = None  # REMOVE the object only if this request has started it
 
 
 @dataclass(frozen=True, eq=False)

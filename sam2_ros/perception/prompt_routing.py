@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -73,6 +74,8 @@ class PromptRouter:
         self._failures = failures
         self._skipped = skipped
         self._image_size = image_size
+        # the request that last started each object, while its sender holds it
+        self._starts: weakref.WeakValueDictionary[int, PromptRequest] = weakref.WeakValueDictionary()
 
     def route(self, requests: Iterable[PromptRequest], image: CameraImage | None, newest: Header | None,
               tracked: Iterable[int], parameters: Parameters) -> Routing:
@@ -91,7 +94,10 @@ class PromptRouter:
         plan = Plan(tracked, parameters.max_objects, self._late.object_ids, cancel, self._ids, self._image_size)
         routing = Routing(plan, image.header if image else newest or Header())
         for request in requests:
-            taken_back = [other for other in routing.waiting if _takes_back(request.message, other.message)]
+            if reason := self._outdated(request):
+                routing.answers.append(refuse(request, reason))
+                continue
+            taken_back = [other for other in routing.waiting if _takes_back(request, other.message)]
             for other in taken_back:
                 del routing.waiting[other]
             routing.answers += [refuse(other, 'taken back before an image arrived') for other in taken_back]
@@ -120,6 +126,7 @@ class PromptRouter:
             check_frame(message, target.header)
             height, width = target.image.shape[:2]
             routing.answers.append(PromptAnswer(request, plan.add(message, height, width), target.header))
+            self._note_start(request, routing.answers[-1].id)
             return
         check_frame(message, target.message.header)
         late = self._late.place(target, lambda: _decode(target))
@@ -131,7 +138,21 @@ class PromptRouter:
         corrected = message.action == PromptMessage.REFINE and plan.tracks(message.id) and (
             message.id not in late.batch.prompts or message.id in late.corrected)
         height, width = late.image.shape[:2]
-        self._late.add(late, plan.add(message, height, width, late.batch), request, corrected)
+        object_id = plan.add(message, height, width, late.batch)
+        self._late.add(late, object_id, request, corrected)
+        self._note_start(request, object_id)
+
+    def _note_start(self, request: PromptRequest, object_id: int) -> None:
+        if request.message.action == PromptMessage.SET:
+            self._starts[object_id] = request
+
+    def _outdated(self, request: PromptRequest) -> str:
+        """Return the reason why a request is no longer to be applied, or ''."""
+        if request.withdrawn is not None and request.withdrawn():
+            return 'taken back before it was applied'
+        if request.started_by is not None and self._starts.get(request.message.id) is not request.started_by:
+            return f'object {request.message.id} has been started again by another prompt'
+        return ''
 
     def _target(self, message: PromptMessage, routing: Routing, image: CameraImage | None,
                 newest: Header | None, timeout: float) -> CameraImage | StoredImage | Wait:
@@ -189,7 +210,10 @@ def _decode(stored: StoredImage) -> np.ndarray:
         raise PromptError(f'its image cannot be used: {error}') from None
 
 
-def _takes_back(message: PromptMessage, waiting: PromptMessage) -> bool:
+def _takes_back(request: PromptRequest, waiting: PromptMessage) -> bool:
+    message = request.message
     if message.action == PromptMessage.REMOVE:
+        if request.started_by is not None and waiting.action == PromptMessage.SET:
+            return False
         return message.id == waiting.id != 0  # 0 asks for any free id, which nobody knows yet
     return message.action == PromptMessage.CLEAR

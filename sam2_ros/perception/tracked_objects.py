@@ -44,6 +44,7 @@ class TrackedObjects:
         self.states = states
         self._failures = failures
         self._shapes: dict[int, OrientedBox] = {}  # as last measured
+        self.resets = 0  # how often all objects have been forgotten by ``reset``
         self._steps: deque[int] = deque(maxlen=STEPS_KNOWN)  # stamps of the images that the tracker has processed, ns
 
     @property
@@ -201,6 +202,7 @@ class TrackedObjects:
 
     def reset(self) -> None:
         """Forget all objects."""
+        self.resets += 1
         self.tracker.reset()
         self.states.clear()
         self._shapes.clear()

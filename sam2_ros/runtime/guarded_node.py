@@ -7,17 +7,25 @@ from collections.abc import Callable
 from typing import Any
 
 from rcl_interfaces.msg import SetParametersResult
+from rclpy.action import ActionServer, CancelResponse
+from rclpy.action.server import ServerGoalHandle
+from rclpy.callback_groups import CallbackGroup
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode
 from rclpy.logging import get_logger
+from rclpy.qos import QoSProfile
 from rclpy.service import Service
 from rclpy.subscription import Subscription
+from rclpy.task import Task
 from rclpy.timer import Timer
 
 from sam2_ros.runtime.failures import Failures
 
+RESULT_SECONDS = 60  # how long the result of a goal is stored for a client that asks late
+# the default depth of 10 loses requests and results of many goals that begin or end together
+_ACTION_QUEUE = QoSProfile(depth=256)
 _TAKES = ('_take_timer', '_take_subscription', '_take_client', '_take_service', '_take_guard_condition',
           '_take_waitable')
 
@@ -25,13 +33,14 @@ _TAKES = ('_take_timer', '_take_subscription', '_take_client', '_take_service', 
 class GuardedNode(LifecycleNode):
     """Lifecycle node whose callbacks cannot end the process.
 
-    Callbacks of subscriptions, services, timers and parameters are guarded, including those that rclpy, message_filters
-    and tf2_ros create on the node. An exception is logged and counted in ``failures``, and a service call is answered
-    with it.
+    Callbacks of subscriptions, services, actions, timers and parameters are guarded, including those that rclpy,
+    message_filters and tf2_ros create on the node. An exception is logged and counted in ``failures``, and a service
+    call or a goal is answered with it.
     """
 
     def __init__(self, name: str, **options: Any) -> None:
         """Create a node. ``options`` are those of rclpy's LifecycleNode."""
+        self._action_servers: list[ActionServer] = []
         self.failures = Failures(get_logger(name))  # the constructor of rclpy calls parameter callbacks already
         super().__init__(name, **options)
         self.failures = Failures(self.get_logger(), usable=self.context.ok)
@@ -50,6 +59,39 @@ class GuardedNode(LifecycleNode):
         """Create a service as rclpy does. If ``callback`` raises an exception, the call is answered with the reason."""
         return super().create_service(srv_type, srv_name, self._guarded_service(srv_type, srv_name, callback),
                                       **options)
+
+    def create_action_server(self, action_type: Any, name: str, execute: Callable, cancel: Callable,
+                             group: CallbackGroup) -> ActionServer:
+        """Create an action server that accepts every goal. A goal is executed in the executor's thread.
+
+        Args:
+            action_type: Type of the action.
+            name: Name of the action.
+            execute: Coroutine function that is called with the goal handle, ends the goal and returns the result. If it
+                raises an exception, the goal is aborted with the reason.
+            cancel: Called with the goal handle; returns a CancelResponse. An exception rejects the cancellation.
+            group: Callback group.
+        """
+        def aborted(goal: ServerGoalHandle, reason: str) -> Any:
+            if goal.is_active:
+                goal.abort()
+            return with_reason(action_type.Result(), _told(reason))
+
+        server = ActionServer(
+            self, action_type, name, self._guarded(f'action {name}', execute, aborted), callback_group=group,
+            cancel_callback=self._guarded(f'cancellation of {name}', cancel,
+                                          lambda goal, reason: CancelResponse.REJECT),
+            goal_service_qos_profile=_ACTION_QUEUE, result_service_qos_profile=_ACTION_QUEUE,
+            cancel_service_qos_profile=_ACTION_QUEUE, result_timeout=RESULT_SECONDS)
+        self._action_servers.append(server)
+        return server
+
+    def destroy_node(self) -> None:
+        """Destroy the node and its action servers, which rclpy would leave to the garbage collector."""
+        for server in self._action_servers:
+            server.destroy()
+        self._action_servers = []
+        super().destroy_node()
 
     def create_timer(self, timer_period_sec: float, callback: Callable, *arguments: Any, **options: Any) -> Timer:
         """Create a timer as rclpy does."""
@@ -126,6 +168,21 @@ class GuardedExecutor(SingleThreadedExecutor):
             if hasattr(self, name):
                 setattr(self, name, functools.partial(self._take, getattr(self, name)))
 
+    def create_task(self, callback: Any, *arguments: Any, **options: Any) -> Task:
+        """Create a task as rclpy does. An exception is reported; ``spin`` would raise it and end."""
+        name = getattr(callback, '__qualname__', 'task')
+
+        async def awaited() -> Any:
+            try:
+                return await (callback if inspect.iscoroutine(callback) else callback(*arguments, **options))
+            except Exception as error:
+                self._failures.report(f'task {name}', error)
+
+        def called() -> Any:
+            return self._failures.run(f'task {name}', lambda: callback(*arguments, **options))
+        awaits = inspect.iscoroutine(callback) or inspect.iscoroutinefunction(callback)
+        return super().create_task(awaited if awaits else called)
+
     def _take(self, take: Callable, entity: Any) -> Callable | None:
         """Take a message, and return a handler for it that reports exceptions."""
         # an exception here would block the entity and its callback group for good
@@ -145,16 +202,22 @@ class GuardedExecutor(SingleThreadedExecutor):
 def refusal(srv_type: Any, request: Any, reason: str) -> Any:
     """Return a response that reports a failure, with the reason if the type has a field for it."""
     response = srv_type.Response()
-    fields = response.get_fields_and_field_types()
-    for name in ('reason', 'message'):
-        if fields.get(name) == 'string':
-            setattr(response, name, reason)
+    fields = with_reason(response, reason).get_fields_and_field_types()
     result = SetParametersResult(successful=False, reason=reason)
     if 'results' in fields and hasattr(request, 'parameters'):
         response.results = [result for _ in request.parameters]
     elif 'result' in fields and hasattr(request, 'parameters'):
         response.result = result
     return response
+
+
+def with_reason(message: Any, reason: str) -> Any:
+    """Set the field for a reason in words, if the message has one, and return the message."""
+    fields = message.get_fields_and_field_types()
+    for name in ('reason', 'message', 'text'):
+        if fields.get(name) == 'string':
+            setattr(message, name, reason)
+    return message
 
 
 def _told(reason: str) -> str:

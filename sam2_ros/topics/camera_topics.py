@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 from geometry_msgs.msg import PointStamped
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
@@ -54,6 +55,7 @@ class CameraTopics:
         """
         self.name = name
         self.closed = False
+        self.watch: Callable[[Frame | None, list[PromptAnswer]], None] | None = None  # sees what is published, guarded
         self._node = node
         self._private = f'~/{name}' if name else '~'
         self._public = f'{name}/' if name else ''
@@ -191,6 +193,8 @@ class CameraTopics:
                                            pictures=self.pipeline.shedder.level < Level.PICTURES)
         if chosen.detections_topic:
             self.pipeline.failures.run('detections', self._gate.see, frame, answers, chosen)
+        if self.watch is not None:
+            self.pipeline.failures.run('track action', self.watch, frame, answers)
         return latency
 
     def now(self) -> float:

@@ -1,4 +1,4 @@
-"""One camera through the life of the node: its services, and its topics while the node is configured."""
+"""One camera through the life of the node: services and action, and its topics while the node is configured."""
 from __future__ import annotations
 
 import threading
@@ -22,12 +22,13 @@ from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.srv import SegmentAll, SegmentImage, SetPrompt
 from sam2_ros.topics.camera_topics import CameraTopics
 from sam2_ros.topics.point_prompts import PointPrompts
+from sam2_ros.topics.track_action import TrackAction
 
 Response = TypeVar('Response', SegmentImage.Response, SegmentAll.Response)
 
 
 class NodeCamera:
-    """A camera of the node. Its services exist as long as the node, and refuse calls while it is not active."""
+    """A camera of the node. Its services and action exist as long as the node, and refuse while it is not active."""
 
     def __init__(self, node: GuardedNode, name: str = '') -> None:
         """``name`` is empty for the only camera; otherwise it is part of all of its topics and services."""
@@ -45,6 +46,7 @@ class NodeCamera:
                                         (SegmentAll, 'segment_all', self._on_segment_all),
                                         (Trigger, 'reset', self._on_reset)):
             node.create_service(kind, f'{private}/{service}', callback, callback_group=waiting)
+        self._track = TrackAction(node, f'{private}/track', self._why_inactive, waiting)
 
     @property
     def topics(self) -> CameraTopics:
@@ -67,6 +69,7 @@ class NodeCamera:
     def activate(self) -> None:
         """Subscribe. The worker has to run."""
         self._active = True
+        self._track.start(self.topics)
         self.topics.subscribe()
 
     def unsubscribe(self) -> None:
@@ -75,12 +78,17 @@ class NodeCamera:
             self._topics.unsubscribe()
 
     def deactivate(self, reason: str, ended: bool = True) -> None:
-        """Refuse everything that waits; if the worker has not ``ended``, only what it has not taken."""
+        """End all goals and refuse everything that waits; if the worker has not ``ended``, only what it has not taken.
+
+        reason: What happened to the node, as a sentence.
+        """
         self._active = False
-        self.topics.refuse_waiting(reason, ended)
+        self._track.stop(reason)
+        self.topics.refuse_waiting(f'{reason} before the prompt was applied', ended)
 
     def cleanup(self) -> None:
         """Drop pipeline and publishers."""
+        self._track.stop('the node was cleaned up')
         topics, self._topics = self._topics, None
         if topics is not None:
             topics.close()
@@ -140,6 +148,8 @@ class NodeCamera:
         return await future
 
     def _why_inactive(self) -> str:
+        if self._active:
+            return ''
         state = self._node._state_machine.current_state[1]
         return f'the node is {state}: {"configure and " if state == "unconfigured" else ""}activate it first'
 

@@ -53,7 +53,7 @@ class Run:
 
     def do(self, kind: str, *what) -> None:
         getattr(self, kind)(*what)
-        assert len(self.pipeline._late._under_way) <= MAX_UNDER_WAY
+        assert len(self.pipeline.late._under_way) <= MAX_UNDER_WAY
         assert set(self.pipeline.objects.states._records) == set(self.pipeline.objects.tracker.object_ids)
 
     def header(self, tenths: int) -> Header:

@@ -3,14 +3,19 @@ import time
 
 import pytest
 import rclpy
+from action_msgs.msg import GoalStatus
 from lifecycle_msgs.srv import GetState
 from rcl_interfaces.msg import Parameter as ParameterMessage
 from rcl_interfaces.msg import ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters, SetParametersAtomically
+from rclpy.action import ActionClient
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.task import Future
 from rosgraph_msgs.msg import Clock
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
+from sam2_ros.action import Track
 from sam2_ros.msg import Prompt
 from sam2_ros.runtime.failures import LOG_EVERY, MAX_STEPS, WINDOW, Failures
 from sam2_ros.runtime.guarded_node import GuardedExecutor, GuardedNode
@@ -69,6 +74,56 @@ def test_subscriptions_timers_services_and_what_cannot_be_taken_are_survived(nod
     broken.msg_type = String
     publishers['good'].publish(String(data='third'))
     spin(node, executor, lambda: seen[-1] == 'third')
+
+
+def test_a_goal_that_fails_is_aborted_with_the_reason_and_a_cancellation_that_fails_is_rejected(node):
+    executor = GuardedExecutor(node.failures, context=node.context)
+    executor.add_node(node)
+    released = Future(executor=executor)
+
+    async def execute(handle):
+        if handle.request.lost_timeout:
+            await released
+        failing()
+    node.create_action_server(Track, 'track', execute, failing, ReentrantCallbackGroup())
+    client = ActionClient(node, Track, 'track')
+    spin(node, executor, client.server_is_ready)
+    sent = [client.send_goal_async(Track.Goal(lost_timeout=seconds)) for seconds in (0.0, 1.0)]
+    spin(node, executor, lambda: all(one.done() for one in sent))
+    handles = [one.result() for one in sent]
+    assert all(handle.accepted for handle in handles)
+    results = [handle.get_result_async() for handle in handles]
+    cancelled = handles[1].cancel_goal_async()
+    spin(node, executor, lambda: results[0].done() and cancelled.done())
+    assert not results[1].done() and cancelled.result().goals_canceling == []
+    released.set_result(None)
+    spin(node, executor, results[1].done)
+    for result in results:
+        assert result.result().status == GoalStatus.STATUS_ABORTED
+        assert result.result().result.reason == Track.Result.FAILED
+        assert result.result().result.text == 'the node failed to handle it, see the log: ZeroDivisionError: injected'
+    assert node.failures.totals() == [
+        'action track failed 2 times, the last time with ZeroDivisionError: injected',
+        'cancellation of track failed 1 times, the last time with ZeroDivisionError: injected']
+    client.destroy()
+
+
+def test_a_task_that_raises_is_survived_and_recorded(node):
+    """Also tasks of rclpy's own: it runs each goal as a task, and raises from ``spin`` what that raises."""
+    executor = GuardedExecutor(node.failures, context=node.context)
+    executor.add_node(node)
+
+    async def coroutine(value):
+        failing(value)
+
+    async def fine(value):
+        return value
+    tasks = [executor.create_task(failing), executor.create_task(coroutine, 1), executor.create_task(coroutine(1)),
+             executor.create_task(fine, 7), executor.create_task(lambda value: value, 8)]
+    spin(node, executor, lambda: all(task.done() for task in tasks))
+    assert [task.result() for task in tasks] == [None, None, None, 7, 8]
+    assert node.failures.count == 3
+    assert all('ZeroDivisionError: injected' in text for text in node.failures.totals())
 
 
 def test_parameter_callbacks_that_raise_refuse_the_change(node):
