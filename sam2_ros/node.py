@@ -27,6 +27,8 @@ from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 
 from sam2_core import Sam2Model
+from sam2_ros.depth.transforms import Transforms
+from sam2_ros.messages.tf2 import tf2_for
 from sam2_ros.messages.vision import require_vision_msgs
 from sam2_ros.perception.model_loading import LOAD_ERRORS, load
 from sam2_ros.perception.worker import Worker
@@ -37,9 +39,11 @@ from sam2_ros.runtime.node_arguments import ARGUMENT_ERRORS, problems, why
 from sam2_ros.runtime.node_help import parse
 from sam2_ros.runtime.node_parameters import accepted, declare_parameters, read_parameters
 from sam2_ros.runtime.parameter_rules import ParameterError
+from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.runtime.stopping import STOPPING
 from sam2_ros.topics.diagnostics import Diagnostics
 from sam2_ros.topics.node_camera import NodeCamera
+from sam2_ros.topics.object_frames import why_unusable_target
 
 SUCCESS, FAILURE, ERROR = (TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE,
                            TransitionCallbackReturn.ERROR)
@@ -79,7 +83,8 @@ class Sam2Node(GuardedNode):
             raise
         self.add_post_set_parameters_callback(self._on_parameters_set)
         chosen = read_parameters(self)
-        self._cameras = [NodeCamera(self, name) for name in chosen.cameras or ('',)]
+        self._transforms = Transforms(self)
+        self._cameras = [NodeCamera(self, name, self._transforms) for name in chosen.cameras or ('',)]
         for problem in problems(self, chosen):
             self.get_logger().warning(problem)
         self._diagnostics = Diagnostics(self, self.failures)
@@ -106,6 +111,7 @@ class Sam2Node(GuardedNode):
         try:
             if chosen.detections_topic:
                 require_vision_msgs(f"detections_topic '{chosen.detections_topic}'")
+            self._prepare_frames(chosen)
         except ValueError as error:
             self.get_logger().error(str(error))
             self._diagnostics.not_loaded(str(error))
@@ -189,9 +195,19 @@ class Sam2Node(GuardedNode):
             if problem:
                 raise RuntimeError(problem)
 
+    def _prepare_frames(self, chosen: Parameters) -> None:
+        """Subscribe to /tf if positions are to be transformed. Raise ValueError if tf2 or a frame cannot be used."""
+        if chosen.publish_tf:
+            tf2_for('publish_tf')
+            if reason := why_unusable_target(chosen.target_frame, self):
+                raise ValueError(reason)
+        if chosen.target_frame:
+            self._transforms.subscribe(f"target_frame '{chosen.target_frame}'")
+
     def _free(self) -> None:
         for camera in self._cameras:
             self.failures.run('cleanup', camera.cleanup)
+        self.failures.run('cleanup', self._transforms.close)
         self._diagnostics.freed()
         self._model = None
         gc.collect()

@@ -80,6 +80,12 @@ def truth(sight: Sight) -> tuple[np.ndarray, np.ndarray]:
     return centre, np.sort(size)[::-1]
 
 
+def truth_in_table(scene: TabletopScene, object_id: int, i: int = 0) -> np.ndarray:
+    """Return the centre (3,) of an upright can, cup or box in table coordinates, whatever the camera does."""
+    pose, solid = scene.pose(object_id, i), scene.objects[object_id].solid
+    return np.array([pose.x, pose.y, solid.size[2] / 2])
+
+
 def error(sight: Sight, mask: np.ndarray, previous: OrientedBox | None = None,
           erosion: int = 2) -> tuple[Error, OrientedBox]:
     """Return the error of the box that is measured with a mask, and the box."""

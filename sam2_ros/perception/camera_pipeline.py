@@ -14,9 +14,9 @@ from sam2_ros.depth.matching import DepthMailbox
 from sam2_ros.messages.conversions import to_nanoseconds
 from sam2_ros.messages.stamps import jumped_back
 from sam2_ros.perception.camera_image import CameraImage
-from sam2_ros.perception.frame import Frame, TrackedObject
+from sam2_ros.perception.frame import Frame
 from sam2_ros.perception.image_decoder import ImageDecoder
-from sam2_ros.perception.image_depth import ImageDepth
+from sam2_ros.perception.image_depth import ImageDepth, TargetLookup
 from sam2_ros.perception.image_history import ImageHistory
 from sam2_ros.perception.image_intake import ImageIntake
 from sam2_ros.perception.inbox import Inbox
@@ -52,7 +52,7 @@ class CameraPipeline:
 
     def __init__(self, tracker: StreamTracker, parameters: Parameters, changed: threading.Condition, topic: str,
                  logger: Logger, depth: DepthMailbox | None = None, failures: Failures | None = None,
-                 ids: Ids | None = None) -> None:
+                 ids: Ids | None = None, target: TargetLookup | None = None) -> None:
         """Create a pipeline without objects.
 
         Args:
@@ -64,6 +64,7 @@ class CameraPipeline:
             depth: Depth of the camera; None tracks without depth.
             failures: Record of failed steps; None creates one.
             ids: Source of ids for new objects; None starts from 1.
+            target: Finds transforms into target_frame; None: positions stay in the camera's frame.
         """
         self.topic = topic
         self.parameters = parameters  # may be replaced at any time by a newer set
@@ -78,7 +79,7 @@ class CameraPipeline:
         self._logger = logger
         self._segmenter = ImageSegmenter(tracker.model)
         self._intake = ImageIntake(self.inbox, self.history, self.meter, self.failures, self.skipped, self.decoder)
-        self._depth = ImageDepth(depth, self.history, self.meter, self.failures)
+        self._depth = ImageDepth(depth, self.history, self.meter, self.failures, target, logger)
         self.objects = TrackedObjects(tracker, ObjectStates(score_correction(parameters)), self.failures)
         self.late = LatePrompts(self.history, self.objects, self.failures, self.skipped)
         self._router = PromptRouter(self.history, self.late, topic, ids or Ids(), self.failures, self.skipped,
@@ -180,22 +181,15 @@ class CameraPipeline:
                     joined | prompted.prompts.keys(), self.parameters, self.late.object_ids)
         if items is None:
             items = self.objects.without_states(outcome, header.stamp)
-        items = self._locate(image, items)
+        items = self._depth.locate(image, items, self.objects, self.parameters)
         frame = Frame(header, image.image, items, run('meter', self.inbox.take_dropped, default=0), image.depth,
-                      run('events', self.objects.states.take_events, default=[]))
+                      run('events', self.objects.states.take_events, default=[]), image.target)
         return frame, refusals + routing.applied(outcome.refused, items)
 
     def _route(self, requests: list[PromptRequest], image: CameraImage | None) -> Routing:
         routing = self._router.route(requests, image, self.newest_view[0], self.objects.ids, self.parameters)
         self._requests.routed(routing.waiting)
         return routing
-
-    def _locate(self, image: CameraImage, items: list[TrackedObject]) -> list[TrackedObject]:
-        run, chosen = self.failures.run, self.parameters
-        self._depth.find(image, chosen)
-        items = run('position', self.objects.locate, image.depth, items, chosen.edge_erosion, default=items)
-        run('position', self._depth.note_beyond_lens, image, items)
-        return items
 
     def _follow_clock(self, stamp: Time) -> list[PromptAnswer]:
         """Follow a jump of the camera's clock to this stamp; return refusals of the prompts that it cancels."""

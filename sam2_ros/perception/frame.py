@@ -9,6 +9,7 @@ from builtin_interfaces.msg import Time
 from std_msgs.msg import Header
 
 from sam2_core.masks import mask_box
+from sam2_ros.depth.frame_transform import CAMERA_FRAME, FrameTransform
 from sam2_ros.msg import Instance
 
 if TYPE_CHECKING:
@@ -27,8 +28,9 @@ class TrackedObject:
     last_seen: Time
     box: tuple[int, int, int, int] | None = None  # (x0, y0, x1, y1), pixels, x1 and y1 exclusive; None: not visible
     mask: np.ndarray | None = None  # bool (H, W); None: not visible
-    shape: OrientedBox | None = None  # oriented box, metres; None: not visible or no depth
+    shape: OrientedBox | None = None  # oriented box, in the camera's frame; None: not visible or no depth
     hidden_for: float = 0.0  # seconds by image stamps since it was visible; 0 when visible
+    target: FrameTransform | None = CAMERA_FRAME  # from there into target_frame; None: no transform at the stamp
 
     @property
     def region(self) -> tuple[tuple[int, int, int, int], np.ndarray] | None:
@@ -65,3 +67,4 @@ class Frame:
     dropped: int  # images skipped since the previous frame
     depth: DepthFrame | None = None
     events: list[Event] = field(default_factory=list)
+    target: FrameTransform | None = CAMERA_FRAME  # into target_frame; None: there is no transform at the stamp

@@ -4,9 +4,10 @@ from __future__ import annotations
 import cv2
 import numpy as np
 from builtin_interfaces.msg import Duration
-from geometry_msgs.msg import Point, Pose, Quaternion, Vector3
+from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion, Vector3
 from std_msgs.msg import Header
 
+from sam2_ros.depth.frame_transform import CAMERA_FRAME, FrameTransform
 from sam2_ros.depth.oriented_box import OrientedBox
 from sam2_ros.messages.conversions import from_pixels, to_duration, to_roi
 from sam2_ros.msg import Instance, InstanceArray
@@ -40,20 +41,26 @@ def instance_array(frame: Frame, latency: int = 0, failures: Failures | None = N
 
 def instance_message(item: TrackedObject, header: Header) -> Instance:
     """Return one object of the image with this header as a message, its mask cropped to its box."""
-    message = Instance(id=item.id, label=item.label, state=item.state, score=item.score, visibility=item.visibility,
-                       roi=to_roi(item.box), last_seen=item.last_seen)
+    fields: dict[str, object] = {}  # given to the constructor, which is slow to fill in defaults
     if item.region is not None:
         (x0, y0, x1, y1), mask = item.region
         crop = mask[y0:y1, x0:x1].astype(np.uint8)
         moments = cv2.moments(crop, binaryImage=True)
-        message.area = int(moments['m00'])
-        message.centroid_x = x0 + moments['m10'] / moments['m00']
-        message.centroid_y = y0 + moments['m01'] / moments['m00']
-        message.mask = from_pixels(crop * 255, 'mono8', header)
+        fields |= {'area': int(moments['m00']), 'centroid_x': x0 + moments['m10'] / moments['m00'],
+                   'centroid_y': y0 + moments['m01'] / moments['m00'],
+                   'mask': from_pixels(crop * 255, 'mono8', header)}
     if item.shape is not None:
-        message.has_depth = True
-        message.box_center, message.box_size = box_pose(item.shape), size_vector(item.shape)
-    return message
+        fields |= {'has_depth': True, 'box_center': box_pose(item.shape), 'box_size': size_vector(item.shape)}
+        if item.target not in (None, CAMERA_FRAME):
+            fields['target_pose'] = [PoseStamped(header=target_header(header, item.target),
+                                                 pose=box_pose(item.target.box(item.shape)))]
+    return Instance(id=item.id, label=item.label, state=item.state, score=item.score, visibility=item.visibility,
+                    roi=to_roi(item.box), last_seen=item.last_seen, **fields)
+
+
+def target_header(header: Header, target: FrameTransform) -> Header:
+    """Return the header of positions in target_frame: that of the image, in another frame."""
+    return header if target is CAMERA_FRAME else Header(stamp=header.stamp, frame_id=target.frame_id)
 
 
 def box_pose(shape: OrientedBox) -> Pose:

@@ -38,6 +38,9 @@ class Snapshot:
     depth_doubt: str  # why depth may be wrong or incomplete; empty if there is no doubt
     skipped: str  # why an image could not be used last; empty if all could
     failed: str  # why the model failed last; empty if it did not
+    transforms_found: int  # images in the window with a transform into target_frame
+    transforms_missing: int  # images in the window without one
+    transform_reason: str  # why a transform was missing last; empty if none was
 
 
 class Meter:
@@ -58,12 +61,14 @@ class Meter:
             self._processed: deque[tuple[float, float]] = deque(maxlen=MOST)  # (when, latency)
             self._dropped: deque[tuple[float, int]] = deque(maxlen=MOST)
             self._depth: deque[tuple[float, bool]] = deque(maxlen=MOST)  # (when, matched)
+            self._transforms: deque[tuple[float, bool]] = deque(maxlen=MOST)  # (when, found)
             self._images = self._dropped_in_all = 0
             self._last_received: float | None = None
             self._waiting_since: float | None = None  # first image without a result
             self._states: tuple[int, ...] = ()
             self._memory_bytes = self._catching_up = 0
             self._depth_reason = self._depth_doubt = self._skipped = self._failed = (-WINDOW, '')
+            self._transform_reason = (-WINDOW, '')
 
     def received(self, now: float) -> None:
         """Count an image that has just arrived."""
@@ -114,6 +119,13 @@ class Meter:
             if missing:
                 self._depth_reason = (now, missing)
 
+    def transform(self, now: float, missing: str = '') -> None:
+        """Count an image with a transform into target_frame, or note why it is ``missing``."""
+        with self._lock:
+            self._transforms.append((now, not missing))
+            if missing:
+                self._transform_reason = (now, missing)
+
     def depth_doubt(self, now: float, text: str) -> None:
         """Note why the depth of a frame may be wrong; an empty text is ignored."""
         if text:
@@ -126,6 +138,7 @@ class Meter:
             self._forget(now - WINDOW)
             latencies = [latency for _, latency in self._processed]
             matched = sum(matched for _, matched in self._depth)
+            found = sum(found for _, found in self._transforms)
             last_received = self._started if self._last_received is None else self._last_received
             return Snapshot(
                 input_rate=self._rate(len(self._received), now, min(self._received, default=now)),
@@ -146,12 +159,15 @@ class Meter:
                 depth_reason=_recent(self._depth_reason, now),
                 depth_doubt=_recent(self._depth_doubt, now),
                 skipped=_recent(self._skipped, now),
-                failed=_recent(self._failed, now))
+                failed=_recent(self._failed, now),
+                transforms_found=found,
+                transforms_missing=len(self._transforms) - found,
+                transform_reason=_recent(self._transform_reason, now))
 
     def _forget(self, until: float) -> None:
         while self._received and self._received[0] <= until:
             self._received.popleft()
-        for entries in (self._processed, self._dropped, self._depth):
+        for entries in (self._processed, self._dropped, self._depth, self._transforms):
             while entries and entries[0][0] <= until:
                 entries.popleft()
 

@@ -280,6 +280,6 @@ def _located(result: QueryResult, edge_erosion: int) -> QueryResult:
     for item in result.objects:
         if item.region is not None:
             box, mask = item.region
-            item = replace(item, shape=measure(depth, mask, box, edge_erosion, None))
+            item = replace(item, shape=measure(depth, mask, box, edge_erosion, None), target=result.image.target)
         objects.append(item)
     return replace(result, objects=objects)

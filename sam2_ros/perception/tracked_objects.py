@@ -10,7 +10,7 @@ from builtin_interfaces.msg import Time
 
 from sam2_core import EncodedImage, ImageSegmenter, ObjectResult, PromptError, StreamTracker
 from sam2_core.scores import probability, unit
-from sam2_ros.depth.surface import DepthFrame, OrientedBox, measure
+from sam2_ros.depth.surface import OrientedBox, measure
 from sam2_ros.messages.conversions import to_nanoseconds
 from sam2_ros.msg import Instance
 from sam2_ros.perception.camera_image import CameraImage
@@ -141,8 +141,9 @@ class TrackedObjects:
         """Return the objects as this image alone shows them."""
         return [_without_state(object_id, found, stamp) for object_id, found in outcome.results.items()]
 
-    def locate(self, depth: DepthFrame | None, items: list[TrackedObject], edge_erosion: int) -> list[TrackedObject]:
-        """Return the objects with their oriented boxes where depth allows it; None: no depth."""
+    def locate(self, image: CameraImage, items: list[TrackedObject], edge_erosion: int) -> list[TrackedObject]:
+        """Return the objects of an image with their oriented boxes where its depth allows it."""
+        depth = image.depth
         if depth is None:
             return items
         located = []
@@ -154,7 +155,7 @@ class TrackedObjects:
                                            self._shapes.get(item.id), about=f'object {item.id}')
             if shape is not None:
                 self._shapes[item.id] = shape
-            located.append(replace(item, shape=shape))
+            located.append(replace(item, shape=shape, target=image.target))
         return located
 
     # --- past images

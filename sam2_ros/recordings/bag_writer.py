@@ -65,6 +65,8 @@ def _definition(kind: Any) -> str:
     """Return the fields of a message class as in a .msg file."""
     lines = []
     for name, declared in kind.get_fields_and_field_types().items():
-        element = re.sub(r'sequence<(.*)>', r'\1', declared)
-        lines.append(f'{_NAMES.get(element, element)}{"[]" * (element != declared)} {name}\n')
+        sequence = re.fullmatch(r'sequence<(.*?)(?:, (\d+))?>', declared)
+        element, bound = (sequence[1], sequence[2]) if sequence else (declared, None)
+        brackets = f'[{f"<={bound}" if bound else ""}]' if sequence else ''
+        lines.append(f'{_NAMES.get(element, element)}{brackets} {name}\n')
     return ''.join(lines)

@@ -46,6 +46,13 @@ def doubts(chosen: Parameters) -> list[str]:
     if chosen.use_depth and 0 < chosen.latency_target <= chosen.depth_wait:
         found.append(f'depth_wait {chosen.depth_wait:g} is not below latency_target {chosen.latency_target:g}: results '
                      f'that wait for their depth are late; lower depth_wait')
+    if chosen.target_frame and 0 < chosen.latency_target <= chosen.transform_wait:
+        found.append(f'transform_wait {chosen.transform_wait:g} is not below latency_target '
+                     f'{chosen.latency_target:g}: results that wait for their transform are late; lower transform_wait')
+    if not chosen.use_depth:
+        given = {name: value for name in ('target_frame', 'publish_tf') if (value := getattr(chosen, name))}
+        found += [f'{name} {shown(value)} has no effect without use_depth: only objects with depth have a position'
+                  for name, value in given.items()]
     return found
 
 
@@ -121,6 +128,9 @@ def _conflict(chosen: Parameters) -> str:
     if bool(chosen.detections_width) != bool(chosen.detections_height):
         return (f'detections_width {chosen.detections_width} and detections_height {chosen.detections_height}: both '
                 f'must be positive, or both 0; set both at once')
+    if chosen.target_frame.startswith('/') or re.search(r'\s', chosen.target_frame):
+        return (f"target_frame '{chosen.target_frame}': must be the name of a TF frame, without a leading / and "
+                f'without spaces')
     if chosen.detections_topic:
         if chosen.cameras and chosen.detections_topic.startswith('/'):
             return (f"detections_topic '{chosen.detections_topic}': with several cameras it is relative to each; "

@@ -127,6 +127,21 @@ class Parameters:
         2, 'Publish every n-th row and column of the depth image in ~/points and ~/background_points. 1: all.',
         limits=(1, 100))
 
+    target_frame: str = _parameter(
+        '', 'Frame of positions: target_pose in ~/instances, clouds, markers, ~/detections_3d, TF frames of objects. '
+        'tf2 transforms them at the stamp of the image; needs tf2_ros. Empty: the frame of the camera.', when=MODEL,
+        section='Frames: positions in another frame than that of the camera, and TF',
+        see='how-to/depth.md#positions-in-the-map-frame')
+    transform_wait: float = _parameter(
+        0.05, 'Maximum time a finished result waits for the transform into target_frame at its stamp, in seconds. '
+        'Applies only while transforms arrive.', limits=(0.0, 10.0))
+    publish_tf: bool = _parameter(
+        False, 'Publish a TF frame for each object while it is TRACKED with depth. Its parent is target_frame, or the '
+        'frame of the camera. Needs tf2_ros.', when=MODEL, see='how-to/depth.md#look-an-object-up-in-tf')
+    tf_names: str = _parameter(
+        'id', 'Names of the TF frames of objects. id: NODE/ID, such as sam2/3. label: NODE/LABEL_ID, such as '
+        'sam2/mug_3. With several cameras, NODE/CAMERA takes the place of NODE.', choices=('id', 'label'))
+
     detections_topic: str = _parameter(
         '', 'Topic of vision_msgs/Detection2DArray whose boxes become prompts; with several cameras, relative to each '
         'camera. Empty: none.', when=MODEL, section='Detector',

@@ -13,6 +13,7 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from sam2_core import PromptError, Sam2Model, StreamTracker
 from sam2_ros.depth.matching import DepthMailbox
+from sam2_ros.depth.transforms import TargetFrame, Transforms
 from sam2_ros.messages.vision import vision_msgs
 from sam2_ros.msg import Prompt as PromptMessage
 from sam2_ros.perception.camera_pipeline import CameraPipeline
@@ -27,6 +28,7 @@ from sam2_ros.runtime.node_arguments import image_topic
 from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.topics.depth_topics import DepthTopics
 from sam2_ros.topics.diagnostics import WatchedCamera
+from sam2_ros.topics.object_frames import ObjectFrames, frame_prefix
 from sam2_ros.topics.point_prompts import PointPrompts
 from sam2_ros.topics.publishers import CameraPublishers
 
@@ -41,7 +43,7 @@ class CameraTopics:
     """
 
     def __init__(self, node: GuardedNode, name: str, model: Sam2Model, parameters: Parameters,
-                 changed: threading.Condition, ids: Ids, points: PointPrompts) -> None:
+                 changed: threading.Condition, ids: Ids, points: PointPrompts, transforms: Transforms) -> None:
         """Create the publishers; ``subscribe`` creates the subscriptions.
 
         Args:
@@ -52,6 +54,7 @@ class CameraTopics:
             changed: Notified of everything that arrives.
             ids: Source of ids for new objects.
             points: Converts clicked points into prompts.
+            transforms: Those of the node.
         """
         self.name = name
         self.closed = False
@@ -67,9 +70,11 @@ class CameraTopics:
         if parameters.use_depth:
             depth = DepthMailbox(changed, node.resolve_topic_name(f'{self._public}depth'), topic)
         failures = Failures(node.get_logger(), topic, node.context.ok)
+        target = TargetFrame(transforms, parameters.target_frame) if parameters.target_frame else None
         self.pipeline = CameraPipeline(StreamTracker(model), parameters, changed, topic, node.get_logger(), depth,
-                                       failures, ids)
-        self._publishers = CameraPublishers(node, self._private, failures)
+                                       failures, ids, target)
+        frames = ObjectFrames(node, frame_prefix(node, name)) if parameters.publish_tf else None
+        self._publishers = CameraPublishers(node, self._private, failures, frames)
         self._gate = DetectionGate()
 
     def _image_topic(self, chosen: Parameters) -> str:

@@ -1,4 +1,7 @@
-"""Messages of a frame with depth: point clouds, markers for RViz, and the background without the objects."""
+"""Messages of a frame with depth: point clouds, markers for RViz, and the background without the objects.
+
+Clouds and markers are in target_frame. Without a transform at the stamp of the image there is no message.
+"""
 from __future__ import annotations
 
 from array import array
@@ -12,10 +15,11 @@ from std_msgs.msg import ColorRGBA, Header
 from visualization_msgs.msg import Marker, MarkerArray
 
 from sam2_core.drawing.overlay import colour
+from sam2_ros.depth.frame_transform import CAMERA_FRAME, FrameTransform
 from sam2_ros.depth.surface import DepthFrame, OrientedBox, object_pixels
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.perception.frame import Frame, TrackedObject
-from sam2_ros.perception.instance_messages import box_pose, size_vector
+from sam2_ros.perception.instance_messages import box_pose, size_vector, target_header
 from sam2_ros.runtime.parameters import Parameters
 
 MARKER_LIFETIME = Duration(seconds=5).to_msg()  # for a node that has ended or hangs
@@ -33,18 +37,19 @@ def points_message(frame: Frame, parameters: Parameters) -> PointCloud2 | None:
 
     ``cloud_stride`` is the step between rows and between columns.
     """
-    if frame.depth is None:
+    if frame.depth is None or frame.target is None:
         return None
     clouds = [_object_points(frame.image, frame.depth, item, parameters.edge_erosion, parameters.cloud_stride)
               for item in frame.objects]
-    return _cloud(np.concatenate([np.empty(0, XYZ_RGB_INSTANCE), *clouds]), frame.header)
+    return _cloud(np.concatenate([np.empty(0, XYZ_RGB_INSTANCE), *clouds]), frame.header, frame.target)
 
 
 def object_points_message(frame: Frame, item: TrackedObject, parameters: Parameters) -> PointCloud2 | None:
     """Return all points of one visible object; None without depth."""
-    if frame.depth is None or item.box is None:
+    if frame.depth is None or frame.target is None or item.box is None:
         return None
-    return _cloud(_object_points(frame.image, frame.depth, item, parameters.edge_erosion, 1), frame.header)
+    return _cloud(_object_points(frame.image, frame.depth, item, parameters.edge_erosion, 1), frame.header,
+                  frame.target)
 
 
 def background_depth_message(frame: Frame, parameters: Parameters) -> Image | None:
@@ -58,7 +63,7 @@ def background_depth_message(frame: Frame, parameters: Parameters) -> Image | No
 
 def background_points_message(frame: Frame, parameters: Parameters) -> PointCloud2 | None:
     """Return the points that belong to no object, one in ``cloud_stride`` rows and columns; None without depth."""
-    if frame.depth is None:
+    if frame.depth is None or frame.target is None:
         return None
     grid = np.s_[::parameters.cloud_stride, ::parameters.cloud_stride]
     metres, rays = frame.depth.metres[grid].ravel(), frame.depth.rays
@@ -68,7 +73,7 @@ def background_points_message(frame: Frame, parameters: Parameters) -> PointClou
     points['x'] = rays.x[grid].ravel()[valid] * z
     points['y'] = rays.y[grid].ravel()[valid] * z
     points['rgb'] = _packed(frame.image[grid].reshape(-1, 3)[valid])
-    return _cloud(points, frame.header)
+    return _cloud(points, frame.header, frame.target)
 
 
 class Markers:
@@ -77,24 +82,29 @@ class Markers:
     def __init__(self) -> None:
         self._shown: set[int] = set()
 
-    def message(self, frame: Frame, _: Parameters) -> MarkerArray:
-        """Return the markers of a frame."""
+    def message(self, frame: Frame, _: Parameters) -> MarkerArray | None:
+        """Return the markers of a frame; None without a transform into target_frame."""
+        if frame.target is None:
+            return None
+        header, target = target_header(frame.header, frame.target), frame.target
         located = [(item, item.shape) for item in frame.objects if item.shape is not None]
         gone = self._shown - {item.id for item, _ in located}
         self._shown = {item.id for item, _ in located}
         return MarkerArray(markers=[
-            *(marker for item, shape in located for marker in _markers(item, shape, frame.header)),
-            *(Marker(header=frame.header, ns=space, id=object_id, action=Marker.DELETE)
+            *(marker for item, shape in located for marker in _markers(item, shape, header, target)),
+            *(Marker(header=header, ns=space, id=object_id, action=Marker.DELETE)
               for object_id in sorted(gone) for space in ('box', 'label'))])
 
 
-def _markers(item: TrackedObject, shape: OrientedBox, header: Header) -> list[Marker]:
+def _markers(item: TrackedObject, shape: OrientedBox, header: Header, target: FrameTransform) -> list[Marker]:
+    """Return the box of an object and its label, which is above the box in the image."""
     red, green, blue = (value / 255 for value in colour(item.id))
-    pose = box_pose(shape)
+    pose = box_pose(target.box(shape))
     box = Marker(header=header, ns='box', id=item.id, type=Marker.CUBE, pose=pose, scale=size_vector(shape),
                  color=ColorRGBA(r=red, g=green, b=blue, a=OPACITY), lifetime=MARKER_LIFETIME)
     half_height = float(np.abs(shape.axes[1]) @ shape.size) / 2
-    above = Point(x=pose.position.x, y=pose.position.y - half_height - TEXT_HEIGHT, z=pose.position.z)
+    x, y, z = target.points(shape.centre - [0.0, half_height + TEXT_HEIGHT, 0.0]).tolist()
+    above = Point(x=x, y=y, z=z)
     label = Marker(header=header, ns='label', id=item.id, type=Marker.TEXT_VIEW_FACING, pose=Pose(position=above),
                    text=f'{item.id} {item.label}'.strip(), scale=Vector3(z=TEXT_HEIGHT),
                    color=ColorRGBA(r=1.0, g=1.0, b=1.0, a=1.0), lifetime=MARKER_LIFETIME)
@@ -120,14 +130,18 @@ def _packed(rgb: np.ndarray) -> np.ndarray:
     return red << 16 | green << 8 | blue
 
 
-def _cloud(points: np.ndarray, header: Header) -> PointCloud2:
+def _cloud(points: np.ndarray, header: Header, target: FrameTransform) -> PointCloud2:
+    """Return points in the camera's frame, of type XYZ_RGB or XYZ_RGB_INSTANCE, as a cloud in target_frame."""
+    if target is not CAMERA_FRAME:
+        columns = points.view(np.float32).reshape(len(points), -1)
+        columns[:, :3] = target.points(columns[:, :3])
     data = array('B')  # the only type that the setter does not copy element by element
     data.frombytes(points.view(np.uint8).data)
     fields = [PointField(name=name, offset=4 * place, datatype=_DATATYPES[name], count=1)
               for place, name in enumerate(points.dtype.names or ())]
-    return PointCloud2(header=header, height=1, width=len(points), fields=fields, is_bigendian=False,
-                       point_step=points.dtype.itemsize, row_step=points.dtype.itemsize * len(points), data=data,
-                       is_dense=True)
+    return PointCloud2(header=target_header(header, target), height=1, width=len(points), fields=fields,
+                       is_bigendian=False, point_step=points.dtype.itemsize,
+                       row_step=points.dtype.itemsize * len(points), data=data, is_dense=True)
 
 
 def _as_received(depth: DepthFrame) -> np.ndarray:

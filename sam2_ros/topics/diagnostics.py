@@ -187,6 +187,9 @@ def _problems(seen: Snapshot, camera: WatchedCamera, parameters: Parameters,
                             f'{seen.depth_reason}'))
     if seen.depth_doubt:
         found.append((WARN, seen.depth_doubt))
+    if seen.transforms_missing:
+        found.append((WARN, f"{seen.transforms_missing} of {seen.transforms_found + seen.transforms_missing} images "
+                            f"have no position in target_frame '{parameters.target_frame}': {seen.transform_reason}"))
     if seen.latencies and (clock := why_unusable(seen.latencies[0])):
         found.append((WARN, clock))
     if parameters.latency_target > 0:
@@ -215,6 +218,8 @@ def _values(seen: Snapshot, camera: WatchedCamera, parameters: Parameters) -> di
         'depth matched': seen.depth_matched, 'depth missing': seen.depth_missing,
         'depth missing because': seen.depth_reason, 'depth doubtful because': seen.depth_doubt,
         'range of 16-bit images': camera.intensity(),
+        'transforms found': seen.transforms_found, 'transforms missing': seen.transforms_missing,
+        'transform missing because': seen.transform_reason,
         'failed steps since configuration': 0 if camera.failures is None else camera.failures.count,
         'window (s)': f'{WINDOW:g}'}
 

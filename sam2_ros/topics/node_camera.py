@@ -11,6 +11,7 @@ from rclpy.task import Future
 from std_srvs.srv import Trigger
 
 from sam2_core import Sam2Model
+from sam2_ros.depth.transforms import Transforms
 from sam2_ros.msg import Prompt as PromptMessage
 from sam2_ros.perception.camera_pipeline import CameraPipeline
 from sam2_ros.perception.frame import Frame
@@ -30,12 +31,19 @@ Response = TypeVar('Response', SegmentImage.Response, SegmentAll.Response)
 class NodeCamera:
     """A camera of the node. Its services and action exist as long as the node, and refuse while it is not active."""
 
-    def __init__(self, node: GuardedNode, name: str = '') -> None:
-        """``name`` is empty for the only camera; otherwise it is part of all of its topics and services."""
+    def __init__(self, node: GuardedNode, name: str, transforms: Transforms) -> None:
+        """Create the services.
+
+        Args:
+            node: The node.
+            name: Empty for the only camera; otherwise it is part of all of its topics and services.
+            transforms: Those of the node.
+        """
         self._node = node
         self._name = name
         self._ids = Ids()  # of its objects, as long as the process lives
-        self._points = PointPrompts(node)
+        self._transforms = transforms
+        self._points = PointPrompts(transforms)
         self._topics: CameraTopics | None = None
         self._active = False
         private = f'~/{name}' if name else '~'
@@ -64,7 +72,8 @@ class NodeCamera:
 
     def configure(self, model: Sam2Model, parameters: Parameters, changed: threading.Condition) -> None:
         """Create pipeline and publishers. ``changed`` is notified of everything that arrives."""
-        self._topics = CameraTopics(self._node, self._name, model, parameters, changed, self._ids, self._points)
+        self._topics = CameraTopics(self._node, self._name, model, parameters, changed, self._ids, self._points,
+                                    self._transforms)
 
     def activate(self) -> None:
         """Subscribe. The worker has to run."""

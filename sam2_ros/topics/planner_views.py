@@ -18,7 +18,7 @@ from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.messages.qos import LATCHED, RELIABLE
 from sam2_ros.messages.vision import vision_msgs
 from sam2_ros.perception.frame import Frame, TrackedObject
-from sam2_ros.perception.instance_messages import box_pose, size_vector
+from sam2_ros.perception.instance_messages import box_pose, size_vector, target_header
 from sam2_ros.runtime.failures import Failures
 from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.topics.clouds import object_points_message
@@ -100,17 +100,20 @@ def detections_2d(frame: Frame) -> vision_msgs.Detection2DArray:
 
 
 def detections_3d(frame: Frame) -> vision_msgs.Detection3DArray | None:
-    """Return the objects that have an oriented box; None if the frame has no depth."""
-    if frame.depth is None:
+    """Return the objects that have an oriented box, in target_frame.
+
+    None if the frame has no depth, or no transform into target_frame.
+    """
+    if frame.depth is None or frame.target is None:
         return None
-    found = []
+    header, found = target_header(frame.header, frame.target), []
     for item in frame.objects:
         if item.shape is not None:
             hypothesis = _hypothesis(item)
-            hypothesis.pose.pose = box_pose(item.shape)
+            hypothesis.pose.pose = box_pose(frame.target.box(item.shape))
             box = vision_msgs.BoundingBox3D(center=hypothesis.pose.pose, size=size_vector(item.shape))
-            found.append(vision_msgs.Detection3D(header=frame.header, id=str(item.id), results=[hypothesis], bbox=box))
-    return vision_msgs.Detection3DArray(header=frame.header, detections=found)
+            found.append(vision_msgs.Detection3D(header=header, id=str(item.id), results=[hypothesis], bbox=box))
+    return vision_msgs.Detection3DArray(header=header, detections=found)
 
 
 def _hypothesis(item: TrackedObject) -> vision_msgs.ObjectHypothesisWithPose:

@@ -4,16 +4,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from builtin_interfaces.msg import Time as TimeMessage
-from geometry_msgs.msg import PointStamped, Transform
-from rclpy.node import Node
-from rclpy.time import Time
+from geometry_msgs.msg import PointStamped
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
 from sam2_core.prompts import PromptError
 from sam2_ros.depth.calibration import DepthError, calibrate, info_of_image
+from sam2_ros.depth.frame_transform import FrameTransform, TransformError
+from sam2_ros.depth.transforms import Transforms
 from sam2_ros.messages.conversions import to_nanoseconds
+from sam2_ros.messages.tf2 import Tf2Missing
 from sam2_ros.msg import ImagePoint, Prompt
 
 OUTSIDE = 2  # pixels; a point farther beyond the edge is outside the image
@@ -59,20 +59,11 @@ def project(point: np.ndarray, info: CameraInfo, rectified: bool = False) -> tup
     return float(min(max(round(x), 0), camera.width - 1)), float(min(max(round(y), 0), camera.height - 1))
 
 
-def transformed(point: np.ndarray, transform: Transform) -> np.ndarray:
-    """Transform a point (3,) into the target frame."""
-    rotation, offset = transform.rotation, transform.translation
-    axis, w = np.array([rotation.x, rotation.y, rotation.z]), rotation.w
-    rotated = point + 2 * np.cross(axis, np.cross(axis, point) + w * point)
-    return rotated + (offset.x, offset.y, offset.z)
-
-
 class PointPrompts:
     """Converter of clicked points into prompts. It subscribes to /tf with the first point in another frame."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
-        self._transforms: _Transforms | None = None
+    def __init__(self, transforms: Transforms) -> None:
+        self._transforms = transforms
 
     def prompt(self, message: PointStamped, infos: Sequence[CameraInfo], image: Header, size: tuple[int, int],
                rectified: bool = False) -> Prompt:
@@ -102,41 +93,29 @@ class PointPrompts:
         if source != target:
             if not source or not target:
                 raise PromptError(f"point in frame '{source}', image in '{target}': both must name one; set frame_id")
-            if self._transforms is None:
-                self._transforms = _Transforms(self._node, source, target)
-            point = transformed(point, self._transforms.look_up(source, target, image.stamp))
+            point = self._transform(source, target, to_nanoseconds(image.stamp)).points(point)
         return point_prompt(point, info, image, rectified)
 
-
-class _Transforms:
-    """Buffer of transforms from tf2_ros, which may not be installed."""
-
-    def __init__(self, node: Node, source: str, target: str) -> None:
-        try:
-            import tf2_ros
-        except ImportError:
-            raise PromptError(f"point in frame '{source}', image in '{target}': only points in '{target}' can be used "
-                              f'without the package tf2_ros; sudo apt install ros-$ROS_DISTRO-tf2-ros-py') from None
-        self._errors = tf2_ros.TransformException
-        self._buffer = tf2_ros.Buffer()
-        self._listener = tf2_ros.TransformListener(self._buffer, node)
-
-    def look_up(self, source: str, target: str, stamp: TimeMessage) -> Transform:
-        """Return the transform from ``source`` to ``target`` at this time, or the newest if it is near."""
-        frames, moment = f"point in frame '{source}', image in '{target}'", to_nanoseconds(stamp)
-        if moment < 0:  # neither rclpy nor tf2 can express it
-            raise PromptError(f'{frames}: the image has the stamp {moment / 1e9:.3f} s, which must not be negative: '
+    def _transform(self, source: str, target: str, stamp: int) -> FrameTransform:
+        """Return the transform at a time in ns, or the newest if it is near. Raise PromptError."""
+        frames = f"point in frame '{source}', image in '{target}'"
+        if stamp < 0:  # neither rclpy nor tf2 can express it
+            raise PromptError(f'{frames}: the image has the stamp {stamp / 1e9:.3f} s, which must not be negative: '
                               f'check the clock of the camera driver')
-        at = Time(nanoseconds=moment)
         try:
-            if self._buffer.can_transform(target, source, at):
-                return self._buffer.lookup_transform(target, source, at).transform
-            newest = self._buffer.lookup_transform(target, source, Time())
-        except (self._errors, ValueError, TypeError) as error:
-            raise PromptError(f'{frames}: no transform ({error}); is /tf published? The first such point only '
-                              f'subscribes to it: click again') from None
-        age = (moment - to_nanoseconds(newest.header.stamp)) / 1e9
+            self._transforms.subscribe(frames)
+        except Tf2Missing as error:
+            raise PromptError(f"{error}; without it, points must be in '{target}'") from None
+        try:
+            newest, newest_stamp = self._transforms.newest(target, source)
+        except TransformError as error:
+            raise PromptError(f'{frames}: {error}; is /tf published? The first such point only subscribes to it: '
+                              f'click again') from None
+        try:
+            return self._transforms.at(target, source, stamp) if stamp else newest
+        except TransformError:
+            age = (stamp - newest_stamp) / 1e9
         if abs(age) > MAX_TRANSFORM_AGE:
             raise PromptError(f'{frames}: the nearest transform is {abs(age):.2f} s {"before" if age > 0 else "after"} '
                               f'the image; check the clocks, and what publishes it')
-        return newest.transform
+        return newest

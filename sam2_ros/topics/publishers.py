@@ -23,18 +23,28 @@ from sam2_ros.runtime.failures import Failures
 from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.srv import SetPrompt
 from sam2_ros.topics.clouds import Markers, background_depth_message, background_points_message, points_message
+from sam2_ros.topics.object_frames import ObjectFrames
 from sam2_ros.topics.planner_views import FrameTopic, LabelLists, ObjectTopics, planner_views
 
 
 class CameraPublishers:
     """Publishers of frames, events and answers. Views are built only while they have subscribers."""
 
-    def __init__(self, node: LifecycleNode, prefix: str, failures: Failures | None = None) -> None:
-        """``prefix`` is ``~`` or ``~/NAME``; ``failures`` records publications that fail."""
+    def __init__(self, node: LifecycleNode, prefix: str, failures: Failures | None = None,
+                 frames: ObjectFrames | None = None) -> None:
+        """Create the publishers.
+
+        Args:
+            node: The node.
+            prefix: ``~`` or ``~/NAME``.
+            failures: Record of publications that fail.
+            frames: Broadcaster of the TF frames of objects, which is destroyed with the publishers; None: none.
+        """
         self._node = node
         self._failures = failures or Failures(node.get_logger(), usable=node.context.ok)
         self._classes = ClassTable()
         self._markers = Markers()
+        self._frames = frames
 
         def publisher(kind: type, name: str, qos: QoSProfile) -> LifecyclePublisher:
             return node.create_lifecycle_publisher(kind, f'{prefix}/{name}', qos)
@@ -67,6 +77,8 @@ class CameraPublishers:
             run('instances', self._publish_instances, frame, latency)
             for event in frame.events:
                 run('events', self._publish_event, frame.header, event)
+            if self._frames is not None:
+                run('TF', self._frames.publish, frame, parameters)
         for answer in answers:
             self.answer(answer)
         if frame is not None:
@@ -113,6 +125,8 @@ class CameraPublishers:
             self._node.destroy_lifecycle_publisher(publisher)
         self._labels.destroy()
         self._object_topics.destroy()
+        if self._frames is not None:
+            self._frames.destroy()
 
     def _picture_views(self) -> list[FrameTopic]:
         return [

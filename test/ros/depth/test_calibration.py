@@ -12,6 +12,7 @@ from std_msgs.msg import Header
 from sam2_core.prompts import PromptError
 from sam2_ros.depth.calibration import Calibration, DepthError, calibrate, doubt, info_of_image, to_rays
 from sam2_ros.depth.matching import DepthMailbox
+from sam2_ros.depth.transforms import Transforms
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.msg import Prompt
 from sam2_ros.preflight.camera import Topic, check_camera_info
@@ -175,7 +176,7 @@ def by_depth(calibration, image_frame='camera'):
 def by_click(calibration, image_frame='camera'):
     message = PointStamped(header=Header(frame_id=image_frame), point=Point(z=1.0))
     try:
-        PointPrompts(None).prompt(message, [calibration], Header(frame_id=image_frame), SIZE)
+        PointPrompts(Transforms(None)).prompt(message, [calibration], Header(frame_id=image_frame), SIZE)
     except PromptError as error:
         return str(error)
     return ''
@@ -205,7 +206,7 @@ def test_depth_click_and_check_accept_the_same_and_refuse_in_the_same_words(cali
 def test_a_click_is_placed_by_the_camera_info_of_the_image_among_those_of_other_cameras():
     others = [info(320, 240, focal=300.0), info(frame='depth', focal=30.0), info(frame='', focal=40.0)]
     message = PointStamped(header=HEADER, point=Point(x=0.1, y=0.05, z=1.0))
-    found = PointPrompts(None).prompt(message, [*others, info()], HEADER, SIZE)
+    found = PointPrompts(Transforms(None)).prompt(message, [*others, info()], HEADER, SIZE)
     assert (found.points[0].x, found.points[0].y) == pytest.approx((31.5 + 6, 23.5 + 3), abs=0.51)
 
 
@@ -249,7 +250,7 @@ def odd_info(random: np.random.Generator) -> CameraInfo:
 def test_whatever_camera_info_arrives_depth_and_clicks_are_right_or_refused(rounds):
     """Every ray meets its pixel by the formula of the model."""
     random, used, clicked = np.random.default_rng(12), 0, 0
-    mailbox, points = DepthMailbox(threading.Condition(), '/depth'), PointPrompts(None)
+    mailbox, points = DepthMailbox(threading.Condition(), '/depth'), PointPrompts(Transforms(None))
     metres = np.ones(SIZE, np.float32) + np.arange(WIDTH, dtype=np.float32) / 1000
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     for _ in range(rounds(300, 10_000)):

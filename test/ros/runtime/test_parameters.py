@@ -95,6 +95,9 @@ def test_values_given_at_start_are_taken(make):
     ('forget_after', 1.0, 'forget_after 1: must be at least lost_after 2, or 0 for never; set both at once'),
     ('detections_width', 640, 'detections_width 640 and detections_height 0: both must be positive, or both 0; set'),
     ('detections_fit', 'pad', "detections_fit 'pad': must be one of stretch, letterbox, corner, crop"),
+    ('target_frame', '/map', "target_frame '/map': must be the name of a TF frame, without a leading /"),
+    ('target_frame', 'my map', "target_frame 'my map': must be the name of a TF frame, without a leading / and"),
+    ('tf_names', 'name', "tf_names 'name': must be one of id, label"),
     ('detections_topic', 'boxes!', "detections_topic 'boxes!': Invalid topic name: topic name must not contain"),
 ])
 def test_a_value_that_cannot_work_is_refused_by_name_at_once_and_at_start(make, name, value, reason):

@@ -1,4 +1,6 @@
 """Messages of a frame with depth, read byte by byte as their consumers do."""
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
@@ -8,6 +10,7 @@ from visualization_msgs.msg import Marker
 
 from sam2_core.drawing.overlay import colour
 from sam2_core.masks import mask_box
+from sam2_ros.depth.frame_transform import frame_transform
 from sam2_ros.depth.lens import PixelRays
 from sam2_ros.depth.surface import DepthFrame, measure
 from sam2_ros.msg import Instance
@@ -188,3 +191,50 @@ def test_every_located_object_has_a_box_and_a_name_and_what_is_gone_is_deleted()
                 if marker.action == Marker.DELETE], 'once'
     gone = markers.message(scene(with_depth=False), PARAMETERS).markers
     assert {(marker.id, marker.action) for marker in gone} == {(3, Marker.DELETE)}
+
+
+# --- in another frame
+
+OVER_HEAD = frame_transform('table', (1.0, 0.0, 0.0, 0.0), (10.0, 0.0, 2.0))  # looks down from 2 m: z is height
+
+
+def moved(target=OVER_HEAD, **scene_options) -> Frame:
+    shown = scene(**scene_options)
+    return replace(shown, target=target, objects=[replace(item, target=target) for item in shown.objects])
+
+
+def at_table(points) -> np.ndarray:
+    """Return points of the camera's frame as the table sees them: half a turn about x, then an offset."""
+    return np.stack([points['x'] + 10.0, -points['y'], 2.0 - points['z']], 1)
+
+
+@pytest.mark.parametrize('build', [
+    points_message, background_points_message, lambda frame, parameters: object_points_message(
+        frame, frame.objects[0], parameters)], ids=['points', 'background', 'object'])
+def test_clouds_are_in_target_frame_and_name_it(build):
+    here, there = build(scene(), PARAMETERS), build(moved(), PARAMETERS)
+    assert (there.header.frame_id, there.header.stamp) == ('table', HEADER.stamp)
+    points, found = read(here), read(there)
+    np.testing.assert_allclose(np.stack([found[axis] for axis in 'xyz'], 1), at_table(points), atol=1e-5)
+    for name in set(points.dtype.names) - {*'xyz'}:
+        np.testing.assert_array_equal(found[name].view(np.uint32), points[name].view(np.uint32))
+
+
+def test_markers_are_in_target_frame_and_names_stay_above_in_the_image():
+    shown = Markers().message(moved(), PARAMETERS).markers
+    box, label = (next(marker for marker in shown if (marker.ns, marker.id) == (space, 3))
+                  for space in ('box', 'label'))
+    (pose,) = instance_message(moved().objects[0], HEADER).target_pose
+    assert box.header == label.header == pose.header and box.header.frame_id == 'table'
+    assert box.pose == pose.pose and box.pose.position.z == pytest.approx(2.0 - 0.8, abs=0.01)
+    assert label.pose.position.y > box.pose.position.y + 0.1, 'y of the camera points down, that of the table up'
+
+
+def test_without_a_transform_there_are_no_clouds_and_markers_but_the_depth_of_the_background():
+    frame = moved(target=None)
+    for build in (points_message, background_points_message, Markers().message):
+        assert build(frame, PARAMETERS) is None
+    assert object_points_message(frame, frame.objects[0], PARAMETERS) is None
+    assert background_depth_message(frame, PARAMETERS).header == HEADER
+    message = instance_message(frame.objects[0], HEADER)
+    assert message.has_depth and not message.target_pose

@@ -16,6 +16,7 @@ from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Header, String
 
 from sam2_core.masks import mask_box
+from sam2_ros.depth.frame_transform import frame_transform
 from sam2_ros.depth.lens import PixelRays
 from sam2_ros.depth.oriented_box import OrientedBox
 from sam2_ros.depth.surface import DepthFrame
@@ -374,6 +375,18 @@ def test_detections_in_space_are_the_oriented_boxes():
 @needs_vision_msgs
 def test_without_depth_nothing_is_said_about_places():
     assert detections_3d(frame(tracked(7, (10, 20, 31, 60)))) is None
+
+
+@needs_vision_msgs
+def test_detections_in_space_are_in_target_frame_or_not_at_all():
+    target = frame_transform('map', (0.0, 0.0, 0.0, 1.0), (1.0, 0.0, 0.0))
+    box = OrientedBox(np.array([0.1, 0.2, 0.7]), np.eye(3), np.array([0.3, 0.2, 0.1]))
+    shown = frame(replace(tracked(7, (10, 20, 31, 60)), shape=box), depth=wall(2.0))
+    message = detections_3d(replace(shown, target=target))
+    (detection,) = message.detections
+    assert message.header == detection.header == Header(stamp=HEADER.stamp, frame_id='map')
+    assert detection.bbox.center.position.x == pytest.approx(1.1) and detection.bbox.size.x == 0.3
+    assert detections_3d(replace(shown, target=None)) is None
 
 
 @needs_vision_msgs
