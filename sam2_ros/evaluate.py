@@ -44,7 +44,7 @@ from sam2_ros.evaluation.results import TOTAL, Mode
 from sam2_ros.perception.model_loading import LOAD_ERRORS, load
 from sam2_ros.recordings.recording import RecordingError
 from sam2_ros.runtime.parameter_file import NODE, read_parameter_file
-from sam2_ros.runtime.parameter_rules import ParameterError, with_values
+from sam2_ros.runtime.parameter_rules import ParameterError, shown, with_values
 from sam2_ros.runtime.parameters import Parameters
 
 FINE, SOME_FAILED, NOTHING = 0, 1, 2
@@ -135,9 +135,11 @@ def parameters_of(options: argparse.Namespace) -> Parameters:
              if getattr(options, name) is not None}
     if 'checkpoint' in given and 'model' not in given:
         given['model'] = ''  # detected from the weights
+    problems += [f'{name} {shown(value)} is ignored: a recording is evaluated in the frame of its camera'
+                 for name in ('target_frame', 'publish_tf') if (value := getattr(chosen, name))]
     for problem in problems:
         print(f'sam2_evaluate: parameters {options.parameters}: {problem}', file=sys.stderr)
-    return with_values(chosen, given)
+    return with_values(chosen, {**given, 'target_frame': '', 'publish_tf': False})
 
 
 def jobs_of(options: argparse.Namespace, parameters: Parameters) -> list[Job]:

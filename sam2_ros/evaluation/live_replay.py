@@ -69,7 +69,7 @@ def run_live(recording: Recording, model: Sam2Model, parameters: Parameters, *, 
         return result
     os.environ.update(image_profile_environment(), ROS_AUTOMATIC_DISCOVERY_RANGE='LOCALHOST')
     first = _first_image(recording)
-    chosen = replace(parameters, autostart=True, cameras=(), detections_topic='',
+    chosen = replace(parameters, autostart=True, cameras=(), detections_topic='', target_frame='', publish_tf=False,
                      image_transport='compressed' if isinstance(first, CompressedImage) else 'raw')
     with domain_id() as domain, tempfile.TemporaryDirectory() as folder, \
             contextlib.closing(_NodeProcess(domain, Path(folder), chosen)) as node, \

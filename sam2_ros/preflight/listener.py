@@ -18,8 +18,10 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from sam2_ros.messages.conversions import to_nanoseconds
 from sam2_ros.messages.intensity import given_range
 from sam2_ros.messages.qos import LATCHED
+from sam2_ros.messages.tf2 import Tf2Missing
 from sam2_ros.preflight.camera import Topic, check_depth, check_image, full_name
 from sam2_ros.preflight.findings import Finding, Verdict, bad, doubtful, good
+from sam2_ros.preflight.frames import FrameWatch
 from sam2_ros.runtime.namesakes import advice, count_nodes
 from sam2_ros.runtime.node_arguments import image_topic
 from sam2_ros.runtime.parameters import Parameters
@@ -67,9 +69,17 @@ class Listener:
                 topics += [self._subscribe(Image, sam2.resolve_topic_name(camera.depth)),
                            self._subscribe(CameraInfo, sam2.resolve_topic_name(camera.camera_info))]
             self._cameras.append((camera, topics))
+        self._frames = self._watch_frames()
         self._statuses: dict[str, DiagnosticStatus] = {}
         node.create_subscription(DiagnosticArray, '/diagnostics', self._on_diagnostics, QoSProfile(depth=10))
         self._get_state = node.create_client(GetState, f'{self._sam2}/get_state')
+
+    def _watch_frames(self) -> FrameWatch | None:
+        target = self._parameters.target_frame if self._parameters.use_depth else ''
+        try:
+            return FrameWatch(self._node, target) if target else None
+        except Tf2Missing:  # the check of the packages reports it
+            return None
 
     def _subscribe(self, kind: type, name: str) -> Topic:
         topic = Topic(name, TYPES[kind])
@@ -81,6 +91,8 @@ class Listener:
             topic.stamps.append(stamp)
             topic.ages.append((self._node.get_clock().now().nanoseconds - stamp) / 1e9)
             topic.last = message
+            if self._frames is not None and kind is not CameraInfo:
+                self._frames.note(topic.name, message.header)
         self._node.create_subscription(kind, name, keep, qos_profile_sensor_data,
                                        qos_overriding_options=QoSOverridingOptions.with_default_policies())
         if kind is CameraInfo:  # some drivers publish it once, latched
@@ -133,6 +145,9 @@ class Listener:
             if others:
                 depth, info = others
                 found += check_depth(depth, info, image, self._parameters, camera.depth_wanted)
+            placed = None if self._frames is None else self._frames.check(image, self._parameters.transform_wait)
+            if placed is not None:
+                found.append(placed)
             for finding in found:
                 yield replace(finding, what=f'{camera.name} {finding.what}') if camera.name else finding
         yield from self._check_clock()

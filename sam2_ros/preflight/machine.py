@@ -10,9 +10,11 @@ from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree
 
+from sam2_ros.messages.tf2 import Tf2Missing, tf2_for
 from sam2_ros.messages.vision import VisionMessagesMissing, require_vision_msgs
 from sam2_ros.preflight.findings import Finding, Verdict, bad, doubtful, good
 from sam2_ros.runtime.dds import PROFILE_VARIABLES, SHARED_MEMORY, TRANSPORT_VARIABLE, dead_segments, image_profile
+from sam2_ros.runtime.parameter_rules import shown
 from sam2_ros.runtime.parameters import Parameters
 
 PACKAGES = {  # module -> how to install it
@@ -21,7 +23,8 @@ PACKAGES = {  # module -> how to install it
     'safetensors': 'pip install safetensors', 'sam2_core': 'build the package and source its setup file',
     'sam2_ros.msg': 'build the package and source its setup file'}
 OPTIONAL = {  # module -> what does not work without it
-    'huggingface_hub': 'official weights cannot be downloaded', 'vision_msgs': 'no detections in and out'}
+    'huggingface_hub': 'official weights cannot be downloaded', 'vision_msgs': 'no detections in and out',
+    'tf2_ros': 'no positions in another frame than that of the camera'}
 SEGMENT = 64 * 2**20  # bytes of shared memory that each process takes, see config/fastdds_images.xml
 LITTLE_GPU_MEMORY = 2 * 2**30  # bytes
 RECEIVE_BUFFER = 10 * 2**20  # bytes; an image arrives as many UDP packets at once
@@ -39,11 +42,17 @@ def check_machine(parameters: Parameters, middleware: str, environment: Mapping[
     yield from packages
     if any(finding.verdict is Verdict.BAD for finding in packages):
         return  # the other checks import them
-    if parameters.detections_topic:
-        try:
+    try:
+        if parameters.detections_topic:
             require_vision_msgs(f"detections_topic '{parameters.detections_topic}'")
-        except VisionMessagesMissing as error:
-            yield bad('packages', str(error))
+    except VisionMessagesMissing as error:
+        yield bad('packages', str(error))
+    try:
+        for name in ('target_frame', 'publish_tf'):
+            if value := getattr(parameters, name):
+                tf2_for(f'{name} {shown(value)}')
+    except Tf2Missing as error:
+        yield bad('packages', str(error))
     yield check_device(parameters.device)
     yield check_weights(parameters.model, parameters.checkpoint, parameters.dtype)
     yield check_transport(middleware, environment)
