@@ -14,7 +14,7 @@ from launch_ros.substitutions import FindPackageShare
 from sam2_ros.runtime.dds import image_profile_environment
 
 # Launch arguments that set the parameter of the same name, with its type.
-GIVEN = {'model': str, 'device': str, 'autostart': bool, 'use_sim_time': bool}
+GIVEN = {'model': str, 'device': str, 'target_frame': str, 'publish_tf': bool, 'autostart': bool, 'use_sim_time': bool}
 
 
 def node_arguments() -> list[Action]:
@@ -26,6 +26,10 @@ def node_arguments() -> list[Action]:
         DeclareLaunchArgument('model', default_value='', description=f'Model variant. {as_file}'),
         DeclareLaunchArgument('device', default_value='', description=(
             f'Device that runs the model: cpu, cuda or cuda:N. {as_file}')),
+        DeclareLaunchArgument('target_frame', default_value='', description=(
+            f'Frame of positions, such as map. {as_file}')),
+        DeclareLaunchArgument('publish_tf', default_value='', description=(
+            f'true: publish a TF frame for each object. {as_file}')),
         DeclareLaunchArgument('namespace', default_value='', description='Namespace of the node and its topics.'),
         DeclareLaunchArgument('node_name', default_value='sam2', description='Name of the node.'),
         DeclareLaunchArgument('log_level', default_value='info', description=(
