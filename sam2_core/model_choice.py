@@ -103,13 +103,18 @@ def model_line(choice: ModelChoice) -> str:
     return line if better is None else f'{line}; better masks: {option(better)}'
 
 
+def cure(choice: ModelChoice) -> str:
+    """Return what to do about masks with a low score, as orders."""
+    better = better_model(choice)
+    if better is None:
+        return 'correct the object with a prompt'
+    return f'run a better model, {option(better)}, or correct the object with a prompt'
+
+
 def low_score_warning(low: LowScore, choice: ModelChoice, label: str = '') -> str:
     """Return the warning about an object whose score has stayed low, with the cures."""
-    better = better_model(choice)
-    cure = 'correct the object with a prompt' if better is None else (
-        f'run a better model, {option(better)}, or correct the object with a prompt')
     return (f'object {low.object_id}{f" ({label})" if label else ""}: the score stays low, {low.mean:.2f} on average '
-            f'in the frames up to {low.frame}, and its mask may be wrong: {cure}')
+            f'in the frames up to {low.frame}, and its mask may be wrong: {cure(choice)}')
 
 
 def _order(device: torch.device) -> list[str]:

@@ -14,7 +14,8 @@ SOURCES = [path for folder in ('sam2_core', 'sam2_ros', 'launch', 'config', 'tes
            for path in (ROOT / folder).rglob('*') if path.suffix in {'.py', '.sh', '.yaml', '.txt', '.cmake'}]
 COMMANDS = {'sam2_check': 'sam2_ros/check.py', 'sam2_evaluate': 'sam2_ros/evaluate.py',
             'sam2_compare': 'sam2_ros/compare.py', 'sam2_train': 'sam2_core/training/finetune.py',
-            'sam2_export': 'sam2_core/export/cli.py', 'sam2_track': 'sam2_core/offline/track.py'}
+            'sam2_export': 'sam2_core/export/cli.py', 'sam2_track': 'sam2_core/offline/track.py',
+            'sam2_segment': 'sam2_core/offline/segment.py'}
 
 
 def load(name):

@@ -88,7 +88,7 @@ class PictureFrames:
 
     def _list(self) -> list[_Page]:
         if not self.path.is_dir():
-            count = _pages_in(self.path)
+            count = _pages_in(self.path) if is_tiff(self.path) else 1
             if not count:
                 raise FrameError(f'{self.path}: not a TIFF that can be decoded; save it again, uncompressed or LZW')
             return [_Page(self.path, page, numbered(page, count)) for page in range(count)]

@@ -12,7 +12,8 @@ from sam2_ros.runtime.stopping import STOPPING
 
 MODULES = {'sam2_node': 'sam2_ros.node', 'sam2_demo_camera': 'sam2_ros.demo.camera', 'sam2_check': 'sam2_ros.check',
            'sam2_evaluate': 'sam2_ros.evaluate', 'sam2_compare': 'sam2_ros.compare', 'sam2_train': 'sam2_ros.train',
-           'sam2_export': 'sam2_core.export.cli', 'sam2_track': 'sam2_core.offline.track'}
+           'sam2_export': 'sam2_core.export.cli', 'sam2_track': 'sam2_core.offline.track',
+           'sam2_segment': 'sam2_core.offline.segment'}
 UNTIL_STOPPED = ('sam2_node', 'sam2_demo_camera')  # a signal is their regular end
 RESUMABLE = ('sam2_train', 'sam2_track')  # they save their state at a signal, so they handle signals themselves
 GRACE, GRACE_OF_TOOLS = 2.0, 4.0  # seconds from a signal to the end; some tools must end a child process first
@@ -55,4 +56,4 @@ def main_of(name: str) -> NoReturn:
     sys.exit(run(name))
 
 
-node, demo_camera, check, evaluate, compare, train, export, track = (partial(run, name) for name in MODULES)
+node, demo_camera, check, evaluate, compare, train, export, track, segment = (partial(run, name) for name in MODULES)
