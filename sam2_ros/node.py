@@ -177,6 +177,8 @@ class Sam2Node(GuardedNode):
     def close(self) -> None:
         """Stop the worker. Call it before ``destroy_node``, after the executor has stopped."""
         self.failures.run('end', self._stop, 'the node ended')
+        for camera in self._cameras:
+            self.failures.run('end', camera.end)
 
     def destroy_node(self) -> None:
         """Leave the graph at once; rclpy would wait for the garbage collector to destroy the state machine."""

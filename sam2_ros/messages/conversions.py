@@ -80,6 +80,12 @@ def to_nanoseconds(stamp: Time) -> int:
     return stamp.sec * 1_000_000_000 + stamp.nanosec
 
 
+def to_time(nanoseconds: int) -> Time:
+    """Return nanoseconds, from 0 to 2^31 seconds, as a stamp."""
+    seconds, rest = divmod(nanoseconds, 1_000_000_000)
+    return Time(sec=seconds, nanosec=rest)
+
+
 def to_duration(nanoseconds: int) -> Duration:
     """Return nanoseconds, possibly negative, as a Duration, limited to its range of 68 years."""
     seconds, rest = divmod(nanoseconds, 1_000_000_000)

@@ -12,7 +12,7 @@ from std_msgs.msg import Header
 from sam2_core import EncodedImage, ImageSegmenter, StreamTracker
 from sam2_ros.depth.matching import DepthMailbox
 from sam2_ros.messages.conversions import to_nanoseconds
-from sam2_ros.messages.stamps import jumped_back
+from sam2_ros.perception.camera_clock import CameraClock
 from sam2_ros.perception.camera_image import CameraImage
 from sam2_ros.perception.frame import Frame
 from sam2_ros.perception.image_decoder import ImageDecoder
@@ -90,7 +90,7 @@ class CameraPipeline:
         self._taken: CameraImage | None = None  # not yet processed
         self._newest: CameraImage | None = None  # processed
         self._late_is_next = True  # of the work aside
-        self._jumps_seen = 0  # of the camera's clock
+        self.clock = CameraClock()
 
     # --- any thread
 
@@ -109,8 +109,12 @@ class CameraPipeline:
     @property
     def newest_view(self) -> tuple[Header | None, tuple[int, int]]:
         """Header and size (height, width) of the last processed image; (None, (0, 0)) before the first."""
-        newest = self._newest  # the worker may replace it
-        return (None, (0, 0)) if newest is None else (newest.header, newest.image.shape[:2])
+        return _view(self._newest)
+
+    @property
+    def taken_view(self) -> tuple[Header | None, tuple[int, int]]:
+        """Header and size of the image that ``take`` has chosen; (None, (0, 0)) without one."""
+        return _view(self._taken)
 
     # --- what there is to do
 
@@ -175,7 +179,7 @@ class CameraPipeline:
         except Exception as error:
             self.inbox.count_dropped()
             return None, refusals + routing.failed(self.skipped.fail(error))
-        self._newest = image
+        self._newest, self.clock.newest = image, _stamp(image)
         self.skipped.clear()
         items = run('states', self.objects.observe, outcome, header.stamp, prompted.labels,
                     joined | prompted.prompts.keys(), self.parameters, self.late.object_ids)
@@ -193,22 +197,18 @@ class CameraPipeline:
 
     def _follow_clock(self, stamp: Time) -> list[PromptAnswer]:
         """Follow a jump of the camera's clock to this stamp; return refusals of the prompts that it cancels."""
-        if self._newest is None:
+        jump = self.clock.jump(to_nanoseconds(stamp), self._intake.clock_jumps)
+        if jump == 0:
             return []
-        last, now = _stamp(self._newest), to_nanoseconds(stamp)
-        back, jumps = jumped_back(now, last), self._intake.clock_jumps
-        if not back and not (jumped_back(last, now) and self._jumps_seen != jumps):
-            return []
-        self._jumps_seen = jumps
-        if not back:  # no object has been hidden for as long as the stamps say
-            self.objects.time_jumped(stamp, back)
+        if jump > 0:  # no object has been hidden for as long as the stamps say
+            self.objects.time_jumped(stamp, back=False)
             return []
         reset = self.parameters.on_time_jump == 'reset'
-        self._logger.warning(f'{self.topic}: image stamps jumped back by {(last - now) / 1e9:.3f} s; '
+        self._logger.warning(f'{self.topic}: image stamps jumped back by {-jump / 1e9:.3f} s; '
                              f'objects are {"forgotten" if reset else "kept"} (on_time_jump)',
                              throttle_duration_sec=WARN_EVERY)
         self.late.join(None)
-        self.objects.time_jumped(stamp, back)
+        self.objects.time_jumped(stamp, back=True)
         if not reset:
             return []
         taken_back = self.late.cancel_all()
@@ -279,6 +279,10 @@ class CameraPipeline:
         for query in queries:
             query.reply(reason)
         return [refuse(request, reason) for request in requests]
+
+
+def _view(image: CameraImage | None) -> tuple[Header | None, tuple[int, int]]:
+    return (None, (0, 0)) if image is None else (image.header, image.image.shape[:2])
 
 
 def _stamp(image: CameraImage) -> int:

@@ -1,14 +1,15 @@
 """Track states of one camera's objects from image to image, and the events of their changes."""
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from builtin_interfaces.msg import Time
 
 from sam2_core import ObjectResult
 from sam2_core.scores import SCORE_CORRECTIONS, Platt, probability, unit
-from sam2_ros.messages.conversions import to_nanoseconds
+from sam2_ros.messages.conversions import to_nanoseconds, to_time
 from sam2_ros.msg import Instance, InstanceEvent
 from sam2_ros.perception.frame import Event, TrackedObject
 from sam2_ros.runtime.parameters import Parameters
@@ -124,6 +125,17 @@ class ObjectStates:
         """Forget all objects, as a user has asked."""
         for object_id in tuple(self._records):
             self.remove(object_id)
+
+    def records(self) -> dict[int, dict[str, Any]]:
+        """Return label, state and times of each object in a form that JSON can store."""
+        return {object_id: {'label': record.label, 'state': record.state, 'unseen_since': record.unseen_since,
+                            'last_seen': to_nanoseconds(record.last_seen), 'images_found': record.images_found}
+                for object_id, record in self._records.items()}
+
+    def restore(self, records: Mapping[int, Mapping[str, Any]]) -> None:
+        """Continue with what ``records`` returned before a restart of the node. No event is published for it."""
+        self._records = {object_id: _Record(**{**record, 'last_seen': to_time(record['last_seen'])})
+                         for object_id, record in records.items()}
 
     def time_jumped(self, stamp: Time) -> None:
         """Count the hidden time of every object from this stamp on, to which the clock has jumped."""

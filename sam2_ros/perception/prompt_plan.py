@@ -1,10 +1,14 @@
 """Checks of prompt messages, and the plan of what the tracker does with them."""
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+import base64
+import zlib
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Any
 
+import numpy as np
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
@@ -102,6 +106,24 @@ class Ids:
                     self._used[other] = 1
             self._last = object_id
         self._used[object_id] = 1
+
+    def state(self) -> dict[str, Any]:
+        """Return the ids used so far in a form that JSON can store."""
+        bits = np.packbits(np.frombuffer(self._used, np.uint8)).tobytes()
+        return {'last': self._last, 'used': base64.b64encode(zlib.compress(bits)).decode()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Count the ids as used that ``state`` returned before a restart of the node, too.
+
+        Raise ValueError or another error for a state that cannot be read; nothing changes then.
+        """
+        unpacked = zlib.decompressobj().decompress(base64.b64decode(state['used'], validate=True), MAX_ID // 8 + 1)
+        used = np.unpackbits(np.frombuffer(unpacked, np.uint8))
+        last = state['last']
+        if len(used) != MAX_ID + 1 or type(last) is not int or not 0 <= last <= MAX_ID:
+            raise ValueError(f'{len(used)} ids, the last {str(last)[:20]}: must be {MAX_ID + 1}')
+        self._used = bytearray(np.frombuffer(self._used, np.uint8) | used)
+        self._last = self._last or last
 
 
 def refuse(request: PromptRequest, reason: str) -> PromptAnswer:

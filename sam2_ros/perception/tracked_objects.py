@@ -42,6 +42,7 @@ class TrackedObjects:
     def __init__(self, tracker: StreamTracker, states: ObjectStates, failures: Failures) -> None:
         self.tracker = tracker
         self.states = states
+        self.changes = 0  # times that objects were prompted, joined, or ended
         self._failures = failures
         self._shapes: dict[int, OrientedBox] = {}  # as last measured
         self.resets = 0  # how often all objects have been forgotten by ``reset``
@@ -61,6 +62,7 @@ class TrackedObjects:
         that were to be forgotten and not started again.
         """
         aside = self.tracker.fork(())
+        self.changes += bool(batch.prompts)
         restarted = [object_id for object_id in forget if object_id in batch.prompts]
         try:
             for object_id in forget:
@@ -178,6 +180,7 @@ class TrackedObjects:
                 self.forget([object_id])
             self.tracker.adopt(late.tracker, object_id, frames_back)
             joined.add(object_id)
+        self.changes += bool(joined)
         for object_id, label in late.batch.labels.items():
             if object_id in joined:
                 self.states.name(object_id, label, late.past.message.header.stamp)
@@ -199,11 +202,13 @@ class TrackedObjects:
             if object_id in self.ids:
                 self.tracker.remove(object_id)
             self._shapes.pop(object_id, None)
+        self.changes += bool(forgotten)
         return forgotten
 
     def reset(self) -> None:
         """Forget all objects."""
         self.resets += 1
+        self.changes += 1
         self.tracker.reset()
         self.states.clear()
         self._shapes.clear()
@@ -217,6 +222,7 @@ class TrackedObjects:
     def _forgotten(self, object_ids: Iterable[int]) -> None:
         """Drop the states and boxes of objects that are no longer tracked."""
         for object_id in object_ids:
+            self.changes += 1
             self.states.remove(object_id)
             self._shapes.pop(object_id, None)
 

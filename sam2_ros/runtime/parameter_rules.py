@@ -10,6 +10,7 @@ from typing import Any
 from rclpy.exceptions import InvalidTopicNameException
 from rclpy.validate_topic_name import validate_topic_name
 
+from sam2_ros.runtime.kept_path import kept_path
 from sam2_ros.runtime.parameters import Parameters
 
 KINDS = {bool: 'true or false', int: 'a whole number', float: 'a number with a decimal point, such as 2.0',
@@ -131,6 +132,11 @@ def _conflict(chosen: Parameters) -> str:
     if chosen.target_frame.startswith('/') or re.search(r'\s', chosen.target_frame):
         return (f"target_frame '{chosen.target_frame}': must be the name of a TF frame, without a leading / and "
                 f'without spaces')
+    if chosen.keep_objects:
+        try:
+            kept_path(chosen.keep_objects)
+        except ValueError as error:
+            return str(error)
     if chosen.detections_topic:
         if chosen.cameras and chosen.detections_topic.startswith('/'):
             return (f"detections_topic '{chosen.detections_topic}': with several cameras it is relative to each; "

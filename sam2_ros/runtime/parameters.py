@@ -105,6 +105,15 @@ class Parameters:
         3, 'Consecutive images in which an occluded or lost object must be visible before it is TRACKED again, where '
         'reappear_visibility is not reached.', limits=(1, 1000))
 
+    keep_objects: str = _parameter(
+        '', 'File that keeps the objects over cleanup, configure and a restart of the process: an absolute path, or '
+        'one that begins with ~. It ends in .safetensors. Several cameras have one file each, with NAME before the '
+        'suffix. Empty: objects end with cleanup.', when=MODEL, section='Restarts',
+        see='how-to/operate.md#keep-objects-over-a-restart')
+    keep_objects_period: float = _parameter(
+        5.0, 'Seconds between two saves of the objects while there are any. Prompts, removals and deactivation are '
+        'saved at once.', limits=(0.1, 3600.0))
+
     use_depth: bool = _parameter(
         True, 'Subscribe to depth and camera_info, and publish the positions of objects in metres.', when=MODEL,
         section='Depth: sensor_msgs/Image on depth, registered to the image, and CameraInfo on camera_info',

@@ -20,10 +20,12 @@ from sam2_ros.perception.camera_pipeline import CameraPipeline
 from sam2_ros.perception.detection_prompts import DetectionGate
 from sam2_ros.perception.frame import Frame
 from sam2_ros.perception.inbox import Inbox
+from sam2_ros.perception.kept_objects import KeptObjects
 from sam2_ros.perception.load_shedding import Level
 from sam2_ros.perception.prompt_plan import Ids, PromptAnswer, PromptRequest, refuse
 from sam2_ros.runtime.failures import Failures
 from sam2_ros.runtime.guarded_node import GuardedNode
+from sam2_ros.runtime.kept_path import kept_path
 from sam2_ros.runtime.node_arguments import image_topic
 from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.topics.depth_topics import DepthTopics
@@ -73,6 +75,12 @@ class CameraTopics:
         target = TargetFrame(transforms, parameters.target_frame) if parameters.target_frame else None
         self.pipeline = CameraPipeline(StreamTracker(model), parameters, changed, topic, node.get_logger(), depth,
                                        failures, ids, target)
+        self.kept: KeptObjects | None = None
+        if parameters.keep_objects:
+            self.kept = KeptObjects(kept_path(parameters.keep_objects, name),
+                                    node.resolve_topic_name(f'{self._public}image'), self.pipeline, ids,
+                                    node.get_logger())
+            failures.run('kept objects', self.kept.restore)
         frames = ObjectFrames(node, frame_prefix(node, name)) if parameters.publish_tf else None
         self._publishers = CameraPublishers(node, self._private, failures, frames)
         self._gate = DetectionGate()
@@ -84,7 +92,7 @@ class CameraTopics:
         """Return the parts of the camera that diagnostics read."""
         pipeline = self.pipeline
         return WatchedCamera(self.name, pipeline.topic, pipeline.meter, pipeline.shedder, pipeline.history.extent,
-                             pipeline.failures, lambda: pipeline.decoder.description)
+                             pipeline.failures, lambda: pipeline.decoder.description, self.kept)
 
     # --- lifecycle
 
@@ -126,11 +134,25 @@ class CameraTopics:
         for answer in answers:
             if self._node.context.ok():
                 self._publishers.answer(answer)
+        if ended:
+            self.save_objects()
+
+    def save_objects(self) -> None:
+        """Save the objects where ``keep_objects`` says so. The worker must have ended."""
+        if self.kept is not None:
+            self.pipeline.failures.run('kept objects', self.kept.save)
+
+    def stop_keeping(self) -> None:
+        """Unlock the file of ``keep_objects``; nothing is saved from now on."""
+        kept, self.kept = self.kept, None
+        if kept is not None:
+            kept.close()
 
     def close(self) -> None:
         """Destroy the publishers; results of a step that is still in work are dropped."""
         self.closed = True
         self._publishers.destroy()
+        self.stop_keeping()
         del self.pipeline  # the executor may hold the callbacks, and with them this object, for longer
 
     # --- callbacks
@@ -177,6 +199,8 @@ class CameraTopics:
 
     def propose_prompts(self) -> None:
         """Put prompts for new detections into the inbox."""
+        if self.kept is not None:
+            self.pipeline.failures.run('kept objects', self.kept.before_step)
         chosen = self.pipeline.parameters
         header, (height, width) = self.pipeline.newest_view
         if chosen.detections_topic and header is not None:
@@ -193,13 +217,17 @@ class CameraTopics:
 
     def publish(self, frame: Frame | None, answers: list[PromptAnswer]) -> float:
         """Publish a frame and answers; return the seconds from the stamp of its image to now."""
-        chosen = self.pipeline.parameters
+        chosen, run, kept = self.pipeline.parameters, self.pipeline.failures.run, self.kept
+        if kept is not None:
+            run('kept objects', kept.before_publish)
         latency = self._publishers.publish(frame, answers, chosen,
                                            pictures=self.pipeline.shedder.level < Level.PICTURES)
         if chosen.detections_topic:
-            self.pipeline.failures.run('detections', self._gate.see, frame, answers, chosen)
+            run('detections', self._gate.see, frame, answers, chosen)
         if self.watch is not None:
-            self.pipeline.failures.run('track action', self.watch, frame, answers)
+            run('track action', self.watch, frame, answers)
+        if kept is not None:
+            run('kept objects', kept.after_publish)
         return latency
 
     def now(self) -> float:

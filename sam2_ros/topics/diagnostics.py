@@ -12,6 +12,7 @@ from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile
 
 from sam2_core import Sam2Model
+from sam2_ros.perception.kept_objects import KeptObjects
 from sam2_ros.perception.load_shedding import LoadShedder, why_unusable
 from sam2_ros.perception.meter import WINDOW, Meter, Snapshot
 from sam2_ros.runtime.failures import Failures
@@ -36,6 +37,7 @@ class WatchedCamera:
     history: Callable[[], tuple[int, int, float]]  # images, bytes and seconds that are stored
     failures: Failures | None = None  # failed steps of its work
     intensity: Callable[[], str] = str  # range of 16-bit images, if it is chosen from them
+    kept: KeptObjects | None = None  # file of its objects
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ def camera_status(node: str, hardware: str, state: str, camera: WatchedCamera,
         texts = [f'{seen.processed_rate:.1f} of {seen.input_rate:.1f} images/s, '
                  f'{seen.tracked + seen.occluded + seen.lost} objects']
     name = f'camera {camera.name}' if camera.name else 'camera'
-    return _status(node, name, hardware, level, '; '.join(texts) or state, _values(seen, camera, parameters))
+    return _status(node, name, hardware, level, '; '.join(texts) or state, _values(seen, camera, parameters, now))
 
 
 def _problems(seen: Snapshot, camera: WatchedCamera, parameters: Parameters,
@@ -174,6 +176,8 @@ def _problems(seen: Snapshot, camera: WatchedCamera, parameters: Parameters,
     if seen.failed:
         found.append((ERROR, f'the model fails on images: {seen.failed}'))
     found += [(ERROR, text) for text in _failed(camera.failures, now)]
+    if camera.kept is not None and camera.kept.problem:
+        found.append((WARN, camera.kept.problem))
     if seen.silence > SILENT:
         cure = 'has the camera stopped?' if seen.images else 'is the camera running? QoS? sam2_check finds out'
         found.append((WARN, f'no image on {camera.topic} for {seen.silence:.1f} s: {cure}'))
@@ -201,7 +205,7 @@ def _problems(seen: Snapshot, camera: WatchedCamera, parameters: Parameters,
     return found
 
 
-def _values(seen: Snapshot, camera: WatchedCamera, parameters: Parameters) -> dict[str, object]:
+def _values(seen: Snapshot, camera: WatchedCamera, parameters: Parameters, now: float) -> dict[str, object]:
     p50, p95, p99 = (f'{1000 * value:.1f}' for value in seen.latencies) if seen.latencies else ('', '', '')
     images, history_bytes, seconds = camera.history()
     return {
@@ -221,7 +225,14 @@ def _values(seen: Snapshot, camera: WatchedCamera, parameters: Parameters) -> di
         'transforms found': seen.transforms_found, 'transforms missing': seen.transforms_missing,
         'transform missing because': seen.transform_reason,
         'failed steps since configuration': 0 if camera.failures is None else camera.failures.count,
-        'window (s)': f'{WINDOW:g}'}
+        **_kept_values(camera.kept, now), 'window (s)': f'{WINDOW:g}'}
+
+
+def _kept_values(kept: KeptObjects | None, now: float) -> dict[str, str]:
+    if kept is None:
+        return {}
+    return {'objects kept in': str(kept.path),
+            'objects saved (s ago)': '' if kept.saved is None else f'{now - kept.saved:.1f}'}
 
 
 def _failed(failures: Failures | None, now: float) -> list[str]:

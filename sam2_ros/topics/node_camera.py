@@ -16,9 +16,12 @@ from sam2_ros.msg import Prompt as PromptMessage
 from sam2_ros.perception.camera_pipeline import CameraPipeline
 from sam2_ros.perception.frame import Frame
 from sam2_ros.perception.instance_messages import instance_array
+from sam2_ros.perception.kept_objects import discard
 from sam2_ros.perception.prompt_plan import Ids, PromptRequest
 from sam2_ros.perception.single_image import TOO_MANY, Query, QueryResult, SegmentAllQuery, SegmentImageQuery
 from sam2_ros.runtime.guarded_node import GuardedNode
+from sam2_ros.runtime.kept_path import kept_path
+from sam2_ros.runtime.node_parameters import read_parameters
 from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.srv import SegmentAll, SegmentImage, SetPrompt
 from sam2_ros.topics.camera_topics import CameraTopics
@@ -95,6 +98,11 @@ class NodeCamera:
         self._track.stop(reason)
         self.topics.refuse_waiting(f'{reason} before the prompt was applied', ended)
 
+    def end(self) -> None:
+        """Unlock the file of ``keep_objects``, for another node of this process."""
+        if self._topics is not None:
+            self._topics.stop_keeping()
+
     def cleanup(self) -> None:
         """Drop pipeline and publishers."""
         self._track.stop('the node was cleaned up')
@@ -117,7 +125,10 @@ class NodeCamera:
         else:  # there is no worker that the objects belong to
             if self._topics is not None:
                 self._topics.pipeline.objects.reset()
-            response.success = True
+                self._topics.save_objects()
+            elif kept := read_parameters(self._node).keep_objects:
+                response.message = discard(kept_path(kept, self._name))
+            response.success = not response.message
         return response
 
     async def _on_segment_image(self, request: SegmentImage.Request,

@@ -2,7 +2,7 @@
 import threading
 
 import pytest
-import rclpy
+import rclpy.logging
 
 from sam2_core import Sam2Model, StreamTracker, load_model
 from sam2_ros.perception.camera_pipeline import CameraPipeline

@@ -98,6 +98,12 @@ def test_values_given_at_start_are_taken(make):
     ('target_frame', '/map', "target_frame '/map': must be the name of a TF frame, without a leading /"),
     ('target_frame', 'my map', "target_frame 'my map': must be the name of a TF frame, without a leading / and"),
     ('tf_names', 'name', "tf_names 'name': must be one of id, label"),
+    ('keep_objects', 'objects.safetensors', "keep_objects 'objects.safetensors': must be an absolute path"),
+    ('keep_objects', '/var/objects.yaml', "keep_objects '/var/objects.yaml': must end in .safetensors; append it"),
+    ('keep_objects', '/var/.safetensors', "keep_objects '/var/.safetensors': must end in .safetensors"),
+    ('keep_objects', '$NO_SUCH/a.safetensors', 'no such environment variable or user; write the path out'),
+    ('keep_objects', '~nobody_at_all/a.safetensors', 'no such environment variable or user; write the path out'),
+    ('keep_objects_period', 0.0, 'keep_objects_period 0: must lie between 0.1 and 3600'),
     ('detections_topic', 'boxes!', "detections_topic 'boxes!': Invalid topic name: topic name must not contain"),
 ])
 def test_a_value_that_cannot_work_is_refused_by_name_at_once_and_at_start(make, name, value, reason):

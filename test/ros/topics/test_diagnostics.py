@@ -1,6 +1,7 @@
 """The meter on a simulated clock, the statuses made from it, and /diagnostics of a real lifecycle node."""
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import rclpy
@@ -167,6 +168,19 @@ def test_a_camera_that_never_came_is_named_with_what_to_look_at(meter):
     status = status_of(watched(meter), START + 3.4)
     assert status.level == WARN
     assert status.message.startswith('no image on /front/image for 3.4 s: is the camera running? QoS?')
+
+
+def test_objects_that_cannot_be_kept_are_named_with_the_file(meter):
+    now = stream(meter, 20)
+    kept = SimpleNamespace(problem='', path='/var/objects.safetensors', saved=now - 2.5)
+    status = status_of(watched(meter, kept=kept), now)
+    assert status.level == OK
+    assert values(status)['objects kept in'] == '/var/objects.safetensors'
+    assert values(status)['objects saved (s ago)'] == '2.5'
+    kept.problem = 'objects are not kept: No space left on device'
+    status = status_of(watched(meter, kept=kept), now)
+    assert (status.level, status.message) == (WARN, kept.problem)
+    assert 'objects kept in' not in values(status_of(watched(meter), now))
 
 
 def test_a_camera_that_stopped_is_named(meter):
