@@ -19,6 +19,10 @@ def generate_launch_description() -> LaunchDescription:
             'Depth topics registered to the images, as NAME=TOPIC,... Default: depth in the namespace of the image.')),
         DeclareLaunchArgument('camera_info_topics', default_value='', description=(
             'CameraInfo topics, as NAME=TOPIC,... Default: camera_info in the namespace of the image.')),
+        DeclareLaunchArgument('image_transports', default_value='', description=(
+            'Transports of the images where cameras differ, as NAME=TRANSPORT,... Default: image_transport, or raw.')),
+        DeclareLaunchArgument('depth_transports', default_value='', description=(
+            'Transports of the depth where cameras differ, as NAME=TRANSPORT,... Default: depth_transport, or raw.')),
         *node_arguments(),
         OpaqueFunction(function=start_node),
     ])
@@ -36,11 +40,23 @@ def start_node(context: LaunchContext) -> list[Action]:
                          f'({", ".join(images)})')
     topics = [pair for name, image in images.items()
               for pair in remappings(name, image or f'{name}/image', depths.get(name, ''), infos.get(name, ''))]
-    return [sam2_node(context, topics, cameras=list(images))]
+    transports = {f'{name}s': chosen for name in ('image_transport', 'depth_transport')
+                  if (chosen := transports_of(context, name, list(images)))}
+    return [sam2_node(context, topics, cameras=list(images), **transports)]
+
+
+def transports_of(context: LaunchContext, name: str, cameras: list[str]) -> list[str]:
+    """Return the transport of each camera from the argument ``name`` with an s, or an empty list if it is not given."""
+    given = pairs(f'{name}s', LaunchConfiguration(f'{name}s').perform(context))
+    unknown = given.keys() - set(cameras)
+    if unknown:
+        raise ValueError(f'{name}s of {", ".join(sorted(unknown))}: not among the cameras ({", ".join(cameras)})')
+    shared = LaunchConfiguration(name).perform(context) or 'raw'
+    return [given.get(camera) or shared for camera in cameras] if given else []
 
 
 def pairs(argument: str, text: str) -> dict[str, str]:
-    """Parse NAME=TOPIC,... into a dictionary. A name without a topic maps to an empty string."""
+    """Parse NAME=VALUE,... into a dictionary. A name without a value maps to an empty string."""
     items = [item.strip().partition('=') for item in text.split(',') if item.strip()]
     names = [name for name, _, _ in items]
     twice = {name for name in names if names.count(name) > 1}

@@ -56,8 +56,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                         help='calibration of the camera (default: camera_info); repeat it as often as --image-topic')
     parser.add_argument('--cameras', nargs='+', metavar='NAME',
                         help='camera names, as in the parameter cameras; check NAME/image, NAME/depth, ...')
-    parser.add_argument('--image-transport', choices=('raw', 'compressed'),
-                        help='transport of the images (default: the parameter of that name)')
+    for kind in ('image', 'depth'):
+        parser.add_argument(f'--{kind}-transport', metavar='NAME',
+                            help=f'transport of the {kind} topics, such as raw or compressed (default: the parameters '
+                                 f'{kind}_transport and {kind}_transports)')
     parser.add_argument('--model', help='model variant (default: the parameter of that name)')
     parser.add_argument('--checkpoint', help='weights file (default: the parameter of that name)')
     parser.add_argument('--device', help='cpu, cuda or cuda:N (default: the parameter of that name)')
@@ -100,8 +102,10 @@ def check(options: argparse.Namespace, arguments: Sequence[str], environment: Ma
     namespace, _, name = options.node.rpartition('/')
     try:
         with node_as_given(arguments, name, namespace) as sam2:
-            chosen = {name: value for name in ('model', 'checkpoint', 'device', 'image_transport')
+            chosen = {name: value
+                      for name in ('model', 'checkpoint', 'device', 'image_transport', 'depth_transport')
                       if (value := getattr(options, name)) is not None}
+            chosen |= {f'{name}s': () for name in ('image_transport', 'depth_transport') if name in chosen}
             declare_parameters(sam2)
             parameters = with_values(read_parameters(sam2), chosen)
             yield from check_parameters(sam2, arguments, name, namespace)

@@ -14,7 +14,8 @@ from launch_ros.substitutions import FindPackageShare
 from sam2_ros.runtime.dds import image_profile_environment
 
 # Launch arguments that set the parameter of the same name, with its type.
-GIVEN = {'model': str, 'device': str, 'target_frame': str, 'publish_tf': bool, 'autostart': bool, 'use_sim_time': bool}
+GIVEN = {'model': str, 'device': str, 'image_transport': str, 'depth_transport': str, 'target_frame': str,
+         'publish_tf': bool, 'autostart': bool, 'use_sim_time': bool}
 
 
 def node_arguments() -> list[Action]:
@@ -26,6 +27,10 @@ def node_arguments() -> list[Action]:
         DeclareLaunchArgument('model', default_value='', description=f'Model variant. {as_file}'),
         DeclareLaunchArgument('device', default_value='', description=(
             f'Device that runs the model: cpu, cuda or cuda:N. {as_file}')),
+        DeclareLaunchArgument('image_transport', default_value='', description=(
+            f'Transport of the images: raw, compressed, or a plugin of image_transport. {as_file}')),
+        DeclareLaunchArgument('depth_transport', default_value='', description=(
+            f'Transport of the depth: raw, compressedDepth, compressed, or a plugin of image_transport. {as_file}')),
         DeclareLaunchArgument('target_frame', default_value='', description=(
             f'Frame of positions, such as map. {as_file}')),
         DeclareLaunchArgument('publish_tf', default_value='', description=(
@@ -50,8 +55,8 @@ def camera_arguments(image_topic: str = 'camera/image_raw', depth_topic: str = '
     """Return the arguments of a launch file for one camera, with these defaults."""
     return [
         DeclareLaunchArgument('image_topic', default_value=image_topic, description=(
-            'Camera topic; a relative name is within the namespace. Compressed images are expected on '
-            'IMAGE_TOPIC/compressed.')),
+            'Camera topic; a relative name is within the namespace. Images of another transport than raw are expected '
+            'on IMAGE_TOPIC/TRANSPORT.')),
         DeclareLaunchArgument('depth_topic', default_value=depth_topic, description=(
             'Depth topic, registered to the image. Empty: depth in the namespace of the image.')),
         DeclareLaunchArgument('camera_info_topic', default_value=camera_info_topic, description=(

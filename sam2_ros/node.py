@@ -35,6 +35,7 @@ from sam2_ros.perception.worker import Worker
 from sam2_ros.runtime.dds import remove_dead_segments, use_image_profile
 from sam2_ros.runtime.executables import install
 from sam2_ros.runtime.guarded_node import GuardedExecutor, GuardedNode
+from sam2_ros.runtime.image_transports import check_transports
 from sam2_ros.runtime.node_arguments import ARGUMENT_ERRORS, problems, why
 from sam2_ros.runtime.node_help import parse
 from sam2_ros.runtime.node_parameters import accepted, declare_parameters, read_parameters
@@ -111,6 +112,7 @@ class Sam2Node(GuardedNode):
         try:
             if chosen.detections_topic:
                 require_vision_msgs(f"detections_topic '{chosen.detections_topic}'")
+            check_transports(chosen)
             self._prepare_frames(chosen)
         except ValueError as error:
             self.get_logger().error(str(error))

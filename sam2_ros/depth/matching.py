@@ -13,6 +13,7 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from sam2_ros.depth.calibration import Calibration, DepthError, calibrate, doubt, info_of_image
+from sam2_ros.depth.depth_messages import DepthHead, DepthMessage, depth_head
 from sam2_ros.depth.lens import PixelRays
 from sam2_ros.depth.surface import DepthFrame
 from sam2_ros.messages.conversions import ImageError, pixel_bytes, to_nanoseconds
@@ -46,7 +47,7 @@ class DepthReport:
 @dataclass(eq=False)
 class _Arrived:
     stamp: int  # ns
-    message: Image
+    message: DepthMessage
     info: CameraInfo | None = None  # the camera_info with the same stamp
 
 
@@ -81,11 +82,11 @@ class DepthMailbox:
 
     # --- any thread
 
-    def put_depth(self, message: Image, arrived: float | None = None) -> None:
+    def put_depth(self, message: DepthMessage, arrived: float | None = None) -> None:
         """Store a depth image unless its stamp is an outlier.
 
         Args:
-            message: The depth image.
+            message: The depth image, raw or compressed.
             arrived: Time of arrival in seconds of any clock. None: now.
         """
         stamp = to_nanoseconds(message.header.stamp)
@@ -111,7 +112,7 @@ class DepthMailbox:
             if len(self._infos) > KNOWN_INFOS:
                 del self._infos[next(iter(self._infos))]
 
-    def put_pair(self, depth: Image, info: CameraInfo) -> None:
+    def put_pair(self, depth: DepthMessage, info: CameraInfo) -> None:
         """Record that a depth image and a camera_info, both stored already, have the same stamp."""
         with self._changed:
             for arrived in reversed(self._recent):
@@ -221,12 +222,12 @@ class DepthMailbox:
     def _to_frame(self, depth: _Arrived, header: Header, size: tuple[int, int],
                   parameters: Parameters) -> tuple[DepthFrame, str]:
         """Return the depth of an image, and why it may be wrong. Raise DepthError or ImageError."""
-        message = depth.message
-        check_registered(message, header.frame_id, size)
+        head = depth_head(depth.message)
+        check_registered(head, header.frame_id, size)
         info = info_of_image(([depth.info] if depth.info else []) + self.infos,
-                             header.frame_id or message.header.frame_id, size)
+                             header.frame_id or head.header.frame_id, size)
         calibration = calibrate(info, parameters.rectified)
-        metres, raw = usable_metres(message, parameters)
+        metres, raw = usable_metres(head.image(), parameters)
         if self._rays is None or self._rays[0] != calibration:
             self._rays = calibration, calibration.rays()
         return DepthFrame(metres, self._rays[1], raw), doubt(info, parameters.rectified, self._image_topic)
@@ -245,7 +246,7 @@ def is_of_one_time(image: int, depth: int, tolerance: float) -> bool:
     return abs(image - depth) <= tolerance * 1e9
 
 
-def check_registered(depth: Image, frame_id: str, size: tuple[int, int]) -> None:
+def check_registered(depth: DepthHead, frame_id: str, size: tuple[int, int]) -> None:
     """Raise DepthError unless depth is registered to an image of this frame and size (height, width)."""
     if (depth.height, depth.width) != size:
         raise DepthError(f'depth of {depth.width} x {depth.height} pixels: must be {size[1]} x {size[0]}, as the '

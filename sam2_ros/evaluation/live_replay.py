@@ -69,11 +69,14 @@ def run_live(recording: Recording, model: Sam2Model, parameters: Parameters, *, 
         return result
     os.environ.update(image_profile_environment(), ROS_AUTOMATIC_DISCOVERY_RANGE='LOCALHOST')
     first = _first_image(recording)
+    depth = _first_depth(recording)
     chosen = replace(parameters, autostart=True, cameras=(), detections_topic='', target_frame='', publish_tf=False,
-                     image_transport='compressed' if isinstance(first, CompressedImage) else 'raw')
+                     image_transport='compressed' if isinstance(first, CompressedImage) else 'raw',
+                     depth_transport='compressedDepth' if depth is CompressedImage else 'raw',
+                     image_transports=(), depth_transports=())
     with domain_id() as domain, tempfile.TemporaryDirectory() as folder, \
             contextlib.closing(_NodeProcess(domain, Path(folder), chosen)) as node, \
-            contextlib.closing(_Player(domain, recording, type(first), node)) as player:
+            contextlib.closing(_Player(domain, recording, type(first), depth, node)) as player:
         player.wait_until_ready(first)
         player.play(rate, progress)
         result.peak_memory = peak_resident_memory(node.pid)
@@ -116,6 +119,16 @@ def _first_image(recording: Recording) -> Image | CompressedImage:
     raise RecordingError(f'{recording.name}: none of its {len(recording.stamps)} images can be used; {failure}')
 
 
+def _first_depth(recording: Recording) -> type[Image] | type[CompressedImage]:
+    """Return the type of the first depth image that can be read; Image if there is none."""
+    for index in range(len(recording.stamps)):
+        with contextlib.suppress(RecordingError):
+            depth = recording.depth(index)
+            if depth is not None:
+                return type(depth[0])
+    return Image
+
+
 class _NodeProcess(ChildProcess):
     """``python -m sam2_ros.node`` with its parameters in a file."""
 
@@ -145,8 +158,8 @@ class _NodeProcess(ChildProcess):
 class _Player:
     """Camera, user and planner: publishes at the recorded times and records the answers with their times of arrival."""
 
-    def __init__(self, domain: int, recording: Recording, kind: type, node: _NodeProcess) -> None:
-        """Create publishers and subscriptions; ``kind``: type of the images."""
+    def __init__(self, domain: int, recording: Recording, kind: type, depth: type, node: _NodeProcess) -> None:
+        """Create publishers and subscriptions; ``kind`` and ``depth``: types of the images and of their depth."""
         self._recording, self._process = recording, node
         self._frames: list[tuple[int, InstanceArray]] = []  # with the time.monotonic_ns() of their arrival
         self._statuses: list[tuple[int, PromptStatus]] = []
@@ -159,7 +172,8 @@ class _Player:
         reliable = QoSProfile(depth=100)
         self._images = self._node.create_publisher(kind, 'image' if kind is Image else 'image/compressed',
                                                    QoSProfile(depth=5))
-        self._depth = self._node.create_publisher(Image, 'depth', QoSProfile(depth=5))
+        self._depth = self._node.create_publisher(depth, 'depth' if depth is Image else 'depth/compressedDepth',
+                                                  QoSProfile(depth=5))
         self._infos = self._node.create_publisher(CameraInfo, 'camera_info', QoSProfile(depth=5))
         self._prompts = self._node.create_publisher(Prompt, 'sam2/prompt', reliable)
         self._node.create_subscription(InstanceArray, 'sam2/instances',

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from rclpy.serialization import serialize_message
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo
 
 from sam2_core import Sam2Model, StreamTracker
+from sam2_ros.depth.depth_messages import DepthMessage
 from sam2_ros.depth.matching import DepthMailbox
 from sam2_ros.evaluation.delivery import deliveries
 from sam2_ros.evaluation.results import TOTAL, Answer, FrameOutput, Mode, ObjectOutput, Run, action_name
@@ -178,7 +179,7 @@ class _Replay:
             self.result.unusable[index] = self.pipeline.skipped.reason
         self._progress(index)
 
-    def _depth_of(self, index: int) -> tuple[Image, CameraInfo] | None:
+    def _depth_of(self, index: int) -> tuple[DepthMessage, CameraInfo] | None:
         """Return the depth of an image; record a problem if it cannot be read."""
         try:
             return self._recording.depth(index) if self._depth is not None else None

@@ -10,6 +10,7 @@ from rclpy.topic_endpoint_info import TopicEndpointInfo
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from sam2_ros.depth.calibration import DepthError, calibrate, doubt, info_of_image
+from sam2_ros.depth.depth_messages import DepthHead, DepthMessage, depth_head
 from sam2_ros.depth.matching import NO_STAMP, check_registered, is_of_one_time, usable_metres
 from sam2_ros.messages.conversions import ImageError, to_rgb
 from sam2_ros.messages.encodings import find_encoding
@@ -31,7 +32,7 @@ class Topic:
     """A topic and the messages that arrived on it."""
 
     name: str  # full name
-    type: str  # expected type, for example 'sensor_msgs/msg/Image'
+    type: str  # expected type, for example 'sensor_msgs/msg/Image'; empty: that of a plugin of image_transport
     publishers: Sequence[TopicEndpointInfo] = ()
     subscriptions: Sequence[TopicEndpointInfo] = ()  # those of the node sam2 or, if it is not running, of sam2_check
     seconds: float = 0.0  # duration of the measurement
@@ -39,6 +40,7 @@ class Topic:
     ages: list[float] = field(default_factory=list)  # age of each message at arrival, seconds
     last: Image | CompressedImage | CameraInfo | None = None
     elsewhere: Sequence[str] = ()  # other topics of the same type
+    unreadable: str = ''  # why nobody could subscribe
 
 
 def check_image(image: Topic, given: IntensityRange | None = None) -> Iterator[Finding]:
@@ -87,13 +89,15 @@ def _check_pixels(name: str, message: Image | CompressedImage, given: IntensityR
 
 def check_connection(topic: Topic) -> Finding | None:
     """Return why no message arrived on a topic, or None if one did."""
+    if topic.unreadable:
+        return bad('transport', topic.unreadable)
     if not topic.publishers:
         others = f'; {topic.type} is on {", ".join(topic.elsewhere)}: remap it' if topic.elsewhere else ''
         return bad('publisher', f'nobody publishes {topic.name}: is the camera running, in this ROS_DOMAIN_ID?{others}')
     types = {publisher.topic_type for publisher in topic.publishers}
-    if topic.type not in types:
+    if topic.type and topic.type not in types:
         return bad('type', f'{topic.name} is {" and ".join(sorted(types))}, expected {topic.type}: choose another '
-                           f'topic, or image_transport raw or compressed')
+                           f'topic, or the transport that has this type (image_transport, depth_transport)')
     for publisher in topic.publishers:
         results = [(qos_check_compatible(publisher.qos_profile, subscription.qos_profile), subscription)
                    for subscription in topic.subscriptions]
@@ -171,7 +175,7 @@ def check_depth(depth: Topic, info: Topic, image: Topic, parameters: Parameters,
         parameters: Parameters of the node.
         wanted: True if the user named the topic. Otherwise it is fine to have no depth.
     """
-    if not depth.publishers and not wanted:
+    if not depth.publishers and not wanted and not depth.unreadable:
         yield good('depth', f'none (nobody publishes {depth.name}): results are in pixels, not in metres')
         return
     problem = check_connection(depth)
@@ -191,19 +195,27 @@ def _named(what: str, finding: Finding) -> Finding:
     return Finding(f'{what} {finding.what}', finding.verdict, finding.text)
 
 
-def _check_depth_image(depth: Topic, last: Image, image: Topic, parameters: Parameters) -> Iterator[Finding]:
+def _check_depth_image(depth: Topic, last: DepthMessage, image: Topic, parameters: Parameters) -> Iterator[Finding]:
     """Check the last depth image by itself, and the stamps of all of them against those of the images."""
     size = _size(image.last) if image.last is not None else None
+    try:
+        head = depth_head(last)
+    except ImageError as error:
+        yield bad('depth values', f'{error}')
+        return
+    usable = True
     if image.last is not None and size:
         try:
-            check_registered(last, image.last.header.frame_id, size)
-            yield good('depth size', f'{last.width} x {last.height} pixels, as the image, '
-                                     f'{last.encoding}')
+            check_registered(head, image.last.header.frame_id, size)
+            kind = last.format if isinstance(last, CompressedImage) else last.encoding
+            yield good('depth size', f'{head.width} x {head.height} pixels, as the image, {kind}')
         except DepthError as error:
+            usable = isinstance(last, Image)  # a compressed image of another size may be huge
             yield bad('depth size', f'{error}')
     if image.stamps:
         yield check_pairs(image.stamps, depth.stamps, parameters.depth_tolerance)
-    yield check_valid(last, parameters)
+    if usable:
+        yield check_valid(head, parameters)
 
 
 def _size(message: Image | CompressedImage) -> tuple[int, int] | None:
@@ -238,10 +250,10 @@ def check_pairs(images: Sequence[int], depths: Sequence[int], tolerance: float) 
                                 f'raise it if the scene is static, or have the camera synchronise colour and depth')
 
 
-def check_valid(message: Image, parameters: Parameters) -> Finding:
+def check_valid(depth: DepthHead, parameters: Parameters) -> Finding:
     """Check how much of a depth image is valid."""
     try:
-        metres, _ = usable_metres(message, parameters)
+        metres, _ = usable_metres(depth.image(), parameters)
     except (DepthError, ImageError) as error:
         return bad('depth values', f'{error}')
     known = metres[np.isfinite(metres)]

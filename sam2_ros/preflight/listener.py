@@ -22,8 +22,16 @@ from sam2_ros.messages.tf2 import Tf2Missing
 from sam2_ros.preflight.camera import Topic, check_depth, check_image, full_name
 from sam2_ros.preflight.findings import Finding, Verdict, bad, doubtful, good
 from sam2_ros.preflight.frames import FrameWatch
+from sam2_ros.runtime.image_transports import (
+    OWN_TYPES,
+    ImageSubscription,
+    TransportMissing,
+    check_transport,
+    depth_transport_of,
+    image_transport_of,
+    transport_topic,
+)
 from sam2_ros.runtime.namesakes import advice, count_nodes
-from sam2_ros.runtime.node_arguments import image_topic
 from sam2_ros.runtime.parameters import Parameters
 
 DISCOVERY = 5.0  # seconds; maximum wait for the first messages, which take 0.2 to 3 s
@@ -59,15 +67,16 @@ class Listener:
         self._node, self._sam2, self._parameters = node, sam2.get_fully_qualified_name(), parameters
         self._executor = SingleThreadedExecutor(context=node.context)
         self._executor.add_node(node)
-        kind = CompressedImage if parameters.image_transport == 'compressed' else Image
         self._listened = False  # later messages do not count
+        self._images: list[ImageSubscription] = []
         self._cameras = []
         for camera in cameras:
-            image = image_topic(sam2, camera.image, parameters.image_transport)
-            topics = [self._subscribe(kind, sam2.resolve_topic_name(image))]
+            topics = [self._subscribe_images(sam2, camera.image, 'image_transport',
+                                             image_transport_of(parameters, camera.name))]
             if parameters.use_depth:
-                topics += [self._subscribe(Image, sam2.resolve_topic_name(camera.depth)),
-                           self._subscribe(CameraInfo, sam2.resolve_topic_name(camera.camera_info))]
+                topics += [self._subscribe_images(sam2, camera.depth, 'depth_transport',
+                                                  depth_transport_of(parameters, camera.name)),
+                           self._subscribe_info(sam2.resolve_topic_name(camera.camera_info))]
             self._cameras.append((camera, topics))
         self._frames = self._watch_frames()
         self._statuses: dict[str, DiagnosticStatus] = {}
@@ -81,9 +90,31 @@ class Listener:
         except Tf2Missing:  # the check of the packages reports it
             return None
 
-    def _subscribe(self, kind: type, name: str) -> Topic:
-        topic = Topic(name, TYPES[kind])
+    def _subscribe_images(self, sam2: Node, name: str, parameter: str, transport: str) -> Topic:
+        """Subscribe as the node ``sam2`` does to the topic that it calls ``name``."""
+        topic = Topic(sam2.resolve_topic_name(transport_topic(sam2, name, transport)),
+                      TYPES[OWN_TYPES[transport]] if transport in OWN_TYPES else '')
+        try:
+            check_transport(parameter, transport)
+        except TransportMissing as error:
+            topic.unreadable = str(error)
+        else:
+            self._images.append(ImageSubscription(self._node, sam2.resolve_topic_name(name), transport,
+                                                  self._keeper(topic), topic.name))
+        return topic
 
+    def _subscribe_info(self, name: str) -> Topic:
+        topic = Topic(name, TYPES[CameraInfo])
+        keep = self._keeper(topic)
+        self._node.create_subscription(CameraInfo, name, keep, qos_profile_sensor_data,
+                                       qos_overriding_options=QoSOverridingOptions.with_default_policies())
+        # some drivers publish it once, latched
+        self._node.create_subscription(CameraInfo, name, keep, LATCHED,
+                                       event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False))
+        return topic
+
+    def _keeper(self, topic: Topic) -> Callable[[Image | CompressedImage | CameraInfo], None]:
+        """Return a callback that stores what the checks of a topic need."""
         def keep(message: Image | CompressedImage | CameraInfo) -> None:
             if self._listened:
                 return
@@ -91,14 +122,9 @@ class Listener:
             topic.stamps.append(stamp)
             topic.ages.append((self._node.get_clock().now().nanoseconds - stamp) / 1e9)
             topic.last = message
-            if self._frames is not None and kind is not CameraInfo:
+            if self._frames is not None and topic.type != TYPES[CameraInfo]:
                 self._frames.note(topic.name, message.header)
-        self._node.create_subscription(kind, name, keep, qos_profile_sensor_data,
-                                       qos_overriding_options=QoSOverridingOptions.with_default_policies())
-        if kind is CameraInfo:  # some drivers publish it once, latched
-            self._node.create_subscription(kind, name, keep, LATCHED,
-                                           event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False))
-        return topic
+        return keep
 
     def _on_diagnostics(self, array: DiagnosticArray) -> None:
         for status in array.status:
@@ -196,4 +222,6 @@ class Listener:
 
     def close(self) -> None:
         """Stop receiving messages."""
+        for subscription in self._images:
+            subscription.destroy()
         self._executor.shutdown()

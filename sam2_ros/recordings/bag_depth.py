@@ -7,8 +7,9 @@ from typing import NamedTuple
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CameraInfo
 
+from sam2_ros.messages.compressed_images import DEPTH_TRANSPORT
 from sam2_ros.messages.frame_ids import same_frame
-from sam2_ros.recordings.bag_files import DRAWN, IMAGE, ImageMessageHead, described, first_head
+from sam2_ros.recordings.bag_files import COMPRESSED, DRAWN, IMAGE, ImageMessageHead, described, first_head, image_head
 from sam2_ros.recordings.bag_storage import Channel
 from sam2_ros.recordings.bag_topics import TopicChooser, Topics
 from sam2_ros.recordings.recording import RecordingError
@@ -16,7 +17,7 @@ from sam2_ros.recordings.recording import RecordingError
 DEPTH_ONLY = ('16UC1', '32FC1')  # encodings of depth
 MAYBE_DEPTH = ('mono16',)  # depth of some drivers, and infrared or label images of others
 DRAWN_DEPTH = 'background_depth'  # published by this node, without the objects
-_TRANSPORTS = ('/compressed', '/compressedDepth')
+_TRANSPORTS = ('/compressed', f'/{DEPTH_TRANSPORT}')
 
 
 class DepthChoice(NamedTuple):
@@ -78,6 +79,11 @@ def _find(chooser: TopicChooser, images: Topics, camera: str, taken: Container[s
             found[topic] = connections
         else:
             others.append(f'{topic} ({_shown(first)})')
+    for topic in sorted(found, key=len):  # the same depth by other transports; the raw one is read fastest
+        for transport in _TRANSPORTS:
+            found.pop(f'{topic}{transport}', None)
+        if topic.endswith(f'/{DEPTH_TRANSPORT}'):
+            found.pop(f'{topic.removesuffix(DEPTH_TRANSPORT)}compressed', None)
     if not found and others:
         chooser.problems.append(
             f'no depth is used: {", ".join(others)}; depth must be 16UC1 or 32FC1 and registered to the images '
@@ -88,12 +94,10 @@ def _find(chooser: TopicChooser, images: Topics, camera: str, taken: Container[s
 
 def _check(depth: str, connections: list[Channel], chooser: TopicChooser, head: ImageMessageHead | None) -> None:
     """Raise RecordingError if a topic cannot be the depth of a camera."""
-    if connections[0].msgtype != IMAGE:
-        raise RecordingError(f'depth on {depth} is {connections[0].msgtype}: must be {IMAGE}; '
-                             f'decompress it with image_transport republish, or drop --depth-topic')
     first = _depth_head(chooser, connections)
     if first is None:
-        raise RecordingError(f'depth on {depth}: no whole image; drop --depth-topic')
+        raise RecordingError(f'depth on {depth}: no whole depth image; record {IMAGE}, or the transport '
+                             f'{DEPTH_TRANSPORT}, or drop --depth-topic')
     if first.encoding not in (*DEPTH_ONLY, *MAYBE_DEPTH) or not _registered(first, head):
         raise RecordingError(f'depth on {depth} is {_shown(first)}: must be 16UC1, mono16 or 32FC1 and registered to '
                              f'the images ({_size_and_frame(head)}); record the depth that the driver aligns to them, '
@@ -101,8 +105,24 @@ def _check(depth: str, connections: list[Channel], chooser: TopicChooser, head: 
 
 
 def _depth_head(chooser: TopicChooser, connections: list[Channel]) -> ImageMessageHead | None:
-    """Return encoding, size and frame of the first depth image on a topic, or None if its type cannot be depth."""
-    return first_head(chooser.reader, connections) if connections[0].msgtype == IMAGE else None
+    """Return encoding, size and frame of the first depth image on a topic, or None if it has none.
+
+    The encoding of a compressed depth image is that of the image before compression.
+    """
+    if connections[0].msgtype == IMAGE:
+        return first_head(chooser.reader, connections)
+    for _, _, raw in chooser.reader.messages(connections):
+        try:
+            head = image_head(raw, COMPRESSED)
+        except ValueError:  # cut off
+            continue
+        name = head.encoding.partition(';')[0].strip()
+        if name not in (*DEPTH_ONLY, *MAYBE_DEPTH):
+            return None
+        if head.bits == 16:  # neither damaged nor reduced to 8 bits
+            deep = name in MAYBE_DEPTH and DEPTH_TRANSPORT in head.encoding
+            return head._replace(encoding='16UC1' if deep else name)
+    return None
 
 
 def _registered(depth: ImageMessageHead, image: ImageMessageHead | None) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from sam2_ros.messages.compressed_images import read_head
-from sam2_ros.messages.encodings import ImageError
+from sam2_ros.messages.compressed_depth import read_depth_file
+from sam2_ros.messages.compressed_images import DEPTH_TRANSPORT, read_head
+from sam2_ros.messages.encodings import GREY, ImageError, find_encoding
 from sam2_ros.recordings.bag_reader import BagReader
 from sam2_ros.recordings.bag_storage import Channel
 
@@ -20,10 +21,10 @@ class ImageMessageHead(NamedTuple):
 
     stamp: int  # ns
     encoding: str  # format of a CompressedImage
-    height: int  # 0 if a CompressedImage holds no JPEG or PNG
+    height: int  # 0 if a CompressedImage holds no JPEG, PNG or depth that can be read
     width: int
     frame_id: str
-    bits: int = 0  # per channel of a JPEG or PNG
+    bits: int = 0  # per channel of a compressed image
 
 
 def described(topics: dict[str, list[Channel]]) -> str:
@@ -51,6 +52,16 @@ def is_camera(reader: BagReader, connections: list[Channel]) -> bool:
         deep = head is not None and head.bits > 8 and not names_it  # depth as a plain PNG
         return not deep and source.strip() not in DEPTH_ENCODINGS and 'compressedDepth' not in encoding
     return encoding not in DEPTH_ENCODINGS
+
+
+def is_infrared(reader: BagReader, connections: list[Channel]) -> bool:
+    """Return whether an image topic may be that of a grey camera with 16 bits, such as a thermal one, and not depth."""
+    topic = connections[0].topic.removesuffix('/compressed')
+    head = first_head(reader, connections)
+    if head is None or topic.endswith(DRAWN) or 'depth' in topic.lower() or DEPTH_TRANSPORT in head.encoding:
+        return False
+    named = find_encoding(head.encoding.partition(';')[0].strip())
+    return named is not None and (named.kind, named.bits) == (GREY, 16)
 
 
 def first_head(reader: BagReader, connections: list[Channel]) -> ImageMessageHead | None:
@@ -92,11 +103,16 @@ def image_head(raw: bytes, kind: str) -> ImageMessageHead:
     if end + 4 + size > len(raw):
         raise ValueError(f'cut off: {len(raw)} of {end + 4 + size} bytes')
     if kind == COMPRESSED:
+        data = raw[end + 4:end + 4 + size]
         try:
-            head = read_head(raw[end + 4:end + 4 + size])
-            height, width, bits = head.height, head.width, head.bits
+            if DEPTH_TRANSPORT in encoding:
+                file, bits = read_depth_file(data, encoding), 16
+                height, width = file.height, file.width
+            else:
+                head = read_head(data)
+                height, width, bits = head.height, head.width, head.bits
         except ImageError:
-            pass
+            bits = 0
     return ImageMessageHead(header_stamp(raw), encoding, height, width, frame_id, bits)
 
 

@@ -12,7 +12,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from sam2_ros.messages.conversions import ImageError, pixel_bytes
 from sam2_ros.msg import Prompt
 from sam2_ros.recordings.bag_depth import choose_depth
-from sam2_ros.recordings.bag_files import COMPRESSED, IMAGE, described, first_head, is_camera
+from sam2_ros.recordings.bag_files import COMPRESSED, IMAGE, described, first_head, is_camera, is_infrared
 from sam2_ros.recordings.bag_index import Track, list_messages
 from sam2_ros.recordings.bag_reader import BagReader
 from sam2_ros.recordings.bag_storage import BagError
@@ -80,6 +80,9 @@ class BagRecording:
         if not image:
             cameras = {topic: found for topic, found in image_topics.items()
                        if topic not in (truth, as_named(depth_topic)) and is_camera(self._reader, found)}
+            if not cameras:
+                cameras = {topic: found for topic, found in image_topics.items()
+                           if topic not in (truth, as_named(depth_topic)) and is_infrared(self._reader, found)}
             for topic in [topic for topic in cameras if f'{topic}/compressed' in cameras]:
                 del cameras[f'{topic}/compressed']  # the same camera
             if len(cameras) != 1:
@@ -166,9 +169,9 @@ class BagRecording:
 
     def image(self, index: int) -> Image | CompressedImage:
         """Return the message of an image, with its header. Raises RecordingError if it cannot be read."""
-        return self._read(self._images, index, CompressedImage if self._images.kind == COMPRESSED else Image)
+        return self._read(self._images, index, _type_of(self._images))
 
-    def depth(self, index: int) -> tuple[Image, CameraInfo] | None:
+    def depth(self, index: int) -> tuple[Image | CompressedImage, CameraInfo] | None:
         """Return the depth image nearest to an image, within ``DEPTH_WITHIN``, and the calibration nearest to that.
 
         Returns None if there is none. Raises RecordingError if a message cannot be read.
@@ -179,7 +182,7 @@ class BagRecording:
         stamp = self._depths.stamps[place]
         if abs(stamp - self.stamps[index]) > DEPTH_WITHIN:
             return None
-        return (self._read(self._depths, place, Image),
+        return (self._read(self._depths, place, _type_of(self._depths)),
                 self._read(self._infos, self._infos.nearest(stamp), CameraInfo))
 
     def truth(self, index: int) -> np.ndarray | None:
@@ -217,6 +220,10 @@ class BagRecording:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _type_of(track: Track) -> type[Image] | type[CompressedImage]:
+    return CompressedImage if track.kind == COMPRESSED else Image
 
 
 def _pixels(size: tuple[int, int]) -> str:

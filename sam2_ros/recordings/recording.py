@@ -41,7 +41,7 @@ class Recording(Protocol):
     def image(self, index: int) -> Image | CompressedImage:
         """Return the message of an image, with its header."""
 
-    def depth(self, index: int) -> tuple[Image, CameraInfo] | None:
+    def depth(self, index: int) -> tuple[Image | CompressedImage, CameraInfo] | None:
         """Return depth image and calibration for an image, or None if there are none."""
 
     def truth(self, index: int) -> np.ndarray | None:

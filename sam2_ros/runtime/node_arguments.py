@@ -18,6 +18,7 @@ from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.logging import LoggingSeverity, set_logger_level
 from rclpy.node import Node
 
+from sam2_ros.runtime.image_transports import OWN_TYPES, transport_topic
 from sam2_ros.runtime.node_parameters import given_values, unknown
 from sam2_ros.runtime.parameter_rules import ParameterError, doubts
 from sam2_ros.runtime.parameters import Parameters
@@ -167,23 +168,11 @@ def _marked(content: dict[Any, Any], path: str, found: list[str]) -> dict[Any, A
     return copy
 
 
-def image_topic(node: Node, name: str, transport: str) -> str:
-    """Return the topic of a camera's images to subscribe to, before ``node.resolve_topic_name``.
-
-    As with image_transport, the compressed topic follows a remapping of the raw topic. It can also be remapped itself.
-
-    Args:
-        node: The node that subscribes.
-        name: Relative name of the raw topic.
-        transport: Value of the parameter ``image_transport``.
-    """
-    return f'{node.resolve_topic_name(name)}/compressed' if transport == 'compressed' else name
-
-
 def problems(node: Node, chosen: Parameters) -> list[str]:
     """Return a warning for each value given to a node that has no effect or probably not the intended one."""
     topics = []
     for prefix in [f'{name}/' for name in chosen.cameras] or ['']:
-        topics += [image_topic(node, f'{prefix}image', transport) for transport in ('raw', 'compressed')]
-        topics += [f'{prefix}depth', f'{prefix}camera_info']
+        topics += [transport_topic(node, f'{prefix}image', transport) for transport in OWN_TYPES]
+        topics += [transport_topic(node, f'{prefix}depth', transport) for transport in OWN_TYPES]
+        topics.append(f'{prefix}camera_info')
     return [*unknown(given_values(node), map(node.resolve_topic_name, topics)), *doubts(chosen)]

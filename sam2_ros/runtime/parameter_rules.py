@@ -117,6 +117,14 @@ def _conflict(chosen: Parameters) -> str:
     """Return why these values cannot work together, or '' if they can."""
     if chosen.depth_min >= chosen.depth_max:
         return f'depth_min {chosen.depth_min:g}: must be below depth_max {chosen.depth_max:g}'
+    for name in ('image_transport', 'depth_transport'):
+        each: tuple[str, ...] = getattr(chosen, f'{name}s')
+        if each and len(each) != len(chosen.cameras):
+            return (f'{name}s {shown(each)}: must have one for each of the {len(chosen.cameras)} cameras; with one '
+                    f'camera without a name, set {name}')
+        for transport in (getattr(chosen, name), *each):
+            if not re.fullmatch(r'[A-Za-z][A-Za-z0-9_]*', transport):
+                return f"{name} '{transport}': must be the name of a transport, such as raw or compressed"
     if chosen.intensity_min >= chosen.intensity_max > 0 or chosen.intensity_min > 0 == chosen.intensity_max:
         return (f'intensity_min {chosen.intensity_min}: must be below intensity_max {chosen.intensity_max}; set both '
                 f'at once, or both to 0 for a range chosen from the images')

@@ -62,8 +62,11 @@ class Parameters:
 
     image_transport: str = _parameter(
         'raw', 'Transport of the camera images. raw: sensor_msgs/Image on image. compressed: '
-        'sensor_msgs/CompressedImage on image/compressed.', when=MODEL, choices=('raw', 'compressed'),
-        section='Cameras')
+        'sensor_msgs/CompressedImage on image/compressed. Other plugins of image_transport need image_transport_py.',
+        when=MODEL, section='Cameras', see='reference/node.md#other-encodings-and-transports')
+    image_transports: tuple[str, ...] = _parameter(
+        (), 'Transport of the images of each camera, in the order of cameras. Empty: image_transport for all.',
+        when=MODEL)
     intensity_min: int = _parameter(
         0, 'Value of a 16-bit image that is shown as black to the model. intensity_min and intensity_max 0: chosen '
         'from the images, see intensity_max.', limits=(0, 65534), see='reference/node.md#16-bit-images')
@@ -118,6 +121,13 @@ class Parameters:
         True, 'Subscribe to depth and camera_info, and publish the positions of objects in metres.', when=MODEL,
         section='Depth: sensor_msgs/Image on depth, registered to the image, and CameraInfo on camera_info',
         see='how-to/depth.md')
+    depth_transport: str = _parameter(
+        'raw', 'Transport of the depth images. raw: sensor_msgs/Image on depth. compressedDepth or compressed: '
+        'sensor_msgs/CompressedImage on depth/compressedDepth or depth/compressed. Other plugins of image_transport '
+        'need image_transport_py.', when=MODEL)
+    depth_transports: tuple[str, ...] = _parameter(
+        (), 'Transport of the depth of each camera, in the order of cameras. Empty: depth_transport for all.',
+        when=MODEL)
     rectified: bool = _parameter(
         False, 'true: the image and its depth are rectified (image_rect); P of camera_info is used instead of K and D.')
     depth_tolerance: float = _parameter(

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from geometry_msgs.msg import PointStamped
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
-from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
 
@@ -25,8 +24,13 @@ from sam2_ros.perception.load_shedding import Level
 from sam2_ros.perception.prompt_plan import Ids, PromptAnswer, PromptRequest, refuse
 from sam2_ros.runtime.failures import Failures
 from sam2_ros.runtime.guarded_node import GuardedNode
+from sam2_ros.runtime.image_transports import (
+    ImageSubscription,
+    depth_transport_of,
+    image_transport_of,
+    transport_topic,
+)
 from sam2_ros.runtime.kept_path import kept_path
-from sam2_ros.runtime.node_arguments import image_topic
 from sam2_ros.runtime.parameters import Parameters
 from sam2_ros.topics.depth_topics import DepthTopics
 from sam2_ros.topics.diagnostics import WatchedCamera
@@ -66,11 +70,12 @@ class CameraTopics:
         self._public = f'{name}/' if name else ''
         self._points = points
         self._subscriptions: list[Subscription] = []
+        self._images: ImageSubscription | None = None
         self._depth_topics: DepthTopics | None = None
-        topic = node.resolve_topic_name(self._image_topic(parameters))
-        depth = None
-        if parameters.use_depth:
-            depth = DepthMailbox(changed, node.resolve_topic_name(f'{self._public}depth'), topic)
+        topic, depth_topic = (node.resolve_topic_name(transport_topic(node, f'{self._public}{topic}', transport))
+                              for topic, transport in (('image', image_transport_of(parameters, name)),
+                                                       ('depth', depth_transport_of(parameters, name))))
+        depth = DepthMailbox(changed, depth_topic, topic) if parameters.use_depth else None
         failures = Failures(node.get_logger(), topic, node.context.ok)
         target = TargetFrame(transforms, parameters.target_frame) if parameters.target_frame else None
         self.pipeline = CameraPipeline(StreamTracker(model), parameters, changed, topic, node.get_logger(), depth,
@@ -85,9 +90,6 @@ class CameraTopics:
         self._publishers = CameraPublishers(node, self._private, failures, frames)
         self._gate = DetectionGate()
 
-    def _image_topic(self, chosen: Parameters) -> str:
-        return image_topic(self._node, f'{self._public}image', chosen.image_transport)
-
     def watched(self) -> WatchedCamera:
         """Return the parts of the camera that diagnostics read."""
         pipeline = self.pipeline
@@ -99,18 +101,18 @@ class CameraTopics:
     def subscribe(self) -> None:
         """Subscribe. The worker has to run."""
         chosen = self.pipeline.parameters
-        kind = CompressedImage if chosen.image_transport == 'compressed' else Image
         prompts = f'{self._private}/prompt'
         self.pipeline.meter.start(time.monotonic())
+        self._images = ImageSubscription(self._node, f'{self._public}image', image_transport_of(chosen, self.name),
+                                         self._on_image)
         self._subscriptions = [
-            self._node.create_subscription(kind, self._image_topic(chosen), self._on_image, qos_profile_sensor_data,
-                                           qos_overriding_options=QoSOverridingOptions.with_default_policies()),
             self._node.create_subscription(PromptMessage, prompts, self._on_prompt, QoSProfile(depth=100),
                                            failed=self._on_failed_callback),
             self._node.create_subscription(PointStamped, f'{self._private}/prompt_point', self._on_prompt_point,
                                            QoSProfile(depth=10), failed=self._on_failed_callback)]
         if self.pipeline.depth is not None:
-            self._depth_topics = DepthTopics(self._node, self.pipeline.depth, self._public)
+            self._depth_topics = DepthTopics(self._node, self.pipeline.depth, self._public,
+                                             transport=depth_transport_of(chosen, self.name))
         if chosen.detections_topic:
             self._subscriptions.append(self._node.create_subscription(
                 vision_msgs.Detection2DArray, f'{self._public}{chosen.detections_topic}', self._on_detections,
@@ -123,6 +125,9 @@ class CameraTopics:
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         self._subscriptions = []
+        if self._images is not None:
+            self._images.destroy()
+            self._images = None
         if self._depth_topics is not None:
             self._depth_topics.destroy()
             self._depth_topics = None

@@ -2,17 +2,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from rclpy.subscription import Subscription
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo
 
+from sam2_ros.depth.depth_messages import DepthMessage
 from sam2_ros.depth.matching import DepthMailbox
 from sam2_ros.messages.conversions import to_nanoseconds
 from sam2_ros.messages.qos import LATCHED
+from sam2_ros.runtime.image_transports import RAW, ImageSubscription
 
 try:
     import message_filters
@@ -21,12 +23,14 @@ except ImportError:  # not part of the wheels
 
 LOOK_EVERY = 0.5  # seconds
 UNPAIRED = 10  # messages of each topic that wait for the other one of their stamp
+_Found = Callable[[DepthMessage, CameraInfo], None]
 
 
 class DepthTopics:
     """Subscriptions to depth and camera_info between construction and ``destroy``."""
 
-    def __init__(self, node: Node, mailbox: DepthMailbox, prefix: str = '', pairing: str = '') -> None:
+    def __init__(self, node: Node, mailbox: DepthMailbox, prefix: str = '', pairing: str = '',
+                 transport: str = RAW) -> None:
         """Subscribe.
 
         Args:
@@ -34,15 +38,27 @@ class DepthTopics:
             mailbox: Receives the messages.
             prefix: Prefix of the topics, empty or ``NAME/``.
             pairing: One of PAIRINGS; empty takes the first.
+            transport: Transport of the depth.
         """
         self._node = node
         info_topic = f'{prefix}camera_info'
-        subscribe = PAIRINGS[pairing or next(iter(PAIRINGS))]
-        self._subscriptions = subscribe(node, mailbox, f'{prefix}depth', info_topic)
         self._mailbox = mailbox
+        self._pair_depth, self._pair_info = PAIRINGS[pairing or next(iter(PAIRINGS))](mailbox.put_pair)
+        self._depth = ImageSubscription(node, f'{prefix}depth', transport, self._on_depth)
+        self._subscriptions = [node.create_subscription(
+            CameraInfo, info_topic, self._on_info, qos_profile_sensor_data,
+            qos_overriding_options=QoSOverridingOptions.with_default_policies())]
         self._info_topic = info_topic
         self._timer = node.create_timer(LOOK_EVERY, self._look_for_latched, clock=Clock(
             clock_type=ClockType.STEADY_TIME))
+
+    def _on_depth(self, message: DepthMessage) -> None:
+        self._mailbox.put_depth(message)
+        self._pair_depth(message)
+
+    def _on_info(self, message: CameraInfo) -> None:
+        self._mailbox.put_info(message)
+        self._pair_info(message)
 
     def _look_for_latched(self) -> None:
         """Subscribe to latched camera_info if a driver offers it: it may have been sent once, before this node ran.
@@ -61,65 +77,46 @@ class DepthTopics:
     def destroy(self) -> None:
         """Destroy the subscriptions."""
         self._node.destroy_timer(self._timer)
+        self._depth.destroy()
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         self._subscriptions = []
 
 
-def _filtered(node: Node, mailbox: DepthMailbox, depth_topic: str, info_topic: str) -> list[Subscription]:
-    depth = message_filters.Subscriber(node, Image, depth_topic, **_options())
-    info = message_filters.Subscriber(node, CameraInfo, info_topic, **_options())
-    depth.registerCallback(mailbox.put_depth)
-    info.registerCallback(mailbox.put_info)
-    stamped = [_with_stamps_from_zero(depth), _with_stamps_from_zero(info)]
-    message_filters.TimeSynchronizer(stamped, UNPAIRED).registerCallback(mailbox.put_pair)
-    return [depth.sub, info.sub]
+def _filtered(found: _Found) -> tuple[Callable, Callable]:
+    depth, info = message_filters.SimpleFilter(), message_filters.SimpleFilter()
+    message_filters.TimeSynchronizer([depth, info], UNPAIRED).registerCallback(found)
+
+    def add(source: message_filters.SimpleFilter, message: DepthMessage | CameraInfo) -> None:
+        if message.header.stamp.sec >= 0:  # at a negative stamp, TimeSynchronizer raises and keeps its lock
+            source.signalMessage(message)
+    return partial(add, depth), partial(add, info)
 
 
-def _with_stamps_from_zero(source: message_filters.SimpleFilter) -> message_filters.SimpleFilter:
-    """Filter out messages with a negative stamp, at which TimeSynchronizer raises and keeps its lock."""
-    passed = message_filters.SimpleFilter()
-    source.registerCallback(lambda message: passed.signalMessage(message) if message.header.stamp.sec >= 0 else None)
-    return passed
+def _paired(found: _Found) -> tuple[Callable, Callable]:
+    pairs = _Pairs(found)
+    return pairs.add_depth, pairs.add_info
 
 
-def _paired(node: Node, mailbox: DepthMailbox, depth_topic: str, info_topic: str) -> list[Subscription]:
-    pairs = _Pairs(mailbox.put_pair)
-
-    def on_depth(message: Image) -> None:
-        mailbox.put_depth(message)
-        pairs.add_depth(message)
-
-    def on_info(message: CameraInfo) -> None:
-        mailbox.put_info(message)
-        pairs.add_info(message)
-    return [node.create_subscription(Image, depth_topic, on_depth, **_options()),
-            node.create_subscription(CameraInfo, info_topic, on_info, **_options())]
-
-
-def _options() -> dict:
-    return {'qos_profile': qos_profile_sensor_data,
-            'qos_overriding_options': QoSOverridingOptions.with_default_policies()}
-
-
+# functions that return where to put depth and camera_info, to have the pairs of one stamp found
 PAIRINGS = {**({'message_filters': _filtered} if message_filters else {}), 'by stamp': _paired}
 
 
 class _Pairs:
     """Pairing of depth and camera_info of one stamp, in whichever order they arrive."""
 
-    def __init__(self, found: Callable[[Image, CameraInfo], None]) -> None:
+    def __init__(self, found: _Found) -> None:
         self._found = found
-        self._depths: dict[int, Image] = {}
+        self._depths: dict[int, DepthMessage] = {}
         self._infos: dict[int, CameraInfo] = {}
 
-    def add_depth(self, message: Image) -> None:
+    def add_depth(self, message: DepthMessage) -> None:
         self._add(message, self._depths)
 
     def add_info(self, message: CameraInfo) -> None:
         self._add(message, self._infos)
 
-    def _add(self, message: Image | CameraInfo, messages: dict) -> None:
+    def _add(self, message: DepthMessage | CameraInfo, messages: dict) -> None:
         stamp = to_nanoseconds(message.header.stamp)
         messages[stamp] = message
         if stamp in self._depths and stamp in self._infos:

@@ -18,6 +18,7 @@ import sam2_core
 from sam2_core import load_model
 from sam2_core.checkpoint import OFFICIAL
 from sam2_ros.check import _guarded, cameras_of, main, parse
+from sam2_ros.depth.depth_messages import depth_head
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.messages.intensity import IntensityRange
 from sam2_ros.perception.model_loading import LOAD_ERRORS, load
@@ -253,20 +254,20 @@ def test_the_share_of_valid_depth_is_told(encoding, share, verdict):
     values = (metres * 1000).astype(np.uint16) if encoding == '16UC1' else metres.astype(np.float32)
     if encoding == '32FC1':
         values[values == 0] = np.nan
-    finding = check_valid(from_pixels(values, encoding, HEADER), Parameters())
+    finding = check_valid(depth_head(from_pixels(values, encoding, HEADER)), Parameters())
     assert finding.verdict is verdict
     assert finding.text.startswith(f'{share:.0%} of the pixels between 0.1 and 10 m')
 
 
 def test_depth_in_another_unit_is_named():
-    finding = check_valid(from_pixels(np.full((9, 9), 1500, np.float32), '32FC1', HEADER), Parameters())
+    finding = check_valid(depth_head(from_pixels(np.full((9, 9), 1500, np.float32), '32FC1', HEADER)), Parameters())
     assert finding.verdict is BAD and 'the largest is 1500 m: is the unit wrong?' in finding.text
 
 
 def test_depth_that_is_cut_off_is_named():
     message = from_pixels(metre(), '16UC1', HEADER)
     message.data = message.data[:1000]
-    finding = check_valid(message, Parameters())
+    finding = check_valid(depth_head(message), Parameters())
     assert finding.verdict is BAD and 'send the whole image' in finding.text
 
 
@@ -301,7 +302,7 @@ def test_images_without_a_stamp_have_no_depth():
 
 
 def test_depth_that_is_the_same_everywhere_is_doubtful():
-    finding = check_valid(from_pixels(np.full((90, 90), 1500, np.uint16), '16UC1', HEADER), Parameters())
+    finding = check_valid(depth_head(from_pixels(np.full((90, 90), 1500, np.uint16), '16UC1', HEADER)), Parameters())
     assert finding.verdict is DOUBTFUL and 'all depth is exactly 1.5 m' in finding.text
 
 

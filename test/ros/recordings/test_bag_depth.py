@@ -7,9 +7,12 @@ pytest.importorskip('rosbags', reason='needs rosbags (pip install rosbags rosbag
 
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from sam2_ros.messages.conversions import from_pixels
+from sam2_ros.depth.depth_messages import depth_head
+from sam2_ros.depth.matching import to_metres
+from sam2_ros.messages.conversions import ImageError, from_pixels, to_rgb
 from sam2_ros.recordings.bag_recording import BagRecording
 from sam2_ros.recordings.recording import RecordingError
+from testing.depth_codec import compressed_depth
 from testing.recorded_camera import HEIGHT, WIDTH, header, jpeg, stamp, write
 
 COLOUR = 'colour_optical_frame'
@@ -122,8 +125,8 @@ def test_mono16_is_depth_only_when_it_is_chosen(tmp_path):
 
 @pytest.mark.parametrize(('message', 'reason'), [
     (image(9, 'rgb8'), 'depth on /z is rgb8, .* must be 16UC1, mono16 or 32FC1'),
-    (jpeg(0), 'depth on /z is sensor_msgs/msg/CompressedImage: must be sensor_msgs/msg/Image'),
-    ((Image, b'\0\1\0\0'), 'depth on /z: no whole image; drop --depth-topic'),
+    (jpeg(0), 'depth on /z: no whole depth image; record .*, or the transport compressedDepth, or drop --depth-topic'),
+    ((Image, b'\0\1\0\0'), 'depth on /z: no whole depth image; .*drop --depth-topic'),
 ])
 def test_a_chosen_topic_that_cannot_be_depth_is_refused(tmp_path, message, reason):
     path = bag(tmp_path, '/camera/image', ('/z', message), ('/camera/camera_info', info(500.0)))
@@ -155,3 +158,87 @@ def test_a_colour_camera_of_any_name_is_a_camera(tmp_path):
                                                               data=bytes(12) + deep), stamp(0))]
     with BagRecording(write(tmp_path / 'run', records)) as recording:
         assert recording.image(0) == jpeg(0)
+
+
+# --- compressed
+
+def packed(message, codec='png', number=0):
+    """Return a depth image as compressedDepth."""
+    pixels = np.frombuffer(message.data, np.float32 if message.encoding == '32FC1' else np.uint16)
+    found = compressed_depth(pixels.reshape(message.height, message.width), header(number), codec)
+    found.header.frame_id = message.header.frame_id
+    return found
+
+
+def as_png(message, name='16UC1'):
+    """Return a depth image as the transport compressed sends it."""
+    pixels = np.frombuffer(message.data, np.uint16).reshape(message.height, message.width)
+    return CompressedImage(header=message.header, format=f'{name}; png compressed ',
+                           data=cv2.imencode('.png', pixels)[1].tobytes())
+
+
+def metres(depth):
+    """Return the first depth of a message as the node reads it."""
+    return to_metres(depth_head(depth).image(), 0.1, 10.0)[0].ravel()[0]
+
+
+@pytest.mark.parametrize(('topic', 'message', 'expected'), [
+    ('/camera/z/compressedDepth', packed(image(800)), 0.8),
+    ('/camera/z/compressedDepth', packed(image(800), 'rvl'), 0.8),
+    ('/camera/z/compressedDepth', packed(image(0.8, '32FC1')), 0.8),
+    ('/camera/z/compressedDepth', packed(image(0.8, '32FC1'), 'rvl'), 0.8),
+    ('/camera/z/compressed', as_png(image(800)), 0.8)])
+def test_compressed_depth_is_found_and_read_as_it_was_recorded(tmp_path, topic, message, expected):
+    other = packed(image(5, frame_id='depth_optical_frame'))
+    path = bag(tmp_path, '/camera/image', (topic, message), ('/camera/camera_info', info(500.0)),
+               ('/left/z/compressedDepth', other),
+               ('/right/z/compressedDepth', packed(image(5, size=(HEIGHT // 2, WIDTH // 2)))))
+    with BagRecording(path) as recording:
+        assert recording.problems == []
+        depth, camera_info = recording.depth(0)
+    assert depth == message and camera_info.k[0] == 500.0
+    assert metres(depth) == pytest.approx(expected, abs=1e-4)
+
+
+def test_depth_that_was_recorded_by_several_transports_is_one_depth(tmp_path):
+    path = bag(tmp_path, '/camera/image', ('/camera/z', image(800)), ('/camera/z/compressed', as_png(image(801))),
+               ('/camera/z/compressedDepth', packed(image(802))), ('/camera/camera_info', info(500.0)))
+    for topic, expected in (('', 0.8), ('/camera/z/compressed', 0.801), ('/camera/z/compressedDepth', 0.802)):
+        with BagRecording(path, depth_topic=topic) as recording:
+            assert recording.problems == [] and metres(recording.depth(0)[0]) == pytest.approx(expected)
+
+
+def test_pictures_are_not_taken_for_depth(tmp_path):
+    path = bag(tmp_path, '/camera/image', ('/camera/ir/compressed', as_png(image(800), 'mono16')),
+               ('/camera/photo/compressed', jpeg(0)), ('/camera/camera_info', info(500.0)))
+    with BagRecording(path, image_topic='/camera/image') as recording:
+        assert recording.depth(0) is None
+        assert '/camera/ir/compressed (mono16' in recording.problems[0]
+
+
+def test_depth_with_a_broken_header_is_passed_over(tmp_path):
+    broken = packed(image(7))
+    del broken.data[20:]
+    records = [('/camera/image', image(9, 'rgb8', number=number), stamp(number)) for number in range(2)]
+    records += [('/camera/z/compressedDepth', message, stamp(number))
+                for number, message in enumerate((broken, packed(image(800), number=1)))]
+    records.append(('/camera/camera_info', info(500.0), stamp(0)))
+    with BagRecording(write(tmp_path / 'run', records)) as recording:
+        assert metres(recording.depth(1)[0]) == pytest.approx(0.8)
+        with pytest.raises(ImageError, match="depth with format '16UC1; compressedDepth png': .*cut off"):
+            depth_head(recording.depth(0)[0])
+
+
+# --- 16-bit cameras
+
+@pytest.mark.parametrize('encoding', ['mono16', '16UC1'])
+@pytest.mark.parametrize('compressed', [False, True])
+def test_a_thermal_camera_alone_is_the_camera(tmp_path, encoding, compressed):
+    picture = image(29_315, 'mono16')
+    picture.encoding = encoding
+    records = [('/thermal/image/compressed', as_png(picture, encoding), stamp(0)) if compressed
+               else ('/thermal/image', picture, stamp(0)), ('/camera/depth/image', image(800), stamp(0)),
+               ('/sam2/label_image', image(1, 'mono16'), stamp(0))]
+    path = write(tmp_path / 'run', records)
+    with BagRecording(path) as recording:
+        assert recording.stamps == [stamp(0)] and to_rgb(recording.image(0)).shape == (HEIGHT, WIDTH, 3)

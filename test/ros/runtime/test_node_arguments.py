@@ -11,10 +11,10 @@ from sam2_ros.check import check_parameters
 from sam2_ros.node import Sam2Node
 from sam2_ros.preflight.findings import Verdict
 from sam2_ros.preflight.listener import Listener
+from sam2_ros.runtime.image_transports import transport_topic
 from sam2_ros.runtime.namesakes import Namesakes
 from sam2_ros.runtime.node_arguments import (
     ARGUMENT_ERRORS,
-    image_topic,
     node_as_given,
     parameter_files,
     problems,
@@ -241,7 +241,7 @@ def test_the_log_and_the_diagnostics_name_the_topic_that_is_subscribed(ros_domai
         assert f'active: images from {subscribed}, prompts' in capfd.readouterr().err
         assert node._cameras[0].topics.watched().topic == subscribed
         with node_as_given(['--ros-args', *arguments]) as given:  # as in sam2_check
-            assert given.resolve_topic_name(image_topic(given, 'image', transport)) == subscribed
+            assert given.resolve_topic_name(transport_topic(given, 'image', transport)) == subscribed
         node.close()
         node.destroy_node()
         rclpy.shutdown(context=context)

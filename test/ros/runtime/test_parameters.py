@@ -66,7 +66,11 @@ def test_values_given_at_start_are_taken(make):
 
 @pytest.mark.parametrize(('name', 'value', 'reason'), [
     ('dtype', 'float64', "dtype 'float64': must be one of float32, bfloat16, float16"),
-    ('image_transport', 'theora', "image_transport 'theora': must be one of raw, compressed"),
+    ('image_transport', '', "image_transport '': must be the name of a transport, such as raw or compressed"),
+    ('depth_transport', 'a/b', "depth_transport 'a/b': must be the name of a transport"),
+    ('image_transports', ['raw'], 'must have one for each of the 0 cameras; with one camera without a name, set '
+                                  'image_transport'),
+    ('intensity_min', 5, 'intensity_min 5: must be below intensity_max 0; set both at once'),
     ('on_time_jump', '', "on_time_jump '': must be one of keep, reset"),
     ('image_size', 100, 'image_size 100: must lie between 0 and 4096, in steps of 32'),
     ('max_objects', 65536, 'max_objects 65536: must lie between 1 and 65535'),
