@@ -21,10 +21,11 @@ def header(seconds: float = 0.0, *, nanoseconds: int = 0, frame_id: str = 'camer
     return Header(stamp=Time(sec=whole, nanosec=rest), frame_id=frame_id)
 
 
-def image_message(pixels: np.ndarray, header: Header, encoding: str = 'rgb8') -> Image:
+def image_message(pixels: np.ndarray, header: Header, encoding: str = 'rgb8', big: bool = False) -> Image:
     """Return an image message, built without the code under test."""
     height, width = pixels.shape[:2]
-    message = Image(header=header, height=height, width=width, encoding=encoding, step=pixels[0].nbytes)
+    message = Image(header=header, height=height, width=width, encoding=encoding, step=pixels[0].nbytes,
+                    is_bigendian=int(big))
     message.data.frombytes(pixels.tobytes())
     return message
 

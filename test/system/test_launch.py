@@ -166,8 +166,25 @@ def test_cameras_get_their_topics_and_share_the_node(tmp_path):
 
 
 @needs_launch
+def test_each_camera_gets_its_transports(tmp_path):
+    with launched(tmp_path, 'cameras:=front,wrist', 'image_transports:=wrist=compressed',
+                  'depth_transport:=compressedDepth', file='multi_camera.launch.py', active=False) as peer:
+        wait_until_heard(peer, '/front/image', '/wrist/image/compressed', '/front/depth/compressedDepth',
+                         '/wrist/depth/compressedDepth')
+        assert peer.parameter('image_transports') == ['raw', 'compressed']
+
+
+@needs_launch
+def test_one_camera_gets_its_transports(tmp_path):
+    with launched(tmp_path, 'image_topic:=/cam/image', 'image_transport:=compressed',
+                  'depth_transport:=compressedDepth', active=False) as peer:
+        wait_until_heard(peer, '/cam/image/compressed', '/cam/depth/compressedDepth', '/cam/camera_info')
+
+
+@needs_launch
 @pytest.mark.parametrize(('arguments', 'reason'), [
     (('cameras:=front,front=/b',), 'front is named twice'),
+    (('cameras:=front', 'image_transports:=rear=raw'), 'image_transports of rear: not among the cameras (front)'),
     (('cameras:=front', 'depth_topics:=rear=/d'), 'rear: not among the cameras (front)'),
     (('cameras:=',), 'name at least one')])
 def test_cameras_that_do_not_fit_end_the_launch(tmp_path, arguments, reason):

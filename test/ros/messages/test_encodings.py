@@ -15,6 +15,7 @@ from sam2_ros.messages import bridge
 from sam2_ros.messages.conversions import ImageError, to_rgb
 from sam2_ros.messages.encodings import ENCODINGS, PLANAR_YUV
 from sam2_ros.messages.intensity import FULL_RANGE, IntensityRange
+from testing.encoded_images import mosaic_of
 
 HEIGHT, WIDTH = 24, 36
 RANDOM = np.random.default_rng(3)
@@ -102,11 +103,6 @@ def test_without_a_range_a_grey_image_has_contrast_whatever_its_values():
 def colour_of(order: str, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Return the channel, 0 to 2, that the sensor sees at each pixel."""
     return np.array(['rgb'.index(letter) for letter in order])[2 * (rows % 2) + columns % 2]
-
-
-def mosaic_of(rgb: np.ndarray, order: str) -> np.ndarray:
-    rows, columns = np.indices(rgb.shape[:2])
-    return np.take_along_axis(rgb, colour_of(order, rows, columns)[..., None], 2)[..., 0]
 
 
 def bilinear(mosaic: np.ndarray, order: str) -> np.ndarray:
