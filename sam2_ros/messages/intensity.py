@@ -18,6 +18,7 @@ NARROWEST = 64  # values in a range, at least: the noise of an even image is not
 SAMPLE = 65536  # pixels that are examined, about
 TOLERANCE = 0.15  # change of either end, as a share of the range, that a range does not follow
 PATIENCE, FEWEST, MOST = 1_000_000_000, 5, 64  # ns and number of images whose median is followed
+BLIND = 3  # images in a row outside the range after which it is given up
 SETTLING = 1.0  # seconds in which a range covers 63 % of its way
 USUAL, LONGEST = 1 / 30, 0.5  # seconds from image to image without usable stamps, and at most
 
@@ -67,7 +68,9 @@ class FollowedRange:
 
     The range of the first image holds while the images fit it. Where the median of the ranges of the last second, and
     of at least five images, differs by more than TOLERANCE, the range moves there slowly. So a single bright image
-    changes nothing, and a scene that varies within the tolerance is shown without any flicker.
+    changes nothing, and a scene that varies within the tolerance is shown without any flicker. If nothing is left of
+    the scene in several images in a row, all of which would be black or white, the range is that of these images at
+    once.
     """
 
     def __init__(self) -> None:
@@ -75,6 +78,7 @@ class FollowedRange:
         self._ends = 0.0, 0.0  # the range before rounding
         self._even = True  # the range is that of an image without contrast
         self._moving = False
+        self._outside = 0  # images in a row without a value in common with the range
         self._seen: deque[tuple[int, IntensityRange]] = deque(maxlen=MOST)
 
     def follow(self, pixels: np.ndarray, stamp: int) -> IntensityRange:
@@ -88,16 +92,30 @@ class FollowedRange:
         if self._range is None or self._even:
             self._ends = float(found.low), float(found.high)
             self._even = found.high - found.low <= NARROWEST
-        elif len(self._seen) >= FEWEST:
-            self._move(seconds)
+        else:
+            outside = found.low >= self._range.high or found.high <= self._range.low
+            self._outside = self._outside + 1 if outside else 0
+            if self._outside >= BLIND:
+                while len(self._seen) > BLIND:
+                    self._seen.popleft()
+                self._ends = self._median()
+                self._outside, self._moving = 0, False
+            elif len(self._seen) >= FEWEST:
+                self._move(seconds)
         self._range = IntensityRange(round(self._ends[0]), round(self._ends[1]))
         return self._range
 
     def _move(self, seconds: float) -> None:
         """Move towards the median of what was seen, if it is too far away or the range is moving already."""
-        wanted = np.median(np.array([found for _, found in self._seen]), axis=0)
-        apart = np.abs(wanted - self._ends).max() / (self._ends[1] - self._ends[0])
+        wanted = self._median()
+        apart = np.abs(np.subtract(wanted, self._ends)).max() / (self._ends[1] - self._ends[0])
         self._moving = apart > (TOLERANCE / 5 if self._moving else TOLERANCE)
         if self._moving:
-            low, high = self._ends + (wanted - self._ends) * (1 - math.exp(-seconds / SETTLING))
-            self._ends = float(low), float(high)
+            share = 1 - math.exp(-seconds / SETTLING)
+            low, high = (end + share * (goal - end) for end, goal in zip(self._ends, wanted, strict=True))
+            self._ends = low, high
+
+    def _median(self) -> tuple[float, float]:
+        """Return the median range of the images that are remembered."""
+        low, high = np.median(np.array([found for _, found in self._seen]), axis=0)
+        return float(low), float(high)

@@ -9,10 +9,11 @@ from sam2_core.metrics import iou
 from sam2_ros.evaluation.prompts import first_truth_prompts
 from sam2_ros.evaluation.replay import ENDED, run
 from sam2_ros.evaluation.results import STAGES, TOTAL
-from sam2_ros.messages.conversions import from_pixels
+from sam2_ros.messages.conversions import from_pixels, to_rgb
 from sam2_ros.msg import ImagePoint, Prompt
 from sam2_ros.recordings.recording import RecordedPrompt, RecordingError
 from sam2_ros.runtime.parameters import Parameters
+from testing.depth_codec import compressed_depth
 from testing.discs import HEIGHT, TRANSPORT, WIDTH, Discs, header, stamp
 
 
@@ -137,18 +138,36 @@ def test_so_does_an_image_that_cannot_be_decoded(model):
     assert "encoding 'nv24': not supported" in result.unusable[1]
 
 
-def test_objects_are_located_where_there_is_depth(model):
+@pytest.mark.parametrize('codec', ['', 'png', 'rvl'])
+def test_objects_are_located_where_there_is_depth(model, codec):
     discs = Discs(3)
     discs.prompts = [discs.prompt(1)]
     info = CameraInfo(header=header(0), width=WIDTH, height=HEIGHT, k=[150.0, 0, 80, 0, 150, 60, 0, 0, 1],
                       distortion_model='plumb_bob', d=[0.0] * 5)
+    pixels = np.full((HEIGHT, WIDTH), 1500, np.uint16)
     discs.depth = lambda index: None if index == 1 else (
-        from_pixels(np.full((HEIGHT, WIDTH), 1500, np.uint16).view(np.uint8).reshape(HEIGHT, WIDTH, 2), '16UC1',
-                    header(index)), info)
+        compressed_depth(pixels, header(index), codec) if codec else from_pixels(pixels, '16UC1', header(index)), info)
     first, second, third = (frame.objects[1].shape for frame in run(discs, model, Parameters()).frames)
     assert second is None
     assert first.centre[2] == pytest.approx(1.5, abs=0.05) and third.centre[2] == pytest.approx(1.5, abs=0.05)
     assert run(discs, model, Parameters(use_depth=False)).frames[0].objects[1].shape is None
+
+
+def test_a_thermal_recording_gives_the_same_result_every_time_and_follows_its_objects(model):
+    """The room becomes warmer, and the range of the images with it."""
+    discs = Discs(12)
+    discs.prompts = [discs.prompt(1)]
+    image = discs.image
+
+    def thermal(index):
+        grey = to_rgb(image(index)).sum(-1, dtype=np.uint16)
+        return from_pixels(20_000 + 3 * grey + np.uint16(8 * index), 'mono16', header(index))
+    discs.image = thermal
+    first, second = (run(discs, model, Parameters()) for _ in range(2))
+    assert not first.unusable and len(first.frames) == 12
+    for one, other in zip(first.frames, second.frames, strict=True):
+        np.testing.assert_array_equal(one.objects[1].mask(HEIGHT, WIDTH), other.objects[1].mask(HEIGHT, WIDTH))
+    assert iou(first.frames[-1].objects[1].mask(HEIGHT, WIDTH), discs.mask(1, 11)) > 0.6
 
 
 def test_every_stage_is_timed_and_the_model_is_left_as_it_was(model):

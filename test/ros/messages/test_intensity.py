@@ -75,6 +75,15 @@ def test_a_scene_that_stays_changed_is_followed_slowly(rate):
     assert len(set(later[-rate:])) == 1, 'and it rests then'
 
 
+@pytest.mark.parametrize('rate', RATES)
+def test_a_scene_that_would_be_all_white_or_black_is_shown_again_with_the_third_image(rate):
+    images = [thermal(index) for index in range(20)] + [thermal(index, 30_000, 32_000) for index in range(20)]
+    ranges = follow(images, rate)
+    assert len(set(ranges[:22])) == 1 and len(set(ranges[22:])) == 1
+    wanted = range_of(thermal(0, 30_000, 32_000))
+    assert np.abs(np.array(ranges[-1]) - wanted).max() <= TOLERANCE * (wanted.high - wanted.low)
+
+
 def test_a_camera_that_starts_in_the_dark_is_shown_properly_with_its_first_real_image():
     ranges = follow([np.zeros((60, 80), np.uint16)] * 3 + [thermal(0)])
     assert ranges[-1] == range_of(thermal(0))
