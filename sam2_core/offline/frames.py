@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sam2_core.images import check_image
 
-BLOCK_BYTES = 256 << 20  # decoded frames that are held when a video or stack is read backwards
+BLOCK_BYTES = 512 << 20  # decoded frames that are held when a video or stack is read backwards
 Notice = Callable[[str], object]  # called with a line for a person
 Progress = Callable[[int, int], object]  # called with the number of frames so far, and the estimated total
 

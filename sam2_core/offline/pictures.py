@@ -6,6 +6,7 @@ flicker.
 """
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -106,6 +107,9 @@ class PictureFrames:
             count = max(1, _pages_in(path)) if is_tiff(path) else 1
             pages += [_Page(path, page, path.stem if count == 1 else f'{path.stem}_{numbered(page, count)}')
                       for page in range(count)]
+        for page, count in Counter(page.name for page in pages).items():
+            if count > 1:
+                raise FrameError(f'{self.path}: {count} frames would be called {page} in the results; rename a file')
         return pages
 
     def _choose_range(self, given: tuple[float, float] | None, notice: Notice) -> tuple[float, float] | None:

@@ -25,6 +25,7 @@ from sam2_core.offline.prompts import VideoPrompt
 from sam2_core.offline.video import VideoFrames, VideoIndex
 from sam2_core.state_files import load_state, save_state
 from sam2_core.tracker import StreamTracker
+from sam2_core.tracker_state import TrackerStateError
 
 BACKWARD, FORWARD, FILES = PHASES = 'backward', 'forward', 'files'
 _FORMAT = 1  # of the files in the folder
@@ -77,14 +78,17 @@ class TrackFolder:
         """Return whether a run with these settings is complete. Raises ValueError for a run with other settings."""
         if not self._settings.exists():
             return False
-        content = json.loads(self._settings.read_text())
-        before = content['settings']
+        try:
+            content = json.loads(self._settings.read_text())
+            before, complete = content['settings'], bool(content['complete'])
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f'{self._settings}: damaged; start again with --overwrite') from None
         changed = [f'{name} was {before.get(name, "unknown")}, is {value}' for name, value in settings.items()
                    if before.get(name) != value]
         if changed:
             raise ValueError(f'output {self.path} holds a run with other settings: {"; ".join(changed)}. Give the same '
                              f'to continue it, name another folder, or start again with --overwrite')
-        return bool(content['complete'])
+        return complete
 
     def write_settings(self, settings: Mapping[str, str], complete: bool = False) -> None:
         """Store the settings of the run."""
@@ -97,12 +101,18 @@ class TrackFolder:
         return self.own / phase
 
     def load(self, tracker: StreamTracker) -> TrackProgress:
-        """Return the progress that was saved last, and bring the objects back; a new one if nothing was saved."""
+        """Return the progress that was saved last, and bring the objects back; a new one if nothing was saved.
+
+        Raises ValueError if the state is damaged.
+        """
         if not self._state.exists():
             return TrackProgress()
-        state, notes = load_state(self._state)
-        tracker.load_state_dict(state)
-        return TrackProgress(**json.loads(notes['progress']))
+        try:
+            state, notes = load_state(self._state)
+            tracker.load_state_dict(state)
+            return TrackProgress(**json.loads(notes['progress']))
+        except (TrackerStateError, KeyError, TypeError) as error:
+            raise ValueError(f'{error}; start again with --overwrite') from error
 
     def save(self, progress: TrackProgress, tracker: StreamTracker) -> None:
         """Store the progress and the objects, all at once."""

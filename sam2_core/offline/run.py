@@ -47,7 +47,7 @@ class TrackRun:
         self._source, self._plan, self._folder, self._files = source, plan, folder, files
         self._score, self._caption, self._save_every = score, caption, save_every
         self._model = model
-        self._tracker = StreamTracker(model)
+        self._tracker, self._watch = StreamTracker(model), ScoreWatch()
         self.progress = TrackProgress()
 
     def frames(self, phase: str) -> range:
@@ -84,7 +84,7 @@ class TrackRun:
               keep: Callable[[PassStep], None], callbacks: Callbacks) -> bool:
         if self.progress.phase != phase:
             return True
-        frames, watch, saved = self.frames(phase), ScoreWatch(), time.monotonic()
+        frames, saved = self.frames(phase), time.monotonic()
         for step in run_pass(self._tracker, self._source, schedule, frames[self.progress.done:]):
             keep(step)
             self.progress.done += 1
@@ -93,7 +93,7 @@ class TrackRun:
                     self.progress.unreadable[str(step.frame)] = step.image.reason
                     callbacks.unreadable(step.image)
             else:
-                self._watch(step, schedule, watch, callbacks)
+                self._report_low_scores(step, schedule, callbacks)
             callbacks.moved(phase, step.frame, self.progress.done, len(frames))
             asked = callbacks.stop()
             if asked or time.monotonic() - saved >= self._save_every:
@@ -106,10 +106,11 @@ class TrackRun:
         self._save(phase, store)
         return True
 
-    def _watch(self, step: PassStep, schedule: PassSchedule, watch: ScoreWatch, callbacks: Callbacks) -> None:
+    def _report_low_scores(self, step: PassStep, schedule: PassSchedule, callbacks: Callbacks) -> None:
         prompted = {prompt.object_id for prompt in schedule.prompts.get(step.frame, ())}
         for object_id, item in (step.result.objects if step.result else {}).items():
-            low = watch.add(step.frame, object_id, self._score(item.iou), item.box is not None, object_id in prompted)
+            low = self._watch.add(step.frame, object_id, self._score(item.iou), item.box is not None,
+                                  object_id in prompted)
             if low is not None:
                 callbacks.low_score(low)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sam2_core.offline.frames import FrameError, FrameSource, Notice, Progress
-from sam2_core.offline.pictures import PictureFrames, is_tiff
+from sam2_core.offline.pictures import PICTURES, PictureFrames, is_tiff
 from sam2_core.offline.video import VideoFrames
 
 
@@ -25,6 +25,8 @@ def open_frames(path: Path, value_range: tuple[float, float] | None = None, noti
         raise FrameError(f'{path}: no such file or folder')
     if path.is_dir() or is_tiff(path):
         return PictureFrames(path, value_range, notice)
+    if path.suffix.lower() in PICTURES:  # OpenCV would take its name as that of a sequence
+        raise FrameError(f'{path}: one picture; give the folder that has all frames, or a video')
     if value_range is not None:
         raise FrameError(f'range {value_range[0]:g},{value_range[1]:g}: a video has 8 bits; leave the range out')
     return VideoFrames(path, None, notice, progress)

@@ -113,6 +113,7 @@ class TrackJob(NamedTuple):
     choice: ModelChoice
     folder: TrackFolder
     settings: dict[str, str]
+    continued: bool  # an earlier call was interrupted
     complete: bool  # by an earlier call
 
 
@@ -147,7 +148,7 @@ def prepare(options: argparse.Namespace) -> TrackJob:
     score = _score(model, options.checkpoint)
     files = ResultFiles(options.output, source, plan.objects, options.write, score)
     run = TrackRun(model, source, plan, folder, files, score, f'{source.name}, {model.name}', options.save_every)
-    return TrackJob(run, plan, choice, folder, settings, complete)
+    return TrackJob(run, plan, choice, folder, settings, not complete and run.resume(), complete)
 
 
 def _open(options: argparse.Namespace, folder: TrackFolder) -> FrameSource:
@@ -161,7 +162,8 @@ def _open(options: argparse.Namespace, folder: TrackFolder) -> FrameSource:
 def _settings(options: argparse.Namespace, source: FrameSource, prompts: list[VideoPrompt],
               choice: ModelChoice) -> dict[str, str]:
     """Return the settings that must not change when a run is continued, except those that the model tells."""
-    settings = {'frames': fingerprint_frames(source), 'prompts': fingerprint_prompts(prompts),
+    settings = {'frames': fingerprint_frames(source), 'checkpoint': 'its own' if options.checkpoint else 'published',
+                'prompts': fingerprint_prompts(prompts),
                 'start': str(options.start), 'end': str(options.end), 'direction': options.direction,
                 'dtype': options.dtype, 'device': choice.device.type, 'write': ' '.join(sorted(options.write)),
                 'version': __version__}
@@ -186,18 +188,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if job.complete:
             _say(f'{options.output}: complete already; start again with --overwrite')
             return COMPLETE
-        return _run(job, options)
-    except (ValueError, OSError, ArithmeticError, torch.OutOfMemoryError) as error:
+    except (ValueError, OSError, torch.cuda.OutOfMemoryError) as error:
         _say(f'sam2_track: {error}')
         return NO_START
     except KeyboardInterrupt:
         _say('sam2_track: interrupted before the first frame')
         return INTERRUPTED
+    try:
+        return _run(job, options)
+    except (OSError, torch.cuda.OutOfMemoryError) as error:
+        _say(f'sam2_track: {error}; run the same command again to continue when there is room')
+    except (ValueError, ArithmeticError) as error:
+        _say(f'sam2_track: {error}')
+    return NO_START
 
 
 def _run(job: TrackJob, options: argparse.Namespace) -> int:
-    if job.run.resume():
-        done, phase = job.run.progress.done, job.run.progress.phase
+    done, phase = job.run.progress.done, job.run.progress.phase
+    if job.continued:
         _say(f'continues {options.output}: {done} of {len(job.run.frames(phase))} frames of the {phase} phase are done')
     lengths = {BACKWARD: len(job.run.frames(BACKWARD)), FORWARD: len(job.run.frames(FORWARD)),
                FILES: len(job.run.frames(FILES)) if VIDEO in options.write else 0}

@@ -126,6 +126,13 @@ def test_a_folder_that_is_no_sequence_is_refused(tmp_path, names, reason):
         open_frames(tmp_path)
 
 
+def test_two_frames_of_one_name_are_refused(tmp_path):
+    cv2.imwritemulti(str(tmp_path / 'stack.tif'), VALUES)
+    write(tmp_path / 'stack_00001.tif', VALUES[0])
+    with pytest.raises(FrameError, match='2 frames would be called stack_00001 in the results; rename a file'):
+        open_frames(tmp_path)
+
+
 def test_a_folder_of_damaged_pictures_and_a_range_for_8_bits_are_refused(tmp_path):
     (tmp_path / '0.png').write_bytes(b'no picture')
     with pytest.raises(FrameError, match='not one of 1 pictures can be read; the first: frame 0: 0.png: not an image'):

@@ -6,7 +6,7 @@ from sam2_core.offline import video
 from sam2_core.offline.frames import FrameError, UnreadableFrame
 from sam2_core.offline.sources import open_frames
 from sam2_core.offline.video import VideoFrames
-from testing.dataset_files import scene
+from testing.dataset_files import jpeg, scene
 from testing.video_files import decoded, rotate, vary_rate, write_video
 
 COUNT = 40
@@ -96,6 +96,12 @@ def test_what_is_no_video_is_refused_with_a_cure(tmp_path, content, reason):
     (tmp_path / 'clip.mp4').write_bytes(content)
     with pytest.raises(FrameError, match=f'clip.mp4: {reason}.*convert it, for example with ffmpeg'):
         open_frames(tmp_path / 'clip.mp4')
+
+
+def test_one_picture_is_refused_although_opencv_would_open_it(tmp_path):
+    (tmp_path / 'img01.jpg').write_bytes(jpeg(scene(0)[0]))
+    with pytest.raises(FrameError, match='img01.jpg: one picture; give the folder that has all frames'):
+        open_frames(tmp_path / 'img01.jpg')
 
 
 def test_a_missing_file_and_a_range_for_a_video_are_refused(tmp_path, path):

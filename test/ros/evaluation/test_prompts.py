@@ -1,11 +1,15 @@
 """Prompts from files and from ground truth, checked like prompts in the node."""
+import json
+
 import cv2
 import numpy as np
 import pytest
 
+from sam2_core.offline.prompts import read_video_prompts
 from sam2_ros.evaluation.prompts import first_truth_prompts, read_prompts
 from sam2_ros.messages.conversions import to_mask, to_nanoseconds
 from sam2_ros.msg import Prompt
+from sam2_ros.perception.prompt_plan import to_prompt
 from sam2_ros.recordings.recording import RecordingError
 from testing.discs import HEIGHT, WIDTH, Discs
 
@@ -47,6 +51,22 @@ def test_file_says_what_people_click(read, recording, tmp_path):
     assert (box.x_offset, box.y_offset, box.width, box.height) == (6, 12, 16, 17)
     np.testing.assert_array_equal(to_mask(masked.message.mask), recording.mask(2, 2))
     assert [(point.x, point.y, point.label) for point in refined.message.points] == [(24, 20, 1), (50, 36.5, 0)]
+
+
+def test_a_file_of_sam2_track_is_read_too(recording, tmp_path):
+    entries = [{'frame': 3, 'id': 2, 'label': 'cup', 'box': [5, 6, 30, 40]},
+               {'frame': 1, 'id': 1, 'points': [[4, 5, 1], [6, 7, 0]]}, {'frame': 4, 'id': 2, 'action': 'remove'}]
+    path = tmp_path / 'prompts.json'
+    path.write_text(json.dumps(entries))
+    tracked = sorted(read_video_prompts(path, 6), key=lambda item: item.frame)
+    for item, prompt in zip(tracked, read_prompts(path, recording), strict=True):
+        message = prompt.message
+        assert prompt.arrival == recording.arrivals[item.frame]
+        assert message.action == {'set': Prompt.SET, 'remove': Prompt.REMOVE}[item.action]
+        assert message.label == item.label
+        there = to_prompt(message, message.id)
+        assert (there.object_id, there.box) == (item.prompt.object_id, item.prompt.box)
+        assert (there.points, there.labels) == (item.prompt.points, item.prompt.labels)
 
 
 def test_prompts_come_in_the_order_of_their_images(read):
