@@ -131,7 +131,8 @@ def check_weights(model: str, checkpoint: str, dtype: str = 'float32') -> Findin
             return bad('weights', f'model {model!r}: must be one of {", ".join(VARIANTS)}')
         if model not in OFFICIAL:
             read_checkpoint(find_weights(model), model)
-            return good('weights', f'{model}, packaged')
+            return good('weights', f'{model}, packaged; small, made for tests: set model:=sam2.1_hiera_tiny or larger '
+                                   f'for real images')
         official = OFFICIAL[model]
         cached = cached_weights(model)
         if cached is None:
