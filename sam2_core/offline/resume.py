@@ -6,10 +6,12 @@ DIR/.sam2_track/backward, forward    results as run lengths, one line per frame;
 """
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,20 @@ class TrackFolder:
             if others:
                 raise ValueError(f'output {self.path}: holds other files, such as {others[0]}; name a new folder')
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from writing to the folder; raise ValueError if one does. A kill ends the lock."""
+        self.own.mkdir(parents=True, exist_ok=True)
+        with (self.own / 'lock').open('w') as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f'output {self.path}: another sam2_track is writing to it; wait for it, or name '
+                                 f'another folder') from None
+            except OSError:  # some network drives have no locks
+                pass
+            yield
+
     def clear(self) -> None:
         """Remove the results of an earlier run."""
         if not self.own.exists():
@@ -72,7 +88,8 @@ class TrackFolder:
             else:
                 place.unlink(missing_ok=True)
         for path in self.own.iterdir():
-            path.unlink()
+            if path.name != 'lock':
+                path.unlink()
 
     def check(self, settings: Mapping[str, str]) -> bool:
         """Return whether a run with these settings is complete. Raises ValueError for a run with other settings."""
@@ -163,7 +180,7 @@ def fingerprint_prompts(prompts: list[VideoPrompt]) -> str:
         digest.update(json.dumps(content).encode())
         if prompt.mask is not None:
             digest.update(f'{prompt.mask.shape}'.encode() + np.packbits(prompt.mask).tobytes())
-    return f'{len(prompts)} prompts, {digest.hexdigest()[:16]}'
+    return f'{len(prompts)} {"prompt" if len(prompts) == 1 else "prompts"}, {digest.hexdigest()[:16]}'
 
 
 def _stamp(path: Path) -> list[int]:

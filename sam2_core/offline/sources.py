@@ -8,7 +8,7 @@ from sam2_core.offline.pictures import PICTURES, PictureFrames, is_tiff
 from sam2_core.offline.video import VideoFrames
 
 
-def open_frames(path: Path, value_range: tuple[float, float] | None = None, notice: Notice = lambda text: None,
+def open_frames(path: Path | str, value_range: tuple[float, float] | None = None, notice: Notice = lambda text: None,
                 progress: Progress = lambda done, total: None) -> FrameSource:
     """Open a video file, a folder of pictures, or a TIFF stack.
 
@@ -21,6 +21,7 @@ def open_frames(path: Path, value_range: tuple[float, float] | None = None, noti
     Raises:
         FrameError: There are no frames, or their order is ambiguous.
     """
+    path = Path(path)
     if not path.exists():
         raise FrameError(f'{path}: no such file or folder')
     if path.is_dir() or is_tiff(path):

@@ -109,16 +109,18 @@ class TrackJob(NamedTuple):
     """A run that is ready to start."""
 
     run: TrackRun
+    source: FrameSource
     plan: TrackPlan
     choice: ModelChoice
     folder: TrackFolder
     settings: dict[str, str]
-    continued: bool  # an earlier call was interrupted
-    complete: bool  # by an earlier call
 
 
 def prepare(options: argparse.Namespace) -> TrackJob:
-    """Check everything that the user gave and load the model. Raises ValueError or OSError with the cure."""
+    """Check everything that the user gave and load the model; nothing is written.
+
+    Raises ValueError or OSError with the cure.
+    """
     folder = TrackFolder(options.output)
     folder.check_free()
     if bool(options.given) == (options.prompts is not None):
@@ -138,17 +140,10 @@ def prepare(options: argparse.Namespace) -> TrackJob:
     if any(item.prompt.mask is not None for item in prompts):
         check_against_frames(plan, source, model.image_size)
     settings |= {'model': model.name, 'weights': fingerprint(model), 'image size': str(model.image_size)}
-    complete = not options.overwrite and folder.check(settings)
-    if options.overwrite:
-        folder.clear()
-    if not complete:
-        folder.write_settings(settings)
-        if isinstance(source, VideoFrames):
-            folder.keep_index(source)
     score = _score(model, options.checkpoint)
     files = ResultFiles(options.output, source, plan.objects, options.write, score)
     run = TrackRun(model, source, plan, folder, files, score, f'{source.name}, {model.name}', options.save_every)
-    return TrackJob(run, plan, choice, folder, settings, not complete and run.resume(), complete)
+    return TrackJob(run, source, plan, choice, folder, settings)
 
 
 def _open(options: argparse.Namespace, folder: TrackFolder) -> FrameSource:
@@ -185,9 +180,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')  # it reports codecs that are not there
     try:
         job = prepare(options)
-        if job.complete:
-            _say(f'{options.output}: complete already; start again with --overwrite')
-            return COMPLETE
     except (ValueError, OSError, torch.cuda.OutOfMemoryError) as error:
         _say(f'sam2_track: {error}')
         return NO_START
@@ -195,7 +187,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say('sam2_track: interrupted before the first frame')
         return INTERRUPTED
     try:
-        return _run(job, options)
+        with job.folder.locked():
+            return _run(job, options)
     except (OSError, torch.cuda.OutOfMemoryError) as error:
         _say(f'sam2_track: {error}; run the same command again to continue when there is room')
     except (ValueError, ArithmeticError) as error:
@@ -204,8 +197,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(job: TrackJob, options: argparse.Namespace) -> int:
-    done, phase = job.run.progress.done, job.run.progress.phase
-    if job.continued:
+    if options.overwrite:
+        job.folder.clear()
+    elif job.folder.check(job.settings):
+        _say(f'{options.output}: complete already; start again with --overwrite')
+        return COMPLETE
+    job.folder.write_settings(job.settings)
+    if isinstance(job.source, VideoFrames):
+        job.folder.keep_index(job.source)
+    if job.run.resume():
+        done, phase = job.run.progress.done, job.run.progress.phase
         _say(f'continues {options.output}: {done} of {len(job.run.frames(phase))} frames of the {phase} phase are done')
     lengths = {BACKWARD: len(job.run.frames(BACKWARD)), FORWARD: len(job.run.frames(FORWARD)),
                FILES: len(job.run.frames(FILES)) if VIDEO in options.write else 0}

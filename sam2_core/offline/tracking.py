@@ -33,7 +33,8 @@ def track_video(model: Sam2Model, frames: FrameSource | Sequence[np.ndarray | Te
 
     Args:
         model: The model to run.
-        frames: Video file, folder of pictures, TIFF stack, or a sequence of uint8 RGB images (H, W, 3).
+        frames: Video file, folder of pictures, TIFF stack, or a sequence of uint8 RGB images (H, W, 3); or a source of
+            frames, such as ``open_frames`` returns.
         prompts: Prompts with their frames; ``sam2_core.offline.prompts`` says which act in which direction.
         direction: 'both'; 'forward' or 'backward' only.
         start: First frame to track in.
@@ -114,7 +115,7 @@ def chosen(plan: TrackPlan, frame: int, backward: Mapping[int, Item], forward: M
 
 def _source(frames: FrameSource | Sequence[np.ndarray | Tensor] | str | Path) -> FrameSource:
     if isinstance(frames, (str, Path)):
-        return open_frames(Path(frames))
+        return open_frames(frames)
     if hasattr(frames, 'read') and hasattr(frames, 'frame_name'):
         return cast(FrameSource, frames)
     if hasattr(frames, '__len__') and hasattr(frames, '__getitem__'):

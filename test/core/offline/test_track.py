@@ -17,6 +17,7 @@ from sam2_core.datasets import SkippedFiles, open_recordings, run_length
 from sam2_core.datasets.image_files import read_labels
 from sam2_core.offline import run, track
 from sam2_core.offline.outputs import fit_picture
+from sam2_core.offline.resume import TrackFolder
 from testing.dataset_files import jpeg, scene
 from testing.video_files import decoded, write_video
 
@@ -268,6 +269,13 @@ def test_a_damaged_state_is_refused_with_the_cure(clip, out, monkeypatch, capsys
     assert sam2_track(clip, out, *boxes()) == 2
     assert 'start again with --overwrite' in capsys.readouterr().err
     assert sam2_track(clip, out, *boxes(), '--overwrite') == 0
+
+
+def test_two_processes_do_not_write_to_one_folder(clip, out, capsys):
+    with TrackFolder(out).locked():
+        assert sam2_track(clip, out, *boxes()) == 2
+    assert f'output {out}: another sam2_track is writing to it; wait for it, or name another' in capsys.readouterr().err
+    assert sam2_track(clip, out, *boxes(), '--write', 'coco') == 0
 
 
 def test_a_folder_with_other_files_is_refused(clip, out, capsys):
