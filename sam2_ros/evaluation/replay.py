@@ -234,7 +234,8 @@ class _Replay:
             self.result.height, self.result.width = frame.image.shape[:2]
         self.result.frames.append(FrameOutput(
             index, to_nanoseconds(frame.header.stamp), self._done,
-            {item.id: ObjectOutput.of(item) for item in frame.objects}, stages, frame.dropped, frame.image.shape[:2]))
+            {item.id: ObjectOutput.of(item) for item in frame.objects}, stages, frame.dropped, frame.image.shape[:2],
+            self.pipeline.decoder.used(to_nanoseconds(frame.header.stamp))))
         if self._depth is not None and index in self._with_depth and frame.depth is None:
             self._unused_depth[self._depth.report.reason] += 1
         self.result.labels.update({item.id: item.label for item in frame.objects if item.label})

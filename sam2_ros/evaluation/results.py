@@ -1,6 +1,7 @@
 """Result of a run: every output of the node on a recording, and its cost. Scores, reports and exports read it."""
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from sam2_core.masks import mask_box
 from sam2_ros.depth.oriented_box import OrientedBox
+from sam2_ros.messages.intensity import IntensityRange, given_range
 from sam2_ros.msg import Instance, Prompt
 from sam2_ros.perception.frame import TrackedObject
 
@@ -100,6 +102,7 @@ class FrameOutput:
     stages: dict[str, float] = field(default_factory=dict)  # seconds; the STAGES that took place, and TOTAL
     dropped: int = 0  # images skipped since the previous frame
     size: tuple[int, int] | None = None  # height and width of the image; None: those of the run
+    intensity: IntensityRange | None = None  # values of a 16-bit image that the model saw as black and white
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,16 @@ class Run:
 
     def __post_init__(self) -> None:
         self.mode = Mode(self.mode)
+
+    def intensity_of(self, index: int) -> IntensityRange | None:
+        """Return the range in which the model saw an image, if it has 16 bits, or would have seen it.
+
+        None if it is unknown, as for the images of a live run that chooses the range itself.
+        """
+        place = bisect_right(self.frames, index, key=lambda frame: frame.index)
+        if self.frames and (used := self.frames[max(place - 1, 0)].intensity):
+            return used
+        return given_range(self.parameters.get('intensity_min', 0), self.parameters.get('intensity_max', 0))
 
     def size_of(self, frame: FrameOutput) -> tuple[int, int]:
         """Return height and width of the image of a frame; a camera may change them."""

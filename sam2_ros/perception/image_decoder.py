@@ -54,8 +54,12 @@ class ImageDecoder:
         Raises:
             ImageError: The image cannot be used.
         """
-        place = bisect_right(self._stamps, to_nanoseconds(message.header.stamp))
-        return to_rgb(message, self._ranges[max(place - 1, 0)] if self._ranges else self._given)
+        return to_rgb(message, self.used(to_nanoseconds(message.header.stamp)))
+
+    def used(self, stamp: int) -> IntensityRange | None:
+        """Return the range in use at the stamp of an image, ns, or None if no range was needed then."""
+        place = bisect_right(self._stamps, stamp)
+        return self._ranges[max(place - 1, 0)] if self._ranges else self._given
 
     def other(self, message: Image | CompressedImage) -> np.ndarray:
         """Return an image that is not one of the camera's stream, in the range of the parameters or in its own.

@@ -22,7 +22,7 @@ from sam2_core.masks import binary_mask
 from sam2_ros.messages.compressed_images import decompress
 from sam2_ros.messages.encodings import ImageError
 from sam2_ros.messages.pixels import raw_to_rgb
-from sam2_ros.recordings.bag_files import COMPRESSED, IMAGE, described, header_stamp, image_head, is_camera
+from sam2_ros.recordings.bag_files import COMPRESSED, IMAGE, described, header_stamp, image_head, is_camera, is_infrared
 from sam2_ros.recordings.bag_reader import SUFFIXES, BagReader
 from sam2_ros.recordings.bag_storage import BagError, Channel
 
@@ -165,7 +165,8 @@ def _image_connections(reader: BagReader, path: Path, wanted: str | None, label:
             raise BrokenSample(path, f'no images on {wanted}; {described(topics)}')
         return [topics[wanted]]
     # Depth, and images that the node drew from masks, carry the same stamps.
-    candidates = {topic: found for topic, found in topics.items() if is_camera(reader, found)}
+    candidates = {topic: found for topic, found in topics.items() if is_camera(reader, found)} or {
+        topic: found for topic, found in topics.items() if is_infrared(reader, found)}
     if not candidates:
         raise BrokenSample(path, f'no topic of colour images; {described(topics)}')
     return list(candidates.values())

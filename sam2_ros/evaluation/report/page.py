@@ -186,7 +186,7 @@ def _moments(run: Run, metrics: Metrics, recording: Recording) -> str:
     start = recording.stamps[0] if len(recording.stamps) else 0
     figures = []
     for moment in chosen:
-        image = read_image(recording, moment.index)
+        image = read_image(run, recording, moment.index)
         if image is None:
             continue
         truth = read_truth(recording, moment.index)

@@ -23,10 +23,10 @@ VIDEO_WIDTH = 1280  # pixels, at most
 SLOWEST, FASTEST = 1.0, 60.0  # pictures per second of a video
 
 
-def read_image(recording: Recording, index: int) -> np.ndarray | None:
-    """Return an image, uint8 RGB (H, W, 3), or None if it cannot be read."""
+def read_image(run: Run, recording: Recording, index: int) -> np.ndarray | None:
+    """Return an image of a run as the model saw it, uint8 RGB (H, W, 3), or None if it cannot be read."""
     try:
-        return to_rgb(recording.image(index))
+        return to_rgb(recording.image(index), run.intensity_of(index))
     except (ImageError, RecordingError):
         return None
 
@@ -112,7 +112,7 @@ def write_video(run: Run, recording: Recording, path: Path,
             else:
                 done = bisect.bisect_right(available, recording.arrivals[index])
                 frame = run.frames[done - 1] if done else None
-            image = read_image(recording, index)
+            image = read_image(run, recording, index)
             if image is not None:
                 size = size or _video_size(image)
                 picture = _picture(run, recording, index, frame, image, size)

@@ -36,6 +36,7 @@ def processed(run: Run, recording: Recording, progress: Progress | None = None) 
                 object_id, run.labels.get(object_id, ''), found.state, found.score, found.visibility,
                 last_seen.get(object_id, Time()), found.box,
                 None if found.box is None else found.mask(*run.size_of(output)), found.shape))
-        yield Processed(output, message, Frame(message.header, to_rgb(message), objects, output.dropped))
+        image = to_rgb(message, run.intensity_of(output.index))
+        yield Processed(output, message, Frame(message.header, image, objects, output.dropped))
         if progress is not None:
             progress(number, len(run.frames))

@@ -8,6 +8,7 @@ from sensor_msgs.msg import CameraInfo
 from sam2_core.metrics import iou
 from sam2_ros.evaluation.prompts import first_truth_prompts
 from sam2_ros.evaluation.replay import ENDED, run
+from sam2_ros.evaluation.report.processed_frames import processed
 from sam2_ros.evaluation.results import STAGES, TOTAL
 from sam2_ros.messages.conversions import from_pixels, to_rgb
 from sam2_ros.msg import ImagePoint, Prompt
@@ -168,6 +169,12 @@ def test_a_thermal_recording_gives_the_same_result_every_time_and_follows_its_ob
     for one, other in zip(first.frames, second.frames, strict=True):
         np.testing.assert_array_equal(one.objects[1].mask(HEIGHT, WIDTH), other.objects[1].mask(HEIGHT, WIDTH))
     assert iou(first.frames[-1].objects[1].mask(HEIGHT, WIDTH), discs.mask(1, 11)) > 0.6
+    ranges = [frame.intensity for frame in first.frames]
+    assert ranges[0] == ranges[3] and ranges[-1].low > ranges[0].low
+    for item, (low, high) in zip(processed(first, discs), ranges, strict=True):  # reports and exports show the same
+        values = np.frombuffer(item.message.data, np.uint16).reshape(HEIGHT, WIDTH).astype(float)
+        shown = np.clip((values - low) * 255 / (high - low), 0, 255)
+        assert np.abs(item.frame.image - shown[..., None]).max() <= 0.501
 
 
 def test_every_stage_is_timed_and_the_model_is_left_as_it_was(model):

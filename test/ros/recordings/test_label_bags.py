@@ -97,10 +97,11 @@ def label_message(frame, stamp):
 
 
 def write_bag(path, frames=8, labels=('instances',), compressed=False, storage=StoragePlugin.MCAP, drop=(), lag=0,
-              height=HEIGHT, more=(), stamp_of=lambda stamp: stamp):
+              height=HEIGHT, more=(), stamp_of=lambda stamp: stamp, encode=lambda rgb: (rgb[..., ::-1].copy(), 'bgr8')):
     """Write a camera at 10 Hz with labels 70 ms later, as a node publishes them.
 
-    more: topics of other cameras with the same stamps, or of other instances; stamp_of: of labels.
+    more: topics of other cameras with the same stamps, or of other instances; stamp_of: of labels; encode: returns
+    pixels and encoding of an image.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     camera = ('/camera/image/compressed', 'sensor_msgs/msg/CompressedImage') if compressed \
@@ -118,7 +119,7 @@ def write_bag(path, frames=8, labels=('instances',), compressed=False, storage=S
             stamp = 1_700_000_000 * SECOND + frame * SECOND // 10
             rgb = picture(frame)[0]
             records.append((stamp, 'image', jpeg_message(rgb, stamp) if compressed
-                            else image_message(rgb[..., ::-1].copy(), 'bgr8', stamp)))
+                            else image_message(*encode(rgb), stamp)))
             records.append((stamp + 1, 'depth', image_message(np.ones((HEIGHT, WIDTH), np.uint16), '16UC1', stamp)))
             records += [(stamp, topic, image_message(rgb, 'rgb8', stamp)) for topic in more if 'instances' not in topic]
             if frame in drop:
@@ -254,6 +255,19 @@ def test_images_that_the_node_refuses_are_not_trained_on_either(pixels, encoding
         message = image_message(pixels, encoding, 1)
     with pytest.raises(ImageError, match=f"encoding '{encoding}': not supported; publish one of"):
         _image(message)
+
+
+def test_a_thermal_camera_is_trained_on_with_each_image_in_its_own_range(tmp_path, skipped):
+    write_bag(tmp_path / 'data' / 'run', encode=lambda rgb: (20_000 + 10 * rgb[..., 0].astype(np.uint16), 'mono16'))
+    bag, = open_bags(tmp_path / 'data', skipped)
+    clip = bag.read([0, 1])
+    for frame, image in enumerate(clip.images):
+        red = picture(frame)[0][..., 0].astype(float)
+        grey = image[..., 0].astype(float)
+        assert image.shape == (HEIGHT, WIDTH, 3) and grey.max() - grey.min() > 200
+        scale, offset = np.polyfit(red.ravel(), grey.ravel(), 1)
+        assert np.abs(scale * red + offset - grey).max() < 1.5
+        np.testing.assert_array_equal(clip.masks[frame][0], picture(frame)[1][7])
 
 
 def test_ambiguous_cameras_and_labels_are_refused(tmp_path, skipped):
