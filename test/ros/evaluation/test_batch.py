@@ -176,7 +176,7 @@ def test_a_recording_without_a_single_usable_image_has_failed(write, tmp_path, c
 def test_a_video_that_cannot_be_written_costs_the_video(write, tmp_path, monkeypatch, model):
     def fail(*_):
         raise OSError('OpenCV can write none of mp4v')
-    monkeypatch.setattr('sam2_ros.drawing.video.VideoFile.write', fail)
+    monkeypatch.setattr('sam2_core.drawing.video.VideoFile.write', fail)
     out = tmp_path / 'out'
     do(Job(write('a', images=2), out, bag=''), model)
     assert read(out / 'metrics.json')['problems'] == ['overlay.mp4: OpenCV can write none of mp4v']
