@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ NOTES = 'sam2_ros_camera'  # name of the camera's data among the notes of a stat
 VERSION = 1
 TEXT_PER_OBJECT = 32_768  # bytes, more than frame numbers and a label of MAX_LABEL characters take
 TEXT = 1_048_576  # bytes, more than everything else takes
-_KEYS = ('version', 'camera', 'frame_id', 'height', 'width', 'stamp', 'ids', 'objects')
+_KEYS = ('version', 'series', 'number', 'camera', 'frame_id', 'height', 'width', 'stamp', 'ids', 'objects')
 _RECORD = ('label', 'state', 'unseen_since', 'last_seen', 'images_found')
 _STATES = (None, Instance.TRACKED, Instance.OCCLUDED, Instance.LOST)
 _STAMPS = 2**31 * 10**9  # ns, exclusive limit of a stamp
@@ -43,24 +43,33 @@ class CameraSnapshot:
     camera: str  # full name of the image topic
     view: View
     stamp: int | None  # of the newest processed image, ns
+    series: str  # random name of the series of snapshots
+    number: int  # of the snapshot in its series; later ones have higher numbers
 
     @classmethod
-    def of(cls, pipeline: CameraPipeline, ids: Ids, camera: str, view: View) -> CameraSnapshot:
+    def of(cls, pipeline: CameraPipeline, ids: Ids, camera: str, view: View, series: str,
+           number: int) -> CameraSnapshot:
         """Return the present objects of a pipeline. Call it in the worker's thread, or after the worker has ended."""
         objects = pipeline.objects
         records = objects.states.records()
         return cls(objects.tracker.state_dict(), {object_id: records[object_id] for object_id in objects.ids
                                                   if object_id in records},
-                   ids.state(), camera, view, pipeline.clock.newest)
+                   ids.state(), camera, view, pipeline.clock.newest, series, number)
 
     def notes(self) -> dict[str, str]:
         """Return the texts to store beside the tracker's state."""
         return {NOTES: json.dumps({
-            'version': VERSION, 'camera': self.camera, **vars(self.view), 'stamp': self.stamp, 'ids': self.ids,
+            'version': VERSION, 'series': self.series, 'number': self.number, 'camera': self.camera,
+            **vars(self.view), 'stamp': self.stamp, 'ids': self.ids,
             'objects': [{'id': object_id, **record} for object_id, record in self.records.items()]})}
 
-    def apply(self, pipeline: CameraPipeline, ids: Ids) -> None:
+    def apply(self, pipeline: CameraPipeline, ids: Ids, ended: Collection[int]) -> None:
         """Let a pipeline without objects continue with these.
+
+        Args:
+            pipeline: The pipeline.
+            ids: Source of ids for new objects.
+            ended: Objects that have ended since the snapshot was taken.
 
         Raises:
             TrackerStateError: They do not fit the model or the parameters. The pipeline has no objects then.
@@ -79,7 +88,10 @@ class CameraSnapshot:
             if isinstance(error, TrackerStateError):
                 raise
             raise _damaged('ids', error, 'readable') from error
-        pipeline.objects.states.restore(self.records)
+        for object_id in {*ended} & {*tracker.object_ids}:
+            tracker.remove(object_id)
+        pipeline.objects.states.restore({object_id: record for object_id, record in self.records.items()
+                                         if object_id not in ended})
         pipeline.clock.newest = self.stamp
         pipeline.apply_level(pipeline.shedder.level)  # how much memory is attended to is not an object's matter
 
@@ -110,9 +122,10 @@ def _parsed(state: dict[str, Any], content: Any) -> CameraSnapshot:
         raise TrackerStateError(f'objects in version {str(found)[:20]} of the format: must be {VERSION}; they are of '
                                 f'another version of sam2_ros')
     _check_keys(content, _KEYS)
-    texts, sizes = [content['camera'], content['frame_id']], [content['height'], content['width']]
+    texts = [content['camera'], content['frame_id'], content['series']]
+    sizes = [content['height'], content['width'], content['number']]
     if not all(isinstance(text, str) for text in texts) or not all(_is_number(size, 0, 2**32) for size in sizes):
-        raise _damaged('camera', [*texts, *sizes], 'two texts and two numbers')
+        raise _damaged('camera', [*texts, *sizes], 'three texts and three numbers')
     if content['stamp'] is not None and not _is_number(content['stamp'], 0, _STAMPS):
         raise _damaged('stamp', content['stamp'], 'nanoseconds')
     if not isinstance(content['objects'], list) or not isinstance(content['ids'], dict):
@@ -123,7 +136,8 @@ def _parsed(state: dict[str, Any], content: Any) -> CameraSnapshot:
         if not _is_number(one['id'], 1, MAX_ID + 1) or one['id'] in records:
             raise _damaged('id', one['id'], f'between 1 and {MAX_ID}, and there once')
         records[one['id']] = _record(one)
-    return CameraSnapshot(state, records, content['ids'], texts[0], View(texts[1], *sizes), content['stamp'])
+    return CameraSnapshot(state, records, content['ids'], texts[0], View(texts[1], *sizes[:2]), content['stamp'],
+                          texts[2], sizes[2])
 
 
 def _record(one: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,21 +2,20 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import time
+import uuid
 from pathlib import Path
 
 from sam2_core import TrackerStateError, save_state
 from sam2_core.state_files import ForeignFileError
 from sam2_ros.perception.camera_pipeline import CameraPipeline
 from sam2_ros.perception.camera_snapshot import CameraSnapshot, View, read_snapshot
+from sam2_ros.perception.kept_lock import KeptLock
 from sam2_ros.perception.prompt_plan import Ids
 from sam2_ros.runtime.failures import describe
 from sam2_ros.runtime.logger import Logger
 from sam2_ros.runtime.newest_writer import NewestWriter
 
-WAIT_EMPTY = 0.5  # seconds that a step waits until the file says that no object is left
 WAIT_SAVE = 1.0  # seconds that a transition waits for the file; the process has 2 s after a signal
 WAIT_CLOSE = 10.0  # seconds
 MOST_ASIDE = 9  # files that could not be used are numbered up to here; then the last one is replaced
@@ -27,8 +26,9 @@ class KeptObjects:
     """Objects of one camera in a file: restored on configure, saved on change, periodically, and at the end.
 
     The worker's thread calls ``before_step``, ``before_publish`` and ``after_publish``, which take snapshots. A thread
-    of its own writes them, so that no image waits for a disk. The file is locked while the node is configured. If it
-    cannot be used or written, ``problem`` says why, and the node continues without it.
+    of its own writes them, so that no image waits for a disk. Ends of objects are noted in the lock file at once. The
+    file is locked while the node is configured. If it cannot be used or written, ``problem`` says why, and the node
+    continues without it.
     """
 
     def __init__(self, path: Path, camera: str, pipeline: CameraPipeline, ids: Ids, logger: Logger) -> None:
@@ -50,8 +50,10 @@ class KeptObjects:
         self._logger = logger
         self._expected: View | None = None  # of restored objects, until the first image
         self._seen_changes = pipeline.objects.changes  # as of the newest snapshot
-        self._kept: tuple[int, ...] = ()  # objects in the newest snapshot
-        self._in_file: tuple[int, ...] = ()
+        self._kept: dict[int, object] = {}  # objects in the newest snapshot and not ended, with their identities
+        self._series, self._number = uuid.uuid4().hex, 0  # of the newest snapshot
+        self._written = 0  # number of the snapshot in the file
+        self._empty = True  # the file has no objects
         self._due = 0.0  # time.monotonic() of the next periodic snapshot
         self._logged = float('-inf')
         self._writer: NewestWriter[CameraSnapshot] | None = None
@@ -73,16 +75,18 @@ class KeptObjects:
             if snapshot.camera != self._camera:
                 raise TrackerStateError(f'objects of the camera on {snapshot.camera}: must be {self._camera}; give '
                                         f'each camera a file of its own')
-            snapshot.apply(self._pipeline, self._ids)
+            snapshot.apply(self._pipeline, self._ids, self._lock.ended_since(snapshot.series, snapshot.number))
         except ForeignFileError as error:
             self._give_up(str(error))
             return
         except Exception as error:
             self._set_aside(describe(error))
             return
-        self._expected = snapshot.view if snapshot.records else None
-        self._kept = self._in_file = self._pipeline.objects.ids
-        if self._kept:
+        self._series, self._number = snapshot.series, snapshot.number
+        self._written, self._empty = snapshot.number, not snapshot.records
+        self._kept = self._pipeline.objects.states.identities()
+        if self._pipeline.objects.ids:
+            self._expected = snapshot.view
             self._logger.info(f'{self._camera}: restored {self._named()} from {self.path}')
 
     def _named(self) -> str:
@@ -103,30 +107,45 @@ class KeptObjects:
         if view != expected:
             self._pipeline.objects.reset()
             if self._writer is not None:
-                self._writer.wait(WAIT_EMPTY)
+                self._writer.wait(WAIT_SAVE)
             self._set_aside(f'objects in images of {expected.width} x {expected.height} pixels in frame '
                             f"'{expected.frame_id}': the camera now has {width} x {height} in '{header.frame_id}'")
 
     def before_publish(self) -> None:
-        """Write at once that no object is left, so that none comes back after its end has been published."""
-        if self._writer is not None and self._kept and not self._pipeline.objects.ids:
-            self._save(WAIT_EMPTY)
+        """Note the ends of objects, so that none comes back after its end has been published."""
+        now = self._pipeline.objects.states.identities()
+        ended = [object_id for object_id, identity in self._kept.items() if now.get(object_id) is not identity]
+        if not ended or self._lock is None:
+            return
+        for object_id in ended:
+            del self._kept[object_id]
+        noted = {object_id: last for object_id, last in self._lock.ended.items()
+                 if last >= self._written and self._lock.series == self._series}
+        try:
+            self._lock.write(self._series, {**noted, **dict.fromkeys(ended, self._number)})
+        except OSError as error:  # lose the other objects rather than bring these back
+            self._report(f'objects are not kept: {self._lock.path} cannot be written: {error.strerror}')
+            with contextlib.suppress(OSError):
+                self.path.unlink(missing_ok=True)
 
     def after_publish(self) -> None:
         """Take a snapshot if objects have changed or the period has passed, unless the last one is still written."""
         if self._writer is None or not self._writer.idle:
             return
         objects = self._pipeline.objects
-        changed = objects.changes != self._seen_changes and (objects.ids or self._kept)
-        if changed or time.monotonic() >= self._due and (objects.ids or self._in_file):
-            self._save(0.0)
+        if not objects.ids and self._empty:
+            return
+        if objects.changes != self._seen_changes or time.monotonic() >= self._due:
+            self._save()
 
     # --- after the worker has ended
 
     def save(self) -> None:
         """Write the objects now, and wait for that at most WAIT_SAVE seconds."""
-        if self._writer is not None and (self._pipeline.objects.ids or self._kept):
-            self._save(WAIT_SAVE)
+        self.before_publish()
+        if self._writer is not None and (self._pipeline.objects.ids or not self._empty):
+            self._save()
+            self._writer.wait(WAIT_SAVE)
 
     def close(self) -> None:
         """End the thread and unlock the file."""
@@ -135,18 +154,18 @@ class KeptObjects:
             self._logger.error(f'{self.path}: still being written after {WAIT_CLOSE:g} s: is the disk stuck?')
         lock, self._lock = self._lock, None
         if lock is not None:
-            os.close(lock)
+            lock.close()
 
     # --- the file
 
-    def _save(self, wait: float) -> None:
+    def _save(self) -> None:
         assert self._writer is not None, 'the file is locked'
-        objects, now = self._pipeline.objects, time.monotonic()
-        self._due = now + self._pipeline.parameters.keep_objects_period
-        self._seen_changes, self._kept = objects.changes, objects.ids
-        self._writer.put(CameraSnapshot.of(self._pipeline, self._ids, self._camera, self._view()))
-        if wait:
-            self._writer.wait(wait)
+        objects = self._pipeline.objects
+        self._due = time.monotonic() + self._pipeline.parameters.keep_objects_period
+        self._seen_changes, self._kept = objects.changes, objects.states.identities()
+        self._number += 1
+        self._writer.put(CameraSnapshot.of(self._pipeline, self._ids, self._camera, self._view(), self._series,
+                                           self._number))
 
     def _view(self) -> View:
         header, (height, width) = self._pipeline.newest_view
@@ -156,21 +175,16 @@ class KeptObjects:
 
     def _write(self, snapshot: CameraSnapshot) -> None:
         """Write a snapshot, in the writer's thread."""
-        ids = tuple(entry['id'] for entry in snapshot.tracker['metadata']['objects'])
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             save_state(self.path, snapshot.tracker, snapshot.notes())
         except Exception as error:
             self._report(f'objects are not kept: {self.path} cannot be written: '
                          f'{error.strerror if isinstance(error, OSError) and error.strerror else describe(error)}')
-            if not {*self._in_file} <= {*ids}:  # an object that has ended must not come back
-                with contextlib.suppress(OSError):
-                    self.path.unlink(missing_ok=True)
-                    self._in_file = ()
             return
         if self.problem:
             self._logger.warning(f'{self._camera}: objects are kept in {self.path} again')
-        self.problem, self._in_file, self.saved = '', ids, time.monotonic()
+        self.problem, self.saved = '', time.monotonic()
+        self._written, self._empty = snapshot.number, not snapshot.tracker['metadata']['objects']
 
     def _report(self, problem: str) -> None:
         self.problem = problem
@@ -192,26 +206,20 @@ class KeptObjects:
         except OSError as error:
             self._give_up(f'{reason}; and it cannot be renamed ({error.strerror}): move {self.path} away')
             return
-        self._in_file = self._kept = ()
+        self._kept, self._empty = {}, True
         self._logger.error(f'{self._camera}: kept objects are not used: {reason}. The file is now {target}')
 
-    def _locked(self) -> int | None:
-        """Lock the file against other nodes; return the descriptor, or None and set ``problem``."""
-        lock = self.path.with_name(f'{self.path.name}.lock')
-        descriptor = None
+    def _locked(self) -> KeptLock | None:
+        """Lock the file against other nodes; return None and set ``problem`` if that is not possible."""
+        path = self.path.with_name(f'{self.path.name}.lock')
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return KeptLock(path)
+        except BlockingIOError:
+            reason = f'{self.path} is in use by another node: give each node a file of its own'
         except OSError as error:
-            if descriptor is not None:
-                os.close(descriptor)
-            reason = (f'{self.path} is in use by another node: give each node a file of its own'
-                      if isinstance(error, BlockingIOError) else
-                      f'{error.filename or lock}: {error.strerror}; give a file in a folder that the node may write to')
-            self._report(f'objects are not kept: {reason}')
-            return None
-        return descriptor
+            reason = f'{error.filename or path}: {error.strerror}; give a file in a folder that the node may write to'
+        self._report(f'objects are not kept: {reason}')
+        return None
 
 
 def discard(path: Path) -> str:

@@ -132,6 +132,10 @@ class ObjectStates:
                             'last_seen': to_nanoseconds(record.last_seen), 'images_found': record.images_found}
                 for object_id, record in self._records.items()}
 
+    def identities(self) -> dict[int, object]:
+        """Return a token for each object. An object that has ended and one that is new under its id differ in it."""
+        return {**self._records}
+
     def restore(self, records: Mapping[int, Mapping[str, Any]]) -> None:
         """Continue with what ``records`` returned before a restart of the node. No event is published for it."""
         self._records = {object_id: _Record(**{**record, 'last_seen': to_time(record['last_seen'])})

@@ -173,7 +173,7 @@ def test_ids_of_objects_before_the_restart_are_not_given_to_others(start):
     camera.show(11, Prompt(id=2, action=Prompt.REMOVE))
     assert camera.written() == [1, 3]
     camera.show(12, Prompt(action=Prompt.CLEAR))
-    assert in_file(camera.kept.path) == []
+    assert camera.written() == []
     camera.end()
     _, answers = start().show(13, Prompt(box=LEFT))
     assert [(answer.accepted, answer.id) for answer in answers] == [(True, 4)]
@@ -265,12 +265,50 @@ def test_images_do_not_wait_for_the_disk_and_only_the_newest_state_waits(start, 
     assert stamps == [10, 16]
 
 
-def test_an_end_of_all_objects_is_in_the_file_before_it_is_published(both, monkeypatch):
-    send(both.pipeline, Prompt(action=Prompt.CLEAR))
-    both.pipeline.work()
-    assert in_file(both.kept.path) == [3, 8]
-    both.kept.before_publish()
-    assert in_file(both.kept.path) == []
+@pytest.mark.parametrize(('prompt', 'left'), [
+    (Prompt(id=3, action=Prompt.REMOVE), [8]), (Prompt(action=Prompt.CLEAR), []), (Prompt(id=3, box=RIGHT), [8])])
+def test_an_object_that_has_ended_does_not_come_back_however_slow_the_disk_is(both, start, monkeypatch, prompt, left):
+    """SET with a known id ends an object, too; of the new one nothing has been saved."""
+    release = threading.Event()
+
+    def slow(path, state, notes):
+        assert release.wait(PATIENCE)
+    with monkeypatch.context() as patch:
+        patch.setattr(kept_objects, 'save_state', slow)
+        both.kept._due = 0.0
+        both.show(15)  # its snapshot is being written, with both objects
+        _, answers = both.show(16, prompt)
+        assert [answer.accepted for answer in answers] == [True]
+        assert in_file(both.kept.path) == [3, 8]
+        release.set()
+        both.end()  # as if it had been killed: nothing is written any more
+    again = start()
+    assert [item.id for item in again.show(17)[0].objects] == left
+    again.show(18, Prompt(id=3, box=LEFT))
+    assert again.written() == sorted([*left, 3], key=[8, 3].index)
+    again.end()
+    assert {item.id for item in start().show(19)[0].objects} == {*left, 3}, 'the new object has not ended'
+
+
+def test_a_note_of_ends_is_only_for_the_file_that_it_was_written_for(both, start, path):
+    both.show(15, Prompt(id=3, action=Prompt.REMOVE))
+    assert both.written() == [8]
+    both.end()
+    path.unlink()
+    again = start()
+    again.show(16, Prompt(id=3, box=LEFT), Prompt(id=8, box=RIGHT))
+    again.written()
+    again.end()
+    assert len(start().show(17)[0].objects) == 2
+
+
+def test_a_note_that_cannot_be_read_says_nothing(both, start, path):
+    both.end()
+    for text in (b'', b'{', b'[]', b'{"series": 1, "ended": [3]}', b'\xff' * 5000, b'[' * 5000):
+        path.with_name(f'{path.name}.lock').write_bytes(text)
+        again = start()
+        assert len(again.pipeline.objects.ids) == 2
+        again.end()
 
 
 # --- disks
@@ -285,13 +323,26 @@ def test_a_full_disk_is_reported_and_tracking_goes_on(clock, both, monkeypatch):
         assert len(frame.objects) == 2 and both.written() == [3, 8]
         problem = f'objects are not kept: {both.kept.path} cannot be written: No space left on device'
         assert both.kept.problem == problem and both.log.texts == [f'{TOPIC}: {problem}']
-        both.show(16, Prompt(id=8, action=Prompt.REMOVE))
-        assert both.kept._writer.wait(PATIENCE)
-        assert not both.kept.path.exists(), 'the object that ended would come back'
     clock.now += 10
-    both.show(17)
-    assert both.written() == [3] and both.kept.problem == ''
+    both.show(16)
+    assert both.written() == [3, 8] and both.kept.problem == ''
     assert both.log.texts[-1] == f'{TOPIC}: objects are kept in {both.kept.path} again'
+
+
+def test_where_not_even_an_end_can_be_noted_the_other_objects_are_lost_rather_than_this_one_brought_back(
+        both, start, monkeypatch):
+    def full(path, state, notes):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    def write(series, ended):
+        raise OSError(errno.EIO, 'Input/output error')
+    with monkeypatch.context() as patch:
+        patch.setattr(kept_objects, 'save_state', full)
+        patch.setattr(both.kept._lock, 'write', write)
+        both.show(15, Prompt(id=3, action=Prompt.REMOVE))
+        both.end()
+    assert 'objects.safetensors.lock cannot be written: Input/output error' in both.log.texts[0]
+    assert start().show(16)[0].objects == []
 
 
 def test_a_folder_that_cannot_be_made_is_reported(start, tmp_path):
