@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 from sam2_ros.messages.tf2 import Tf2Missing, tf2_for
 from sam2_ros.messages.vision import VisionMessagesMissing, require_vision_msgs
 from sam2_ros.preflight.findings import Finding, Verdict, bad, doubtful, good
+from sam2_ros.preflight.kept_file import check_kept_files
 from sam2_ros.runtime.dds import PROFILE_VARIABLES, SHARED_MEMORY, TRANSPORT_VARIABLE, dead_segments, image_profile
 from sam2_ros.runtime.parameter_rules import shown
 from sam2_ros.runtime.parameters import Parameters
@@ -55,6 +56,7 @@ def check_machine(parameters: Parameters, middleware: str, environment: Mapping[
         yield bad('packages', str(error))
     yield check_device(parameters.device)
     yield check_weights(parameters.model, parameters.checkpoint, parameters.dtype)
+    yield from check_kept_files(parameters)
     yield check_transport(middleware, environment)
     if 'fastrtps' in middleware:
         yield check_shared_memory(SHARED_MEMORY)
