@@ -190,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with job.folder.locked():
             return _run(job, options)
     except (OSError, torch.cuda.OutOfMemoryError) as error:
-        _say(f'sam2_track: {error}; run the same command again to continue when there is room')
+        _say(f'sam2_track: {error}; when that is cured, run the same command again to continue')
     except (ValueError, ArithmeticError) as error:
         _say(f'sam2_track: {error}')
     return NO_START

@@ -18,6 +18,7 @@ from sam2_core.datasets.image_files import read_labels
 from sam2_core.offline import run, track
 from sam2_core.offline.outputs import fit_picture
 from sam2_core.offline.resume import TrackFolder
+from sam2_core.offline.store import FrameStore
 from testing.dataset_files import jpeg, scene
 from testing.video_files import decoded, write_video
 
@@ -220,6 +221,22 @@ def test_a_signal_saves_the_state_and_the_command_continues(clip, out, whole, mo
     monkeypatch.undo()
     assert sam2_track(clip, out, *CORRECTED) == 0
     assert f'continues {out}: 4 of {COUNT} frames of the forward phase are done' in capsys.readouterr().err
+    assert contents(out) == whole
+
+
+def test_a_full_disk_ends_the_run_and_it_continues_when_there_is_room(clip, out, whole, monkeypatch, capsys):
+    append = FrameStore.append
+
+    def full(self, frame, item):
+        if self.size > 1000:
+            raise OSError(28, 'No space left on device')
+        append(self, frame, item)
+
+    monkeypatch.setattr(FrameStore, 'append', full)
+    assert sam2_track(clip, out, *CORRECTED, '--save-every', '0') == 2
+    assert 'No space left on device; when that is cured, run the same command again' in capsys.readouterr().err
+    monkeypatch.undo()
+    assert sam2_track(clip, out, *CORRECTED) == 0
     assert contents(out) == whole
 
 
