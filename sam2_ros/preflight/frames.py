@@ -1,7 +1,9 @@
 """Check of the transforms from the frames of cameras into target_frame, at the stamps of their images."""
 from __future__ import annotations
 
-from collections import defaultdict
+import time
+from collections import defaultdict, deque
+from dataclasses import dataclass
 
 import numpy as np
 from rclpy.node import Node
@@ -14,7 +16,18 @@ from sam2_ros.preflight.camera import Topic
 from sam2_ros.preflight.findings import Finding, bad, doubtful, good
 
 STORED = 5_000_000_000  # ns before the newest transform in which images are checked; tf2 stores 10 s
+WAITING = 50  # maximum number of images whose transform is waited for
 COVERED = 0.95  # minimum share of the images with a transform
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """Image whose transform has not arrived yet."""
+
+    topic: str
+    source: str  # its frame
+    stamp: int  # ns
+    arrived: float  # seconds, time.monotonic()
 
 
 class FrameWatch:
@@ -25,16 +38,19 @@ class FrameWatch:
         self._target = target_frame
         self._transforms = Transforms(node)
         self._transforms.subscribe(f"target_frame '{target_frame}'")
-        self._lags: dict[str, list[float]] = defaultdict(list)  # by topic: seconds that /tf is behind an image
+        self._waiting: deque[_Waiting] = deque(maxlen=WAITING)
+        self._delays: dict[str, list[float]] = defaultdict(list)  # by topic: seconds from an image to its transform
 
     def note(self, topic: str, image: Header) -> None:
-        """Note how far /tf is behind an image that has just arrived."""
-        try:
-            _, newest = self._transforms.newest(self._target, image.frame_id.lstrip('/'))
-        except TransformError:
-            return
-        if newest:
-            self._lags[topic].append((to_nanoseconds(image.stamp) - newest) / 1e9)
+        """Note an image that has just arrived."""
+        self._waiting.append(_Waiting(topic, image.frame_id.lstrip('/'), to_nanoseconds(image.stamp), time.monotonic()))
+
+    def poll(self) -> None:
+        """Note which images have their transform by now. Call it after each message."""
+        now = time.monotonic()
+        for image in [image for image in self._waiting if self._has(image.source, image.stamp)]:
+            self._waiting.remove(image)
+            self._delays[image.topic].append(now - image.arrived)
 
     def check(self, image: Topic, wait: float) -> Finding | None:
         """Check the transforms of a camera; None without images that name a frame, which other checks report.
@@ -64,14 +80,16 @@ class FrameWatch:
         if share < COVERED:
             return bad('target_frame', f'{frames}: {share:.0%} of the images have a transform at their stamp: does '
                                        f'what publishes it pause?')
-        lag = float(np.median(self._lags[image.name])) if self._lags[image.name] else 0.0
+        delay = float(np.median(self._delays[image.name])) if self._delays[image.name] else 0.0
         text = f'{frames}: {share:.0%} of the images have a transform at their stamp'
-        if lag > wait:
-            return doubtful('target_frame', f'{text}, which arrives {lag:.3f} s after the image (median): raise '
+        if delay > wait:
+            return doubtful('target_frame', f'{text}, which arrives {delay:.3f} s after the image (median): raise '
                                             f'transform_wait ({wait:g} s) unless the model takes longer')
         return good('target_frame', text)
 
     def _has(self, source: str, stamp: int) -> bool:
+        if not source or stamp <= 0:
+            return False
         try:
             self._transforms.at(self._target, source, stamp)
         except TransformError:

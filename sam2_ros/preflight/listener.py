@@ -157,6 +157,8 @@ class Listener:
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0 and not done():
             self._executor.spin_once(timeout_sec=min(left, 0.1))
+            if self._frames is not None:
+                self._frames.poll()
 
     def findings(self) -> Iterator[Finding]:
         """Yield the findings about each camera, the clock and the node. Call ``listen`` first."""

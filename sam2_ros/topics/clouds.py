@@ -133,8 +133,7 @@ def _packed(rgb: np.ndarray) -> np.ndarray:
 def _cloud(points: np.ndarray, header: Header, target: FrameTransform) -> PointCloud2:
     """Return points in the camera's frame, of type XYZ_RGB or XYZ_RGB_INSTANCE, as a cloud in target_frame."""
     if target is not CAMERA_FRAME:
-        columns = points.view(np.float32).reshape(len(points), -1)
-        columns[:, :3] = target.points(columns[:, :3])
+        _move(points, target)
     data = array('B')  # the only type that the setter does not copy element by element
     data.frombytes(points.view(np.uint8).data)
     fields = [PointField(name=name, offset=4 * place, datatype=_DATATYPES[name], count=1)
@@ -142,6 +141,14 @@ def _cloud(points: np.ndarray, header: Header, target: FrameTransform) -> PointC
     return PointCloud2(header=target_header(header, target), height=1, width=len(points), fields=fields,
                        is_bigendian=False, point_step=points.dtype.itemsize,
                        row_step=points.dtype.itemsize * len(points), data=data, is_dense=True)
+
+
+def _move(points: np.ndarray, target: FrameTransform) -> None:
+    """Transform points in place, axis by axis: on interleaved columns that is faster than a matrix product."""
+    x, y, z = points['x'], points['y'], points['z']
+    moved = [a * x + b * y + c * z + offset for (a, b, c), offset in zip(
+        target.rotation.astype(np.float32), target.offset.astype(np.float32), strict=True)]
+    points['x'], points['y'], points['z'] = moved
 
 
 def _as_received(depth: DepthFrame) -> np.ndarray:

@@ -7,8 +7,10 @@ import sys
 
 import numpy as np
 import pytest
+from geometry_msgs.msg import TransformStamped
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header
 
 from sam2_ros.messages.conversions import from_pixels
 from sam2_ros.runtime.dds import PROFILE_VARIABLES, TRANSPORT_VARIABLE
@@ -121,6 +123,22 @@ def test_a_camera_with_depth_is_checked_against_its_node(tmp_path):
                  'node'):
         assert found[what][0] == 'good', found[what]
     assert found['depth size'][1] == '160 x 120 pixels, as the image, 16UC1'
+
+
+def test_the_transform_into_target_frame_is_checked_at_the_stamps_of_the_images(tmp_path):
+    pytest.importorskip('tf2_ros', reason='needs tf2_ros (CONTRIBUTING.md)')
+    from tf2_msgs.msg import TFMessage
+    with running_node(tmp_path, active=False) as peer:
+        rig = Rig(peer)
+        tf = peer.node.create_publisher(TFMessage, '/tf', 100)
+
+        def move(header):
+            moved = TransformStamped(header=Header(stamp=header.stamp, frame_id='map'), child_frame_id='rig')
+            tf.publish(TFMessage(transforms=[moved]))
+        check = Check(peer.node.context.get_domain_id(), *RIG, '--ros-args', '-p', 'target_frame:=map')
+        rig.stream_while(check, step=move)
+        _, found = check.findings()
+    assert found['target_frame'] == ('good', "'rig' to 'map': 100% of the images have a transform at their stamp")
 
 
 def test_a_camera_with_everything_wrong_is_told_so(tmp_path):

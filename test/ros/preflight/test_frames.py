@@ -61,15 +61,21 @@ def test_transforms_at_the_stamps_of_the_images_are_good(watched):
     for number in range(20):
         watched.tf(100.0 + number * PERIOD + 0.01)
         watched.show(100.0 + number * PERIOD)
+        watched.watch.poll()
     assert watched.finding().verdict is Verdict.GOOD
     assert "'camera' to 'map': 100% of the images" in watched.finding().text
 
 
-def test_transforms_that_arrive_after_the_wait_are_doubtful(watched):
+def test_transforms_that_arrive_after_the_wait_are_doubtful(watched, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr('sam2_ros.preflight.frames.time.monotonic', lambda: now[0])
     watched.tf(99.0)
     for number in range(20):
         watched.show(100.0 + number * PERIOD)
-        watched.tf(100.0 + number * PERIOD - 0.15)
+        watched.watch.poll()
+        now[0] += 0.25
+        watched.tf(100.0 + number * PERIOD + 0.01)
+        watched.watch.poll()
     finding = watched.finding(wait=0.05)
     assert finding.verdict is Verdict.DOUBTFUL
     assert 'arrives 0.250 s after the image (median): raise transform_wait (0.05 s)' in finding.text

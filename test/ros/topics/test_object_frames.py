@@ -126,6 +126,22 @@ def test_an_image_without_a_frame_is_told(frames):
     assert 'have the camera driver set frame_id' in frames._node.warnings[0]
 
 
+def test_each_of_several_cameras_has_its_name_in_its_frames(context, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'tf2_ros', Tf2)
+    node = Sam2Node(context=context, parameter_overrides=[
+        Parameter(name, value=value) for name, value in {
+            'image_size': 64, 'autostart': False, 'device': 'cpu', 'publish_tf': True, 'cameras': ['front', 'back'],
+        }.items()])
+    assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    names = []
+    for camera in node._cameras:
+        frames = camera.topics._publishers._frames
+        names += [found.child_frame_id for found in sent(frames, tracked(3))]
+    assert names == ['sam2/front/3', 'sam2/back/3']
+    node.close()
+    node.destroy_node()
+
+
 # --- at configure
 
 def configured(context, **parameters) -> tuple[TransitionCallbackReturn, str]:
