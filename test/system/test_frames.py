@@ -77,23 +77,22 @@ class MovingRobot:
         stamp = peer.header().stamp
         self._start = stamp.sec * 10**9 + stamp.nanosec
         self.i = 0  # the last image
-        self._sent = -1.0  # seconds; time of the last transform
+        self.sent = -0.993  # seconds; time of the last transform
 
     def stamp(self, seconds: float) -> Time:
         whole, rest = divmod(self._start + round(seconds * 1e9), 10**9)
         return Time(sec=whole, nanosec=rest)
 
-    def broadcast(self, until: float, since: float | None = None) -> None:
+    def broadcast(self, until: float) -> None:
         """Send the poses of the camera up to a time in seconds."""
-        first = self._sent + TF_PERIOD if since is None else since
         transforms = []
-        for seconds in np.arange(first, until, TF_PERIOD) + 0.007:
+        for seconds in np.arange(self.sent + TF_PERIOD, until, TF_PERIOD):
             rotation, centre = SCENE.camera_pose(seconds / PERIOD)
             transforms.append(TransformStamped(
                 header=Header(stamp=self.stamp(seconds), frame_id=WORLD), child_frame_id=FRAME_ID,
                 transform=Transform(translation=Vector3(**dict(zip('xyz', centre.tolist(), strict=True))),
                                     rotation=quaternion(rotation))))
-            self._sent = seconds
+            self.sent = seconds
         self._tf.publish(TFMessage(transforms=transforms))
 
     def next_fast(self, after: int = 1) -> int:
@@ -278,7 +277,7 @@ def test_a_transform_of_another_time_is_refused_and_told(moving):
     assert instance.state == Instance.TRACKED and instance.has_depth, 'in the frame of the camera it has its position'
     assert not instance.target_pose
     reason = (f"images have no position in target_frame '{WORLD}': no transform from '{FRAME_ID}' to '{WORLD}' at the "
-              f'stamp of the image: the newest is 0.')
+              f'stamp of the image: the newest is {moving.i * PERIOD - moving.sent:.3f} s older')
     moving.peer.wait_for(lambda: any(reason in status.message for one in diagnostics for status in one.status),
                          'the reason on /diagnostics')
     assert 'positions are not published in target_frame: no transform' in moving.peer.process.log
