@@ -23,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from sam2_core import __version__
 from sam2_core.arguments import device, number, whole
@@ -103,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _say(line)
         model = load_model(choice.name, choice.checkpoint, choice.device, TYPES[options.dtype], options.image_size)
         options.output.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:  # of frames, prompts, checkpoints and connections
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:  # of frames, prompts, checkpoints, connections
         _say(f'sam2_segment: {error}')
         return 2
     return _run(options, images, prompts, ImageSegmenter(model), choice)
@@ -124,7 +125,7 @@ def _run(options: argparse.Namespace, images: ImageSet, prompts: dict[int, list[
                 masks = _segment(options, segmenter, image, None if prompts is None else prompts[index])
                 write_masks(options.output, name, images.path(index), image, masks, segmenter.model,
                             files=not options.no_masks, overlay=not options.no_overlay)
-            except (FrameError, PromptError, NotFiniteError, OSError) as error:
+            except (FrameError, PromptError, NotFiniteError, OSError, torch.OutOfMemoryError) as error:
                 say(f'sam2_segment: {images.path(index)}: {error}')
                 continue
             done += 1

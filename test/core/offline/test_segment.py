@@ -177,6 +177,17 @@ def test_a_prompt_file_names_objects_and_prompts_several_images(scene, tmp_path,
     assert overlap(masks(tmp_path / 'out', '11')[1], scene.truth(2, 11)) > 0.8
 
 
+def test_one_id_may_be_prompted_in_several_images(scene, tmp_path):
+    for number in (0, 6):
+        save(tmp_path / f'{number}.png', scene.image(number))
+    boxes = [f'5:{box_of(scene, 1, frame)}@{index}' for index, frame in enumerate((0, 6))]
+    images = tmp_path / '0.png', tmp_path / '6.png'
+    assert run(*images, '--box', boxes[0], '--box', boxes[1], '--output', tmp_path / 'out') == 0
+    for name, frame in (('0', 0), ('6', 6)):
+        assert [item['object_id'] for item in result(tmp_path / 'out', name)['annotations']] == [5]
+        assert overlap(masks(tmp_path / 'out', name)[1], scene.truth(1, frame)) > 0.85
+
+
 def test_a_mask_alone_needs_another_model_than_nano(scene, photo, tmp_path, capsys):
     save(tmp_path / 'rough.png', scene.truth(1, 0).astype(np.uint8) * 255)
     (tmp_path / 'prompts.json').write_text(json.dumps([{'frame': 0, 'mask': 'rough.png'}]))
