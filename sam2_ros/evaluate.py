@@ -137,9 +137,11 @@ def parameters_of(options: argparse.Namespace) -> Parameters:
         given['model'] = ''  # detected from the weights
     problems += [f'{name} {shown(value)} is ignored: a recording is evaluated in the frame of its camera'
                  for name in ('target_frame', 'publish_tf') if (value := getattr(chosen, name))]
+    if chosen.keep_objects:
+        problems.append(f'keep_objects {shown(chosen.keep_objects)} is ignored: a recording begins without objects')
     for problem in problems:
         print(f'sam2_evaluate: parameters {options.parameters}: {problem}', file=sys.stderr)
-    return with_values(chosen, {**given, 'target_frame': '', 'publish_tf': False})
+    return with_values(chosen, {**given, 'target_frame': '', 'publish_tf': False, 'keep_objects': ''})
 
 
 def jobs_of(options: argparse.Namespace, parameters: Parameters) -> list[Job]:

@@ -71,6 +71,7 @@ def run_live(recording: Recording, model: Sam2Model, parameters: Parameters, *, 
     first = _first_image(recording)
     depth = _first_depth(recording)
     chosen = replace(parameters, autostart=True, cameras=(), detections_topic='', target_frame='', publish_tf=False,
+                     keep_objects='',  # the file is a robot's
                      image_transport='compressed' if isinstance(first, CompressedImage) else 'raw',
                      depth_transport='compressedDepth' if depth is CompressedImage else 'raw',
                      image_transports=(), depth_transports=())

@@ -3,6 +3,7 @@ import contextlib
 
 import numpy as np
 import pytest
+from lifecycle_msgs.msg import Transition
 from sensor_msgs.msg import Image
 
 from sam2_core.metrics import iou
@@ -22,7 +23,8 @@ def cameras(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp('cameras')
     with own_domain() as domain, contextlib.ExitStack() as stack:
         process = NodeProcess(domain, folder / 'node.log', {
-            'cameras': '[front,wrist]', 'image_transport': 'compressed' if request.param else 'raw'})
+            'cameras': '[front,wrist]', 'image_transport': 'compressed' if request.param else 'raw',
+            'keep_objects': folder / 'objects.safetensors'})
         stack.callback(process.kill)
         peers = {name: stack.enter_context(contextlib.closing(Peer(domain, process, compressed=request.param,
                                                                    camera=name))) for name in SCENES}
@@ -57,6 +59,20 @@ def test_ids_are_per_camera_and_each_tracks_its_own(front_and_wrist):
         assert [(i.id, i.label) for i in seen_wrist.instances] == [(1, 'blue'), (2, '')]
     assert good(seen_front, 'front', 7, 1, 1)
     assert good(seen_wrist, 'wrist', 7, 2, 1) and good(seen_wrist, 'wrist', 7, 1, 2)
+
+
+def test_each_keeps_its_objects_over_cleanup(front_and_wrist):
+    front, wrist = front_and_wrist
+    front.start_object(1, SCENES['front'].box(0, 1), SCENES['front'].image(0), 'red')
+    wrist.start_object(7, SCENES['wrist'].box(0, 2), SCENES['wrist'].image(0), 'blue')
+    for transition in (Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_CLEANUP,
+                       Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE):
+        assert front.change_state(transition)
+    for name, peer, expected in (('front', front, (1, 'red')), ('wrist', wrist, (7, 'blue'))):
+        peer.wait_for_camera(SCENES[name].image(1))
+        array = peer.process_image(SCENES[name].image(2))
+        assert [(instance.id, instance.label) for instance in array.instances] == [expected]
+    assert good(array, 'wrist', 2, 2, 7)
 
 
 def test_images_that_come_together_are_both_processed(front_and_wrist):

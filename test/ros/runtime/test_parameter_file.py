@@ -54,12 +54,13 @@ def test_the_sections_of_a_node_are_chosen_by_its_name(tmp_path, capsys):
 
 def test_the_evaluation_stays_in_the_frame_of_the_camera_and_says_so(tmp_path, capsys):
     file = tmp_path / 'robot.yaml'
-    file.write_text('target_frame: map\npublish_tf: true\nmax_objects: 7')
+    file.write_text('target_frame: map\npublish_tf: true\nmax_objects: 7\nkeep_objects: /var/mine.safetensors')
     assert parameters_of(parse(['no.mcap', '--output', 'nowhere', '--parameters', str(file)])) == Parameters(
         max_objects=7)
     told = capsys.readouterr().err
     for what in ("target_frame 'map'", 'publish_tf true'):
         assert f'{what} is ignored: a recording is evaluated in the frame of its camera' in told
+    assert "keep_objects '/var/mine.safetensors' is ignored: a recording begins without objects" in told
 
 
 @pytest.mark.parametrize(('text', 'reason'), [
