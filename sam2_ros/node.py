@@ -36,6 +36,7 @@ from sam2_ros.runtime.dds import remove_dead_segments, use_image_profile
 from sam2_ros.runtime.executables import install
 from sam2_ros.runtime.guarded_node import GuardedExecutor, GuardedNode
 from sam2_ros.runtime.image_transports import check_transports
+from sam2_ros.runtime.lifecycle_bond import ManagerBond, why_no_bond
 from sam2_ros.runtime.node_arguments import ARGUMENT_ERRORS, problems, why
 from sam2_ros.runtime.node_help import parse
 from sam2_ros.runtime.node_parameters import accepted, declare_parameters, read_parameters
@@ -89,6 +90,7 @@ class Sam2Node(GuardedNode):
         for problem in problems(self, chosen):
             self.get_logger().warning(problem)
         self._diagnostics = Diagnostics(self, self.failures)
+        self._bond = ManagerBond(self)
         if chosen.autostart:
             self._autostart_timer = self.create_timer(0.0, self._autostart)
 
@@ -128,6 +130,8 @@ class Sam2Node(GuardedNode):
             self._free()
             self._diagnostics.not_loaded(str(error))
             return FAILURE
+        if problem := why_no_bond(chosen.bond_heartbeat_period):
+            self.get_logger().warning(problem)
         self._model = model
         self._changed = threading.Condition()
         for camera in self._cameras:
@@ -148,6 +152,7 @@ class Sam2Node(GuardedNode):
         self._diagnostics.worker_alive = lambda worker=self._worker: worker.alive
         for camera in self._cameras:
             camera.activate()
+        self.failures.run('bond', self._bond.start, read_parameters(self).bond_heartbeat_period)
         return result
 
     @_logged
@@ -176,11 +181,16 @@ class Sam2Node(GuardedNode):
         self._free()
         return SUCCESS
 
+    def leave(self) -> None:
+        """End the bond with a lifecycle manager. Call it before ROS is shut down; any thread may."""
+        self.failures.run('bond', self._bond.close)
+
     def close(self) -> None:
         """Stop the worker. Call it before ``destroy_node``, after the executor has stopped."""
         self.failures.run('end', self._stop, 'the node ended')
         for camera in self._cameras:
             self.failures.run('end', camera.end)
+        self.failures.run('bond', self._bond.free)
 
     def destroy_node(self) -> None:
         """Leave the graph at once; rclpy would wait for the garbage collector to destroy the state machine."""
@@ -188,6 +198,7 @@ class Sam2Node(GuardedNode):
         super().destroy_node()
 
     def _stop(self, reason: str) -> None:
+        self.failures.run('bond', self._bond.end)
         self._diagnostics.worker_alive = None
         for camera in self._cameras:
             self.failures.run('end of subscriptions', camera.unsubscribe)
@@ -209,6 +220,7 @@ class Sam2Node(GuardedNode):
             self._transforms.subscribe(f"target_frame '{chosen.target_frame}'")
 
     def _free(self) -> None:
+        self.failures.run('bond', self._bond.free)
         for camera in self._cameras:
             self.failures.run('cleanup', camera.cleanup)
         self.failures.run('cleanup', self._transforms.close)
@@ -242,11 +254,17 @@ def main(args: list[str] | None = None) -> int:
     except ARGUMENT_ERRORS as error:
         print(f'sam2_node: {why(error)}', file=sys.stderr)
         return 1
-    STOPPING.act_on_signal(rclpy.try_shutdown)
+    node = executor = None
+
+    def stop() -> None:
+        if node is not None:
+            node.leave()
+        rclpy.try_shutdown()
+
+    STOPPING.act_on_signal(stop)
     if freed:
         rclpy.logging.get_logger('sam2').info(
             f'freed {freed / 2**20:.0f} MiB of shared memory left behind by killed processes')
-    node = executor = None
     try:
         try:
             node = Sam2Node()

@@ -54,7 +54,7 @@ def test_package_xml_names_every_package_that_is_imported():
     keys = {'cv2': 'python3-opencv', 'numpy': 'python3-numpy', 'rich': 'python3-rich', 'yaml': 'python3-yaml'}
     from_pip = {'torch', 'safetensors', 'huggingface_hub', 'peft', 'rosbags', 'ray', 'onnxruntime', 'lz4', 'backports'}
     # package.xml has no tag for optional packages: docs/install.md; compression is part of Python 3.14
-    optional = {'vision_msgs', 'tf2_ros', 'image_transport_py', 'compression'}
+    optional = {'vision_msgs', 'tf2_ros', 'image_transport_py', 'bondpy', 'compression'}
     imported = set()
     for path in [path for folder in ('sam2_core', 'sam2_ros', 'launch') for path in (ROOT / folder).rglob('*.py')]:
         for statement in ast.walk(ast.parse(path.read_text())):

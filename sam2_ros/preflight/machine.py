@@ -15,6 +15,7 @@ from sam2_ros.messages.vision import VisionMessagesMissing, require_vision_msgs
 from sam2_ros.preflight.findings import Finding, Verdict, bad, doubtful, good
 from sam2_ros.preflight.kept_file import check_kept_files
 from sam2_ros.runtime.dds import PROFILE_VARIABLES, SHARED_MEMORY, TRANSPORT_VARIABLE, dead_segments, image_profile
+from sam2_ros.runtime.lifecycle_bond import why_no_bond
 from sam2_ros.runtime.parameter_rules import shown
 from sam2_ros.runtime.parameters import Parameters
 
@@ -25,7 +26,8 @@ PACKAGES = {  # module -> how to install it
     'sam2_ros.msg': 'build the package and source its setup file'}
 OPTIONAL = {  # module -> what does not work without it
     'huggingface_hub': 'official weights cannot be downloaded', 'vision_msgs': 'no detections in and out',
-    'tf2_ros': 'no positions in another frame than that of the camera'}
+    'tf2_ros': 'no positions in another frame than that of the camera',
+    'bondpy': "no bond with Nav2's lifecycle manager"}
 SEGMENT = 64 * 2**20  # bytes of shared memory that each process takes, see config/fastdds_images.xml
 LITTLE_GPU_MEMORY = 2 * 2**30  # bytes
 RECEIVE_BUFFER = 10 * 2**20  # bytes; an image arrives as many UDP packets at once
@@ -54,6 +56,8 @@ def check_machine(parameters: Parameters, middleware: str, environment: Mapping[
                 tf2_for(f'{name} {shown(value)}')
     except Tf2Missing as error:
         yield bad('packages', str(error))
+    if problem := why_no_bond(parameters.bond_heartbeat_period):
+        yield doubtful('packages', problem)
     yield check_device(parameters.device)
     yield check_weights(parameters.model, parameters.checkpoint, parameters.dtype)
     yield from check_kept_files(parameters)

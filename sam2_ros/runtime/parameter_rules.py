@@ -39,6 +39,9 @@ def with_values(parameters: Parameters, values: Mapping[str, Any]) -> Parameters
 def doubts(chosen: Parameters) -> list[str]:
     """Return a warning for each combination of values that is valid but probably not intended."""
     found = []
+    if chosen.bond_heartbeat_period and chosen.autostart:
+        found.append(f'bond_heartbeat_period {chosen.bond_heartbeat_period:g} with autostart: a lifecycle manager '
+                     f'cannot configure a node that is active already; set autostart to false')
     if chosen.detections_classes and not chosen.detections_topic:
         found.append(f'detections_classes {shown(chosen.detections_classes)} has no effect without detections_topic')
     if chosen.detections_fit != 'stretch' and not chosen.detections_width:

@@ -36,6 +36,10 @@ class Parameters:
     autostart: bool = _parameter(
         True, 'Configure and activate the node as soon as it runs. false: wait for ros2 lifecycle set NODE configure, '
         'then activate.', when=START, section='Startup')
+    bond_heartbeat_period: float = _parameter(
+        0.0, "Seconds between heartbeats of the bond with Nav2's lifecycle manager while the node is active; Nav2 uses "
+        '0.1. Needs bondpy. 0: no bond.', when=MODEL, limits=(0.0, 2.0),
+        see='how-to/operate.md#nav2s-lifecycle-manager')
 
     model: str = _parameter(
         'nano', 'Model variant: nano (packaged), or sam2_hiera_* or sam2.1_hiera_* with tiny, small, base_plus or '
