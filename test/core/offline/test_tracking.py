@@ -178,13 +178,13 @@ def test_memory_does_not_grow_with_the_video(tmp_path, monkeypatch):
     path = write_video(tmp_path / 'long.mp4', [images[frame % 20] for frame in range(count)])
     monkeypatch.setattr(video, 'BLOCK_BYTES', block * images[0].nbytes)
     monkeypatch.setattr(tracking, 'StreamTracker', Constant)
-    alive, most, convert = set(), 0, cv2.cvtColor
+    alive, most, convert = {}, 0, cv2.cvtColor
 
     def counted(image, code):
         nonlocal most
         found = convert(image, code)
-        alive.add(id(found))
-        weakref.finalize(found, alive.discard, id(found))
+        number = id(found)
+        alive[number] = weakref.ref(found, lambda _: alive.pop(number))
         most = max(most, len(alive))
         return found
 
