@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -38,7 +38,8 @@ class TrackingGoal:
     request: PromptRequest | None = None  # its prompt; None: it follows a known object
     removal: PromptRequest | None = None  # of its object
     cancelled: bool = False
-    resets: int | None = None  # of all objects by the node, before its object was known
+    late: bool = False  # its object is on its way from a past image, and not yet live
+    resets: int | None = None  # of all objects by the node, when its object became known; None: not known yet
     header: Header = field(default_factory=Header)  # of the last frame with its object
     item: TrackedObject | None = None  # its object in that frame
     reason: int | None = None  # why it leaves its object or has ended, a constant of Track.Result
@@ -82,20 +83,24 @@ class TrackingGoals:
         """Drop a goal without ending it."""
         self._open.pop(goal, None)
 
-    def see_answers(self, answers: Iterable[PromptAnswer], resets: int | None = None) -> GoalChanges:
-        """Follow answers to prompts, of goals and of others, in their order."""
-        changes = GoalChanges()
-        for answer in answers:
-            for goal in tuple(self._open):
-                self._see_answer(goal, answer, resets, changes)
-        return changes
+    def refuse(self, answer: PromptAnswer) -> GoalChanges:
+        """Follow the refusal of a prompt that has not reached the worker."""
+        return self._see_answers(WorkerStep([answer], None, (), (), 0))
 
     def see_step(self, step: WorkerStep) -> GoalChanges:
         """Follow a step of the worker: its answers first, then its objects."""
-        changes = self.see_answers(step.answers, step.resets)
+        changes = self._see_answers(step)
         for goal in tuple(self._open):
             if goal.phase in (Phase.JOINING, Phase.FOLLOWING):
                 self._see_object(goal, step, changes)
+        return changes
+
+    def _see_answers(self, step: WorkerStep) -> GoalChanges:
+        """Follow the answers to prompts, of goals and of others, in their order."""
+        changes = GoalChanges()
+        for answer in step.answers:
+            for goal in tuple(self._open):
+                self._see_answer(goal, answer, step, changes)
         return changes
 
     def cancel(self, goal: TrackingGoal) -> GoalChanges:
@@ -122,25 +127,27 @@ class TrackingGoals:
 
     # --- one goal
 
-    def _see_answer(self, goal: TrackingGoal, answer: PromptAnswer, resets: int | None, changes: GoalChanges) -> None:
+    def _see_answer(self, goal: TrackingGoal, answer: PromptAnswer, step: WorkerStep, changes: GoalChanges) -> None:
         if answer.request is goal.removal:
             self._end(goal, goal.reason or Result.FAILED, f'{goal.text}; object {goal.id} was removed, since this goal '
                       f'had started it' if answer.accepted else f'{goal.text}; {answer.reason}', changes)
         elif answer.request is goal.request:
-            self._see_own_answer(goal, answer, resets, changes)
-        elif answer.accepted and goal.phase in (Phase.JOINING, Phase.FOLLOWING):
-            self._see_other_answer(goal, answer, changes)
+            self._see_own_answer(goal, answer, step, changes)
+        elif answer.accepted and goal.phase in (Phase.JOINING, Phase.FOLLOWING) and goal.resets is not None:
+            self._see_other_answer(goal, answer, step, changes)
 
-    def _see_own_answer(self, goal: TrackingGoal, answer: PromptAnswer, resets: int | None,
-                        changes: GoalChanges) -> None:
+    def _see_own_answer(self, goal: TrackingGoal, answer: PromptAnswer, step: WorkerStep, changes: GoalChanges) -> None:
         if not answer.accepted:
             self._end(goal, Result.CANCELLED if goal.cancelled else Result.REFUSED, answer.reason, changes)
             return
-        goal.id, goal.phase, goal.resets = answer.id, Phase.JOINING, resets
+        goal.id, goal.phase = answer.id, Phase.JOINING
+        goal.late = step.frame is None and answer.id in step.starting  # a prompt for the image at hand has a frame
+        goal.resets = step.resets
         if goal.cancelled:
             self._leave(goal, Result.CANCELLED, 'cancelled', changes)
 
-    def _see_other_answer(self, goal: TrackingGoal, answer: PromptAnswer, changes: GoalChanges) -> None:
+    def _see_other_answer(self, goal: TrackingGoal, answer: PromptAnswer, step: WorkerStep,
+                          changes: GoalChanges) -> None:
         action = answer.request.message.action
         if action == PromptMessage.CLEAR:
             self._end(goal, Result.REMOVED, f'object {goal.id} was removed with all others', changes)
@@ -148,23 +155,35 @@ class TrackingGoals:
             return
         elif action == PromptMessage.REMOVE:
             self._end(goal, Result.REMOVED, f'object {goal.id} was removed by a prompt', changes)
-        elif action == PromptMessage.SET and goal.phase is Phase.JOINING:  # later, an event tells when it happens
-            self._replaced(goal, changes)
+        elif action == PromptMessage.SET and goal.phase is Phase.JOINING and (goal.late or step.frame is not None):
+            self._replaced(goal, changes)  # a live object stays until a late one joins, which an event tells
 
     def _see_object(self, goal: TrackingGoal, step: WorkerStep, changes: GoalChanges) -> None:
-        if goal.resets is None:
-            goal.resets = step.resets
-        events = [] if step.frame is None else [event.kind for event in step.frame.events if event.id == goal.id]
+        frame, live, events = step.frame, goal.id in step.live, set[int]()
+        if goal.resets is None:  # without a prompt, the first step after the goal says whether its object is known
+            goal.resets, goal.late = step.resets, not live
+            if not live and goal.id not in step.starting:
+                self._unknown(goal, step, changes)
+                return
+        if frame is not None:
+            events = {event.kind for event in frame.events if event.id == goal.id}
         if goal.resets != step.resets:
             self._end(goal, Result.TIME_JUMP, f'image stamps jumped back, and objects are forgotten then '
                       f'(on_time_jump): object {goal.id} as well', changes)
-        elif goal.id not in step.live and goal.id not in step.starting:
-            self._gone(goal, step, events, changes)
-        elif goal.phase is Phase.FOLLOWING and InstanceEvent.REMOVED in events:
-            self._replaced(goal, changes)
-        elif step.frame is not None and (goal.phase is Phase.FOLLOWING or goal.id not in step.starting):
-            goal.phase = Phase.FOLLOWING  # events in its first frame concern objects before it
-            self._report(goal, step.frame, changes)
+        elif not live and (goal.phase is Phase.FOLLOWING or goal.id not in step.starting):
+            self._gone(goal, events, changes)
+        elif frame is None:
+            return
+        elif goal.phase is Phase.FOLLOWING:
+            if InstanceEvent.REMOVED in events:
+                self._replaced(goal, changes)
+            else:
+                self._report(goal, frame, changes)
+        elif not goal.late or InstanceEvent.ADDED in events:
+            goal.phase = Phase.FOLLOWING  # the events of its first frame concern other objects as well
+            self._report(goal, frame, changes)
+        elif goal.id not in step.starting:  # it has not joined: the live object under its id is another one
+            self._gone(goal, events, changes)
 
     def _report(self, goal: TrackingGoal, frame: Frame, changes: GoalChanges) -> None:
         item = next((item for item in frame.objects if item.id == goal.id), None)
@@ -176,12 +195,13 @@ class TrackingGoals:
             self._leave(goal, Result.LOST, f'object {goal.id} was not visible for {item.hidden_for:.3f} s '
                                            f'(lost_timeout {goal.lost_timeout:g} s)', changes)
 
-    def _gone(self, goal: TrackingGoal, step: WorkerStep, events: list[int], changes: GoalChanges) -> None:
-        if goal.request is None and goal.phase is Phase.JOINING:
-            known = ', '.join(map(str, sorted({*step.live, *step.starting}))) or 'none'
-            self._end(goal, Result.REFUSED, f'id {goal.id} is not known (known: {known}): start it with a SET prompt',
-                      changes)
-        elif InstanceEvent.FORGOTTEN in events:
+    def _unknown(self, goal: TrackingGoal, step: WorkerStep, changes: GoalChanges) -> None:
+        known = ', '.join(map(str, sorted({*step.live, *step.starting}))) or 'none'
+        self._end(goal, Result.REFUSED, f'id {goal.id} is not known (known: {known}): start it with a SET prompt',
+                  changes)
+
+    def _gone(self, goal: TrackingGoal, events: set[int], changes: GoalChanges) -> None:
+        if InstanceEvent.FORGOTTEN in events:
             self._end(goal, Result.LOST, f'object {goal.id} was forgotten: not visible for longer than forget_after',
                       changes)
         else:

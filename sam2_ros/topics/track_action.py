@@ -111,6 +111,7 @@ class TrackAction:
             return Track.Result(reason=Track.Result.REFUSED, text=reason)
         self._handles[goal], self._futures[goal] = handle, future
         try:
+            self._see_steps()  # those from before the goal do not concern it
             self._goals.add(goal)
             self._submit(goal, handle)
             await future
@@ -133,7 +134,7 @@ class TrackAction:
         if self._topics is not None:
             refusal = self._topics.submit(request)
             if refusal is not None:
-                self._apply(self._goals.see_answers([refusal]))
+                self._apply(self._goals.refuse(refusal))
 
     def _result(self, goal: TrackingGoal, handle: ServerGoalHandle) -> Track.Result:
         """Set the final state of a goal that has ended; return its result."""

@@ -13,6 +13,7 @@ from testing.camera_images import roi
 from testing.domains import own_domain
 from testing.node_process import NodeProcess
 from testing.peer import Peer, Scene, ids, running_node, whole_mask
+from testing.track_client import CANCELED, SUCCEEDED, TrackClient
 
 SCENES = {'front': Scene(), 'wrist': Scene(320, 240)}
 
@@ -44,6 +45,20 @@ def front_and_wrist(cameras):
 
 def good(array, name: str, time: float, disc: int, object_id: int) -> bool:
     return iou(whole_mask(array, object_id), SCENES[name].mask(time, disc)) > 0.6
+
+
+def test_each_camera_has_an_action_of_its_own(front_and_wrist):
+    peers = dict(zip(SCENES, front_and_wrist, strict=True))
+    goals = {name: TrackClient(peer).send(Prompt(id=1, box=roi(SCENES[name].box(0, 1)), label=name))
+             for name, peer in peers.items()}
+    for name, goal in goals.items():
+        assert goal.follow(SCENES[name].image(0)).label == name
+    assert goals['front'].cancel()[0] == CANCELED
+    shown = peers['wrist'].process_image(SCENES['wrist'].image(0))
+    assert ids(shown) == [1] and not goals['wrist'].done()
+    peers['wrist'].reset()
+    assert goals['wrist'].end()[0] == SUCCEEDED
+    assert {message.instance.label for message in goals['wrist'].feedback} == {'wrist'}
 
 
 def test_ids_are_per_camera_and_each_tracks_its_own(front_and_wrist):

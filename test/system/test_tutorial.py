@@ -1,4 +1,4 @@
-"""The tutorial's client beside the node and the demo camera, as its page starts them."""
+"""The clients in the documentation beside the node and the demo camera, as its pages start them."""
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +8,9 @@ import pytest
 pytest.importorskip('rclpy', reason='needs ROS 2 or its wheels (make setup)')
 from testing.node_process import NodeProcess  # noqa: E402
 
-CLIENT = Path(__file__).resolve().parents[2] / 'docs' / 'tutorials' / 'first_object.py'
+DOCS = Path(__file__).resolve().parents[2] / 'docs'
+CLIENT = DOCS / 'tutorials' / 'first_object.py'
+TRACK = DOCS / 'how-to' / 'track_object.py'
 CAMERA = (sys.executable, '-m', 'sam2_ros.demo.camera')
 
 
@@ -24,6 +26,22 @@ def test_the_first_object_is_tracked_corrected_and_removed(tmp_path, ros_domain)
             assert line in client.stdout
         assert client.stdout.count('accepted') == 5, client.stdout
         assert (tmp_path / 'first_object.png').stat().st_size > 100_000
+        assert camera.stop()[0] == node.stop()[0] == 0
+    finally:
+        camera.kill()
+        node.kill()
+
+
+@pytest.mark.slow
+def test_a_client_of_the_action_follows_an_object_and_lets_go_of_it(tmp_path, ros_domain):
+    node = NodeProcess(ros_domain, tmp_path / 'node.log')
+    camera = NodeProcess(ros_domain, tmp_path / 'camera.log', {'hold': True, 'rate': 4.0}, command=CAMERA)
+    try:
+        client = subprocess.run([sys.executable, TRACK, '5'], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+        assert client.returncode == 0, client.stderr + node.log
+        *feedback, end = client.stdout.splitlines()
+        assert end == 'CANCELLED: cancelled; object 1 was removed, since this goal had started it', client.stdout
+        assert feedback and all(line.startswith('1 ball: TRACKED, score 0.') for line in feedback)
         assert camera.stop()[0] == node.stop()[0] == 0
     finally:
         camera.kill()

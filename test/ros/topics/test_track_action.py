@@ -82,7 +82,7 @@ def test_feedback_that_fails_is_recorded_and_the_goal_goes_on(robot, begin, monk
     assert goal.end()[1].reason == Result.CANCELLED
 
 
-@pytest.mark.parametrize('method', ['see_step', 'see_answers'])
+@pytest.mark.parametrize('method', ['see_step', '_see_answers'])
 def test_goals_end_as_failed_if_they_cannot_be_followed(robot, begin, monkeypatch, method):
     goals = [begin(set_box(id=5)), begin(Prompt(action=Prompt.REFINE, id=5))]
     with monkeypatch.context() as patch:
