@@ -334,6 +334,13 @@ def test_a_device_is_refused_in_the_words_of_the_node(device):
     assert (finding.verdict, finding.text) == (BAD, str(error.value))
 
 
+def test_a_bond_needs_its_package(monkeypatch):
+    monkeypatch.setattr('sam2_ros.runtime.lifecycle_bond.Bond', None)
+    found = [*check_machine(Parameters(bond_heartbeat_period=0.1), 'rmw_fastrtps_cpp', {})]
+    assert any(finding.verdict is DOUBTFUL and 'bond_heartbeat_period 0.1 needs the package bondpy' in finding.text
+               for finding in found)
+
+
 def test_detections_need_their_messages(monkeypatch):
     monkeypatch.setattr('sam2_ros.messages.vision.vision_msgs', None)
     found = [*check_machine(Parameters(detections_topic='boxes'), 'rmw_fastrtps_cpp', {})]

@@ -186,11 +186,14 @@ def test_a_name_that_does_not_exist_is_refused_with_the_closest(make):
 def test_names_and_combinations_without_effect_are_told_at_start(make, capfd):
     node = make(lost_aftr=3.0, fps=30, **{'qos_overrides./imag.subscription.reliability': 'reliable',
                                           'qos_overrides./image.subscription.reliability': 'reliable'},
-                use_sim_time=False, detections_classes=['cup'], detections_fit='crop', latency_target=0.04)
+                use_sim_time=False, detections_classes=['cup'], detections_fit='crop', latency_target=0.04,
+                bond_heartbeat_period=0.1)
     told = ["unknown parameter 'lost_aftr' is ignored: did you mean lost_after?",
             "unknown parameter 'fps' is ignored: see docs/reference/parameters.md",
             "unknown parameter 'qos_overrides./imag.subscription.reliability' is ignored: did you mean "
             'qos_overrides./image.subscription.reliability?',
+            'bond_heartbeat_period 0.1 with autostart: a lifecycle manager cannot configure a node that is active '
+            'already; set autostart to false',
             "detections_classes ['cup'] has no effect without detections_topic",
             "detections_fit 'crop' has no effect without detections_width and detections_height",
             'depth_wait 0.05 is not below latency_target 0.04: results that wait for their depth are late; lower '
