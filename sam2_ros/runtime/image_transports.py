@@ -125,14 +125,20 @@ class ImageSubscription:
 
 def _subscribe(node: Node, topic: str, transport: str, callback: Callable[[Image], None]) -> Any:
     """Return a Subscriber of image_transport_py. Newer releases take the node as the first argument."""
-    sources = _SOURCES.setdefault(node, {})
-    if transport not in sources:
-        options = {'node_name': f'{node.get_name()}_{transport}', 'image_transport': transport}
-        try:
-            sources[transport] = partial(image_transport_py.ImageTransport(node=node, **options).subscribe, node=node)
-        except TypeError:
-            sources[transport] = image_transport_py.ImageTransport(**options).subscribe
-    return sources[transport](base_topic=topic, queue_size=QUEUE, callback=callback)
+    try:
+        sources = _SOURCES.setdefault(node, {})
+        if transport not in sources:
+            options = {'node_name': f'{node.get_name()}_{transport}', 'image_transport': transport}
+            try:
+                source = image_transport_py.ImageTransport(node=node, **options)
+                sources[transport] = partial(source.subscribe, node=node)
+            except TypeError:
+                sources[transport] = image_transport_py.ImageTransport(**options).subscribe
+        return sources[transport](base_topic=topic, queue_size=QUEUE, callback=callback)
+    except Exception as error:  # of the plugin's library
+        raise TransportMissing(f"transport '{transport}' of {topic}: image_transport_py cannot subscribe to it "
+                               f'({error}); install the package of the plugin, such as '
+                               f'ros-$ROS_DISTRO-{transport}-image-transport') from error
 
 
 # An ImageTransport runs a node of its own in a thread that ends with the process: each transport gets only one.

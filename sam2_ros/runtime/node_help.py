@@ -20,7 +20,7 @@ DESCRIPTION = """Track prompted objects in the images of one or more cameras: th
     sam2_node --ros-args --params-file robot.yaml -r __node:=sam2_front -r __ns:=/robot1
 
 Remap the topics image, depth and camera_info with -r. With the parameter cameras, they are NAME/image, ...
-Compressed images are on image/compressed, which follows a remapping of image.
+Images of another transport than raw are on image/TRANSPORT, which follows a remapping of image; so does depth.
 The node takes prompts on ~/prompt and ~/set_prompt and publishes ~/instances, ~/overlay, ~/prompt_status, ...
 docs/reference/node.md describes all of them."""
 

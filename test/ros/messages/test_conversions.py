@@ -363,6 +363,10 @@ def test_damaged_files_are_decoded_or_refused(rounds):
              ('mono8; jpeg compressed ', compressed('.jpg', small[..., 0])), ('png', compressed('.png', small[..., 0])),
              ('png', png(3, 8, 3, bytes([2, 0, 1]), (b'PLTE', bytes(9)), (b'eXIf', exif(6))))]
     files = [(declared, image.data.tobytes()) for declared, image in files]
+    deep, mosaic = small.astype(np.uint16) * 200, small[..., 1]
+    files += [(declared, compressed('.png', pixels).data.tobytes()) for declared, pixels in (
+        ('mono16; png compressed ', deep[..., 0]), ('png', deep), ('bayer_rggb16; png compressed ', deep[..., 1]),
+        ('bayer_grbg8; png compressed ', mosaic))]
     files.append(('jpeg', cv2.imencode('.jpg', small, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()))
     rng, count = np.random.default_rng(5), rounds(2_000, 200_000)
     done, refused = outcomes(to_rgb, (damaged_file(rng, files) for _ in range(count)))

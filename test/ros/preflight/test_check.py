@@ -45,6 +45,7 @@ from sam2_ros.preflight.machine import (
 )
 from sam2_ros.runtime.dds import PROFILE_VARIABLES, image_profile
 from sam2_ros.runtime.parameters import Parameters
+from testing.depth_codec import compressed_depth
 
 GOOD, DOUBTFUL, BAD = Verdict
 PERIOD = 33_333_333  # ns
@@ -223,6 +224,33 @@ def test_depth_is_compared_with_the_size_of_a_compressed_image():
     good, small = (next(check_depth(depth_topic(values), info_topic(), image, Parameters(), wanted=True))
                    for values in (metre(), metre(240, 320)))
     assert (good.verdict, small.verdict) == (GOOD, BAD)
+
+
+def packed_topic(depth: np.ndarray, codec: str = 'rvl', cut: int = 0) -> Topic:
+    message = compressed_depth(depth, HEADER, codec)
+    del message.data[len(message.data) - cut:]
+    kind = 'sensor_msgs/msg/CompressedImage'
+    return image_topic(message, name='/camera/depth/compressedDepth', type=kind,
+                       publishers=[endpoint('driver', kind=kind)])
+
+
+@pytest.mark.parametrize('codec', ['png', 'rvl'])
+def test_compressed_depth_is_checked_as_raw_depth(codec):
+    found = {finding.what: finding for finding in check_depth(packed_topic(metre(), codec), info_topic(), image_topic(),
+                                                              Parameters(), wanted=True)}
+    assert {finding.verdict for finding in found.values()} <= {GOOD, DOUBTFUL}
+    assert found['depth size'].text == f'640 x 480 pixels, as the image, 16UC1; compressedDepth {codec}'
+    assert found['depth values'].text.startswith('100% of the pixels between')
+
+
+def test_damaged_depth_and_depth_of_another_size_are_named(monkeypatch):
+    found = {finding.what: finding for finding in check_depth(packed_topic(metre(), cut=1000), info_topic(),
+                                                              image_topic(), Parameters(), wanted=True)}
+    assert found['depth values'].verdict is BAD and 'cut off; send it whole' in found['depth values'].text
+    monkeypatch.setattr('sam2_ros.depth.depth_messages.decode_depth_file', lambda file: pytest.fail('decoded'))
+    found = {finding.what: finding for finding in check_depth(packed_topic(metre(48, 64)), info_topic(), image_topic(),
+                                                              Parameters(), wanted=True)}
+    assert found['depth size'].verdict is BAD and 'depth values' not in found
 
 
 def test_depth_in_a_strange_encoding_is_named():

@@ -142,6 +142,15 @@ def test_a_plugin_is_loaded_once_for_all_cameras(installed, node):
     assert [subscriber.topic for subscriber in installed.subscribers] == ['/left/image', '/right/image', '/left/image']
 
 
+def test_a_plugin_that_is_not_installed_is_named(installed, node):
+    def subscribe(*arguments, **named):
+        raise RuntimeError('Unable to load plugin for transport image_transport/theora_sub')
+    installed.ImageTransport.subscribe = subscribe
+    with pytest.raises(TransportMissing, match=r"transport 'theora' of /wrist/image: .*Unable to load plugin .*install "
+                                               r'.*ros-\$ROS_DISTRO-theora-image-transport'):
+        ImageSubscription(node, 'image', 'theora', print)
+
+
 @pytest.mark.parametrize(('values', 'reason'), [
     ({'image_transport': 'theora'}, "image_transport 'theora': must be raw, compressed, compressedDepth, or a plugin"),
     ({'cameras': ('a', 'b'), 'depth_transports': ('raw', 'zstd')}, "depth_transport 'zstd': .*image-transport-py")])
