@@ -65,7 +65,10 @@ def decode_depth_file(file: DepthFile) -> np.ndarray:
         except ImageError as error:
             raise ImageError(f'depth in RVL of {file.width} x {file.height} pixels: {error}') from None
     else:
-        found = cv2.imdecode(np.frombuffer(file.data, np.uint8), cv2.IMREAD_UNCHANGED)
+        try:
+            found = cv2.imdecode(np.frombuffer(file.data, np.uint8), cv2.IMREAD_UNCHANGED)
+        except cv2.error as error:
+            raise ImageError(f'depth in a PNG of {len(file.data)} bytes: {error.err}; send it whole') from None
         if found is None or found.dtype != np.uint16 or found.shape != (file.height, file.width):
             raise ImageError(f'depth in a PNG of {len(file.data)} bytes: broken; send it whole')
         pixels = found

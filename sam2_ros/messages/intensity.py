@@ -49,9 +49,14 @@ def to_8_bits(pixels: np.ndarray, values: IntensityRange) -> np.ndarray:
 
 
 def range_of(pixels: np.ndarray) -> IntensityRange:
-    """Return the range of one grey image, uint16 (H, W): all but the darkest and brightest pixels, with a margin."""
+    """Return the range of one grey image, uint16 (H, W): all but the darkest and brightest pixels, with a margin.
+
+    Pixels of 0 and 65535 do not count: they are dead, saturated, or outside of a rectified image.
+    """
     stride = max(1, math.isqrt(pixels.size // SAMPLE))
     some = pixels[::stride, ::stride].ravel()
+    values = some[(some > FULL_RANGE.low) & (some < FULL_RANGE.high)]
+    some = values if len(values) else some
     cut = int(SHARE * (some.size - 1))
     ends = np.partition(some, (cut, some.size - 1 - cut))
     return _widened(int(ends[cut]), int(ends[some.size - 1 - cut]))

@@ -128,6 +128,8 @@ def _conflict(chosen: Parameters) -> str:
         for transport in (getattr(chosen, name), *each):
             if not re.fullmatch(r'[A-Za-z][A-Za-z0-9_]*', transport):
                 return f"{name} '{transport}': must be the name of a transport, such as raw or compressed"
+            if (name, transport) == ('image_transport', 'compressedDepth'):
+                return f"{name} '{transport}': has depth, not images; set depth_transport, and {name} to compressed"
     if chosen.intensity_min >= chosen.intensity_max > 0 or chosen.intensity_min > 0 == chosen.intensity_max:
         return (f'intensity_min {chosen.intensity_min}: must be below intensity_max {chosen.intensity_max}; set both '
                 f'at once, or both to 0 for a range chosen from the images')

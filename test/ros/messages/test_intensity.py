@@ -30,6 +30,16 @@ def test_the_range_of_an_image_leaves_out_a_few_pixels_and_has_a_margin():
     assert (low, high) == (900, 2100)
 
 
+def test_pixels_without_a_value_do_not_count():
+    """A rectified image has black borders, and a hot spot saturates the sensor."""
+    image = thermal(0)
+    bordered = image.copy()
+    bordered[:, :20] = 0
+    bordered[:5, 40:] = 65_535
+    low, high = range_of(bordered)
+    assert abs(low - range_of(image[5:, 20:]).low) < 60 and abs(high - range_of(image[5:, 20:]).high) < 60
+
+
 @pytest.mark.parametrize('value', [0, 7, 40_000, 65_535])
 def test_an_even_image_has_a_range_around_its_value(value):
     low, high = range_of(np.full((8, 8), value, np.uint16))

@@ -6,9 +6,10 @@ from sensor_msgs.msg import Image, RegionOfInterest
 from std_msgs.msg import Header
 
 from sam2_core import StreamTracker
-from sam2_ros.messages.conversions import from_pixels
+from sam2_ros.messages.conversions import from_pixels, to_nanoseconds
 from sam2_ros.msg import ImagePoint, Instance, Prompt
 from sam2_ros.perception.camera_pipeline import CameraPipeline
+from sam2_ros.perception.catch_up import CatchUp
 from sam2_ros.runtime.parameters import Parameters
 from testing import pipelines
 from testing.camera_images import RED, header, picture
@@ -37,6 +38,27 @@ def test_a_prompt_gives_an_instance_in_the_very_image(make):
     truth = (SHOWN != 80).any(-1)
     assert (item.mask & truth).sum() / (item.mask | truth).sum() > 0.7
     assert frame.header == header(10) and frame.dropped == 0
+
+
+def test_late_prompts_and_queries_see_a_thermal_image_as_it_was_shown_live(make, monkeypatch):
+    """The room becomes warmer, and the range of the images with it."""
+    pipeline = make()
+    shown = []
+    for number in range(15):
+        values = 20_000 + 4 * SHOWN.sum(-1, dtype=np.uint16) + np.uint16(20 * number)
+        pipeline.put_image(from_pixels(values, 'mono16', header(10 + number / 10)))
+        shown.append(work(pipeline)[0].image)
+    assert len({image.tobytes() for image in shown}) > 5
+    begun = []
+    begin = CatchUp.begin
+    monkeypatch.setattr(CatchUp, 'begin', lambda self, *rest: begun.append(self.image) or begin(self, *rest))
+    for number in (1, 7, 13):
+        send(pipeline, Prompt(header=header(10 + number / 10), id=number, box=DISC))
+        work(pipeline)
+        pipelines.work_aside(pipeline)
+        np.testing.assert_array_equal(begun[-1], shown[number])
+        np.testing.assert_array_equal(pipeline.history.at(to_nanoseconds(header(10 + number / 10).stamp)).rgb(),
+                                      shown[number])
 
 
 def test_a_bad_prompt_costs_neither_its_batch_nor_the_objects(make):

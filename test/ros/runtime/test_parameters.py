@@ -67,6 +67,7 @@ def test_values_given_at_start_are_taken(make):
 @pytest.mark.parametrize(('name', 'value', 'reason'), [
     ('dtype', 'float64', "dtype 'float64': must be one of float32, bfloat16, float16"),
     ('image_transport', '', "image_transport '': must be the name of a transport, such as raw or compressed"),
+    ('image_transport', 'compressedDepth', "image_transport 'compressedDepth': has depth, not images; set depth_"),
     ('depth_transport', 'a/b', "depth_transport 'a/b': must be the name of a transport"),
     ('image_transports', ['raw'], 'must have one for each of the 0 cameras; with one camera without a name, set '
                                   'image_transport'),
