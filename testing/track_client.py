@@ -8,7 +8,7 @@ from sam2_ros.action import Track
 from sam2_ros.msg import Instance, Prompt
 from testing.peer import Peer
 
-SUCCEEDED, ABORTED, CANCELED = (GoalStatus.STATUS_SUCCEEDED, GoalStatus.STATUS_ABORTED, GoalStatus.STATUS_CANCELED)
+SUCCEEDED, ABORTED, CANCELLED = (GoalStatus.STATUS_SUCCEEDED, GoalStatus.STATUS_ABORTED, GoalStatus.STATUS_CANCELED)
 
 
 class TrackClient:

@@ -21,7 +21,8 @@ DESCRIPTION = """Track prompted objects in the images of one or more cameras: th
 
 Remap the topics image, depth and camera_info with -r. With the parameter cameras, they are NAME/image, ...
 Images of another transport than raw are on image/TRANSPORT, which follows a remapping of image; so does depth.
-The node takes prompts on ~/prompt and ~/set_prompt and publishes ~/instances, ~/overlay, ~/prompt_status, ...
+The node takes prompts on ~/prompt, ~/set_prompt and the action ~/track, and publishes ~/instances, ~/overlay,
+~/prompt_status, ...
 docs/reference/node.md describes all of them."""
 
 

@@ -13,7 +13,7 @@ from testing.camera_images import roi
 from testing.domains import own_domain
 from testing.node_process import NodeProcess
 from testing.peer import Peer, Scene, ids, running_node, whole_mask
-from testing.track_client import CANCELED, SUCCEEDED, TrackClient
+from testing.track_client import CANCELLED, SUCCEEDED, TrackClient
 
 SCENES = {'front': Scene(), 'wrist': Scene(320, 240)}
 
@@ -53,7 +53,7 @@ def test_each_camera_has_an_action_of_its_own(front_and_wrist):
              for name, peer in peers.items()}
     for name, goal in goals.items():
         assert goal.follow(SCENES[name].image(0)).label == name
-    assert goals['front'].cancel()[0] == CANCELED
+    assert goals['front'].cancel()[0] == CANCELLED
     shown = peers['wrist'].process_image(SCENES['wrist'].image(0))
     assert ids(shown) == [1] and not goals['wrist'].done()
     peers['wrist'].reset()

@@ -2,6 +2,7 @@
 import math
 
 import pytest
+from action_msgs.srv import CancelGoal
 from builtin_interfaces.msg import Time
 from lifecycle_msgs.msg import Transition
 from sensor_msgs.msg import Image
@@ -12,7 +13,7 @@ from sam2_ros.action import Track
 from sam2_ros.msg import Instance, Prompt
 from testing.camera_images import point, roi
 from testing.peer import FRAME_ID, Scene, ids, instance_of, running_node
-from testing.track_client import ABORTED, CANCELED, SUCCEEDED, TrackClient
+from testing.track_client import ABORTED, CANCELLED, SUCCEEDED, TrackClient
 from testing.waiting import PROMPT_TIMEOUT
 
 Result = Track.Result
@@ -94,7 +95,7 @@ def test_cancelling_removes_an_object_that_the_goal_has_started(peer, client):
     goal = client.send(box(id=5))
     goal.follow(SCENE.image(0))
     status, result = goal.cancel()
-    assert (status, result.reason, result.id) == (CANCELED, Result.CANCELLED, 5)
+    assert (status, result.reason, result.id) == (CANCELLED, Result.CANCELLED, 5)
     assert result.text == 'cancelled; object 5 was removed, since this goal had started it'
     assert ids(peer.process_image(SCENE.image(0))) == []
 
@@ -107,7 +108,7 @@ def test_cancelling_leaves_a_known_object(peer, client, prompt):
     assert goal.follow(SCENE.image(0)).label == 'mine'
     assert peer.instances_at(goal.feedback[0].header.stamp)
     status, result = goal.cancel()
-    assert (status, result.reason, result.text, result.id) == (CANCELED, Result.CANCELLED, 'cancelled', 5)
+    assert (status, result.reason, result.text, result.id) == (CANCELLED, Result.CANCELLED, 'cancelled', 5)
     assert ids(peer.process_image(SCENE.image(0))) == [5]
 
 
@@ -118,7 +119,7 @@ def test_cancelling_takes_a_prompt_back_that_waits_for_its_image(peer, client, o
     later = peer.header()
     goal = client.send(box(id=object_id, header=later))
     status, result = goal.cancel()
-    assert (status, result.reason) == (CANCELED, Result.CANCELLED)
+    assert (status, result.reason) == (CANCELLED, Result.CANCELLED)
     assert result.text == 'taken back before it was applied'
     peer.wait_for(lambda: peer.statuses, 'the answer to the prompt')
     assert [(answer.accepted, answer.reason) for answer in peer.statuses] == [(False, result.text)]
@@ -143,7 +144,7 @@ def test_a_lost_object_ends_its_goal_and_is_removed_only_by_the_goal_that_starte
         assert before <= 0.3, 'not ended before it was due'
     assert ids(peer.process_image(SCENE.image(0, hidden=(1, 2)))) == [9]
     assert not patient.done()
-    assert patient.cancel()[0] == CANCELED
+    assert patient.cancel()[0] == CANCELLED
 
 
 def seconds(stamp: Time) -> float:
@@ -206,7 +207,7 @@ def test_a_new_object_under_the_same_id_replaces_that_of_a_goal(peer, client, la
     assert second.follow(SCENE.image(0)).label == 'second'
     assert {message.instance.label for message in first.feedback} == {'first'}
     assert {message.instance.label for message in second.feedback} == {'second'}
-    assert second.cancel()[0] == CANCELED
+    assert second.cancel()[0] == CANCELLED
     assert ids(peer.process_image(SCENE.image(0))) == []
 
 
@@ -220,7 +221,7 @@ def test_a_goal_whose_prompt_is_late_reports_its_object_from_when_it_is_live(pee
     assert seconds(goal.feedback[0].header.stamp) > seconds(old.stamp)
     shown = next(array for array in peer.instances if array.instances)
     assert goal.feedback[0].header == shown.header, 'from the first image with the object on'
-    assert goal.cancel()[0] == CANCELED
+    assert goal.cancel()[0] == CANCELLED
     assert ids(peer.process_image(SCENE.image(7))) == []
 
 
@@ -233,7 +234,7 @@ def test_two_clients_follow_one_object_and_one_of_them_owns_it(peer, client):
     header = peer.process_image(SCENE.image(1)).header
     for goal in (owner, guest):
         peer.wait_for(lambda: goal.feedback[-1].header == header, 'feedback')  # noqa: B023
-    assert owner.cancel()[0] == CANCELED
+    assert owner.cancel()[0] == CANCELLED
     status, result = guest.end()
     assert (status, result.reason) == (SUCCEEDED, Result.REMOVED)
 
@@ -249,7 +250,12 @@ def test_fifty_goals_at_once_are_bounded_by_max_objects(peer, client):
         tracked = [goal for goal in goals if not goal.done()]
         followed = {goal.follow(SCENE.image(0)).id for goal in tracked}
         assert followed == set(ids(peer.process_image(SCENE.image(0)))) and len(followed) == 5
-        assert {goal.cancel()[0] for goal in tracked} == {CANCELED}
+        cancel_all = peer.node.create_client(CancelGoal, f'{peer.private}/track/_action/cancel_goal')
+        peer.wait_for(cancel_all.service_is_ready, 'the service that cancels goals')
+        answer = cancel_all.call_async(CancelGoal.Request())
+        peer.wait_for(answer.done, 'the cancellation of all goals')
+        assert len(answer.result().goals_canceling) == 5
+        assert {goal.end()[0] for goal in tracked} == {CANCELLED}
     finally:
         assert peer.set_parameter('max_objects', 64)[0]
     assert ids(peer.process_image(SCENE.image(0))) == []
@@ -281,7 +287,7 @@ def test_deactivation_ends_every_goal_and_keeps_the_objects(peer, client):
     peer.wait_until_active(SCENE.image(0))
     again = client.send(follow(5))
     assert again.follow(SCENE.image(0)).id == 5
-    assert again.cancel()[0] == CANCELED
+    assert again.cancel()[0] == CANCELLED
 
 
 def test_a_jump_back_of_the_stamps_that_forgets_all_objects_ends_every_goal(peer, client):

@@ -37,9 +37,10 @@ changes = st.tuples(st.just('change'), st.sampled_from([
     {}, {'max_objects': 2}, {'forget_after': 0.3, 'lost_after': 0.1}, {'on_time_jump': 'reset'},
     {'prompt_timeout': 0.0}]))
 failures = st.tuples(st.just('failure'), st.sampled_from(['attend_memory', 'decode_masks', None, None, None]))
+jumps = st.just(('jump',))
 work = st.sampled_from([('work',), ('aside',), ('aside',), ('see',), ('see',), ('see',)])
 steps = st.lists(st.sampled_from([images] * 6 + [prompts] * 3 + [goals] * 4 + [cancels] * 3 + [work] * 7
-                                 + [changes, failures]).flatmap(lambda kind: kind), min_size=20, max_size=80)
+                                 + [changes, failures, jumps]).flatmap(lambda kind: kind), min_size=20, max_size=80)
 
 
 class Run:
@@ -80,6 +81,11 @@ class Run:
 
     def change(self, values: dict) -> None:
         self.pipeline.change(Parameters(**values))
+
+    def jump(self) -> None:
+        self.change({'on_time_jump': 'reset'})
+        self.show(-30)  # alone, it might be an outlier
+        self.show(1)
 
     def failure(self, part: str | None) -> None:
         self.patch.undo()
