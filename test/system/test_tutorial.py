@@ -37,12 +37,20 @@ def test_a_client_of_the_action_follows_an_object_and_lets_go_of_it(tmp_path, ro
     node = NodeProcess(ros_domain, tmp_path / 'node.log')
     camera = NodeProcess(ros_domain, tmp_path / 'camera.log', {'hold': True, 'rate': 4.0}, command=CAMERA)
     try:
-        client = subprocess.run([sys.executable, TRACK, '5'], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+        client = subprocess.run([sys.executable, TRACK, '3'], cwd=tmp_path, capture_output=True, text=True, timeout=240)
         assert client.returncode == 0, client.stderr + node.log
         *feedback, end = client.stdout.splitlines()
         assert end == 'CANCELLED: cancelled; object 1 was removed, since this goal had started it', client.stdout
         assert feedback and all(line.startswith('1 ball: TRACKED, score 0.') for line in feedback)
-        assert camera.stop()[0] == node.stop()[0] == 0
+        # a node that ends with an open goal sends no result: the client finds out
+        with subprocess.Popen([sys.executable, TRACK, '240'], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              text=True) as client:
+            assert client.stdout.readline().startswith('2 ball: TRACKED')
+            assert node.stop()[0] == 0
+            _, problem = client.communicate(timeout=240)
+        assert (client.returncode, problem.strip()) == (1, 'the node has gone')
+        assert 'Traceback' not in node.log
+        assert camera.stop()[0] == 0
     finally:
         camera.kill()
         node.kill()
