@@ -16,8 +16,9 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from sam2_core import progress
 from sam2_core.config import VARIANTS
-from sam2_core.training import progress, run_state, trainer
+from sam2_core.training import run_state, trainer
 from sam2_core.training.initialise import new_model
 from sam2_core.training.loop import main
 from sam2_core.training.pretrain import parser
