@@ -130,8 +130,8 @@ def test_the_node_goes_on_when_the_manager_ends(manager):
     manager.disconnect()
 
 
-def test_shutdown_finalizes_the_node(manager):
-    """Runs last: a node that is finalized cannot be used again."""
+def test_shutdown_finalises_the_node(manager):
+    """Runs last: a node that is finalised cannot be used again."""
     manager.change(Transition.TRANSITION_UNCONFIGURED_SHUTDOWN)
     code, _ = manager.peer.process.stop()
     assert code == 0 and 'Traceback' not in manager.peer.process.log, manager.peer.process.log
