@@ -35,6 +35,7 @@ from sam2_ros.runtime.namesakes import advice, count_nodes
 from sam2_ros.runtime.parameters import Parameters
 
 DISCOVERY = 5.0  # seconds; maximum wait for the first messages, which take 0.2 to 3 s
+ABSENT = 1.0  # seconds; wait for a node that nothing has been seen of yet
 ANSWER = 5.0  # seconds; maximum wait for the node to report its state
 ELSEWHERE = 8  # maximum number of other topics to name if one is missing
 TYPES = {Image: 'sensor_msgs/msg/Image', CompressedImage: 'sensor_msgs/msg/CompressedImage',
@@ -196,6 +197,8 @@ class Listener:
         if count > 1:
             yield bad('node', f'{advice(self._sam2, count)}; check again then')
             return
+        # the services of a busy node are discovered later than its images
+        self._spin(ANSWER if count else ABSENT, self._get_state.service_is_ready)
         if not self._get_state.service_is_ready():
             yield doubtful('node', f'{self._sam2} is not running: ros2 launch sam2_ros sam2.launch.py')
             return
@@ -210,9 +213,8 @@ class Listener:
             yield doubtful('node', f'{self._sam2} is {state}' + (
                 f': ros2 lifecycle set {self._sam2} {steps[state]}' if state in steps else ''))
         else:
-            missing = [image.name for image in images
-                       if not self._of(self._sam2, self._node.get_subscriptions_info_by_topic(image.name))]
-            if missing:
+            self._spin(ANSWER, lambda: not self._missing(images))
+            if missing := self._missing(images):
                 yield bad('node', f'{self._sam2} is active, but is not subscribed to {", ".join(missing)}: remap its '
                                   f'topic image (image_topic:=... of the launch file)')
             else:
@@ -221,6 +223,11 @@ class Listener:
         for name, status in sorted(self._statuses.items()):
             if status.level in verdicts:
                 yield Finding('node says', verdicts[status.level], f'{name.partition(": ")[2]}: {status.message}')
+
+    def _missing(self, images: list[Topic]) -> list[str]:
+        """Return the topics to which the node ``sam2`` is not subscribed, as far as they have been discovered."""
+        return [image.name for image in images
+                if not self._of(self._sam2, self._node.get_subscriptions_info_by_topic(image.name))]
 
     def close(self) -> None:
         """Stop receiving messages."""

@@ -310,7 +310,7 @@ def bad_images() -> list[Image]:
         for name, value in values.items():
             setattr(copy, name, value)
         return copy
-    return [changed(step=7), changed(encoding='16UC1'), changed(encoding='nonsense'), changed(height=0, width=0),
+    return [changed(step=7), changed(encoding='32FC1'), changed(encoding='nonsense'), changed(height=0, width=0),
             changed(data=image.data[:1000]), changed(step=image.step + 1), Image()]
 
 
