@@ -188,16 +188,19 @@ class Peer:
     def prompt(self, prompt: Prompt, image: np.ndarray | None) -> PromptStatus:
         """Send a prompt and show the image repeatedly until the answer; None shows nothing."""
         seen = len(self.statuses)
+
+        def answer() -> PromptStatus | None:
+            return next((status for status in self.statuses[seen:] if _may_answer(status, prompt)), None)
         self.send_prompt(prompt)
-        while len(self.statuses) == seen:
+        while (status := answer()) is None:
             if image is None:
-                self.wait_for(lambda: len(self.statuses) > seen, 'the answer to a prompt')
+                self.wait_for(answer, 'the answer to a prompt')
             else:
                 self.process_image(image)
         # the instances are published before the answer, on another topic
-        if self.statuses[seen].accepted and image is not None:
-            self.wait_for(lambda: self.instances_at(self.statuses[seen].header.stamp), 'the prompted image')
-        return self.statuses[seen]
+        if status.accepted and image is not None:
+            self.wait_for(lambda: self.instances_at(status.header.stamp), 'the prompted image')
+        return status
 
     def start_object(self, object_id: int, box, image: np.ndarray, label: str = '') -> InstanceArray:
         """SET an object by its box; return the instances of the image it was applied to."""
@@ -252,6 +255,13 @@ class Peer:
     def parameter(self, name: str):
         answer = self.ask(GetParameters, 'get_parameters', GetParameters.Request(names=[name]))
         return rclpy.parameter.parameter_value_to_python(answer.values[0])
+
+
+def _may_answer(status: PromptStatus, prompt: Prompt) -> bool:
+    """Return whether a status may belong to a prompt: that of an earlier ~/reset or prompt may arrive late."""
+    if prompt.id or prompt.action == Prompt.CLEAR:
+        return status.id == prompt.id
+    return bool(status.id) or not status.accepted
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from sam2_core.metrics import iou
-from sam2_ros.msg import Prompt
+from sam2_ros.msg import Instance, Prompt
 from sam2_ros.srv import SegmentImage
 from sam2_ros.tabletop.scene import TabletopScene
 from testing.camera_images import image_message, roi
@@ -127,11 +127,14 @@ class DepthOf:
 
     def centres(self, make) -> np.ndarray:
         """Return the positions of two objects in one image with this depth, in metres, (2, 3)."""
-        header = self.show(make).header
-        prompts = [Prompt(header=header, id=object_id, box=roi(self.box(object_id))) for object_id in (CAN, TEA)]
-        answer = self.peer.ask(SegmentImage, 'segment_image', SegmentImage.Request(prompts=prompts))
-        assert answer.success and all(item.has_depth for item in answer.result.instances), answer.reason
-        found = [item.box_center.position for item in answer.result.instances]
+        def located() -> list[Instance]:  # the first depth is lost if the node has not discovered its camera yet
+            header = self.show(make).header
+            prompts = [Prompt(header=header, id=object_id, box=roi(self.box(object_id))) for object_id in (CAN, TEA)]
+            answer = self.peer.ask(SegmentImage, 'segment_image', SegmentImage.Request(prompts=prompts))
+            assert answer.success, answer.reason
+            instances = list(answer.result.instances)
+            return instances if all(item.has_depth for item in instances) else []
+        found = [item.box_center.position for item in self.peer.wait_for(located, 'the positions of two objects')]
         return np.array([[position.x, position.y, position.z] for position in found])
 
     def box(self, object_id):
