@@ -245,7 +245,13 @@ class Peer:
         return self.ask(ChangeState, 'change_state', request).success
 
     def state(self) -> str:
-        return self.ask(GetState, 'get_state').current_state.label
+        answers = []
+
+        def answered() -> bool:  # an answer is lost if the node has not discovered this client yet: ask again
+            answers.append(self.call(GetState, 'get_state', GetState.Request()))
+            return self._soon(lambda: any(answer.done() for answer in answers))
+        self.wait_for(answered, 'the state of the node')
+        return next(answer for answer in reversed(answers) if answer.done()).result().current_state.label
 
     def set_parameter(self, name: str, value) -> tuple[bool, str]:
         parameters = [Parameter(name, value=value).to_parameter_msg()]

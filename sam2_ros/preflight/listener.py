@@ -12,6 +12,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.task import Future
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
@@ -202,12 +203,10 @@ class Listener:
         if not self._get_state.service_is_ready():
             yield doubtful('node', f'{self._sam2} is not running: ros2 launch sam2_ros sam2.launch.py')
             return
-        future = self._get_state.call_async(GetState.Request())
-        self._spin(ANSWER, future.done)
-        if not future.done():
+        state = self._ask_state()
+        if not state:
             yield bad('node', f'{self._sam2} does not report its state within {ANSWER:g} s: see its log, restart it')
             return
-        state = future.result().current_state.label
         steps = {'unconfigured': 'configure', 'inactive': 'activate'}
         if state != 'active':
             yield doubtful('node', f'{self._sam2} is {state}' + (
@@ -223,6 +222,20 @@ class Listener:
         for name, status in sorted(self._statuses.items()):
             if status.level in verdicts:
                 yield Finding('node says', verdicts[status.level], f'{name.partition(": ")[2]}: {status.message}')
+
+    def _ask_state(self) -> str:
+        """Return the lifecycle state of the node, or '' if it does not answer.
+
+        It is asked each second: an answer is lost if the node has not discovered sam2_check yet.
+        """
+        futures: list[Future] = []
+        for _ in range(round(ANSWER)):
+            futures.append(self._get_state.call_async(GetState.Request()))
+            self._spin(1.0, lambda: any(future.done() for future in futures))
+            for future in futures:
+                if future.done():
+                    return str(future.result().current_state.label)
+        return ''
 
     def _missing(self, images: list[Topic]) -> list[str]:
         """Return the topics to which the node ``sam2`` is not subscribed, as far as they have been discovered."""
