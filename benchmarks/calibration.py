@@ -29,9 +29,7 @@ from benchmarks.lib.nano import OBJECTS, SEED, held_out_clip
 from sam2_core import Prompt, StreamTracker, load_model
 from sam2_core.masks import mask_box
 from sam2_core.metrics import iou
-from sam2_core.scores import Platt, probability, unit
-from sam2_ros.perception.object_states import score_correction
-from sam2_ros.runtime.parameters import Parameters
+from sam2_core.scores import Platt, probability, score_correction, unit
 
 FIT_SEED = 9100  # neither trained on nor reported
 BINS = 10
@@ -163,7 +161,7 @@ def main() -> int:
     cv2.setNumThreads(1)
     console = Console()
     model = load_model(options.model, checkpoint=options.checkpoint or None, device=options.device)
-    correction = score_correction(Parameters(model=options.model, checkpoint=options.checkpoint))
+    correction = score_correction(options.model, options.checkpoint)
     figures: dict = {'model': options.model, 'checkpoint': options.checkpoint, 'clips': options.clips}
     fitted: dict[str, Platt] = {}
     if options.fit:

@@ -90,6 +90,11 @@ def option(name: str) -> str:
     return f'--model {name} ({", ".join(price) or "cached"})'
 
 
+def model_lines(choice: ModelChoice) -> tuple[str, ...]:
+    """Return the lines to print before a model runs: cached files that were passed over, and which model runs."""
+    return *choice.passed_over, model_line(choice)
+
+
 def model_line(choice: ModelChoice) -> str:
     """Return which model runs and, in the same line, the option that runs a better one."""
     if choice.checkpoint is not None:

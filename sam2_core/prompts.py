@@ -11,7 +11,9 @@ from sam2_core.mask_prompts import fit_mask
 from sam2_core.nn.prompt_encoder import BACKGROUND, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT
 from sam2_core.prompt_arrays import PromptError, checked_box, checked_mask, checked_points
 
-__all__ = ['Prompt', 'PromptError', 'errors_of', 'merge_prompts']
+__all__ = ['MAX_ID', 'Prompt', 'PromptError', 'errors_of', 'merge_prompts']
+
+MAX_ID = 65535  # largest id of an object in messages, prompt files and 16-bit label images; a tracker takes any
 
 
 @dataclass(frozen=True, eq=False)

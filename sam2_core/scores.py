@@ -35,6 +35,16 @@ LOW_SCORE = 0.45  # a mean below it is low; docs/nano.md has how often a warning
 LOW_FRAMES = 20  # frames of the mean
 
 
+def score_correction(model: str, checkpoint: object) -> Platt | None:
+    """Return the calibration from predicted to expected IoU, or None if the model is not calibrated.
+
+    Args:
+        model: Name of the model.
+        checkpoint: File of the user's own weights, for which no calibration is known; None or '' for the model's own.
+    """
+    return None if checkpoint else SCORE_CORRECTIONS.get(model)
+
+
 class LowScore(NamedTuple):
     """An object whose score has stayed low."""
 

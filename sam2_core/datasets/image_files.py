@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -146,6 +147,23 @@ def _refuse_soft_edges(labels: np.ndarray, path: Path) -> None:
                                  f'edges or from a JPEG? Save labels as ids, without values in between')
 
 
+def jpeg(rgb: np.ndarray, quality: int) -> bytes:
+    """Encode uint8 RGB (H, W, 3); ``quality``: 0 to 100. Raises OSError if OpenCV cannot."""
+    return _encoded('.jpg', cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+
+
+def mask_png(mask: np.ndarray) -> bytes:
+    """Encode a bool mask (H, W) as a PNG of 0 and 255. Raises OSError if OpenCV cannot."""
+    return _encoded('.png', mask.astype(np.uint8) * 255)
+
+
+def _encoded(suffix: str, pixels: np.ndarray, settings: Sequence[int] = ()) -> bytes:
+    ok, data = cv2.imencode(suffix, pixels, list(settings))
+    if not ok:
+        raise OSError(f'image of {pixels.shape[1]} x {pixels.shape[0]} pixels: OpenCV cannot encode it as {suffix}')
+    return data.tobytes()
+
+
 def label_png(labels: np.ndarray, deep: bool = False) -> bytes:
     """Encode ids (H, W), 0 for none, as a PNG that ``read_labels`` and the tools of DAVIS read.
 
@@ -153,7 +171,7 @@ def label_png(labels: np.ndarray, deep: bool = False) -> bytes:
     frames of its clip, all are stored as 16-bit grey values.
     """
     if deep or labels.max(initial=0) >= VOID:
-        return cv2.imencode('.png', labels.astype(np.uint16))[1].tobytes()
+        return _encoded('.png', labels.astype(np.uint16))
     height, width = labels.shape
     lines = np.zeros((height, width + 1), np.uint8)  # each line begins with its filter, 0 for none
     lines[:, 1:] = labels

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from sam2_core.automatic_masks import Filters
 from sam2_core.datasets import run_length
+from sam2_core.datasets.image_files import jpeg, mask_png
 from sam2_core.drawing.overlay import draw_objects
 from sam2_core.files import replacing
 from sam2_core.finite import not_finite_error
@@ -120,11 +120,11 @@ def write_masks(output: Path, name: str, source: Path, image: np.ndarray, masks:
         folder.mkdir(exist_ok=True)
     if files:
         for item in masks:
-            _write_image(folder / item.file, item.mask.astype(np.uint8) * 255)
+            (folder / item.file).write_bytes(mask_png(item.mask))
     if overlay:
         drawn = draw_objects(image, [item for item in masks if item.candidate in (None, 1)], OPACITY,
                              lambda item: 'not found')
-        _write_image(folder / OVERLAY, drawn[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        (folder / OVERLAY).write_bytes(jpeg(drawn, JPEG_QUALITY))
     height, width = image.shape[:2]
     content = {'generator': GENERATOR, 'image': {'file_name': source.name, 'height': height, 'width': width},
                'model': {'name': model.name, 'image_size': model.image_size},
@@ -162,10 +162,3 @@ def _old_files(description: Path) -> list[Path]:
         raise OSError(f'{description}: exists, and is no result of {GENERATOR}; choose another output folder') from None
     folder = description.parent / name
     return [description, folder / OVERLAY, *(folder / path.name for path in masks)]
-
-
-def _write_image(path: Path, pixels: np.ndarray, settings: Sequence[int] = ()) -> None:
-    ok, data = cv2.imencode(path.suffix, pixels, list(settings))
-    if not ok:
-        raise OSError(f'{path}: OpenCV cannot encode it')
-    path.write_bytes(data.tobytes())

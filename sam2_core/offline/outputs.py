@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from sam2_core.datasets.coco_annotations import NO_LABEL, annotation
-from sam2_core.datasets.image_files import VOID, label_png
+from sam2_core.datasets.image_files import VOID, jpeg, label_png, mask_png
 from sam2_core.drawing.label_images import Layer, paint
 from sam2_core.drawing.overlay import draw_objects
 from sam2_core.drawing.video import VideoFile, captioned
@@ -77,11 +77,9 @@ class ResultFiles:
             for object_id in record.objects:
                 mask = masks.get(object_id, np.zeros(size, bool))
                 _write(self.folder / 'Objects' / self._clip / str(object_id) / f'{name}.png',
-                       cv2.imencode('.png', mask.astype(np.uint8) * 255)[1].tobytes())
+                       mask_png(mask))
         if IMAGES in self._kinds:
-            quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-            _write(self.folder / 'JPEGImages' / self._clip / f'{name}.jpg',
-                   cv2.imencode('.jpg', cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)[1].tobytes())
+            _write(self.folder / 'JPEGImages' / self._clip / f'{name}.jpg', jpeg(image, JPEG_QUALITY))
 
     def finish(self, store: FrameStore, frames: range, caption: str) -> Iterator[int]:
         """Write the files that need all frames; yield after each frame of the video, so that the caller can stop."""

@@ -21,12 +21,11 @@ import numpy as np
 from sam2_core.datasets.image_files import read_labels
 from sam2_core.datasets.recordings import BrokenSample
 from sam2_core.masks import binary_mask
-from sam2_core.prompts import PromptError
+from sam2_core.prompts import MAX_ID, PromptError
 
 SET, REFINE, REMOVE, CLEAR = ACTIONS = 'set', 'refine', 'remove', 'clear'
 CONTENT = ('points', 'box', 'mask')
 KEYS = ('frame', 'stamp', 'action', 'id', 'label', *CONTENT)
-MAX_ID = 65535  # largest id of an object, as in messages and 16-bit label images
 
 
 @dataclass(frozen=True, eq=False)

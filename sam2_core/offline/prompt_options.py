@@ -15,9 +15,9 @@ from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sam2_core.offline.prompt_file import MAX_ID, REFINE, SET
+from sam2_core.offline.prompt_file import REFINE, SET
 from sam2_core.offline.prompts import VideoPrompt
-from sam2_core.prompts import Prompt
+from sam2_core.prompts import MAX_ID, Prompt
 
 _FORM = re.compile(r'\s*(?:(?P<id>[^:@]*):)?(?P<content>[^:@]*)(?:@(?P<frame>[^:@]*))?')
 _LABELS = {'+': 1, '-': 0}

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from sam2_core.datasets.recordings import BrokenSample
-from sam2_core.offline.prompt_file import ACTIONS, CLEAR, MAX_ID, REFINE, REMOVE, SET, parse_entry, read_list
-from sam2_core.prompts import Prompt, PromptError, errors_of, merge_prompts
+from sam2_core.offline.prompt_file import ACTIONS, CLEAR, REFINE, REMOVE, SET, parse_entry, read_list
+from sam2_core.prompts import MAX_ID, Prompt, PromptError, errors_of, merge_prompts
 
 BOTH, FORWARD, BACKWARD = DIRECTIONS = 'both', 'forward', 'backward'
 

@@ -26,24 +26,23 @@ import numpy as np
 import torch
 
 from sam2_core import __version__
-from sam2_core.arguments import device, number, whole
+from sam2_core.arguments import number, whole
 from sam2_core.automatic_masks import Filters
-from sam2_core.checkpoint import DTYPES, load_model
-from sam2_core.config import VARIANTS
+from sam2_core.checkpoint import load_model
 from sam2_core.finite import NotFiniteError
-from sam2_core.model_choice import PACKAGED, ModelChoice, choose_model, cure, model_line
+from sam2_core.model_choice import PACKAGED, ModelChoice, choose_model, cure, model_lines
 from sam2_core.offline.frames import FrameError
 from sam2_core.offline.image_masks import ImageMask, find_everything, find_objects, write_masks
 from sam2_core.offline.image_set import ImageSet
+from sam2_core.offline.options import TYPES, add_model, add_prompts, add_range, say
 from sam2_core.offline.prompt_file import SET
-from sam2_core.offline.prompt_options import InOrder, read_box, read_points, read_range, video_prompts
+from sam2_core.offline.prompt_options import video_prompts
 from sam2_core.offline.prompts import VideoPrompt, read_video_prompts
 from sam2_core.progress import progress_bar
 from sam2_core.prompts import PromptError
 from sam2_core.scores import LOW_SCORE
 from sam2_core.segmenter import ImageSegmenter
 
-TYPES = {str(dtype).removeprefix('torch.'): dtype for dtype in DTYPES}
 NANO_FILTERS = Filters(min_iou=0.6, min_stability=0.6)  # nano predicts lower values than the published models
 
 
@@ -56,13 +55,8 @@ def parser() -> argparse.ArgumentParser:
                          help='image file, folder of images, or TIFF stack, of which each page is an image')
     options.add_argument('--output', type=Path, required=True, metavar='DIR',
                          help='folder for the results; results of images of the same names are replaced')
-    prompts = options.add_argument_group('prompts, in pixels of the image as viewers show it')
-    prompts.add_argument('--box', dest='given', action=InOrder, type=read_box, metavar='X0,Y0,X1,Y1[@IMAGE]',
-                         help='box around a new object; ID:X0,... for object ID; may be repeated. IMAGE is the number '
-                              'of the image, from 0, if there are several')
-    prompts.add_argument('--points', dest='given', action=InOrder, type=read_points, metavar='X,Y[,-][;...][@IMAGE]',
-                         help='points on a new object; X,Y,- is not on it; ID:X,... for object ID; may be repeated')
-    prompts.add_argument('--prompts', type=Path, metavar='FILE', help='JSON or YAML file of prompts instead')
+    prompts = add_prompts(options, 'prompts, in pixels of the image as viewers show it', 'IMAGE',
+                          'IMAGE is the number of the image, from 0, if there are several')
     prompts.add_argument('--everything', action='store_true', help='find all objects, without prompts')
     prompts.add_argument('--multimask', action='store_true',
                          help='write three masks per object (whole, part, subpart) instead of one')
@@ -76,18 +70,9 @@ def parser() -> argparse.ArgumentParser:
                                  f'{NANO_FILTERS.min_stability})')
     everything.add_argument('--min-area', type=whole(0), metavar='PIXELS',
                             help='drop islands and fill holes that are smaller (default: 0, off)')
-    model = options.add_argument_group('model')
-    model.add_argument('--model', choices=VARIANTS, metavar='NAME',
-                       help=f'one of {", ".join(VARIANTS)} (default: a cached published model, or else nano)')
-    model.add_argument('--checkpoint', type=Path, metavar='FILE', help='local weights')
-    model.add_argument('--image-size', type=whole(32), metavar='PIXELS',
-                       help='side of the square image that the model sees, a multiple of 32 (default: as trained)')
-    model.add_argument('--device', type=device, metavar='DEVICE', help='cpu, cuda or cuda:N (default: a GPU if any)')
-    model.add_argument('--dtype', choices=TYPES, default='float32', help='number type (default: %(default)s)')
+    add_model(options)
     results = options.add_argument_group('images and results')
-    results.add_argument('--range', type=read_range, metavar='LOW,HIGH',
-                         help='values of images of more than 8 bits that become black and white (default: percentiles '
-                              'of the images, one range for a folder or stack)')
+    add_range(results)
     results.add_argument('--no-masks', action='store_true', help='write no mask files; the JSON has all masks')
     results.add_argument('--no-overlay', action='store_true', help='write no overlay')
     return options
@@ -97,15 +82,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``sam2_segment`` and return its exit code."""
     options = parser().parse_args(arguments)
     try:
-        images = ImageSet(options.images, options.range, _say)
+        images = ImageSet(options.images, options.range, say)
         prompts = _read_prompts(options, images)
         choice = choose_model(options.model, options.checkpoint, options.device)
-        for line in (*choice.passed_over, model_line(choice)):
-            _say(line)
+        for line in model_lines(choice):
+            say(line)
         model = load_model(choice.name, choice.checkpoint, choice.device, TYPES[options.dtype], options.image_size)
         options.output.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError, torch.OutOfMemoryError) as error:  # of frames, prompts, checkpoints, connections
-        _say(f'sam2_segment: {error}')
+        say(f'sam2_segment: {error}')
         return 2
     return _run(options, images, prompts, ImageSegmenter(model), choice)
 
@@ -115,9 +100,9 @@ def _run(options: argparse.Namespace, images: ImageSet, prompts: dict[int, list[
     """Segment the images one by one; ``prompts``: by the number of the image, None for everything."""
     todo = range(len(images)) if prompts is None else sorted(prompts)
     if len(todo) < len(images):
-        _say(f'{len(images) - len(todo)} of {len(images)} images have no prompt and are left out')
+        say(f'{len(images) - len(todo)} of {len(images)} images have no prompt and are left out')
     done, low = 0, 0
-    with progress_bar('image', 0, shown=len(todo) > 1) as (say, move):
+    with progress_bar('image', 0, shown=len(todo) > 1) as (write, move):
         for count, index in enumerate(todo):
             name = images.name(index)
             try:
@@ -126,14 +111,14 @@ def _run(options: argparse.Namespace, images: ImageSet, prompts: dict[int, list[
                 write_masks(options.output, name, images.path(index), image, masks, segmenter.model,
                             files=not options.no_masks, overlay=not options.no_overlay)
             except (FrameError, PromptError, NotFiniteError, OSError, torch.OutOfMemoryError) as error:
-                say(f'sam2_segment: {images.path(index)}: {error}')
+                write(f'sam2_segment: {images.path(index)}: {error}')
                 continue
             done += 1
-            say(_summary(name, masks, options))
+            write(_summary(name, masks, options))
             low += _is_low(masks)
             move((count + 1) / len(todo), count + 1)
     if low:
-        _say(f'{low} of {done} images have an object with a score below {LOW_SCORE}, whose mask may be wrong: '
+        say(f'{low} of {done} images have an object with a score below {LOW_SCORE}, whose mask may be wrong: '
              f'{cure(choice)}')
     return 0 if done == len(todo) else 1 if done else 2
 
@@ -193,10 +178,6 @@ def _is_low(masks: Iterable[ImageMask]) -> bool:
     for item in masks:
         best[item.id] = max(item.score, best.get(item.id, 0.0))
     return any(score < LOW_SCORE for score in best.values())
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == '__main__':

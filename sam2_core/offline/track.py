@@ -20,25 +20,24 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from sam2_core import __version__
-from sam2_core.arguments import device, number, whole
-from sam2_core.checkpoint import DTYPES, load_model
-from sam2_core.config import VARIANTS
+from sam2_core.arguments import number, whole
+from sam2_core.checkpoint import load_model
 from sam2_core.fingerprint import fingerprint
-from sam2_core.model import Sam2Model
-from sam2_core.model_choice import ModelChoice, choose_model, low_score_warning, model_line
+from sam2_core.model_choice import ModelChoice, choose_model, low_score_warning, model_lines
 from sam2_core.offline import outputs
 from sam2_core.offline.display import TrackDisplay
 from sam2_core.offline.frames import FrameSource
+from sam2_core.offline.options import TYPES, add_model, add_prompts, add_range, say
 from sam2_core.offline.outputs import KINDS, VIDEO, ResultFiles
 from sam2_core.offline.pictures import PictureFrames
-from sam2_core.offline.prompt_options import InOrder, read_box, read_points, read_range, video_prompts
+from sam2_core.offline.prompt_options import video_prompts
 from sam2_core.offline.prompts import BOTH, DIRECTIONS, TrackPlan, VideoPrompt, plan_prompts, read_video_prompts
 from sam2_core.offline.resume import (
     BACKWARD,
@@ -53,11 +52,10 @@ from sam2_core.offline.sources import open_frames
 from sam2_core.offline.tracking import check_against_frames
 from sam2_core.offline.video import VideoFrames
 from sam2_core.progress import progress_bar
-from sam2_core.scores import SCORE_CORRECTIONS, unit
+from sam2_core.scores import score_correction, unit
 from sam2_core.stopping import COMPLETE, INTERRUPTED, LEFT, NO_START, StopSignals
 
 INCOMPLETE = 1  # exit code: some frames could not be read
-TYPES = {str(dtype).removeprefix('torch.'): dtype for dtype in DTYPES}
 SHOWN = 20  # unreadable frames that are listed at the end
 
 
@@ -71,31 +69,17 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument('--output', type=Path, required=True, metavar='DIR', help='new folder for the results')
     options.add_argument('--overwrite', action='store_true', help='remove the results of an earlier run in DIR')
 
-    prompts = options.add_argument_group('prompts')
-    prompts.add_argument('--box', dest='given', action=InOrder, type=read_box, metavar='X0,Y0,X1,Y1[@FRAME]',
-                         help='box around a new object in pixels; ID:X0,... for object ID; may be repeated')
-    prompts.add_argument('--points', dest='given', action=InOrder, type=read_points, metavar='X,Y[,-][;...][@FRAME]',
-                         help='points on a new object; X,Y,- is not on it; ID:X,... for object ID; may be repeated. '
-                              'The first prompt of an object starts it, later options correct it')
-    prompts.add_argument('--prompts', type=Path, metavar='FILE', help='JSON or YAML file of prompts instead')
+    prompts = add_prompts(options, 'prompts', 'FRAME', 'The first prompt of an object starts it, later options correct '
+                          'it')
     prompts.add_argument('--direction', choices=DIRECTIONS, default=BOTH,
                          help='follow objects from their first prompt in this direction (default: %(default)s)')
 
     frames = options.add_argument_group('frames')
     frames.add_argument('--start', type=whole(0), default=0, metavar='FRAME', help='first frame (default: %(default)s)')
     frames.add_argument('--end', type=whole(1), metavar='FRAME', help='frame after the last one (default: all)')
-    frames.add_argument('--range', type=read_range, metavar='LOW,HIGH',
-                        help='values of pictures of more than 8 bits that become black and white (default: by '
-                             'percentiles)')
+    add_range(frames)
 
-    model = options.add_argument_group('model')
-    model.add_argument('--model', choices=VARIANTS, metavar='NAME',
-                       help=f'one of {", ".join(VARIANTS)} (default: a published model that is cached, else nano)')
-    model.add_argument('--checkpoint', type=Path, metavar='FILE', help='local weights')
-    model.add_argument('--device', type=device, help='cpu, cuda or cuda:N (default: cuda if there is a GPU)')
-    model.add_argument('--dtype', choices=TYPES, default='float32', help='number type (default: %(default)s)')
-    model.add_argument('--image-size', type=whole(32), metavar='PIXELS',
-                       help='side of the square image that the model sees, a multiple of 32 (default: as the weights)')
+    add_model(options)
 
     results = options.add_argument_group('results')
     results.add_argument('--write', nargs='+', choices=KINDS, default=list(outputs.DEFAULT), metavar='KIND',
@@ -135,12 +119,14 @@ def prepare(options: argparse.Namespace) -> TrackJob:
     settings = _settings(options, source, prompts, choice)
     if not options.overwrite:
         folder.check(settings)
-    _say(model_line(choice))
+    for line in model_lines(choice):
+        say(line)
     model = load_model(choice.name, choice.checkpoint, choice.device, TYPES[options.dtype], options.image_size)
     if any(item.prompt.mask is not None for item in prompts):
         check_against_frames(plan, source, model.image_size)
     settings |= {'model': model.name, 'weights': fingerprint(model), 'image size': str(model.image_size)}
-    score = _score(model, options.checkpoint)
+    correction = score_correction(model.name, options.checkpoint)
+    score = unit if correction is None else correction.__call__
     files = ResultFiles(options.output, source, plan.objects, options.write, score)
     run = TrackRun(model, source, plan, folder, files, score, f'{source.name}, {model.name}', options.save_every)
     return TrackJob(run, source, plan, choice, folder, settings)
@@ -149,7 +135,7 @@ def prepare(options: argparse.Namespace) -> TrackJob:
 def _open(options: argparse.Namespace, folder: TrackFolder) -> FrameSource:
     path: Path = options.source
     if path.is_file() and (index := folder.known_index(path)) is not None:
-        return VideoFrames(path, index, _say)
+        return VideoFrames(path, index, say)
     with progress_bar('counting frame', 0) as (write, move):
         return open_frames(path, options.range, write, lambda done, total: move(done / total, done))
 
@@ -169,11 +155,6 @@ def _settings(options: argparse.Namespace, source: FrameSource, prompts: list[Vi
     return settings
 
 
-def _score(model: Sam2Model, checkpoint: Path | None) -> Callable[[float], float]:
-    correction = None if checkpoint is not None else SCORE_CORRECTIONS.get(model.name)
-    return unit if correction is None else lambda value: correction(value)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Track and return the exit code, as ``--help`` lists them."""
     options = parser().parse_args(arguments)
@@ -181,18 +162,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         job = prepare(options)
     except (ValueError, OSError, torch.cuda.OutOfMemoryError) as error:
-        _say(f'sam2_track: {error}')
+        say(f'sam2_track: {error}')
         return NO_START
     except KeyboardInterrupt:
-        _say('sam2_track: interrupted before the first frame')
+        say('sam2_track: interrupted before the first frame')
         return INTERRUPTED
     try:
         with job.folder.locked():
             return _run(job, options)
     except (OSError, torch.cuda.OutOfMemoryError) as error:
-        _say(f'sam2_track: {error}; when that is cured, run the same command again to continue')
+        say(f'sam2_track: {error}; when that is cured, run the same command again to continue')
     except (ValueError, ArithmeticError) as error:
-        _say(f'sam2_track: {error}')
+        say(f'sam2_track: {error}')
     return NO_START
 
 
@@ -200,14 +181,14 @@ def _run(job: TrackJob, options: argparse.Namespace) -> int:
     if options.overwrite:
         job.folder.clear()
     elif job.folder.check(job.settings):
-        _say(f'{options.output}: complete already; start again with --overwrite')
+        say(f'{options.output}: complete already; start again with --overwrite')
         return COMPLETE
     job.folder.write_settings(job.settings)
     if isinstance(job.source, VideoFrames):
         job.folder.keep_index(job.source)
     if job.run.resume():
         done, phase = job.run.progress.done, job.run.progress.phase
-        _say(f'continues {options.output}: {done} of {len(job.run.frames(phase))} frames of the {phase} phase are done')
+        say(f'continues {options.output}: {done} of {len(job.run.frames(phase))} frames of the {phase} phase are done')
     lengths = {BACKWARD: len(job.run.frames(BACKWARD)), FORWARD: len(job.run.frames(FORWARD)),
                FILES: len(job.run.frames(FILES)) if VIDEO in options.write else 0}
     with StopSignals() as stop, progress_bar('frame', 0) as (write, move):
@@ -218,10 +199,10 @@ def _run(job: TrackJob, options: argparse.Namespace) -> int:
             low_score=lambda low: write(low_score_warning(low, job.choice, job.plan.objects[low.object_id])))
         complete = job.run.run(callbacks)
     if not complete:
-        _say('stopped: run the same command again to continue')
+        say('stopped: run the same command again to continue')
         return LEFT
     job.folder.finish(job.settings)
-    _say(f'done: {_count(len(job.plan.objects), "object")} in {_count(len(job.run.frames(FORWARD)), "frame")}, '
+    say(f'done: {_count(len(job.plan.objects), "object")} in {_count(len(job.run.frames(FORWARD)), "frame")}, '
          f'{options.output}')
     return _unreadable(job.run.progress.unreadable)
 
@@ -229,20 +210,16 @@ def _run(job: TrackJob, options: argparse.Namespace) -> int:
 def _unreadable(found: dict[str, str]) -> int:
     if not found:
         return COMPLETE
-    _say(f'{_count(len(found), "frame")} could not be read and got no masks:')
+    say(f'{_count(len(found), "frame")} could not be read and got no masks:')
     for frame, reason in list(found.items())[:SHOWN]:
-        _say(f'  frame {frame}: {reason}')
+        say(f'  frame {frame}: {reason}')
     if len(found) > SHOWN:
-        _say(f'  and {len(found) - SHOWN} more')
+        say(f'  and {len(found) - SHOWN} more')
     return INCOMPLETE
 
 
 def _count(number: int, what: str) -> str:
     return f'{number} {what}{"" if number == 1 else "s"}'
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == '__main__':

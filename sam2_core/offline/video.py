@@ -31,12 +31,12 @@ class VideoIndex(NamedTuple):
 
     @property
     def seekable(self) -> bool:
-        """Whether the time identifies a frame."""
+        """Return whether the time identifies a frame."""
         return bool(np.all(np.diff(self.times) > 0))
 
     @property
     def rate(self) -> float:
-        """Mean number of frames per second; 30 if the times tell none."""
+        """Return the mean number of frames per second; 30 if the times tell none."""
         seconds = (self.times[-1] - self.times[0]) / 1000
         rate = (len(self.times) - 1) / seconds if seconds > 0 else math.nan
         return rate if 0.1 <= rate <= 1000 else 30.0
@@ -64,7 +64,7 @@ class VideoFrames:
 
     @property
     def rate(self) -> float:
-        """Mean number of frames per second."""
+        """Return the mean number of frames per second."""
         return self.index.rate
 
     def __len__(self) -> int:

@@ -304,10 +304,10 @@ def choose(options: argparse.Namespace, console: Console) -> ModelChoice | None:
     if not options.clip:
         options.model = options.model or 'nano'
         return None
-    from sam2_core.model_choice import choose_model, model_line  # PyTorch, which the synthetic scene needs not
+    from sam2_core.model_choice import choose_model, model_lines  # PyTorch, which the synthetic scene needs not
     choice = choose_model(options.model)
     options.model = choice.name
-    for line in (*choice.passed_over, model_line(choice)):
+    for line in model_lines(choice):
         say(console, line)
     return choice
 

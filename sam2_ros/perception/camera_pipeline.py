@@ -10,6 +10,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from sam2_core import EncodedImage, ImageSegmenter, StreamTracker
+from sam2_core.scores import score_correction
 from sam2_ros.depth.matching import DepthMailbox
 from sam2_ros.messages.conversions import to_nanoseconds
 from sam2_ros.perception.camera_clock import CameraClock
@@ -23,7 +24,7 @@ from sam2_ros.perception.inbox import Inbox
 from sam2_ros.perception.late_prompts import LatePrompts
 from sam2_ros.perception.load_shedding import Level, LoadShedder, half_of_recent_frames
 from sam2_ros.perception.meter import Meter
-from sam2_ros.perception.object_states import ObjectStates, score_correction
+from sam2_ros.perception.object_states import ObjectStates
 from sam2_ros.perception.open_requests import OpenRequests
 from sam2_ros.perception.prompt_plan import Ids, Plan, PromptAnswer, PromptRequest, refuse
 from sam2_ros.perception.prompt_routing import PromptRouter, Routing
@@ -80,7 +81,8 @@ class CameraPipeline:
         self._segmenter = ImageSegmenter(tracker.model)
         self._intake = ImageIntake(self.inbox, self.history, self.meter, self.failures, self.skipped, self.decoder)
         self._depth = ImageDepth(depth, self.history, self.meter, self.failures, target, logger)
-        self.objects = TrackedObjects(tracker, ObjectStates(score_correction(parameters)), self.failures)
+        states = ObjectStates(score_correction(parameters.model, parameters.checkpoint))
+        self.objects = TrackedObjects(tracker, states, self.failures)
         self.late = LatePrompts(self.history, self.objects, self.failures, self.skipped)
         self._router = PromptRouter(self.history, self.late, topic, ids or Ids(), self.failures, self.skipped,
                                     tracker.model.image_size)

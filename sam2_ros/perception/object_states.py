@@ -8,16 +8,11 @@ from typing import Any
 from builtin_interfaces.msg import Time
 
 from sam2_core import ObjectResult
-from sam2_core.scores import SCORE_CORRECTIONS, Platt, probability, unit
+from sam2_core.scores import Platt, probability, unit
 from sam2_ros.messages.conversions import to_nanoseconds, to_time
 from sam2_ros.msg import Instance, InstanceEvent
 from sam2_ros.perception.frame import Event, TrackedObject
 from sam2_ros.runtime.parameters import Parameters
-
-
-def score_correction(parameters: Parameters) -> Platt | None:
-    """Return the calibration from predicted to expected IoU, or None if the model is not calibrated."""
-    return None if parameters.checkpoint else SCORE_CORRECTIONS.get(parameters.model)
 
 
 @dataclass(eq=False)

@@ -12,14 +12,13 @@ import numpy as np
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from sam2_core.prompts import Prompt, PromptError, merge_prompts
+from sam2_core.prompts import MAX_ID, Prompt, PromptError, merge_prompts
 from sam2_ros.messages.conversions import ImageError, to_mask
 from sam2_ros.messages.frame_ids import same_frame
 from sam2_ros.msg import Prompt as PromptMessage
 from sam2_ros.perception.frame import TrackedObject
 from sam2_ros.srv import SetPrompt
 
-MAX_ID = 65535
 MAX_LABEL = 1000  # characters: a label is in every message about its object
 MAX_POINTS = 1000  # for one object in one image: the decoder compares each with all others
 NEEDS_IMAGE = (PromptMessage.SET, PromptMessage.REFINE)
@@ -48,7 +47,7 @@ class PromptAnswer:
 
     @property
     def accepted(self) -> bool:
-        """Whether the prompt was applied."""
+        """Return whether the prompt was applied."""
         return not self.reason
 
 

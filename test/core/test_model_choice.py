@@ -8,7 +8,7 @@ import torch
 from sam2_core import checkpoint
 from sam2_core.checkpoint import OFFICIAL, OfficialFile
 from sam2_core.config import VARIANTS
-from sam2_core.model_choice import better_model, choose_model, low_score_warning, model_line, option
+from sam2_core.model_choice import better_model, choose_model, low_score_warning, model_line, model_lines, option
 from sam2_core.scores import LowScore
 
 CUDA = torch.device('cuda')
@@ -75,6 +75,7 @@ def test_a_damaged_file_is_passed_over_with_the_reason(hub, content, reason):
     choice = choose_model(device='cpu')
     assert choice.name == 'sam2.1_hiera_large'
     (line,) = choice.passed_over
+    assert model_lines(choice) == (line, model_line(choice))
     assert line.startswith('sam2.1_hiera_tiny is cached but cannot be used: ')
     assert str(path) in line and reason in line and 'delete it' in line
 

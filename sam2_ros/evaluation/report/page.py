@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from sam2_core.datasets.image_files import jpeg
 from sam2_core.drawing.overlay import colour
 from sam2_core.files import replacing
 from sam2_ros.drawing.overlay import STATE_NAMES
@@ -265,5 +266,4 @@ def _data_uri(image: np.ndarray) -> str:
     if image.shape[1] > PICTURE_WIDTH:
         scale = PICTURE_WIDTH / image.shape[1]
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    _, data = cv2.imencode('.jpg', cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 82])
-    return 'data:image/jpeg;base64,' + base64.b64encode(data.tobytes()).decode()
+    return 'data:image/jpeg;base64,' + base64.b64encode(jpeg(image, 82)).decode()

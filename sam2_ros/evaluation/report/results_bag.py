@@ -3,11 +3,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Header
 
+from sam2_core.datasets.image_files import jpeg
 from sam2_ros.drawing.label_images import label_image
 from sam2_ros.drawing.overlay import draw_overlay
 from sam2_ros.evaluation.report.processed_frames import Progress, processed
@@ -60,5 +60,4 @@ def write_results(run: Run, recording: Recording, path: Path, images: bool = Fal
 
 def jpeg_message(rgb: np.ndarray, header: Header, quality: int) -> CompressedImage:
     """Return an image, uint8 RGB (H, W, 3), as a compressed image message; ``quality``: of JPEG, 0 to 100."""
-    data = cv2.imencode('.jpg', cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    return CompressedImage(header=header, format='rgb8; jpeg compressed bgr8', data=data.tobytes())
+    return CompressedImage(header=header, format='rgb8; jpeg compressed bgr8', data=jpeg(rgb, quality))

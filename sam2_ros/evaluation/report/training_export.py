@@ -14,13 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from sensor_msgs.msg import CompressedImage, Image
 
 from sam2_core.datasets import run_length
 from sam2_core.datasets.coco_annotations import NO_LABEL, annotation
-from sam2_core.datasets.image_files import label_png
+from sam2_core.datasets.image_files import jpeg, label_png
 from sam2_ros.drawing.label_images import label_image
 from sam2_ros.evaluation.metrics import Exported
 from sam2_ros.evaluation.report.processed_frames import Processed, Progress, processed
@@ -118,8 +117,7 @@ def _write_picture(path: Path, message: Image | CompressedImage, rgb: np.ndarray
     """
     data = plain_jpeg(message.data.tobytes(), message.format) if isinstance(message, CompressedImage) else None
     if data is None:
-        data = cv2.imencode('.jpg', cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR),
-                            [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+        data = jpeg(rgb, JPEG_QUALITY)
     path.write_bytes(data)
     return path
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sam2_core import ObjectResult
-from sam2_core.scores import SCORE_CORRECTIONS, Platt, probability, unit
+from sam2_core.scores import SCORE_CORRECTIONS, Platt, probability, score_correction, unit
 from sam2_ros.msg import Instance, InstanceEvent
 from sam2_ros.perception.frame import Event
-from sam2_ros.perception.object_states import ObjectStates, score_correction
+from sam2_ros.perception.object_states import ObjectStates
 from sam2_ros.runtime.parameters import Parameters
 
 TRACKED, OCCLUDED, LOST = Instance.TRACKED, Instance.OCCLUDED, Instance.LOST
@@ -265,7 +265,7 @@ def test_correction_is_for_images_without_a_prompt():
     (Parameters(model='nano'), True), (Parameters(model='nano', checkpoint='mine.pt'), False),
     (Parameters(model='sam2.1_hiera_tiny'), False), (Parameters(model='', checkpoint='mine.pt'), False)])
 def test_only_what_was_measured_is_corrected(parameters, corrected):
-    assert (score_correction(parameters) is not None) == corrected
+    assert (score_correction(parameters.model, parameters.checkpoint) is not None) == corrected
 
 
 @pytest.mark.parametrize('correction', SCORE_CORRECTIONS.values())
