@@ -122,12 +122,12 @@ class DepthMailbox:
 
     @property
     def info(self) -> CameraInfo | None:
-        """The newest camera_info, or None."""
+        """Return the newest camera_info, or None."""
         return next(iter(self.infos), None)
 
     @property
     def infos(self) -> list[CameraInfo]:
-        """The newest camera_info of each size and frame, the newest of all first."""
+        """Return the newest camera_info of each size and frame, the newest of all first."""
         with self._changed:
             return [*reversed(self._infos.values())]
 

@@ -202,7 +202,7 @@ class _Replay:
             self._working.enter_context(self.watch.stage(ASIDE))
             step_aside(self)
 
-    def propose_prompts(self) -> None:
+    def before_step(self) -> None:
         """Do nothing: the prompts are recorded."""
 
     def publish(self, frame: Frame | None, answers: list[PromptAnswer]) -> float:

@@ -62,7 +62,7 @@ class SegmentImageQuery:
 
     @property
     def brings_image(self) -> bool:
-        """Whether the call has an image of its own."""
+        """Return whether the call has an image of its own."""
         return has_image(self._request.image)
 
     def find_image(self, newest: CameraImage | None, history: ImageHistory,
@@ -124,7 +124,7 @@ class SegmentAllQuery:
 
     @property
     def brings_image(self) -> bool:
-        """Whether the call has an image of its own."""
+        """Return whether the call has an image of its own."""
         return has_image(self._request.image)
 
     def find_image(self, newest: CameraImage | None, history: ImageHistory,

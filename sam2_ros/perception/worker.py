@@ -24,8 +24,8 @@ class ServedCamera(Protocol):
     pipeline: CameraPipeline
     closed: bool  # the node did not wait for the last step, whose results are void
 
-    def propose_prompts(self) -> None:
-        """Put the camera's own prompts into the inbox, such as those for detections, before it is read."""
+    def before_step(self) -> None:
+        """Prepare a step before the inbox is read: put the camera's own prompts, as for detections, into it."""
 
     def publish(self, frame: Frame | None, answers: list[PromptAnswer]) -> float:
         """Publish; return the seconds from the stamp of the image to now, 0 if it has none or there is no frame."""
@@ -37,11 +37,11 @@ class ServedCamera(Protocol):
 def step(camera: ServedCamera, encoded: EncodedImage | None = None) -> None:
     """Process the image that a camera's pipeline has taken, and the prompts that wait.
 
-    This is the order of a step for the node and for evaluation: prompts of its own, work, publish, count, shed load.
+    This is the order of a step for the node and for evaluation: prepare, work, publish, count, shed load.
     encoded: Features of the image, if they have been computed already.
     """
     pipeline = camera.pipeline
-    camera.propose_prompts()
+    camera.before_step()
     frame, answers = pipeline.work(encoded)
     if camera.closed:
         return

@@ -28,7 +28,7 @@ class NewestWriter(Generic[Content]):
 
     @property
     def idle(self) -> bool:
-        """Whether everything has been written."""
+        """Return whether everything has been written."""
         with self._changed:
             return not self._waiting and not self._busy
 

@@ -45,7 +45,7 @@ class CameraTopics:
     """Topics around the pipeline of one camera, from configure to cleanup.
 
     Callbacks run in the executor's thread and leave what arrives in the pipeline's inbox. The worker's thread calls
-    ``propose_prompts``, ``publish`` and ``now`` (``ServedCamera``).
+    ``before_step``, ``publish`` and ``now`` (``ServedCamera``).
     """
 
     def __init__(self, node: GuardedNode, name: str, model: Sam2Model, parameters: Parameters,
@@ -202,8 +202,8 @@ class CameraTopics:
 
     # --- in the worker's thread
 
-    def propose_prompts(self) -> None:
-        """Put prompts for new detections into the inbox."""
+    def before_step(self) -> None:
+        """Drop restored objects of another view, and put prompts for new detections into the inbox."""
         if self.kept is not None:
             self.pipeline.failures.run('kept objects', self.kept.before_step)
         chosen = self.pipeline.parameters

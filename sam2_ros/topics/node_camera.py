@@ -61,14 +61,14 @@ class NodeCamera:
 
     @property
     def topics(self) -> CameraTopics:
-        """The camera's topics. Raises RuntimeError while the node is not configured."""
+        """Return the camera's topics. Raises RuntimeError while the node is not configured."""
         if self._topics is None:
             raise RuntimeError('the node is not configured')
         return self._topics
 
     @property
     def pipeline(self) -> CameraPipeline:
-        """The camera's pipeline. Raises RuntimeError while the node is not configured."""
+        """Return the camera's pipeline. Raises RuntimeError while the node is not configured."""
         return self.topics.pipeline
 
     # --- lifecycle
