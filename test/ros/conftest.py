@@ -2,12 +2,22 @@
 import threading
 
 import pytest
+import rclpy
 import rclpy.logging
 
 from sam2_core import Sam2Model, StreamTracker, load_model
 from sam2_ros.perception.camera_pipeline import CameraPipeline
 from sam2_ros.runtime.parameters import Parameters
 from testing.waiting import PROMPT_TIMEOUT
+
+
+@pytest.fixture
+def context(ros_domain):
+    """Return an rclpy context in a domain of its own."""
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=ros_domain)
+    yield context
+    rclpy.try_shutdown(context=context)
 
 
 @pytest.fixture(scope='session')

@@ -80,14 +80,6 @@ def camera(node):
     return RgbdCamera(node)
 
 
-@pytest.fixture
-def peer(node):
-    node.reset()
-    node.instances.clear()
-    node.statuses.clear()
-    return node
-
-
 def true_points(camera: RgbdCamera, object_id: int) -> np.ndarray:
     """Return the visible surface from the exact depth, (N, 3) metres in the optical frame."""
     rows, columns = np.nonzero(camera.labels == object_id)

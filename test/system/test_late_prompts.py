@@ -20,14 +20,6 @@ def node(request, tmp_path_factory):
         yield peer
 
 
-@pytest.fixture
-def peer(node):
-    node.reset()
-    node.instances.clear()
-    node.statuses.clear()
-    return node
-
-
 def stream(peer, count: int) -> list[Header]:
     """Show the first images of the scene; return their headers."""
     return [peer.process_image(SCENE.image(STEP * number)).header for number in range(count)]

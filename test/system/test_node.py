@@ -27,15 +27,6 @@ def node(tmp_path_factory):
         yield peer
 
 
-@pytest.fixture
-def peer(node):
-    """Return the shared node without objects."""
-    node.reset()
-    node.instances.clear()
-    node.statuses.clear()
-    return node
-
-
 def good(array, time: float, disc: int, scene: Scene = SCENE, object_id: int | None = None) -> bool:
     """Return whether an object, by default the one with the disc's number, covers a disc well."""
     return iou(whole_mask(array, object_id or disc), scene.mask(time, disc)) > GOOD

@@ -21,13 +21,6 @@ def node(request, tmp_path_factory):
         yield peer
 
 
-@pytest.fixture
-def peer(node):
-    node.reset()
-    node.instances.clear()
-    return node
-
-
 def segment(peer, *prompts: Prompt, **fields) -> SegmentImage.Response:
     return peer.ask(SegmentImage, 'segment_image', SegmentImage.Request(prompts=list(prompts), **fields))
 

@@ -32,15 +32,6 @@ def client(node):
     return TrackClient(node)
 
 
-@pytest.fixture
-def peer(node):
-    """Return the shared node without objects."""
-    node.reset()
-    node.instances.clear()
-    node.statuses.clear()
-    return node
-
-
 def box(disc: int = 1, time: float = 0, **fields) -> Prompt:
     return Prompt(box=roi(SCENE.box(time, disc)), **fields)
 

@@ -34,7 +34,7 @@ class BareCamera:
         work_aside = self.pipeline.work_aside
         self.pipeline.work_aside = lambda: log.append((name, None)) or work_aside()
 
-    def propose_prompts(self) -> None:
+    def before_step(self) -> None:
         pass
 
     def publish(self, frame, answers) -> float:
@@ -220,7 +220,7 @@ class Log:
 def test_the_end_is_waited_for_with_a_limit_and_what_it_waits_for_is_named(model, monkeypatch):
     changed, log, hanging, begun = threading.Condition(), Log(), threading.Event(), threading.Event()
     camera = BareCamera(model, changed, [], 'stuck')
-    camera.propose_prompts = lambda: begun.set() or hanging.wait(PATIENCE)
+    camera.before_step = lambda: begun.set() or hanging.wait(PATIENCE)
     worker = Worker(model, [camera], changed, lambda: True, log)
     monkeypatch.setattr('sam2_ros.perception.worker.WARN_EVERY', 0.01)
     worker.start()

@@ -25,13 +25,10 @@ from testing.in_process import in_process, set_box
 
 
 @pytest.fixture
-def node(ros_domain):
-    context = rclpy.Context()
-    rclpy.init(context=context, domain_id=ros_domain)
+def node(context):
     made = GuardedNode('guarded', context=context)
     yield made
     made.destroy_node()
-    rclpy.shutdown(context=context)
 
 
 def failing(*_):

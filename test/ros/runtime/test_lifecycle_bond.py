@@ -13,13 +13,10 @@ needs_bondpy = pytest.mark.skipif(Bond is None, reason='needs bondpy (CONTRIBUTI
 
 
 @pytest.fixture
-def node(ros_domain):
-    context = rclpy.Context()
-    rclpy.init(context=context, domain_id=ros_domain)
+def node(context):
     made = GuardedNode('bound', context=context)
     yield made
     made.destroy_node()
-    rclpy.try_shutdown(context=context)
 
 
 def topics(node) -> int:

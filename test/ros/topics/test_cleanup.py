@@ -63,14 +63,6 @@ class User:
         self._own.destroy_node()
 
 
-@pytest.fixture
-def context(ros_domain):
-    context = rclpy.Context()
-    rclpy.init(context=context, domain_id=ros_domain)
-    yield context
-    rclpy.shutdown(context=context)
-
-
 def make(context: rclpy.Context, **parameters) -> Sam2Node:
     parameters = {'autostart': False, 'device': 'cpu', **parameters}
     return Sam2Node(context=context,

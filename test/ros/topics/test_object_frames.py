@@ -42,14 +42,6 @@ def test_two_objects_with_one_label_have_two_names():
     assert frame_name('sam2', tracked(3, 'mug'), 'label') != frame_name('sam2', tracked(4, 'mug'), 'label')
 
 
-@pytest.fixture
-def context(ros_domain):
-    context = rclpy.Context()
-    rclpy.init(context=context, domain_id=ros_domain)
-    yield context
-    rclpy.shutdown(context=context)
-
-
 def test_nodes_and_cameras_have_frames_of_their_own(context):
     node = rclpy.create_node('sam2', namespace='/robot_1', context=context)
     assert frame_prefix(node, '') == 'robot_1/sam2' and frame_prefix(node, 'front') == 'robot_1/sam2/front'
