@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from sam2_core.approximations import pool_memory, quantize_encoder
 from sam2_core.checkpoint_files import CheckpointError, read_file, read_header
 from sam2_core.checkpoint_layouts import published_weights
 from sam2_core.compiled import CompiledStages
-from sam2_core.config import VARIANTS, Sam2Config, check_image_size, variant
+from sam2_core.config import VARIANTS, HieraConfig, RepVitConfig, Sam2Config, check_image_size, variant
 from sam2_core.model import Sam2Model
 
 __all__ = ['CONFIG_KEY', 'DTYPES', 'OFFICIAL', 'CheckpointError', 'OfficialFile', 'cached_weights', 'check_finite',
@@ -33,7 +34,7 @@ class OfficialFile(NamedTuple):
 
     repository: str
     filename: str
-    sha256: str
+    sha256: str | None  # None if unknown: then names, shapes and finite values are all that is checked
     size: int | None  # bytes; None if unknown, then the hash alone decides
 
 
@@ -62,6 +63,7 @@ OFFICIAL = {
     'sam2_hiera_large': OfficialFile(
         'facebook/sam2-hiera-large', 'sam2_hiera_large.pt',
         '7442e4e9b732a508f80e141e7c2913437a3610ee0c77381a66658c3a445df87b', 897952466),
+    'edgetam': OfficialFile('facebook/EdgeTAM', 'edgetam.pt', None, None),
 }
 
 _PACKAGED = {'nano': Path(__file__).parent / 'weights' / 'nano.safetensors'}
@@ -169,10 +171,12 @@ def cached_weights(name: str) -> Path | None:
 
 
 def verify(path: Path, official: OfficialFile) -> None:
-    """Raise CheckpointError unless the file is byte for byte the published one."""
+    """Raise CheckpointError unless the file is byte for byte the published one, as far as that is known."""
     size = path.stat().st_size
     if official.size is not None and size != official.size:
         raise CheckpointError(f'{path}: {size} bytes, the published file has {official.size}: delete it and try again')
+    if official.sha256 is None:
+        return
     digest = _sha256(path)
     if digest != official.sha256:
         raise CheckpointError(f'{path}: sha256 {digest}, the published file has {official.sha256}: '
@@ -262,16 +266,30 @@ def check_finite(weights: Mapping[str, Tensor], path: Path | str, dtype: torch.d
 
 def recognise(weights: Mapping[str, Tensor], path: Path | str = 'state dict') -> str:
     """Return the variant whose parameters have these names and shapes; raise CheckpointError if there is none."""
-    position = weights.get('image_encoder.trunk.pos_embed')
-    blocks = {key.split('.')[3] for key in weights if key.startswith('image_encoder.trunk.blocks.')}
     is_21 = 'no_obj_embed_spatial' in weights
     for name, config in VARIANTS.items():
-        if (position is not None and position.ndim == 4 and position.shape[1] == config.embed_dim
-                and len(blocks) == config.blocks and is_21 == config.no_object_embedding):
+        if _has_trunk(weights, config.trunk) and is_21 == config.no_object_embedding:
             return name
-    raise CheckpointError(f'{path}: not a known SAM 2 checkpoint: {len(blocks)} trunk blocks, position '
+    position = weights.get('image_encoder.trunk.pos_embed')
+    raise CheckpointError(f'{path}: not a known SAM 2 checkpoint: {len(_trunk_blocks(weights))} trunk blocks, position '
                           f'embedding {None if position is None else tuple(position.shape)}; '
                           f'known variants are {", ".join(VARIANTS)}')
+
+
+def _has_trunk(weights: Mapping[str, Tensor], trunk: HieraConfig | RepVitConfig) -> bool:
+    """Return whether a state dict has an image encoder of this kind and size."""
+    blocks = _trunk_blocks(weights)
+    if isinstance(trunk, HieraConfig):
+        position = weights.get('image_encoder.trunk.pos_embed')
+        return (position is not None and position.ndim == 4 and position.shape[1] == trunk.embed_dim
+                and len(blocks) == trunk.blocks)
+    stem = weights.get('image_encoder.trunk.body.stem.conv2.c.weight')
+    return stem is not None and len(stem) == trunk.channels[0] and len(blocks) == sum(trunk.stages)
+
+
+def _trunk_blocks(weights: Mapping[str, Tensor]) -> set[str]:
+    return {match[0] for key in weights
+            if (match := re.match(r'image_encoder\.trunk\.(body\.stages_\d+\.)?blocks\.\d+\.', key))}
 
 
 def _check_weights(weights: Mapping[str, Tensor], model: Sam2Model, path: Path, dtype: torch.dtype) -> None:

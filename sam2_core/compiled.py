@@ -103,7 +103,8 @@ class CompiledStages:
         exist = [torch.ones(batch, n, dtype=torch.bool, device=model.device) if masked else None
                  for n in (frames, pointers)]
         return Memory(
-            torch.zeros(batch, frames, model.grid ** 2, config.memory_dim, dtype=MEMORY_DTYPE, device=model.device),
+            torch.zeros(batch, frames, config.memory_tokens, config.memory_dim, dtype=MEMORY_DTYPE,
+                        device=model.device),
             torch.zeros(batch, frames, dtype=torch.int64, device=model.device),
             torch.zeros(batch, pointers, config.d_model, dtype=model.dtype, device=model.device),
             torch.ones(batch, pointers, dtype=torch.int64, device=model.device), *exist)

@@ -156,7 +156,7 @@ class MemoryBank:
         limit = max_conditioning_frames
         recent, pointers = MemoryShapes(config, limit).recent, MemoryShapes(config, limit).pointers
         # One more row than frames to attend to: the new frame is written before the oldest is dropped.
-        frames = torch.zeros(limit + recent + 1, config.grid ** 2, config.memory_dim, dtype=MEMORY_DTYPE,
+        frames = torch.zeros(limit + recent + 1, config.memory_tokens, config.memory_dim, dtype=MEMORY_DTYPE,
                              device=device)
         self._frames = _Slots(frames, limit, recent)
         self._pointers = _Slots(torch.zeros(limit + pointers + 1, config.d_model, dtype=dtype, device=device), limit,
@@ -289,7 +289,7 @@ def stack_memories(banks: Sequence[MemoryBank], recent_frames: int | None = None
     Args:
         banks: One bank per object, of equal length unless ``length`` is given.
         recent_frames: Maximum number of recent frames of each object; None means all of them. Pointers are always
-            included: a pointer has 3 or 4 tokens, a frame (S / 16)^2.
+            included: a pointer has 3 or 4 tokens, a frame hundreds.
         length: Numbers of frames and pointers to pad each object to; filler rows are marked as not existing.
     """
     frames = [bank._attended(recent_frames) for bank in banks]

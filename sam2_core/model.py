@@ -5,11 +5,14 @@ of the published checkpoints, so that their state dicts load unchanged.
 """
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam2_core.config import Sam2Config
+from sam2_core.config import HieraConfig, RepVitConfig, Sam2Config
 from sam2_core.mask_prompts import MASK_BIAS, MASK_SCALE, mask_logits
 from sam2_core.nn.derived import Derived
 from sam2_core.nn.hiera import Hiera
@@ -20,6 +23,8 @@ from sam2_core.nn.memory_encoder import MemoryEncoder
 from sam2_core.nn.neck import FpnNeck
 from sam2_core.nn.position import sine_grid, sine_time
 from sam2_core.nn.prompt_encoder import PromptEncoder
+from sam2_core.nn.repvit import RepVit
+from sam2_core.nn.spatial_perceiver import SpatialPerceiver, token_position
 from sam2_core.tensors import (
     ABSENT_LOGIT,
     MEMORY_DTYPE,
@@ -34,12 +39,15 @@ __all__ = ['ABSENT_LOGIT', 'MASK_BIAS', 'MASK_SCALE', 'MEMORY_DTYPE', 'ImageEnco
            'ObjectMasks', 'Sam2Model']
 
 
+_TRUNKS: dict[type, Callable[[Any], Hiera | RepVit]] = {HieraConfig: Hiera, RepVitConfig: RepVit}  # by configuration
+
+
 class ImageEncoder(nn.Module):
     """Image encoder: trunk and neck."""
 
     def __init__(self, config: Sam2Config) -> None:
         super().__init__()
-        self.trunk = Hiera(config)
+        self.trunk = _TRUNKS[type(config.trunk)](config.trunk)
         self.neck = FpnNeck(self.trunk.channels, config.d_model)
 
     def forward(self, image_bchw: Tensor, to_stride4: nn.Conv2d | None = None,
@@ -56,8 +64,9 @@ class Sam2Model(Float32Buffers):
     """
 
     memory_dtype = MEMORY_DTYPE
-    image_position: Tensor
-    memory_position: Tensor
+    image_position: Tensor  # of the cells of the grid, for d_model channels
+    grid_position: Tensor  # of the same cells, for memory_dim channels
+    memory_position: Tensor  # of the tokens of a memory frame
 
     def __init__(self, config: Sam2Config, name: str = 'custom') -> None:
         super().__init__()
@@ -67,6 +76,7 @@ class Sam2Model(Float32Buffers):
         self.image_encoder = ImageEncoder(config)
         self.memory_attention = MemoryAttention(config)
         self.memory_encoder = MemoryEncoder(config)
+        self.spatial_perceiver = None if config.perceiver is None else SpatialPerceiver(config.perceiver, memory_dim)
         self.sam_prompt_encoder = PromptEncoder(config)
         self.sam_mask_decoder = MaskDecoder(config)
         self.mask_downsample = nn.Conv2d(1, 1, kernel_size=4, stride=4)
@@ -80,9 +90,11 @@ class Sam2Model(Float32Buffers):
         if config.pointer_time_codes:
             self.obj_ptr_tpos_proj = nn.Linear(dim, memory_dim)
             self._pointer_codes = Derived()
-        for table, channels in (('image_position', dim), ('memory_position', memory_dim)):  # (tokens, channels)
+        for table, channels in (('image_position', dim), ('grid_position', memory_dim)):  # (tokens, channels)
             self.register_buffer(table, sine_grid(channels, self.grid, self.grid).flatten(1).T.contiguous(),
                                  persistent=False)
+        self.register_buffer('memory_position', self.grid_position if config.perceiver is None
+                             else token_position(config.perceiver, memory_dim), persistent=False)
         self.float()  # whatever torch.set_default_dtype says
 
     @property
@@ -144,7 +156,7 @@ class Sam2Model(Float32Buffers):
             return None
         assert memory.pointers_exist is not None
         of_pointers = memory.pointers_exist.repeat_interleave(pieces // memory.pointers_exist.shape[1], dim=1)
-        return torch.cat((memory.frames_exist.repeat_interleave(self.grid ** 2, dim=1), of_pointers), dim=1)
+        return torch.cat((memory.frames_exist.repeat_interleave(self.config.memory_tokens, dim=1), of_pointers), dim=1)
 
     def _pointer_position(self, ages: Tensor, pieces: int) -> Tensor:
         if not self.config.pointer_time_codes:
@@ -257,4 +269,6 @@ class Sam2Model(Float32Buffers):
         if self.config.no_object_embedding:
             absent = (masks.object_score <= 0).to(self.dtype)
             memory = memory + absent[:, None, None] * self.no_obj_embed_spatial
+        if self.spatial_perceiver is not None:
+            memory = self.spatial_perceiver(memory, self.grid_position.to(self.dtype))
         return memory.to(self.memory_dtype)

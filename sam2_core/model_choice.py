@@ -12,7 +12,8 @@ from sam2_core.config import variant
 from sam2_core.scores import LowScore
 
 PACKAGED = 'nano'
-SIZES = ('tiny', 'small', 'base_plus', 'large')  # of the published models, by rising accuracy and cost
+SMALLEST = 'edgetam'  # of the published models
+SIZES = ('tiny', 'small', 'base_plus', 'large')  # of SAM 2, by rising accuracy and cost
 VERSIONS = ('sam2.1', 'sam2')  # the better one first
 
 
@@ -30,9 +31,9 @@ def choose_model(name: str | None = None, checkpoint: str | Path | None = None,
                  device: str | torch.device | None = None) -> ModelChoice:
     """Return the model that the user names, or else a cached published model, or else nano. Nothing is downloaded.
 
-    Among cached models, a GPU gets the largest, whose masks are best. A CPU gets the smallest: tiny already takes
-    seconds per image there. SAM 2.1 comes before SAM 2 of the same size. A cached file that differs from the published
-    one is passed over.
+    Among cached models, a GPU gets the largest, whose masks are best. A CPU gets the smallest, EdgeTAM before tiny:
+    tiny already takes seconds per image there. SAM 2.1 comes before SAM 2 of the same size. A cached file that differs
+    from the published one is passed over.
 
     Args:
         name: Model that the user names; None means no model.
@@ -65,12 +66,12 @@ def choose_model(name: str | None = None, checkpoint: str | Path | None = None,
 def better_model(choice: ModelChoice) -> str | None:
     """Return a published model with better masks than a chosen one, or None if none is known.
 
-    A larger model that is cached comes first, then the next size. After nano, that is tiny on a CPU and base_plus on a
-    GPU.
+    A larger model that is cached comes first, then the next size. After nano and EdgeTAM, that is tiny on a CPU and
+    base_plus on a GPU.
     """
     if choice.checkpoint is not None or choice.name is None:
         return None  # weights of the user's own
-    if choice.name == PACKAGED:
+    if choice.name in (PACKAGED, SMALLEST):
         first = SIZES.index('tiny' if choice.device.type == 'cpu' else 'base_plus')
     else:
         version, _, size = choice.name.partition('_hiera_')
@@ -123,8 +124,9 @@ def low_score_warning(low: LowScore, choice: ModelChoice, label: str = '') -> st
 
 
 def _order(device: torch.device) -> list[str]:
-    sizes = SIZES if device.type == 'cpu' else SIZES[::-1]
-    return [_named(size, version) for size in sizes for version in VERSIONS]
+    on_cpu = device.type == 'cpu'
+    of_sam2 = [_named(size, version) for size in (SIZES if on_cpu else SIZES[::-1]) for version in VERSIONS]
+    return [SMALLEST, *of_sam2] if on_cpu else [*of_sam2, SMALLEST]
 
 
 def _named(size: str, version: str = VERSIONS[0]) -> str:

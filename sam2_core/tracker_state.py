@@ -100,7 +100,7 @@ def from_state(state: Mapping[str, Any], model: Sam2Model,
 
 def _shapes(model: Sam2Model) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the shapes of one memory frame and of one object pointer."""
-    return (model.grid ** 2, model.config.memory_dim), (model.config.d_model,)
+    return (model.config.memory_tokens, model.config.memory_dim), (model.config.d_model,)
 
 
 def _config(model: Sam2Model) -> dict[str, Any]:

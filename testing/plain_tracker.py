@@ -72,10 +72,10 @@ class OneByOne(Sam2Model):
 
 def tiny_model(**changes: object) -> OneByOne:
     """Return a model of few layers with random weights, in which objects appear and disappear."""
-    config = replace(VARIANTS['nano'], embed_dim=8, stages=(1, 1, 1, 1), global_attention_blocks=(2,), d_model=16,
-                     memory_attention_layers=1, memory_attention_feedforward=16, memory_dim=8, fuser_layers=1,
-                     decoder_layers=1, decoder_heads=2, decoder_feedforward=16, iou_head_hidden=16, image_size=32,
-                     **changes)
+    trunk = replace(VARIANTS['nano'].trunk, embed_dim=8, stages=(1, 1, 1, 1), global_attention_blocks=(2,))
+    config = replace(VARIANTS['nano'], trunk=trunk, d_model=16, memory_attention_layers=1,
+                     memory_attention_feedforward=16, memory_dim=8, fuser_layers=1, decoder_layers=1, decoder_heads=2,
+                     decoder_feedforward=16, iou_head_hidden=16, image_size=32, **changes)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = OneByOne(config).eval().requires_grad_(False)

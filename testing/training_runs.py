@@ -17,8 +17,8 @@ from sam2_core.training.divergence import Diverged
 from sam2_core.training.settings import Schedule, TrainConfig
 from sam2_core.training.trainer import Trainer
 
-TINY = replace(VARIANTS['nano'], embed_dim=16, stages=(1, 1, 1, 1), global_attention_blocks=(2,), d_model=32,
-               memory_dim=32, memory_attention_layers=1, image_size=64)
+TRUNK = replace(VARIANTS['nano'].trunk, embed_dim=16, stages=(1, 1, 1, 1), global_attention_blocks=(2,))
+TINY = replace(VARIANTS['nano'], trunk=TRUNK, d_model=32, memory_dim=32, memory_attention_layers=1, image_size=64)
 
 
 class Boxes:

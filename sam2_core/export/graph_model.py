@@ -106,8 +106,8 @@ class GraphModel(Sam2Model):
             _attend_to_existing(block.cross_attn_image_to_token, self._points)
 
     def _make_constants(self) -> None:
-        side, trunk, places = self.image_size // 4, self.image_encoder.trunk, self.sam_prompt_encoder.pe_layer
-        _replace(trunk, 'position', _constant(trunk.position(side, side)))
+        side, places = self.image_size // 4, self.sam_prompt_encoder.pe_layer
+        self.image_encoder.trunk.hold_constants(self.image_size)
         _replace(places, 'grid', _constant(places.grid(self.grid, self.grid)))
         if self.config.pointer_time_codes:
             _replace(self, '_make_pointer_codes', _constant(self._make_pointer_codes()))

@@ -86,7 +86,7 @@ class _Ports:
     def __init__(self, config: Sam2Config, sizes: Sizes) -> None:
         self.config, self.sizes = config, sizes
         size, dim, meaning = config.image_size, config.d_model, 'image features from encode_image'
-        self.tokens = config.grid ** 2
+        self.tokens = config.memory_tokens
         self.stride16 = Port('stride16', (1, dim, size // 16, size // 16), 'float32', meaning)
         self.stride8 = Port('stride8', (1, dim // 4, size // 8, size // 8), 'float32', meaning)
         self.stride4 = Port('stride4', (1, dim // 8, size // 4, size // 4), 'float32', meaning)

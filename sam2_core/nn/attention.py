@@ -40,7 +40,7 @@ class Attention(nn.Module):
 
 
 class RotaryAttention(Attention):
-    """Attention with queries and keys rotated by their position in the grid, except the last ``plain_keys`` keys.
+    """Attention with queries and keys rotated by their positions, except the last ``plain_keys`` keys.
 
     ``pooling`` is an approximation: blocks of n x n rotated keys are replaced by their mean, with the weight of all.
     """
@@ -48,21 +48,30 @@ class RotaryAttention(Attention):
     pooling = 1
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, table: RotaryTable,  # type: ignore[override]
-                plain_keys: int = 0, exists: Tensor | None = None) -> Tensor:
-        """Attend from query (1 or B, N, dim) to key and value (B, R * N + plain_keys, dim_kv): (B, N, dim).
+                plain_keys: int = 0, exists: Tensor | None = None, key_table: RotaryTable | None = None) -> Tensor:
+        """Attend from query (1 or B, N, dim) to key and value (B, M, dim_kv): (B, N, dim).
 
-        ``exists``: bool (B, R * N + plain_keys), False for keys to ignore; None means all exist. The type check of the
-        override is off, because both classes are only called by their own names.
+        The type check of the override is off, because both classes are only called by their own names.
+
+        Args:
+            query: The tokens of ``table``.
+            key: The tokens of ``key_table``, repeated for each remembered frame, and ``plain_keys`` more.
+            value: As ``key``.
+            table: Rotations of the queries.
+            plain_keys: Number of keys without a rotation.
+            exists: bool (B, M), False for keys to ignore; None means all exist.
+            key_table: Rotations of the keys; None means those of the queries.
         """
+        key_table = key_table or table
         query, key = self.q_proj(query), self.k_proj(key)
         placed = key.shape[1] - plain_keys
         if (runs_plainly_on_cpu(key) and is_plain(self.q_proj) and is_plain(self.k_proj)
-                and not is_observed(table)):  # a hook may have kept its input
+                and not is_observed(table) and not is_observed(key_table)):  # a hook may have kept its input
             table.rotate_in_place(query)
-            table.rotate_in_place(key[:, :placed])
+            key_table.rotate_in_place(key[:, :placed])
         else:
             query = table(query)
-            key = torch.cat((table(key[:, :placed]), key[:, placed:]), dim=1)
+            key = torch.cat((key_table(key[:, :placed]), key[:, placed:]), dim=1)
         query = query.expand(len(key), -1, -1)
         if self.pooling > 1:
             key, value, exists, counts = self._pool(key, value, exists, table, placed)

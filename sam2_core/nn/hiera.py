@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sam2_core.config import Sam2Config
+from sam2_core.config import HieraConfig
 from sam2_core.nn.attention import attention, runs_plainly_on_cpu
 from sam2_core.nn.derived import Derived
 from sam2_core.nn.layers import MLP, is_observed, is_plain
@@ -143,7 +143,7 @@ class PatchEmbed(nn.Module):
 class Hiera(nn.Module):
     """Hierarchical vision transformer with four stages, at strides 4, 8, 16 and 32."""
 
-    def __init__(self, config: Sam2Config) -> None:
+    def __init__(self, config: HieraConfig) -> None:
         super().__init__()
         self.recompute = False  # in training, recompute blocks in the backward pass to save memory
         dim, heads = config.embed_dim, config.num_heads
@@ -177,6 +177,11 @@ class Hiera(nn.Module):
         window = self.pos_embed_window.float()
         repeats = height // window.shape[-2], width // window.shape[-1]
         return (coarse + window.tile(1, 1, *repeats)).permute(0, 2, 3, 1)
+
+    def hold_constants(self, image_size: int) -> None:
+        """Replace the position embedding by its value for one image size, so that graphs hold that."""
+        position = self.position(image_size // 4, image_size // 4)
+        setattr(self, 'position', lambda height, width: position)  # noqa: B010 - mypy refuses to assign to a method
 
     def forward(self, image_bchw: Tensor) -> list[Tensor]:
         """Return feature maps (B, C, S / 4, S / 4), ... (B, 8 C, S / 32, S / 32) of images (B, 3, S, S)."""

@@ -27,7 +27,8 @@ def is_plain(module: nn.Module) -> bool:
     """
     return (type(module) in _PLAIN and not is_observed(module)
             and (torch.compiler.is_compiling()  # while a graph is traced, parameters have another type
-                 or all(type(parameter) is nn.Parameter for parameter in module._parameters.values())))
+                 or all(parameter is None or type(parameter) is nn.Parameter
+                        for parameter in module._parameters.values())))
 
 
 def all_rows(embedding: nn.Embedding, count: int) -> Tensor:

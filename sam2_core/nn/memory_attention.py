@@ -26,12 +26,12 @@ class MemoryAttentionLayer(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
 
     def forward(self, x_bnc: Tensor, memory_keys: Tensor, memory: Tensor, pointer_tokens: int,
-                table: RotaryTable, exists: Tensor | None) -> Tensor:
+                table: RotaryTable, memory_table: RotaryTable, exists: Tensor | None) -> Tensor:
         """Update (1 or B, N, d_model) from memory (B, M, memory_dim): (B, N, d_model)."""
         normed = self.norm1(x_bnc)
         x_bnc = x_bnc + self.self_attn(normed, normed, normed, table)
         x_bnc = x_bnc + self.cross_attn_image(self.norm2(x_bnc), memory_keys, memory, table, pointer_tokens,
-                                              exists)
+                                              exists, memory_table)
         hidden = self.linear1(self.norm3(x_bnc))
         return x_bnc + self.linear2(hidden.relu_() if is_plain(self.linear1) else hidden.relu())
 
@@ -44,6 +44,10 @@ class MemoryAttention(nn.Module):
         self.layers = nn.ModuleList(MemoryAttentionLayer(config) for _ in range(config.memory_attention_layers))
         self.norm = nn.LayerNorm(config.d_model)
         self.rotary = RotaryTable(config.d_model, config.grid, config.grid, config.rope_theta)
+        self.memory_rotary = self.rotary
+        if (perceiver := config.perceiver) is not None:
+            self.memory_rotary = RotaryTable(config.d_model, perceiver.grid_side, perceiver.grid_side,
+                                             config.rope_theta, unplaced=perceiver.global_latents)
 
     @property
     def cross_attentions(self) -> list[RotaryAttention]:
@@ -70,5 +74,5 @@ class MemoryAttention(nn.Module):
         x = image_bnc + 0.1 * image_position_nc
         keys = memory_bmc + memory_position_bmc
         for layer in self.layers:
-            x = layer(x, keys, memory_bmc, pointer_tokens, self.rotary, exists)
+            x = layer(x, keys, memory_bmc, pointer_tokens, self.rotary, self.memory_rotary, exists)
         return self.norm(x)

@@ -72,23 +72,25 @@ class RotaryTable(Float32Buffers):
     """Cosines and sines that rotate pairs of channels by the position of a token (axial RoPE, arXiv 2403.13298).
 
     Neighbouring channels form a pair. The first half of the pairs rotates with the column, the second with the row.
+    Tokens without a position, which come before those of the grid, are not rotated.
     """
 
     cos_nc: Tensor
     sin_nc: Tensor
 
-    def __init__(self, channels: int, height: int, width: int, theta: float) -> None:
+    def __init__(self, channels: int, height: int, width: int, theta: float, unplaced: int = 0) -> None:
         super().__init__()
         frequency = theta ** (-torch.arange(0, channels, 4, dtype=torch.float32) / channels)
         tokens = torch.arange(height * width)
         columns = (tokens % width).float()[:, None] * frequency
         rows = (tokens // width).float()[:, None] * frequency
         angle = torch.cat((columns, rows), dim=-1)
+        angle = torch.cat((angle.new_zeros(unplaced, angle.shape[1]), angle))  # a rotation by zero is exact
         self.register_buffer('cos_nc', angle.cos(), persistent=False)
         self.register_buffer('sin_nc', angle.sin(), persistent=False)
 
     def forward(self, x_bnc: Tensor) -> Tensor:
-        """Rotate (B, N, C) in float32 and keep the dtype; N is a multiple of the grid's tokens, for repeated grids."""
+        """Rotate (B, N, C) in float32 and keep the dtype; N is a multiple of the table's tokens, for repeated grids."""
         batch, tokens, channels = x_bnc.shape
         pairs = x_bnc.float().reshape(batch, -1, self.cos_nc.shape[0], channels // 2, 2)
         even, odd = pairs.unbind(-1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from sam2_core.checkpoint import CONFIG_KEY, check_finite
 from sam2_core.checkpoint_files import CheckpointError
-from sam2_core.config import Sam2Config
+from sam2_core.config import HieraConfig, PerceiverConfig, RepVitConfig, Sam2Config
 from sam2_core.files import replacing
 from sam2_core.model import Sam2Model
 from sam2_core.training.adapters import merged_state
@@ -31,10 +31,23 @@ def config_to_json(config: Sam2Config) -> str:
 
 
 def config_from_json(text: str) -> Sam2Config:
-    """Return the configuration that ``config_to_json`` wrote."""
-    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
-                              for key, value in json.loads(text).items()}
-    return Sam2Config(**fields)
+    """Return the configuration that ``config_to_json`` wrote.
+
+    Files from before version 0.15 hold the sizes of their Hiera trunk among those of the model.
+    """
+    content: dict[str, Any] = json.loads(text)
+    if 'trunk' not in content:
+        content['trunk'] = {item.name: content.pop(item.name) for item in fields(HieraConfig) if item.name in content}
+    if content.get('perceiver') is not None:
+        content['perceiver'] = PerceiverConfig(**content['perceiver'])
+    kind = next(kind for kind in (HieraConfig, RepVitConfig)
+                if content['trunk'].keys() <= {item.name for item in fields(kind)})
+    content['trunk'] = kind(**_with_tuples(content['trunk']))
+    return Sam2Config(**_with_tuples(content))
+
+
+def _with_tuples(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
 
 
 def save_weights(path: Path, model: Sam2Model, dtype: torch.dtype = torch.float16) -> None:

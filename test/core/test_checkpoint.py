@@ -177,9 +177,9 @@ def test_downloaded_file_is_checked_by_size_and_hash(tmp_path):
 
 def test_table_of_official_files_is_complete():
     assert set(OFFICIAL) == set(VARIANTS) - {'nano'}
-    assert len({f.sha256 for f in OFFICIAL.values()}) == 8
-    for name, file in OFFICIAL.items():
-        assert len(file.sha256) == 64 and file.filename == f'{name}.pt'
+    known = [file.sha256 for name, file in OFFICIAL.items() if name != 'edgetam']  # whose sha256 is not known
+    assert len({*known}) == 8 and all(len(digest) == 64 for digest in known)
+    assert all(file.filename == f'{name}.pt' for name, file in OFFICIAL.items())
 
 
 class Hub(http.server.BaseHTTPRequestHandler):

@@ -79,8 +79,9 @@ def test_unknown_backend_is_refused_with_a_list_of_known_ones():
 def test_objects_come_go_and_are_corrected_without_compiling_again():
     """Dynamo traces and guards as for a GPU, and PyTorch runs the result; few layers save time in tracing."""
     torch.manual_seed(0)
-    plain = Sam2Model(replace(VARIANTS['nano'], image_size=64, stages=(1, 1, 1, 1), global_attention_blocks=(2,),
-                              memory_attention_layers=1, decoder_layers=1)).eval().requires_grad_(False)
+    trunk = replace(VARIANTS['nano'].trunk, stages=(1, 1, 1, 1), global_attention_blocks=(2,))
+    plain = Sam2Model(replace(VARIANTS['nano'], trunk=trunk, image_size=64, memory_attention_layers=1,
+                              decoder_layers=1)).eval().requires_grad_(False)
     compiled = copy.deepcopy(plain)
     compiled.compiled = CompiledStages(compiled, 'eager')
     told = []

@@ -51,7 +51,8 @@ def test_without_a_cached_model_nano_runs_and_nothing_is_downloaded(hub, tmp_pat
     (['sam2.1_hiera_large'], 'sam2.1_hiera_large', 'sam2.1_hiera_large'),
     (['sam2.1_hiera_small', 'sam2.1_hiera_base_plus'], 'sam2.1_hiera_small', 'sam2.1_hiera_base_plus'),
     (['sam2_hiera_tiny', 'sam2.1_hiera_tiny', 'sam2_hiera_large'], 'sam2.1_hiera_tiny', 'sam2_hiera_large'),
-    (['sam2_hiera_tiny', 'sam2.1_hiera_small'], 'sam2_hiera_tiny', 'sam2.1_hiera_small')])
+    (['sam2_hiera_tiny', 'sam2.1_hiera_small'], 'sam2_hiera_tiny', 'sam2.1_hiera_small'),
+    (['edgetam', 'sam2.1_hiera_tiny'], 'edgetam', 'sam2.1_hiera_tiny')])
 def test_a_cpu_gets_the_smallest_cached_model_and_a_gpu_the_largest(hub, gpu, cached, on_cpu, on_cuda):
     for name in cached:
         hub(name)

@@ -192,7 +192,7 @@ REFUSED = {
     'an unknown field': (lambda state: state['metadata'].update(more=1), 'metadata: unexpected more'),
     'another image size': (change('metadata', 'config', 'image_size', 64), 'with image_size 64: must be 32; load it '),
     'another architecture': (change('metadata', 'config', 'd_model', 256), 'with d_model 256: must be 16; load it'),
-    'no configuration': (change('metadata', 'config', None), 'with embed_dim None: must be 8'),
+    'no configuration': (change('metadata', 'config', None), 'with trunk None: must be '),
     'another type': (change('metadata', 'dtype', 'torch.bfloat16'), 'with dtype torch.bfloat16: must be torch.float32'),
     'other weights': (change('metadata', 'weights', '00ff'), r'with other weights \(fingerprint 00ff, must be '),
     'more conditioning frames': (change('metadata', 'max_conditioning_frames', 5),

@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,9 +21,7 @@ from sam2_core.training import run_state, trainer
 from sam2_core.training.initialise import new_model
 from sam2_core.training.loop import main
 from sam2_core.training.pretrain import parser
-
-TINY = replace(VARIANTS['nano'], embed_dim=16, stages=(1, 1, 1, 1), global_attention_blocks=(2,), d_model=32,
-               memory_dim=32, memory_attention_layers=1, image_size=64)
+from testing.training_runs import TINY
 
 ROOT = Path(__file__).resolve().parents[3]
 

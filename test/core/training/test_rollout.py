@@ -1,10 +1,8 @@
 """A training step uses the model as the tracker does."""
-from dataclasses import replace
 
 import pytest
 import torch
 
-from sam2_core.config import VARIANTS
 from sam2_core.memory import MemoryBank, stack_memories
 from sam2_core.model import ImageFeatures, ObjectMasks
 from sam2_core.nn.mask_decoder import DecodedMasks
@@ -13,9 +11,7 @@ from sam2_core.training.data import SyntheticClips
 from sam2_core.training.initialise import new_model
 from sam2_core.training.rollout import ForegroundHead, Knobs, Step, correction_plan, shares, step_losses
 from sam2_core.training.row_memory import RowMemory
-
-TINY = replace(VARIANTS['nano'], embed_dim=16, stages=(1, 1, 1, 1), global_attention_blocks=(2,), d_model=32,
-               memory_dim=32, memory_attention_layers=1, image_size=64)
+from testing.training_runs import TINY
 
 
 @pytest.fixture

@@ -17,11 +17,9 @@ from sam2_core.training.data import SyntheticClips
 from sam2_core.training.run_state import load_weights
 from sam2_core.training.settings import Schedule, TrainConfig
 from sam2_core.training.trainer import Trainer
+from testing.training_runs import TINY
 
 ROOT = Path(__file__).resolve().parents[3]
-TINY = replace(VARIANTS['nano'], embed_dim=16, stages=(1, 1, 1, 1), global_attention_blocks=(2,), d_model=32,
-               memory_dim=32, memory_attention_layers=1, image_size=64)
-
 
 def trainer(output, steps, stages=((0.4, 1), (1.0, 4)), save_every=0.0, textures=8):
     """Return a run small enough for a test; the child process below starts it, too."""
