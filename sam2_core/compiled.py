@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sam2_core.memory import MemoryShapes
+from sam2_core.memory_policy import MemoryPolicy, memory_policy_of
 from sam2_core.model import Sam2Model
 from sam2_core.tensors import ABSENT_LOGIT, MEMORY_DTYPE, ImageFeatures, Memory, ObjectMasks
 
@@ -25,7 +26,7 @@ def batch_size(objects: int) -> int:
 
 
 class CompiledStages:
-    """Compiled ``encode_image``, ``track_objects`` and ``encode_memory`` of a model, with the same results.
+    """Compiled stages of a model, with the same results.
 
     Results are copies, because a CUDA graph overwrites its outputs at the next replay.
     """
@@ -46,6 +47,7 @@ class CompiledStages:
         self._encode_image = compiled(model.encode_image, False)
         # Dynamic shapes: the code is compiled once, and each shape gets a CUDA graph of its own.
         self._track_objects = compiled(model.track_objects, True)
+        self._track_candidates = compiled(model.track_candidates, True)
         self._encode_memory = compiled(model.encode_memory, True)
 
     def _own(self, tensors: Iterable[Tensor]) -> list[Tensor]:
@@ -58,11 +60,16 @@ class CompiledStages:
 
     def track_objects(self, image: ImageFeatures, memory: Memory) -> tuple[Tensor, ObjectMasks]:
         """Track objects as ``Sam2Model.track_objects`` does."""
-        objects = len(memory.frames)
-        padded = Memory._make(None if part is None else _padded(part) for part in memory)
-        features, masks = self._track_objects(image, padded)
-        features, *own_masks = self._own(part[:objects] for part in (features, *masks))
+        features, masks = self._track_objects(image, _padded_memory(memory))
+        features, *own_masks = self._own(part[:len(memory.frames)] for part in (features, *masks))
         return features, ObjectMasks(*own_masks)
+
+    def track_candidates(self, image: ImageFeatures, memory: Memory) -> tuple[Tensor, ObjectMasks, Tensor]:
+        """Track objects as ``Sam2Model.track_candidates`` does."""
+        features, masks, candidates = self._track_candidates(image, _padded_memory(memory))
+        features, candidates, *own_masks = self._own(part[:len(memory.frames)]
+                                                     for part in (features, candidates, *masks))
+        return features, ObjectMasks(*own_masks), candidates
 
     def encode_memory(self, image: ImageFeatures, masks: ObjectMasks, prompted: Tensor) -> Tensor:
         """Encode memory frames as ``Sam2Model.encode_memory`` does."""
@@ -71,7 +78,8 @@ class CompiledStages:
 
     @torch.inference_mode()
     def warm_up(self, objects: int, max_conditioning_frames: int = 4, recent_frames: Iterable[int | None] = (None,),
-                show: Callable[[str], None] = lambda text: None) -> None:
+                show: Callable[[str], None] = lambda text: None,
+                memory_policy: str | MemoryPolicy = 'published') -> None:
         """Compile and capture all shapes that up to ``objects`` objects need. The first time, this takes minutes.
 
         Args:
@@ -79,8 +87,11 @@ class CompiledStages:
             max_conditioning_frames: As given to ``StreamTracker``.
             recent_frames: All values that ``StreamTracker.recent_frames`` will have.
             show: Called with a description of each step before it starts.
+            memory_policy: As given to ``StreamTracker``.
         """
-        model, shapes = self.model, MemoryShapes(self.model.config, max_conditioning_frames)
+        policy = memory_policy_of(memory_policy)
+        model, shapes = self.model, MemoryShapes(self.model.config, max_conditioning_frames, policy)
+        track = self.track_candidates if policy.candidates else self.track_objects
         size = model.image_size
         show('image encoder')
         for _ in range(3):  # a CUDA graph is captured in the second or third run
@@ -91,14 +102,14 @@ class CompiledStages:
             iou, score = (torch.ones(batch, dtype=torch.float32, device=model.device) for _ in range(2))
             pointers = torch.zeros(batch, model.config.d_model, device=model.device, dtype=model.dtype)
             masks = ObjectMasks(logits, iou, score, pointers)
-            memories = [self._memory(batch, *length, masked) for recent in recent_frames
+            memories = [self._memory(batch, *length, masked, policy) for recent in recent_frames
                         for length, masked in ((shapes.complete(recent), False), (shapes.longest(recent), True))]
             for _ in range(3):
                 self.encode_memory(image, masks, torch.zeros(batch, dtype=torch.bool, device=model.device))
                 for memory in memories:
-                    self.track_objects(image, memory)
+                    track(image, memory)
 
-    def _memory(self, batch: int, frames: int, pointers: int, masked: bool) -> Memory:
+    def _memory(self, batch: int, frames: int, pointers: int, masked: bool, policy: MemoryPolicy) -> Memory:
         model, config = self.model, self.model.config
         exist = [torch.ones(batch, n, dtype=torch.bool, device=model.device) if masked else None
                  for n in (frames, pointers)]
@@ -107,7 +118,12 @@ class CompiledStages:
                         device=model.device),
             torch.zeros(batch, frames, dtype=torch.int64, device=model.device),
             torch.zeros(batch, pointers, config.d_model, dtype=model.dtype, device=model.device),
-            torch.ones(batch, pointers, dtype=torch.int64, device=model.device), *exist)
+            torch.ones(batch, pointers, dtype=torch.float32 if policy.fractional_ages else torch.int64,
+                       device=model.device), *exist)
+
+
+def _padded_memory(memory: Memory) -> Memory:
+    return Memory._make(None if part is None else _padded(part) for part in memory)
 
 
 def _padded(rows: Tensor) -> Tensor:

@@ -217,11 +217,8 @@ class Sam2Model(Float32Buffers):
         best = decoded.iou.argmax(dim=1)
         rows = torch.arange(len(best), device=best.device)
         logits = torch.where(visible[:, None, None], decoded.logits[rows, best], ABSENT_LOGIT)
-        pointers = self.obj_ptr_proj(decoded.tokens[rows, best])
-        return ObjectMasks(logits, decoded.iou[rows, best], decoded.object_score, self._absent(pointers, visible))
-
-    def _absent(self, pointers: Tensor, visible: Tensor) -> Tensor:
-        return torch.where(visible[:, None], pointers, self.no_obj_ptr)
+        pointers = torch.where(visible[:, None], self.obj_ptr_proj(decoded.tokens[rows, best]), self.no_obj_ptr)
+        return ObjectMasks(logits, decoded.iou[rows, best], decoded.object_score, pointers)
 
     def track_objects(self, image: ImageFeatures, memory: Memory) -> tuple[Tensor, ObjectMasks]:
         """Track B objects into one image by their memories alone.
@@ -229,8 +226,18 @@ class Sam2Model(Float32Buffers):
         Returns:
             Conditioned features (B, d_model, h, w), and masks.
         """
+        return self.track_candidates(image, memory)[:2]
+
+    def track_candidates(self, image: ImageFeatures, memory: Memory) -> tuple[Tensor, ObjectMasks, Tensor]:
+        """Track B objects as ``track_objects`` does.
+
+        Returns:
+            Conditioned features (B, d_model, h, w), masks, and the logits of all masks that these were chosen of,
+            float32 (B, 3, S / 4, S / 4).
+        """
         features = self.attend_memory(image, memory)
-        return features, self.choose_masks(self.decode_masks(features, image, multimask=True, unprompted=True))
+        decoded = self.decode_masks(features, image, multimask=True, unprompted=True)
+        return features, self.choose_masks(decoded), decoded.logits
 
     def mask_prompt_logits(self, masks_bchw: Tensor) -> Tensor:
         """Convert mask prompts (B, 1, S, S), 0 and 1, to logits, float32 (B, 1, S / 4, S / 4)."""
@@ -247,7 +254,7 @@ class Sam2Model(Float32Buffers):
         present = masks.flatten(1).any(dim=1)
         return ObjectMasks(logits[:, 0], torch.ones(batch, dtype=torch.float32, device=self.device),
                            present.float() * MASK_SCALE + MASK_BIAS,
-                           self._absent(self.choose_masks(decoded).pointers, present))
+                           torch.where(present[:, None], self.choose_masks(decoded).pointers, self.no_obj_ptr))
 
     def encode_memory(self, image: ImageFeatures, masks: ObjectMasks, prompted: Tensor) -> Tensor:
         """Encode one memory frame for each of B objects. Section 4, "Memory encoder".

@@ -11,6 +11,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from sam2_core.memory_policy import MemoryPolicy
+
 ABSENT_LOGIT = -1024.0  # mask logits of an object that is not visible
 MEMORY_DTYPE = torch.bfloat16  # of stored memory frames, as in the published tracker, whatever the model computes in
 
@@ -32,7 +34,7 @@ class Memory(NamedTuple):
     frames: Tensor  # (B, F, tokens, memory_dim)
     time_slots: Tensor  # int64 (B, F): 0 for the last frame, ... memory_frames - 1 for a conditioning frame
     pointers: Tensor  # (B, P, d_model)
-    pointer_ages: Tensor  # (B, P), frames; if integers, at most config.max_pointer_distance
+    pointer_ages: Tensor  # (B, P), frames, int64 or float32; if integers, at most config.max_pointer_distance
     frames_exist: Tensor | None = None  # bool (B, F), False for filler rows; None if all rows exist
     pointers_exist: Tensor | None = None  # bool (B, P), likewise
 
@@ -55,6 +57,9 @@ class Stages(Protocol):
     def track_objects(self, image: ImageFeatures, memory: Memory) -> tuple[Tensor, ObjectMasks]:
         """Return conditioned features (B, d_model, S / 16, S / 16) and masks of B objects in one image."""
 
+    def track_candidates(self, image: ImageFeatures, memory: Memory) -> tuple[Tensor, ObjectMasks, Tensor]:
+        """Track as ``track_objects`` does; return also the logits (B, M, S / 4, S / 4) that the masks are chosen of."""
+
     def encode_memory(self, image: ImageFeatures, masks: ObjectMasks, prompted: Tensor) -> Tensor:
         """Return one memory frame (B, tokens, memory_dim) for each of B objects; ``prompted``: bool (B,)."""
 
@@ -63,5 +68,5 @@ class StaticStages(Stages, Protocol):
     """Stages that run fast for a few shapes only: trackers pad memories to one of two lengths for them."""
 
     def warm_up(self, objects: int, max_conditioning_frames: int = 4, recent_frames: Iterable[int | None] = (None,),
-                show: Callable[[str], None] = ...) -> None:
+                show: Callable[[str], None] = ..., memory_policy: str | MemoryPolicy = ...) -> None:
         """Prepare all shapes that up to ``objects`` objects need."""

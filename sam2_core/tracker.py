@@ -15,7 +15,8 @@ from torch import Tensor
 from sam2_core.images import EncodedImage, check_encoded, check_image, describe, encode_images
 from sam2_core.inference import inference
 from sam2_core.masks import mask_box
-from sam2_core.memory import MemoryBank, MemoryShapes, write_memories
+from sam2_core.memory import MemoryBank, MemoryShapes
+from sam2_core.memory_policy import MemoryPolicy, memory_policy_of
 from sam2_core.metrics import iou as mask_iou
 from sam2_core.model import Sam2Model
 from sam2_core.prompts import Prompt, PromptError, merge_prompts
@@ -23,7 +24,7 @@ from sam2_core.resizing import at_image_size
 from sam2_core.tensors import ImageFeatures, ObjectMasks
 from sam2_core.timeline import Timeline
 from sam2_core.tracker_state import TrackerStateError, from_state, to_state
-from sam2_core.tracking import apply_prompt, batches, encode_memories
+from sam2_core.tracking import apply_prompt, remember, track_by_memory
 from sam2_core.transfer import to_host
 
 P = ParamSpec('P')
@@ -79,18 +80,27 @@ class StreamTracker:
     call. Not thread-safe.
     """
 
-    def __init__(self, model: Sam2Model, *, max_objects: int | None = None, max_conditioning_frames: int = 4) -> None:
-        """Create a tracker for at most ``max_objects`` objects; None means no limit.
+    def __init__(self, model: Sam2Model, *, max_objects: int | None = None, max_conditioning_frames: int = 4,
+                 memory_policy: str | MemoryPolicy = 'published') -> None:
+        """Create a tracker.
 
-        Each object stores the newest ``max_conditioning_frames`` conditioning frames. Raise TypeError if that is not
-        an integer, ValueError if it is below 1.
+        Args:
+            model: The model.
+            max_objects: Maximum number of objects; None means no limit.
+            max_conditioning_frames: Prompted frames that each object stores; the newest are kept.
+            memory_policy: Rule of which frames are remembered: a name in ``MEMORY_POLICIES``, or a ``MemoryPolicy``.
+
+        Raises:
+            TypeError: ``max_conditioning_frames`` is no integer, or ``memory_policy`` no policy.
+            ValueError: ``max_conditioning_frames`` is below 1, or no policy has this name.
         """
         if _integer('max_conditioning_frames', max_conditioning_frames) < 1:
             raise ValueError(f'max_conditioning_frames {max_conditioning_frames}: must be at least 1')
         self.model = model
         self.max_objects = max_objects
         self._max_conditioning_frames = index(max_conditioning_frames)
-        self._shapes = MemoryShapes(model.config, self._max_conditioning_frames)
+        self._memory_policy, self._policy = memory_policy, memory_policy_of(memory_policy)
+        self._shapes = MemoryShapes(model.config, self._max_conditioning_frames, self._policy)
         self._recent_frames: int | None = None
         self._state = _State({}, Timeline.begin())
 
@@ -98,6 +108,11 @@ class StreamTracker:
     def max_conditioning_frames(self) -> int:
         """Number of conditioning frames that are stored per object."""
         return self._max_conditioning_frames
+
+    @property
+    def memory_policy(self) -> str | MemoryPolicy:
+        """Rule of which frames are remembered: the name or object that the tracker was created with."""
+        return self._memory_policy
 
     @property
     def recent_frames(self) -> int | None:
@@ -143,7 +158,7 @@ class StreamTracker:
         through the images since then, and adopt the object. 1 goes back to before the newest step, 0 copies the
         present. Raise KeyError for an unknown id, ValueError for a negative number, TypeError for a non-integer.
 
-        The fork does not have the recent frames since then. Later conditioning frames are kept, and count as the
+        The fork does not have the tracked frames since then. Later conditioning frames are kept, and count as the
         newest until newer ones replace them. Frames that have already been dropped from memory do not come back. An
         object that was added later has its conditioning frames only.
         """
@@ -156,7 +171,8 @@ class StreamTracker:
         if banks and frames_back == 0:  # objects for which an image failed continue with that image
             step = max(bank.steps[-1] for bank in banks.values()) + 1
         other = StreamTracker(self.model, max_objects=self.max_objects,
-                              max_conditioning_frames=self.max_conditioning_frames)
+                              max_conditioning_frames=self.max_conditioning_frames,
+                              memory_policy=self.memory_policy)
         other._recent_frames = self._recent_frames
         other._state = _State({object_id: bank.copy(bank.frames_since(step)) for object_id, bank in banks.items()},
                               timeline.before(step))
@@ -177,7 +193,7 @@ class StreamTracker:
             KeyError: The id is unknown to ``other``.
             PromptError: This tracker has ``max_objects`` objects already.
             TypeError: A position is not an integer.
-            ValueError: The trackers differ in model or ``max_conditioning_frames``, or positions are below 1 or rise.
+            ValueError: The trackers differ in model, conditioning frames or policy, or positions are below 1 or rise.
         """
         if other.model is not self.model:
             raise ValueError(f'object {object_id} of a tracker on {describe(other.model)} cannot join one on '
@@ -186,6 +202,9 @@ class StreamTracker:
             raise ValueError(f'object {object_id} of a tracker with max_conditioning_frames '
                              f'{other.max_conditioning_frames} cannot join one with {self.max_conditioning_frames}: '
                              'give both trackers the same')
+        if other._policy is not self._policy:
+            raise ValueError(f'object {object_id} of a tracker with memory_policy {other._policy.name!r} cannot join '
+                             f'one with {self._policy.name!r}: give both trackers the same')
         bank = other._bank(object_id)
         self._check_limit([object_id])
         if other is self:
@@ -212,7 +231,8 @@ class StreamTracker:
         It holds two tensors, ``frames`` and ``pointers``, on the CPU whatever the device, and ``metadata``, a dict
         that JSON can store. Later steps do not change it. Its tensors have at most ``memory_bytes`` bytes.
         """
-        return to_state(self.model, self.max_conditioning_frames, self.recent_frames, self._banks, self._state.timeline)
+        return to_state(self.model, self.max_conditioning_frames, self._policy, self.recent_frames, self._banks,
+                        self._state.timeline)
 
     @_all_or_nothing
     @torch.inference_mode()
@@ -225,7 +245,7 @@ class StreamTracker:
         Raises:
             TrackerStateError: The snapshot does not fit this tracker, or is damaged. The tracker is as it was before.
         """
-        banks, timeline, recent_frames = from_state(state, self.model, self.max_conditioning_frames)
+        banks, timeline, recent_frames = from_state(state, self.model, self.max_conditioning_frames, self._policy)
         if self.max_objects is not None and len(banks) > self.max_objects:
             raise TrackerStateError(f'state of {len(banks)} objects: the limit of this tracker is {self.max_objects}: '
                                     f'raise max_objects')
@@ -271,12 +291,12 @@ class StreamTracker:
         encoded = image if isinstance(image, EncodedImage) else encode_images(self.model, [image])[0]
         features = encoded.features_for(self.model)
 
-        conditioned, masks = self._track(features)
+        conditioned, masks, candidates = self._track(features)
         for object_id, prompt in merged.items():
             tracked = (conditioned[object_id], masks[object_id]) if object_id in conditioned else None
             masks[object_id] = self._prompt(features, prompt, (height, width), tracked)
         together = ObjectMasks(*(torch.stack(parts) for parts in zip(*masks.values(), strict=True)))
-        banks = self._remember(features, list(masks), together, merged)
+        banks = self._remember(features, list(masks), together, candidates, merged)
         results = _results(list(masks), together, merged, height, width)
         self._state = _State(banks, timeline)
         return FrameResult(results, height, width)
@@ -287,30 +307,21 @@ class StreamTracker:
             raise PromptError(f'object {new[-1]}: {len(self._banks)} objects are tracked already and the limit is '
                               f'{self.max_objects}: remove one first')
 
-    def _track(self, image: ImageFeatures) -> tuple[dict[int, Tensor], dict[int, ObjectMasks]]:
-        """Track all objects by their memories alone; return conditioned features (d_model, h, w) and masks by id."""
-        conditioned, masks = {}, {}
-        for ids, memory in batches(self.model, self._banks, self._shapes, self.recent_frames):
-            features, chosen = self.model.stages.track_objects(image, memory)
-            for row, object_id in enumerate(ids):
-                conditioned[object_id] = features[row]
-                masks[object_id] = ObjectMasks(*(part[row] for part in chosen))
-        return conditioned, {object_id: masks[object_id] for object_id in self._banks}
+    def _track(self, image: ImageFeatures) -> tuple[dict[int, Tensor], dict[int, ObjectMasks], dict[int, Tensor]]:
+        return track_by_memory(self.model, image, self._banks, self._shapes, self.recent_frames)
 
     def _prompt(self, image: ImageFeatures, prompt: Prompt, size: tuple[int, int],
                 tracked: tuple[Tensor, ObjectMasks] | None) -> ObjectMasks:
         return apply_prompt(self.model, image, prompt, size, tracked)
 
-    def _remember(self, image: ImageFeatures, ids: list[int], masks: ObjectMasks,
+    def _remember(self, image: ImageFeatures, ids: list[int], masks: ObjectMasks, candidates: dict[int, Tensor],
                   prompted: dict[int, Prompt]) -> dict[int, MemoryBank]:
         """Return the banks including this image; the banks of the present state stay valid."""
-        model, flags = self.model, [object_id in prompted for object_id in ids]
-        memories = encode_memories(model, image, masks, flags)
-        banks = [self._banks[object_id] if object_id in self._banks
-                 else MemoryBank(model.config, self.max_conditioning_frames, model.device, model.dtype)
-                 for object_id in ids]
-        after = write_memories(banks, memories, masks.pointers, flags, self._state.timeline.images)
-        return dict(zip(ids, after, strict=True))
+        model = self.model
+        banks = {object_id: self._banks[object_id] if object_id in self._banks
+                 else MemoryBank(model.config, self.max_conditioning_frames, model.device, model.dtype, self._policy)
+                 for object_id in ids}
+        return remember(model, self._policy, image, banks, masks, candidates, prompted, self._state.timeline.images)
 
 
 def _without(banks: dict[int, MemoryBank], object_id: int) -> dict[int, MemoryBank]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,15 +17,17 @@ from torch import Tensor
 from sam2_core.fingerprint import fingerprint
 from sam2_core.images import describe
 from sam2_core.memory import BankState, MemoryBank, StoredFrame
+from sam2_core.memory_policy import NOTES, Kind, MemoryPolicy, memory_policy_of
 from sam2_core.model import Sam2Model
 from sam2_core.tensors import MEMORY_DTYPE
 from sam2_core.timeline import KNOWN_IMAGES, Timeline
 
-VERSION = 1
+VERSION = 2
 _KEYS = ('frames', 'metadata', 'pointers')
-_METADATA = ('version', 'model', 'config', 'dtype', 'weights', 'max_conditioning_frames', 'recent_frames', 'images',
-             'known_moments', 'objects')
-_OBJECT = ('id', 'now', 'steps', 'frames', 'pointers')
+_METADATA = ('version', 'model', 'config', 'dtype', 'weights', 'max_conditioning_frames', 'memory_policy',
+             'recent_frames', 'images', 'known_moments', 'objects')
+_OBJECT = ('id', 'now', 'steps', 'notes', 'frames', 'pointers')
+_KINDS = {kind.value: kind for kind in Kind}
 _LARGEST = 2 ** 53  # numbers of frames and images: JSON readers keep integers exact up to here
 _DAMAGED = 'the state is damaged: use another one'
 
@@ -35,13 +38,15 @@ class TrackerStateError(ValueError):
     names_cure = True
 
 
-def bytes_per_object(model: Sam2Model, max_conditioning_frames: int) -> int:
+def bytes_per_object(model: Sam2Model, max_conditioning_frames: int,
+                     memory_policy: str | MemoryPolicy = 'published') -> int:
     """Return the maximum size of the tensors of one object in a snapshot."""
-    return MemoryBank(model.config, max_conditioning_frames, torch.device('meta'), model.dtype).nbytes
+    return MemoryBank(model.config, max_conditioning_frames, torch.device('meta'), model.dtype,
+                      memory_policy_of(memory_policy)).nbytes
 
 
 @torch.inference_mode(False)
-def to_state(model: Sam2Model, max_conditioning_frames: int, recent_frames: int | None,
+def to_state(model: Sam2Model, max_conditioning_frames: int, policy: MemoryPolicy, recent_frames: int | None,
              banks: Mapping[int, MemoryBank], timeline: Timeline) -> dict[str, Any]:
     """Return the snapshot of a tracker with these settings and objects."""
     states = {object_id: bank.state() for object_id, bank in banks.items()}
@@ -52,16 +57,17 @@ def to_state(model: Sam2Model, max_conditioning_frames: int, recent_frames: int 
         'metadata': {
             'version': VERSION,
             'model': model.name, 'config': _config(model), 'dtype': str(model.dtype), 'weights': fingerprint(model),
-            'max_conditioning_frames': max_conditioning_frames, 'recent_frames': recent_frames,
-            'images': timeline.images, 'known_moments': len(timeline.moments),
+            'max_conditioning_frames': max_conditioning_frames, 'memory_policy': policy.name,
+            'recent_frames': recent_frames, 'images': timeline.images, 'known_moments': len(timeline.moments),
             'objects': [{'id': object_id, 'now': state.now, 'steps': list(state.steps),
-                         'frames': [list(row) for row in state.frames],
-                         'pointers': [list(row) for row in state.pointers]}
+                         'notes': [list(note) for note in state.notes],
+                         'frames': [[row.frame, row.kind.value, row.foreseen] for row in state.frames],
+                         'pointers': [[row.frame, row.kind.value, row.foreseen] for row in state.pointers]}
                         for object_id, state in states.items()]}}
 
 
-def from_state(state: Mapping[str, Any], model: Sam2Model,
-               max_conditioning_frames: int) -> tuple[dict[int, MemoryBank], Timeline, int | None]:
+def from_state(state: Mapping[str, Any], model: Sam2Model, max_conditioning_frames: int,
+               policy: MemoryPolicy) -> tuple[dict[int, MemoryBank], Timeline, int | None]:
     """Return banks, timeline and ``recent_frames`` of a snapshot. Raise TrackerStateError if it cannot be used."""
     _check_keys('state', state, _KEYS)
     metadata = state['metadata']
@@ -75,6 +81,10 @@ def from_state(state: Mapping[str, Any], model: Sam2Model,
     if theirs != max_conditioning_frames:
         raise TrackerStateError(f'state with max_conditioning_frames {theirs!r}: must be {max_conditioning_frames} as '
                                 f'in this tracker; create the tracker with the same')
+    if metadata['memory_policy'] != policy.name:
+        named = str(metadata['memory_policy'])[:40]
+        raise TrackerStateError(f'state with memory_policy {named!r}: must be {policy.name!r} as in this tracker; '
+                                f'create the tracker with the same')
     recent = metadata['recent_frames']
     if recent is not None:
         _number('recent_frames', recent, least=0)
@@ -88,10 +98,10 @@ def from_state(state: Mapping[str, Any], model: Sam2Model,
     frames, pointers = (iter(state[name].to(model.device)) for name in ('frames', 'pointers'))
     banks = {}
     for object_id, content in objects.items():
-        bank = MemoryBank(model.config, max_conditioning_frames, model.device, model.dtype)
+        bank = MemoryBank(model.config, max_conditioning_frames, model.device, model.dtype, policy)
         try:
             banks[object_id] = bank.filled(BankState(
-                content['now'], content['steps'], content['frames'], content['pointers'],
+                content['now'], content['steps'], content['notes'], content['frames'], content['pointers'],
                 [next(frames) for _ in content['frames']], [next(pointers) for _ in content['pointers']]))
         except ValueError as error:
             raise TrackerStateError(f'object {object_id}: {error}; {_DAMAGED}') from None
@@ -168,9 +178,21 @@ def _objects(given: Any) -> dict[int, dict[str, Any]]:
         numbers = tuple(_number('steps', step, -_LARGEST) for step in steps)
         if any(later < earlier for earlier, later in zip(numbers, numbers[1:], strict=False)):
             raise TrackerStateError(f'steps of object {object_id}: must not decrease; {_DAMAGED}')
-        objects[object_id] = {'now': _number('now', one['now'], -_LARGEST), 'steps': numbers,
+        now = _number('now', one['now'], -_LARGEST)
+        objects[object_id] = {'now': now, 'steps': numbers, 'notes': _notes(one['notes'], now),
                               'frames': _stored(one['frames']), 'pointers': _stored(one['pointers'])}
     return objects
+
+
+def _notes(given: Any, now: int) -> tuple[tuple[int, int], ...]:
+    if not isinstance(given, list) or len(given) > NOTES or not all(
+            isinstance(note, (list, tuple)) and len(note) == 2 for note in given):
+        raise TrackerStateError(f'notes {str(given)[:60]}: must be a list of at most {NOTES} pairs; {_DAMAGED}')
+    notes = tuple((_number('frame', frame, -_LARGEST, now - 1), _number('note', value, least=0))
+                  for frame, value in given)
+    if any(later <= earlier for (earlier, _), (later, _) in pairwise(notes)):
+        raise TrackerStateError(f'notes {str(given)[:60]}: their frames must increase; {_DAMAGED}')
+    return notes
 
 
 def _stored(given: Any) -> list[StoredFrame]:
@@ -178,9 +200,11 @@ def _stored(given: Any) -> list[StoredFrame]:
         raise TrackerStateError(f'frames of type {type(given).__name__}: must be a list; {_DAMAGED}')
     found = []
     for row in given:
-        if not isinstance(row, (list, tuple)) or len(row) != 3 or not all(type(flag) is bool for flag in row[1:]):
-            raise TrackerStateError(f'frame {str(row)[:60]}: must be a number and two booleans; {_DAMAGED}')
-        found.append(StoredFrame(_number('frame', row[0], -_LARGEST), row[1], row[2]))
+        if (not isinstance(row, (list, tuple)) or len(row) != 3 or not isinstance(row[1], str)
+                or row[1] not in _KINDS or type(row[2]) is not bool):
+            raise TrackerStateError(f'frame {str(row)[:60]}: must be a number, one of {", ".join(_KINDS)} and a '
+                                    f'boolean; {_DAMAGED}')
+        found.append(StoredFrame(_number('frame', row[0], -_LARGEST), _KINDS[row[1]], row[2]))
     return found
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sam2_core import Sam2Model
+from sam2_core.memory_policy import MemoryPolicy
 from sam2_core.nn.mask_decoder import DecodedMasks
 from sam2_core.tensors import ImageFeatures, Memory, ObjectMasks, StaticStages
 from sam2_ros.evaluation.results import TRACK
@@ -102,13 +103,18 @@ class _TimedStages:
         with self._watch.stage(TRACK):
             return self._stages.track_objects(image, memory)
 
+    def track_candidates(self, image: ImageFeatures, memory: Memory) -> tuple[Tensor, ObjectMasks, Tensor]:
+        with self._watch.stage(TRACK):
+            return self._stages.track_candidates(image, memory)
+
     def encode_memory(self, image: ImageFeatures, masks: ObjectMasks, prompted: Tensor) -> Tensor:
         with self._watch.stage('memory'):
             return self._stages.encode_memory(image, masks, prompted)
 
     def warm_up(self, objects: int, max_conditioning_frames: int = 4, recent_frames: Iterable[int | None] = (None,),
-                show: Callable[[str], None] = lambda text: None) -> None:
-        self._stages.warm_up(objects, max_conditioning_frames, recent_frames, show)
+                show: Callable[[str], None] = lambda text: None,
+                memory_policy: str | MemoryPolicy = 'published') -> None:
+        self._stages.warm_up(objects, max_conditioning_frames, recent_frames, show, memory_policy)
 
 
 class PeakMemory:

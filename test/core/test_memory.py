@@ -146,9 +146,9 @@ def test_frames_prompts_and_copies_in_any_order_keep_the_bounds_and_the_plain_ru
         limit, prompts = rng.randint(1, 5), rng.choice((0.05, 0.3, 0.9))
         config = replace(VARIANTS['nano'], memory_frames=rng.choice((1, 2, 7)), object_pointers=rng.choice((2, 4, 16)),
                          memory_dim=2, d_model=2, image_size=32)
-        shapes = MemoryShapes(config, limit)
+        shapes, recent = MemoryShapes(config, limit), config.memory_frames - 1
         pairs = [(MemoryBank(config, limit, torch.device('cpu'), torch.float32),
-                  [PlainFrames(limit, shapes.recent), PlainFrames(limit, shapes.pointers)], [0])]
+                  [PlainFrames(limit, recent), PlainFrames(limit, config.object_pointers - 1)], [0])]
         for _ in range(60):
             place = rng.randrange(len(pairs))
             bank, plain, now = pairs[place]
@@ -172,7 +172,7 @@ def test_frames_prompts_and_copies_in_any_order_keep_the_bounds_and_the_plain_ru
             conditioning = memory.time_slots[0] == config.memory_frames - 1
             assert any(frame.prompted for frame in expected[0]) and conditioning.sum() <= limit
             others = memory.time_slots[0, ~conditioning].tolist()
-            assert len(others) == len(set(others)) <= shapes.recent
+            assert len(others) == len(set(others)) <= recent
             assert all(n <= most for n, most in zip(bank.length(), shapes.longest(), strict=True))
             ages = [min(now[0] - frame.number, config.max_pointer_distance) for frame in expected[1]]
             assert memory.pointer_ages[0].tolist() == ages

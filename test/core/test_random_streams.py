@@ -17,7 +17,7 @@ from testing.plain_tracker import OneByOne, PlainTracker, tiny_model
 
 HEIGHT, WIDTH = 24, 32
 SOURCES = tuple(sys.modules[f'sam2_core.{name}'].__file__
-                for name in ('tracker', 'tracking', 'tracker_state', 'memory', 'timeline'))
+                for name in ('tracker', 'tracking', 'tracker_state', 'memory', 'memory_policy', 'timeline'))
 Line = tuple[str, int]
 
 
@@ -48,9 +48,9 @@ def state(tracker: StreamTracker) -> list:
     """Return the complete state of a tracker, with copies of its tensors."""
     banks = []
     for object_id, bank in tracker._banks.items():
-        rows = [(slots._rows, [slots.storage[row.slot].clone() for row in slots._rows], slots.storage.data_ptr())
+        rows = [(slots.rows, [slots.storage[row.slot].clone() for row in slots.rows], slots.storage.data_ptr())
                 for slots in (bank._frames, bank._pointers)]
-        banks.append((object_id, bank._now, bank.steps, rows))
+        banks.append((object_id, bank.past, bank.steps, rows))
     return [tracker.recent_frames, tracker.max_objects, tracker.object_ids, tracker._state.timeline, banks]
 
 
@@ -172,11 +172,14 @@ class World:
         for object_id, bank in tracker._banks.items():
             for recent in (None, tracker.recent_frames):
                 assert all(n <= most for n, most in zip(bank.length(recent), shapes.longest(recent), strict=True))
-            for slots in (bank._frames, bank._pointers):
-                assert len(slots._rows) == len(slots.kept(bank._now)) == len({row.slot for row in slots._rows})
-                ages = [kept.age for kept in slots.kept(bank._now) if not kept.conditioning]
-                assert len(ages) == len(set(ages)) and all(1 <= age <= slots._reach for age in ages)
-                assert sum(kept.conditioning for kept in slots.kept(bank._now)) in range(1, self.limit + 1)
+            config = self.model.config
+            for slots, attended, first, reach in ((bank._frames, bank._attends.frames, 0, config.memory_frames - 1),
+                                                  (bank._pointers, bank._attends.pointers, 1,
+                                                   config.object_pointers - 1)):
+                assert len(slots.rows) == len(attended) == len({row.slot for row in slots.rows})
+                codes = [kept.code for kept in attended if not kept.conditioning]
+                assert len(codes) == len(set(codes)) and all(first <= code < first + reach for code in codes)
+                assert sum(kept.conditioning for kept in attended) in range(1, self.limit + 1)
             expected = plain.objects[object_id].memory(self.model, None)
             assert all(torch.equal(a, b) for a, b in zip(stack_memories([bank])[:4], expected[:4], strict=True))
 

@@ -184,7 +184,7 @@ def set_nan(tensor):
 
 
 REFUSED = {
-    'another version': (change('metadata', 'version', 2), 'state of version 2: must be 1; save it with this version'),
+    'an older version': (change('metadata', 'version', 1), 'state of version 1: must be 2; save it with this version'),
     'no version': (change('metadata', 'version', None), 'state of version None'),
     'a checkpoint': (lambda state: state.update(state.pop('metadata')), 'missing metadata'),
     'no tensor': (lambda state: state.pop('frames'), 'state: missing frames; give the dict that state_dict returned'),
@@ -197,6 +197,13 @@ REFUSED = {
     'other weights': (change('metadata', 'weights', '00ff'), r'with other weights \(fingerprint 00ff, must be '),
     'more conditioning frames': (change('metadata', 'max_conditioning_frames', 5),
                                  'max_conditioning_frames 5: must be 4 as in this tracker; create the tracker with'),
+    'another policy': (change('metadata', 'memory_policy', 'iou_gated'),
+                       "memory_policy 'iou_gated': must be 'published' as in this tracker; create the tracker with"),
+    'an unknown kind of frame': (change('metadata', 'objects', 0, 'frames', 0, 1, 'prime'),
+                                 r"frame \[.*'prime', False\]: must be a number, one of prompt, anchor, recent, pass"),
+    'a note of the future': (change('metadata', 'objects', 0, 'notes', [[30, 5]]), 'frame 30: must be an integer betw'),
+    'notes out of order': (change('metadata', 'objects', 0, 'notes', [[3, 5], [2, 5]]), 'their frames must increase'),
+    'too many notes': (change('metadata', 'objects', 0, 'notes', [[n, 5] for n in range(11)]), 'at most 10 pairs'),
     'NaN': (change('frames', set_nan), 'frames: 8 of .* values are NaN or infinite; the state is damaged'),
     'other shapes': (change('pointers', lambda tensor: tensor[:, :8]), r'pointers \(\d+, 8\) of torch.float32: must'),
     'fewer rows': (change('frames', lambda tensor: tensor[1:]), r'frames \(.*: must be \('),
@@ -211,7 +218,7 @@ REFUSED = {
     'a frame of the future': (change('metadata', 'objects', 2, 'now', 3), 'object 4: frames .* before frame 3: not'),
     'frames out of reach': (change('metadata', 'objects', 2, 'now', 999), 'object 4: frames .* before frame 999: not'),
     'no conditioning frame': (change('metadata', 'objects', 3, 'frames',
-                                     lambda rows: [[number, False, False] for number, *_ in rows]),
+                                     lambda rows: [[number, 'recent', False] for number, *_ in rows]),
                               'object 7: conditioning frames and their pointers differ'),
     'steps that decrease': (change('metadata', 'objects', 0, 'steps', [5, 4]), 'steps of object 1: must not decrease'),
     'no steps': (change('metadata', 'objects', 0, 'steps', []), 'steps of object 1: must be a list of 1 to 128'),
