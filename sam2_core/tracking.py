@@ -127,7 +127,7 @@ def remember(model: Sam2Model, policy: MemoryPolicy, image: ImageFeatures, banks
     writes = [Write(Kind.PROMPT) if object_id in prompted else policy.write(bank.past, SeenObject(seen, row))
               for row, (object_id, bank) in enumerate(banks.items())]
     flags = [write.kind is Kind.PROMPT for write in writes if write.kind is not None]
-    if len(flags) < len(banks):
+    if 0 < len(flags) < len(banks):
         rows = to_device([row for row, write in enumerate(writes) if write.kind is not None], model.device)
         masks = ObjectMasks(*(part[rows] for part in masks))
     memories: Iterable[Tensor] = encode_memories(model, image, masks, flags) if flags else ()

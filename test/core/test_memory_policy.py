@@ -13,6 +13,7 @@ from sam2_core.memory import MemoryBank, MemoryShapes, stack_memories, write_mem
 from sam2_core.memory_policy import (
     MEMORY_POLICIES,
     Attended,
+    DistractorAware,
     Kept,
     Kind,
     Past,
@@ -430,3 +431,26 @@ def test_a_third_policy_is_one_more_class(nano, scene):
     restored = StreamTracker(nano, memory_policy=LastOnly())
     restored.load_state_dict(tracker.state_dict())
     assert torch.equal(restored.step(scene.image(8)).objects[1].logits, tracker.step(scene.image(8)).objects[1].logits)
+
+
+class WhileSeen(DistractorAware):
+    """Distractor-aware policy to which all objects are hidden in the frames of ``hidden``."""
+
+    hidden = range(3, 5)
+
+    def write(self, past, seen):
+        return Write(None) if past.now in self.hidden else super().write(past, seen)
+
+
+@pytest.mark.parametrize('objects', [1, 2])
+def test_an_image_in_which_all_objects_are_hidden_changes_no_memory(nano, scene, objects):
+    tracker = StreamTracker(nano, memory_policy=WhileSeen())
+    tracker.step(scene.image(0), [Prompt(n, box=scene.box(n)) for n in range(1, objects + 1)])
+    tracker.step(scene.image(1))
+    tracker.step(scene.image(2))
+    before = tracker.state_dict()
+    assert len(tracker.step(scene.image(3)).objects) == len(tracker.step(scene.image(4)).objects) == objects
+    after = tracker.state_dict()
+    assert torch.equal(after['frames'], before['frames']) and torch.equal(after['pointers'], before['pointers'])
+    tracker.step(scene.image(5))
+    assert not torch.equal(tracker.state_dict()['frames'], before['frames'])
