@@ -70,7 +70,7 @@ class OneByOne(Sam2Model):
         return self._alone(Sam2Model.encode_memory, image, masks, prompted)
 
 
-def tiny_model(**changes: object) -> OneByOne:
+def tiny_model(model: type[OneByOne] = OneByOne, **changes: object) -> OneByOne:
     """Return a model of few layers with random weights, in which objects appear and disappear."""
     trunk = replace(VARIANTS['nano'].trunk, embed_dim=8, stages=(1, 1, 1, 1), global_attention_blocks=(2,))
     config = replace(VARIANTS['nano'], trunk=trunk, d_model=16, memory_attention_layers=1,
@@ -78,11 +78,11 @@ def tiny_model(**changes: object) -> OneByOne:
                      decoder_feedforward=16, iou_head_hidden=16, image_size=32, **changes)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = OneByOne(config).eval().requires_grad_(False)
-        for parameter in model.parameters():
+        built = model(config).eval().requires_grad_(False)
+        for parameter in built.parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.3)
-    return model
+    return built
 
 
 class Frame(NamedTuple):

@@ -1,14 +1,16 @@
 """Memory policies: which frames are in the bank after which step, with which code, from masks made by hand."""
 from __future__ import annotations
 
+import copy
 import random
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from sam2_core import VARIANTS, Prompt, StreamTracker
+from sam2_core import VARIANTS, Prompt, Sam2Model, StreamTracker, load_model, load_state, save_state
 from sam2_core.memory import MemoryBank, MemoryShapes, stack_memories, write_memories
 from sam2_core.memory_policy import (
     MEMORY_POLICIES,
@@ -22,7 +24,10 @@ from sam2_core.memory_policy import (
     distractor_overlap,
     memory_policy_of,
 )
+from sam2_core.metrics import iou
+from sam2_core.tracking import SeenObjects
 from testing.plain_memory_policy import PlainDistractorAware, pieces, plain_overlap
+from testing.plain_tracker import OneByOne, tiny_model
 
 CONFIG = replace(VARIANTS['nano'], memory_dim=2, d_model=2, image_size=32, max_pointer_distance=300)
 NAMES = list(MEMORY_POLICIES)
@@ -392,6 +397,163 @@ def test_random_masks_have_the_overlap_of_the_plain_rule(rounds):
         assert distractor_overlap(masks[0], masks[1:]) == expected
         found.add(expected)
     assert len(found) > 20
+
+
+# --- in a tracker
+
+IMAGES = [np.kron(np.random.default_rng(n).integers(0, 255, (3, 4, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
+          for n in range(40)]
+BOX = Prompt(1, box=(5, 5, 20, 18))
+LOOKS = {'plain': (drawn((2, 2, 4, 4)), drawn((2, 2, 4, 4))), 'twin': (drawn((2, 2, 4, 4)), drawn((6, 2, 8, 4))),
+         'hidden': (drawn(), drawn((6, 2, 8, 4)))}
+
+
+class Scripted(OneByOne):
+    """Model of few layers that sees what a script says, and else computes as any."""
+
+    def play(self, name, iou=0.9):
+        masks = torch.from_numpy(np.stack([mask[:8, :8] for mask in LOOKS[name]]))
+        self.candidates, self.iou = masks.float() * 20 - 10, iou
+
+    def track_candidates(self, image, memory):
+        features, masks, _ = Sam2Model.track_candidates(self, image, memory)
+        count = len(features)
+        return features, masks._replace(
+            logits=self.candidates[:1].expand(count, -1, -1), iou=torch.full((count,), self.iou),
+            object_score=torch.full((count,), 5.0 if self.candidates[0].max() > 0 else -5.0)), (
+                self.candidates.expand(count, -1, -1, -1))
+
+
+@pytest.fixture
+def scripted():
+    model = tiny_model(model=Scripted)
+    model.play('plain')
+    return model
+
+
+def codes(tracker, object_id=1):
+    """Return the time slot of each frame that an object will attend to, by its number."""
+    bank = tracker._banks[object_id]
+    numbers = {row.slot: row.frame for row in bank.past.frames}
+    return {numbers[kept.slot]: kept.code for kept in bank._attends.frames}
+
+
+def test_a_tracker_remembers_what_its_masks_say(scripted):
+    tracker = StreamTracker(scripted, memory_policy='distractor_aware')
+    script = ['plain'] * 7 + ['twin', 'plain', 'hidden', 'plain', 'plain']  # frames 1 to 12
+    tracker.step(IMAGES[0], [BOX])
+    for frame, name in enumerate(script, 1):
+        scripted.play(name)
+        tracker.step(IMAGES[frame], [replace(BOX, object_id=2)] if frame == 6 else [])
+    assert codes(tracker, 1) == {0: 6, 8: 6, 5: 2, 12: 0}, 'frame 10 was hidden, and 11 has made place for 12'
+    assert codes(tracker, 2) == {0: 6, 2: 6, 5: 1, 6: 0}, 'it counts from its own first frame, the sixth image'
+    assert tracker.memory_bytes == 2 * ((7 + 1) * 4 * 8 * 2 + (16 + 1) * 16 * 4)
+
+
+def test_nothing_is_encoded_for_frames_that_are_not_written(scripted, monkeypatch):
+    tracker = StreamTracker(scripted, memory_policy='distractor_aware')
+    encoded = []
+    encode = scripted.encode_memory
+    monkeypatch.setattr(scripted, 'encode_memory', lambda *inputs: encoded.append(len(inputs[2])) or encode(*inputs))
+    tracker.step(IMAGES[0], [BOX])
+    scripted.play('hidden')
+    tracker.step(IMAGES[1])
+    tracker.step(IMAGES[2], [replace(BOX, object_id=2)])
+    assert encoded == [1, 1], 'of the prompts'
+
+
+def test_published_reads_nothing_from_the_device_and_asks_for_no_candidates(nano, scene, monkeypatch):
+    monkeypatch.setattr(SeenObjects, 'numbers', property(lambda seen: 1 / 0))
+    stages = SimpleNamespace(encode_image=nano.encode_image, track_objects=nano.track_objects,
+                             encode_memory=nano.encode_memory)
+    monkeypatch.setattr(nano, 'compiled', stages)
+    tracker = StreamTracker(nano)
+    assert tracker.memory_policy == 'published'
+    tracker.step(scene.image(0), [Prompt(1, box=scene.box(1))])
+    assert tracker.step(scene.image(1)).objects[1].mask.any()
+    aware = StreamTracker(nano, memory_policy='distractor_aware')
+    aware.step(scene.image(0), [Prompt(1, box=scene.box(1))])
+    with pytest.raises(AttributeError, match='track_candidates'):
+        aware.step(scene.image(1))
+
+
+def test_a_late_correction_acts_on_the_anchors_of_then(scripted):
+    live = StreamTracker(scripted, memory_policy='distractor_aware')
+    live.step(IMAGES[0], [BOX])
+    for frame in range(1, 20):
+        scripted.play('twin' if frame in (8, 15) else 'plain')
+        live.step(IMAGES[frame])
+    assert codes(live) == {0: 6, 8: 6, 15: 6, 5: 4, 10: 2, 19: 0}
+    late = live.fork([1], 7)  # before frame 13
+    assert late.memory_policy == 'distractor_aware'
+    assert codes(late) == {0: 6, 8: 6, 5: 2, 10: 0}
+    late.step(IMAGES[13], [Prompt(1, points=[(9, 9)], labels=[1])])
+    scripted.play('plain')
+    for frame in range(14, 20):
+        late.step(IMAGES[frame])
+    live.adopt(late, 1)
+    assert codes(live) == {0: 6, 8: 6, 13: 6, 5: 5, 10: 3, 15: 1, 19: 0}
+    live.step(IMAGES[20])
+    assert codes(live) == {0: 6, 8: 6, 13: 6, 5: 5, 10: 3, 15: 1, 20: 0}
+    other = StreamTracker(scripted)
+    other.step(IMAGES[0], [BOX])
+    with pytest.raises(ValueError, match="policy 'published' cannot join one with 'distractor_aware': give both"):
+        live.adopt(other, 1)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_restored_tracker_continues_bit_for_bit(scripted, name, tmp_path):
+    trackers = [StreamTracker(scripted, memory_policy=name) for _ in range(2)]
+    trackers[0].step(IMAGES[0], [BOX])
+    for frame in range(1, 17):
+        scripted.play('twin' if frame in (8, 16) else 'hidden' if frame == 11 else 'plain')
+        trackers[0].step(IMAGES[frame])
+    save_state(tmp_path / 'state', trackers[0].state_dict())
+    trackers[1].load_state_dict(load_state(tmp_path / 'state')[0])
+    for frame in range(17, 30):
+        scripted.play('twin' if frame == 22 else 'plain', 0.9)
+        results = [tracker.step(IMAGES[frame]).objects[1] for tracker in trackers]
+        assert torch.equal(*(result.logits for result in results))
+        assert trackers[0]._banks[1].past._replace(frames=(), pointers=()) == (
+            trackers[1]._banks[1].past._replace(frames=(), pointers=()))
+        assert codes(trackers[0]) == codes(trackers[1])
+    assert (16 in codes(trackers[0])) == (name == 'distractor_aware'), 'the anchor that was new when it was saved'
+
+
+@pytest.mark.parametrize('name', ['distractor_aware', 'iou_gated'])
+def test_static_stages_run_in_two_shapes_and_give_the_same(scene, name):
+    """Compiled stages get memories of two lengths at most, whatever is remembered."""
+    plain, shapes = load_model('nano', device='cpu', image_size=64), set()
+    static = copy.deepcopy(plain)
+
+    def watched(stage):
+        def run(image, memory):
+            shapes.add((memory.frames.shape[1], memory.pointers.shape[1], memory.pointer_ages.dtype))
+            return stage(image, memory)
+        return run
+    static.compiled = SimpleNamespace(
+        encode_image=static.encode_image, encode_memory=static.encode_memory,
+        track_objects=watched(static.track_objects), track_candidates=watched(static.track_candidates))
+    trackers = [StreamTracker(model, memory_policy=name) for model in (plain, static)]
+    for frame in range(24):
+        prompts = {0: [Prompt(1, box=scene.box(1, 0))], 3: [Prompt(2, box=scene.box(2, 3))],
+                   9: [Prompt(1, points=[(70 + 5 * 9, 70)], labels=[1])]}.get(frame, [])
+        pictured = scene.image(frame, without=(1,) if frame in (5, 6, 14) else ())
+        expected, result = (tracker.step(pictured, prompts) for tracker in trackers)
+        for object_id, item in result.objects.items():
+            torch.testing.assert_close(item.logits, expected.objects[object_id].logits, atol=0.05, rtol=0.01)
+    assert shapes <= ({(7, 16, torch.float32)} if name == 'distractor_aware' else
+                      {(7, 16, torch.int64), (10, 19, torch.int64)}) and shapes
+
+
+def test_half_precision_and_a_smaller_memory_work(scene):
+    model = load_model('nano', device='cpu', dtype=torch.bfloat16)
+    tracker = StreamTracker(model, memory_policy='distractor_aware', max_conditioning_frames=2)
+    tracker.recent_frames = 2
+    tracker.step(scene.image(0), [Prompt(1, box=scene.box(1))])
+    for frame in range(1, 9):
+        item = tracker.step(scene.image(frame)).objects[1]
+    assert iou(item.mask, scene.truth(1, 8)) > 0.7
 
 
 # --- names and policies of one's own
