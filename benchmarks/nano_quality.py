@@ -2,15 +2,16 @@
 
     python benchmarks/nano_quality.py                                            # the packaged weights, 100 clips
     python benchmarks/nano_quality.py --weights packaged new.safetensors --jobs 2 --json nano.json    # before and after
+    python benchmarks/nano_quality.py --memory-policy published distractor_aware                      # the same weights
 
 The clips run through the real ImageSegmenter and StreamTracker. Each has 60 frames of 256 x 256 pixels and up to three
 objects, prompted with their exact box in the first frame. In frame 30 a copy of the tracker corrects each visible
 object by a click, and starts it again from a box under another id.
 
-Of several weights, the last are compared with the first: the change of each figure with its 95 % interval (paired
-bootstrap over the clips), and whether the last meet the rule for weights that replace packaged ones. Two runs give
-equal figures, whatever the number of jobs. ``--from`` and ``--clips`` cut the set into parts; ``--merge`` joins their
-results. docs/nano.md explains each figure and the rule.
+Of several weights or memory policies, the last is compared with the first: the change of each figure with its 95 %
+interval (paired bootstrap over the clips), and whether weights meet the rule for those that replace packaged ones. Two
+runs give equal figures, whatever the number of jobs. ``--from`` and ``--clips`` cut the set into parts; ``--merge``
+joins their results. docs/nano.md explains each figure and the rule.
 """
 from __future__ import annotations
 
@@ -32,6 +33,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from benchmarks.lib.nano import PACKAGED, Figures, clip_figures, held_out_clip, nano, short
+from sam2_core.memory_policy import MEMORY_POLICIES, PUBLISHED
 
 LOWER_IS_BETTER = {'drift', 'on_another_object', 'on_twin', 'twin_swapped'}
 NO_FIGURES = {'J_copy_first', 'objects', 'object_frames', 'hidden_frames', 'returns', 'twin_objects'}  # of the clips
@@ -53,10 +55,22 @@ class Change(NamedTuple):
         return self.low > 0 or self.high < 0
 
 
-def measure(number: int, weights: tuple[str, ...], device: str, corrections: bool) -> list[Figures]:
-    """Return the figures of one clip, for each of the weights."""
+class Side(NamedTuple):
+    """Weights and the memory policy that they track with."""
+
+    weights: str
+    policy: str
+
+    @property
+    def name(self) -> str:
+        """Name in tables and files: that of the weights alone with the published policy."""
+        return self.weights if self.policy == PUBLISHED.name else f'{self.weights}, {self.policy}'
+
+
+def measure(number: int, sides: tuple[Side, ...], device: str, corrections: bool) -> list[Figures]:
+    """Return the figures of one clip, for each side."""
     clip = held_out_clip(number)
-    return [clip_figures(nano(one, device), clip, corrections) for one in weights]
+    return [clip_figures(nano(side.weights, device), clip, corrections, memory_policy=side.policy) for side in sides]
 
 
 def _start(threads: int) -> None:
@@ -64,13 +78,13 @@ def _start(threads: int) -> None:
     cv2.setNumThreads(1)
 
 
-def run(weights: tuple[str, ...], clips: range, corrections: bool, device: str, jobs: int,
+def run(sides: tuple[Side, ...], clips: range, corrections: bool, device: str, jobs: int,
         threads: int) -> dict[str, list[Figures]]:
-    """Return the figures of every clip for each of the weights, in the order of the clips."""
-    one = functools.partial(measure, weights=weights, device=device, corrections=corrections)
+    """Return the figures of every clip for each side, in the order of the clips."""
+    one = functools.partial(measure, sides=sides, device=device, corrections=corrections)
     columns = (TextColumn('clips'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
                TextColumn('{task.description}'))
-    found: dict[str, list[Figures]] = {name: [] for name in weights}
+    found: dict[str, list[Figures]] = {side.name: [] for side in sides}
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task('', total=len(clips))
 
@@ -163,9 +177,14 @@ def show(summaries: dict[str, dict[str, float]], compared: dict[str, Change]) ->
                     change.verdict if change.sure or not change.change else f'{change.verdict}, may be chance']
         table.add_row(name, *row)
     Console(width=None if Console().is_terminal else 120).print(table)
-    if compared:
+    if compared and len({_weights(name) for name in summaries}) > 1:
         broken = violations(compared)
         print(f'rule for later weights: {"not met: " + "; ".join(broken) if broken else "met"}')
+
+
+def _weights(name: str) -> str:
+    """Return the weights of a side, given its name."""
+    return next((name.removesuffix(f', {policy}') for policy in MEMORY_POLICIES if name.endswith(f', {policy}')), name)
 
 
 def merged(parts: list[Path]) -> dict[str, list[Figures]]:
@@ -192,6 +211,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--weights', nargs='+', default=[PACKAGED], metavar='FILE',
                         help=f'safetensors files, or "{PACKAGED}" (default); the last is compared with the first')
+    parser.add_argument('--memory-policy', nargs='+', default=[PUBLISHED.name], choices=list(MEMORY_POLICIES),
+                        metavar='POLICY', help=f'policies to track with: {", ".join(MEMORY_POLICIES)}; '
+                                               f'default: {PUBLISHED.name}')
     parser.add_argument('--clips', type=int, default=100, help='number of clips (default 100)')
     parser.add_argument('--from', dest='first', type=int, default=0, help='number of the first clip (default 0)')
     parser.add_argument('--device', default='cpu', help='device of the model (default cpu)')
@@ -206,8 +228,9 @@ def main() -> None:
     for file in options.weights:
         if file != PACKAGED and not Path(file).exists():
             parser.error(f'weights {file}: no such file')
-    if len(set(options.weights)) < len(options.weights):
-        parser.error(f'weights {" ".join(options.weights)}: one of them is there twice')
+    for name, given in ('weights', options.weights), ('memory-policy', options.memory_policy):
+        if len(set(given)) < len(given):
+            parser.error(f'{name} {" ".join(given)}: one of them is there twice')
     if options.merge:
         try:
             found = merged(options.merge)
@@ -215,7 +238,8 @@ def main() -> None:
             parser.error(str(error))
         clips = [number for part in options.merge for number in json.loads(part.read_text())['clips']]
     else:
-        found = run(tuple(options.weights), clips, options.corrections, options.device, options.jobs, options.threads)
+        sides = tuple(Side(weights, policy) for weights in options.weights for policy in options.memory_policy)
+        found = run(sides, clips, options.corrections, options.device, options.jobs, options.threads)
     summaries = {name: summary(by_clip) for name, by_clip in found.items()}
     compared = comparison(found) if len(found) > 1 else {}
     show(summaries, compared)
@@ -223,7 +247,7 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps({
             'clips': list(clips), 'comparison': {name: change._asdict() for name, change in compared.items()},
-            'rule_violations': violations(compared) if compared else [],
+            'rule_violations': violations(compared) if len({_weights(name) for name in found}) > 1 else [],
             'weights': {name: {'summary': summaries[name], 'values': by_clip} for name, by_clip in found.items()}}))
 
 

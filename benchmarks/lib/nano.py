@@ -34,6 +34,7 @@ OBJECTS = 3
 HIDDEN_LEAST = 2  # frames; shorter absences are no test of recovery
 RECOVERY_FRAMES = 7
 CORRECTION_FRAME = 30
+LIES_ON = 0.3  # least IoU with an object that a mask lies on
 SWAP_FRAMES = 5  # consecutive frames on an identical twin after which the identity counts as lost
 LATE = 100  # added to the id of an object that is prompted again in CORRECTION_FRAME
 PACKAGED = 'packaged'
@@ -109,13 +110,14 @@ class Tracked(NamedTuple):
     late: np.ndarray | None = None  # the same shape, from a box in that frame; empty if the object was not visible
 
 
-def track(model: Sam2Model, clip: Clip, middle: bool, recent_frames: int | None = None) -> Tracked:
+def track(model: Sam2Model, clip: Clip, middle: bool, recent_frames: int | None = None,
+          memory_policy: str = 'published') -> Tracked:
     """Track a clip.
 
     middle: in ``CORRECTION_FRAME``, in a copy of the tracker, also correct each object and start it again. The click
     is where the object was most wrong in the frame before, since a live user sees no later one.
     """
-    tracker, branch = StreamTracker(model), None
+    tracker, branch = StreamTracker(model, memory_policy=memory_policy), None
     tracker.recent_frames = recent_frames
     count = min(OBJECTS, clip.masks.shape[1])
     prompts = [Prompt(k + 1, box=mask_box(clip.masks[0, k])) for k in range(count)]
@@ -157,6 +159,11 @@ def judge_middle(clip: Clip, tracked: Tracked, figures: Figures) -> None:
                     masks[:, k], clip.masks[after, k], visible[after, k], strict=True) if seen)
 
 
+def on_another(mask: np.ndarray, j: float, others: np.ndarray) -> bool:
+    """Return whether a mask, bool (H, W), of IoU ``j`` with its own object lies on one of others, bool (N, H, W)."""
+    return bool(max((iou(mask, other) for other in others if other.any()), default=0.0) > max(LIES_ON, j))
+
+
 def judge(clip: Clip, masks: np.ndarray, present: np.ndarray, figures: Figures) -> None:
     """Add the figures of one tracked clip."""
     for k in range(masks.shape[1]):
@@ -172,9 +179,8 @@ def judge(clip: Clip, masks: np.ndarray, present: np.ndarray, figures: Figures) 
         figures['J_last_10'].extend(j[-10:][visible[-10:]])
         figures['recovered'].extend(_recoveries(j, visible))
         for t in np.flatnonzero(visible[1:]) + 1:
-            rivals = [iou(masks[t, k], clip.masks[t, other]) for other in range(clip.masks.shape[1])
-                      if other != k and clip.visible[t, other]]
-            figures['on_another_object'].append(max(rivals, default=0.0) > max(0.3, j[t]))
+            others = np.delete(clip.masks[t], k, axis=0)
+            figures['on_another_object'].append(on_another(masks[t, k], j[t], others))
         _judge_twins(clip, k, masks[:, k], j, figures)
 
 
@@ -185,9 +191,8 @@ def _judge_twins(clip: Clip, k: int, masks: np.ndarray, j: np.ndarray, figures: 
         return
     longest = row = 0
     for t in np.flatnonzero(clip.visible[1:, k]) + 1:
-        seen = [iou(masks[t], clip.masks[t, other]) for other in twins if clip.visible[t, other]]
-        swapped = max(seen, default=0.0) > max(0.3, j[t])
-        if seen:
+        swapped = on_another(masks[t], j[t], clip.masks[t, twins])
+        if clip.visible[t, twins].any():
             figures['on_twin'].append(swapped)
         row = row + 1 if swapped else 0
         longest = max(longest, row)
@@ -206,13 +211,14 @@ def _recoveries(j: np.ndarray, visible: np.ndarray) -> list[bool]:
     return found
 
 
-def clip_figures(model: Sam2Model, clip: Clip, corrections: bool, recent_frames: int | None = None) -> Figures:
+def clip_figures(model: Sam2Model, clip: Clip, corrections: bool, recent_frames: int | None = None,
+                 memory_policy: str = 'published') -> Figures:
     """Return the figures of one clip; empty if it shows no object."""
     figures: Figures = defaultdict(list)
     if clip.masks.shape[1]:
         with torch.inference_mode():
             first_frame(ImageSegmenter(model), clip, figures)
-            tracked = track(model, clip, corrections, recent_frames)
+            tracked = track(model, clip, corrections, recent_frames, memory_policy)
         judge(clip, tracked.masks, tracked.present, figures)
         if corrections:
             judge_middle(clip, tracked, figures)
