@@ -28,16 +28,9 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from benchmarks.lib.flop import count_flop, flop_counter
 from benchmarks.lib.parts import facts
-from benchmarks.lib.speed_costs import (
-    DTYPES,
-    Clock,
-    count_flop,
-    flop_counter,
-    matrix_product,
-    peak_memory,
-    stage_seconds,
-)
+from benchmarks.lib.speed_costs import DTYPES, Clock, matrix_product, peak_memory, stage_seconds
 from benchmarks.lib.speed_report import complete, label, picture, tables
 from benchmarks.lib.speed_sides import SIDES, Setting, Step, moving_scene, sides_for, write_weights
 from sam2_core.config import VARIANTS

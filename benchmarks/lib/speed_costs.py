@@ -1,80 +1,26 @@
-"""Costs that speed.py measures besides whole frames: operations, peak of the machine, time of each stage, memory."""
+"""Costs that speed.py measures besides whole frames: peak of the machine, time of each stage, memory."""
 from __future__ import annotations
 
 import argparse
 import ctypes
-import functools
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from benchmarks.lib.flop import COMPILED_STAGES, STAGES, around_stages
 from benchmarks.lib.parts import resident, status_field
 from benchmarks.lib.speed_sides import SIDES, Setting
 from sam2_core.config import VARIANTS
 
 Clock = Callable[[], float]
-STAGES = {'encode_image': 'encode_image', 'attend_memory': 'attend_memory', 'decode_masks': 'decode_masks',
-          'choose_masks': 'decode_masks', 'encode_memory': 'encode_memory'}  # method of the model -> stage
-TRACK = 'attend_memory and decode_masks'
-COMPILED_STAGES = {'encode_image': 'encode_image', 'track_objects': TRACK, 'encode_memory': 'encode_memory'}
 REST = 'images in, masks out'  # the stage of everything that is not in STAGES
 DTYPES = ('float32', 'bfloat16', 'float16')
-
-
-def fused_on_cpu(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    """Count the fused attention of the CPU, which PyTorch's counter does not know. The arguments are shapes."""
-    return sdpa_flop_count(query, key, value)
-
-
-def added_in_place(_: Any, first: Any, second: Any, *, out_shape: Any = None, **__: Any) -> int:
-    """Count a matrix product that is added in place, which PyTorch's counter does not know either."""
-    return 2 * first[0] * first[1] * second[1]
-
-
-def flop_counter() -> FlopCounterMode:
-    """Return a counter that counts 2 for each multiply-add in matrix products, convolutions and attention."""
-    return FlopCounterMode(display=False, custom_mapping={
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: fused_on_cpu,
-        torch.ops.aten.addmm_: added_in_place})
-
-
-@contextmanager
-def around_stages(model: nn.Module, around: Callable[[str, Callable], Callable]) -> Iterator[None]:
-    """Replace the methods of the model that a tracker calls by ``around(stage, method)`` within this context."""
-    owner, stages = (model, STAGES) if model.compiled is None else (model.compiled, COMPILED_STAGES)
-    try:
-        for name, stage in stages.items():
-            method = getattr(owner, name)
-            setattr(owner, name, functools.wraps(method)(around(stage, method)))
-        yield
-    finally:
-        for name in stages:
-            owner.__dict__.pop(name, None)  # restores the method of the class
-
-
-def count_flop(model: nn.Module, frame: Callable[[], object]) -> dict[str, int]:
-    """Return the operations of one frame of sam2_core, not compiled: {stage: FLOP, 'all': FLOP}."""
-    counted = dict.fromkeys(STAGES.values(), 0)
-
-    def around(stage: str, method: Callable) -> Callable:
-        def run(*arguments: Any, **options: Any) -> Any:
-            before = counter.get_total_flops()
-            result = method(*arguments, **options)
-            counted[stage] += counter.get_total_flops() - before
-            return result
-        return run
-
-    with around_stages(model, around), flop_counter() as counter:
-        frame()
-    return counted | {TRACK: counted['attend_memory'] + counted['decode_masks'], 'all': counter.get_total_flops()}
 
 
 class Stopwatch:

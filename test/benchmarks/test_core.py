@@ -63,7 +63,7 @@ def test_speed_writes_times_stages_peak_and_memory_of_each_side(tmp_path, monkey
 
 @pytest.mark.slow
 def test_operations_are_those_of_the_published_model(tmp_path):
-    from benchmarks.lib.speed_costs import flop_counter
+    from benchmarks.lib.flop import flop_counter
     from benchmarks.lib.speed_sides import SIDES, Setting
     from testing.reference import moving_scene
     setting = Setting('sam2.1_hiera_tiny', 512, torch.device('cpu'), torch.float32, tmp_path / 'weights.pt')
@@ -76,12 +76,27 @@ def test_operations_are_those_of_the_published_model(tmp_path):
 
 @torch.no_grad()
 def test_operations_of_attention_block_by_block_are_counted():
-    from benchmarks.lib.speed_costs import flop_counter
+    from benchmarks.lib.flop import flop_counter
     from sam2_core.nn.attention import _average
     query, key, value = torch.randn(8, 4), torch.randn(1000, 4), torch.randn(1000, 3)
     with flop_counter() as counter:
         _average(query, key, value)
     assert counter.get_total_flops() == 2 * 8 * 1000 * (4 + 3)
+
+
+@torch.no_grad()
+def test_operations_are_counted_on_the_path_that_runs_uncounted():
+    from benchmarks.lib.flop import flop_counter
+    from sam2_core.nn.attention import RotaryAttention
+    from sam2_core.nn.position import RotaryTable
+    attend, table = RotaryAttention(8, num_heads=1, dim_kv=4), RotaryTable(8, 2, 2, theta=100.0)
+    query, memory = torch.randn(1, 4, 8), torch.randn(1, 12, 4)
+    with flop_counter() as counter:
+        attend(query, memory, memory, table)
+    projections = 4 * 8 * 8 + 12 * 4 * 8 + 4 * 4 * 8  # of queries, keys, averaged values
+    averages = 4 * 12 * (8 + 4)  # scores; values in their own width, which the counter must not widen to 8
+    fused = 8 * 8 * 4 + 8 * 8  # weight and bias of value and output projection
+    assert counter.get_total_flops() == 2 * (projections + averages + fused)
 
 
 @pytest.mark.slow
