@@ -34,7 +34,7 @@ class OfficialFile(NamedTuple):
 
     repository: str
     filename: str
-    sha256: str | None  # None if unknown: then names, shapes and finite values are all that is checked
+    sha256: str
     size: int | None  # bytes; None if unknown, then the hash alone decides
 
 
@@ -63,7 +63,9 @@ OFFICIAL = {
     'sam2_hiera_large': OfficialFile(
         'facebook/sam2-hiera-large', 'sam2_hiera_large.pt',
         '7442e4e9b732a508f80e141e7c2913437a3610ee0c77381a66658c3a445df87b', 897952466),
-    'edgetam': OfficialFile('facebook/EdgeTAM', 'edgetam.pt', None, None),
+    'edgetam': OfficialFile(
+        'facebook/EdgeTAM', 'edgetam.pt',
+        'ed2d4850b8792c239689b043c47046ec239b6e808a3d9b6ae676c803fd8780df', 56116523),
 }
 
 _PACKAGED = {'nano': Path(__file__).parent / 'weights' / 'nano.safetensors'}
@@ -171,12 +173,10 @@ def cached_weights(name: str) -> Path | None:
 
 
 def verify(path: Path, official: OfficialFile) -> None:
-    """Raise CheckpointError unless the file is byte for byte the published one, as far as that is known."""
+    """Raise CheckpointError unless the file is byte for byte the published one."""
     size = path.stat().st_size
     if official.size is not None and size != official.size:
         raise CheckpointError(f'{path}: {size} bytes, the published file has {official.size}: delete it and try again')
-    if official.sha256 is None:
-        return
     digest = _sha256(path)
     if digest != official.sha256:
         raise CheckpointError(f'{path}: sha256 {digest}, the published file has {official.sha256}: '
@@ -299,7 +299,8 @@ def _check_weights(weights: Mapping[str, Tensor], model: Sam2Model, path: Path, 
     problems += [f'{key} is {tuple(weights[key].shape)}, must be {tuple(own[key].shape)}'
                  for key in own if key in weights and weights[key].shape != own[key].shape]
     problems += [f'{key} is {weights[key].dtype}, must be floating-point; save the weights before they are quantised'
-                 for key in own if key in weights and not weights[key].is_floating_point()]
+                 for key, value in own.items() if value.is_floating_point()  # counts of batches are integers
+                 and key in weights and not weights[key].is_floating_point()]
     if problems:
         more = f' and {len(problems) - 3} more' if len(problems) > 3 else ''
         try:
@@ -309,7 +310,7 @@ def _check_weights(weights: Mapping[str, Tensor], model: Sam2Model, path: Path, 
         else:
             hint = f'it looks like {like}' if like != model.name else (
                 f'apart from that it is one: save the complete state dict of the {model.name}, and nothing else')
-        raise CheckpointError(f'checkpoint {path} is not a {model.name}: {"; ".join(problems[:3])}{more}; {hint}')
+        raise CheckpointError(f'checkpoint {path} is not {model.name}: {"; ".join(problems[:3])}{more}; {hint}')
     check_finite(weights, path, dtype)
 
 

@@ -24,7 +24,7 @@ _TRANSFORMERS_ROOTS = {
     'memory_temporal_positional_encoding': 'maskmem_tpos_enc', 'no_memory_embedding': 'no_mem_embed',
     'no_memory_positional_encoding': 'no_mem_pos_enc', 'no_object_pointer': 'no_obj_ptr',
     'occlusion_spatial_embedding_parameter': 'no_obj_embed_spatial', 'shared_image_embedding': ''}
-_ROOTS = {*_PARTS, *_VECTORS, *_TRANSFORMERS_ROOTS}
+_ROOTS = {*_PARTS, *_VECTORS, *_TRANSFORMERS_ROOTS, 'spatial_perceiver'}
 _ENCODERS = ('image_encoder', 'vision_encoder')
 
 _PREFERRED = ('model', 'state_dict', 'model_state_dict', 'module')  # keys to prefer if a file has several state dicts
@@ -33,11 +33,10 @@ _NOT_WEIGHTS = re.compile(r'optim|sched|scaler|rng', re.IGNORECASE)
 _WRAPPERS = {'module', '_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module'}
 _ADAPTER = re.compile(r'\.(base_layer|(lora|hada|lokr|ia3|oft|boft|vera)_\w+|modules_to_save)(\.|$)')
 
+_SUPPORTED = 'only SAM 2, SAM 2.1 and EdgeTAM are supported; give one of those'
 _OTHERS = (  # other models, and patterns of keys that only these have
     ('a SAM 3', (r'(^|\.)(detector|detector_model|sam3_model)\.', r'(^|\.)(tracker|tracker_model|sam2_predictor)\.')),
     ('a SAM 3', (r'(^|\.)(detr_encoder\.|geometry_encoder\.|vision_encoder\.backbone\.layers\.\d+\.)',)),
-    ('an EdgeTAM', (r'(^|\.)spatial_perceiver\.',)),
-    ('an EdgeTAM', (r'(^|\.)(image_encoder\.trunk\.body|vision_encoder\.backbone\.timm_model)\.',)),
     ('an HQ-SAM', (r'mask_decoder\.(hf_token|hq_token)\.',)),
     ('a MobileSAM', (r'(^|\.)image_encoder\.(layers\.\d+\.blocks|patch_embed\.seq)\.',)),
     ('a SAM 1', (r'(^|\.)(image_encoder\.blocks|vision_encoder\.layers)\.\d+\.',)),
@@ -46,7 +45,22 @@ _OTHERS = (  # other models, and patterns of keys that only these have
 )
 
 _THREE_LAYERS = r'(output_hypernetworks_mlps\.\d+|iou_prediction_head|pred_obj_score_head|obj_ptr_proj)\.'
+_PERCEIVER = r'^(spatial_perceiver\.layers\.\d+)\.'
 _RENAMED = [(re.compile(pattern), name) for pattern, name in (  # applied in this order, after the root
+    (r'^(image_encoder)\.backbone\.timm_model\.', r'\1.trunk.body.'),
+    (r'^(memory_attention\.layers\.\d+)\.mlp\.up_proj\.', r'\1.linear1.'),
+    (r'^(memory_attention\.layers\.\d+)\.mlp\.down_proj\.', r'\1.linear2.'),
+    (r'^spatial_perceiver\.latents_1d$', 'spatial_perceiver.latents'),
+    (_PERCEIVER + r'layer_norm_input\.', r'\1.attn.norm_x.'),
+    (_PERCEIVER + r'layer_norm_latents\.', r'\1.attn.norm_latents.'),
+    (_PERCEIVER + r'layer_norm_self\.', r'\1.self_attn.norm.'),
+    (_PERCEIVER + r'cross_attention\.', r'\1.attn.'),
+    (_PERCEIVER + r'self_attention\.', r'\1.self_attn.'),
+    (_PERCEIVER + r'((?:self_)?attn)\.([qkv])_proj\.', r'\1.\2.to_\3.'),
+    (_PERCEIVER + r'((?:self_)?attn)\.o_proj\.', r'\1.\2.to_out.'),
+    (_PERCEIVER + r'(self_)?mlp\.layer_norm\.', r'\1.\2ff.0.'),
+    (_PERCEIVER + r'(self_)?mlp\.up_proj\.', r'\1.\2ff.1.'),
+    (_PERCEIVER + r'(self_)?mlp\.down_proj\.', r'\1.\2ff.3.'),
     (r'^(image_encoder)\.backbone\.', r'\1.trunk.'),
     (r'^(image_encoder\.neck\.convs\.\d+)\.(?!conv\.)', r'\1.conv.'),
     (r'\.patch_embed\.projection\.', '.patch_embed.proj.'),
@@ -155,11 +169,10 @@ def _refuse_adapters(weights: dict[str, Tensor], path: Path | str) -> None:
 def _refuse_others(weights: dict[str, Tensor], path: Path | str) -> None:
     for model, patterns in _OTHERS:
         if all(any(re.search(pattern, key) for key in weights) for pattern in patterns):
-            raise CheckpointError(f'checkpoint {path}: {model}: only SAM 2 and 2.1 are supported; give one of those')
+            raise CheckpointError(f'checkpoint {path}: {model}: {_SUPPORTED}')
     for key, value in weights.items():
         if key.endswith('image_encoder.trunk.pos_embed') and value.ndim == 3:
-            raise CheckpointError(f'checkpoint {path}: an EfficientTAM: only SAM 2 and 2.1 are supported; give one of '
-                                  f'those')
+            raise CheckpointError(f'checkpoint {path}: an EfficientTAM: {_SUPPORTED}')
 
 
 def _without_prefix(weights: dict[str, Tensor], path: Path | str) -> dict[str, Tensor]:
@@ -203,6 +216,10 @@ def _from_transformers(weights: dict[str, Tensor], path: Path | str) -> dict[str
     points = renamed.pop('sam_prompt_encoder.point_embed.weight', None)
     for i, row in enumerate(() if points is None else points):
         renamed[f'sam_prompt_encoder.point_embeddings.{i}.weight'] = row[None]
+    for key in [key for key in renamed if key.endswith('.to_k.weight')]:
+        if (value_key := key.replace('.to_k.', '.to_v.')) in renamed:  # published as one matrix
+            both = torch.cat((renamed.pop(key), renamed.pop(value_key)))
+            renamed[key.replace('.to_k.', '.to_kv.')] = both
     return renamed
 
 

@@ -12,9 +12,10 @@ from sam2_core.config import variant
 from sam2_core.scores import LowScore
 
 PACKAGED = 'nano'
-SMALLEST = 'edgetam'  # of the published models
-SIZES = ('tiny', 'small', 'base_plus', 'large')  # of SAM 2, by rising accuracy and cost
-VERSIONS = ('sam2.1', 'sam2')  # the better one first
+# The published models by rising accuracy and cost; of two releases of the same size, the better one first.
+RANKS = (('edgetam',), *((f'sam2.1_hiera_{size}', f'sam2_hiera_{size}')
+                         for size in ('tiny', 'small', 'base_plus', 'large')))
+_AFTER_NANO = {'cpu': 'edgetam', 'cuda': 'sam2.1_hiera_base_plus'}
 
 
 class ModelChoice(NamedTuple):
@@ -31,9 +32,9 @@ def choose_model(name: str | None = None, checkpoint: str | Path | None = None,
                  device: str | torch.device | None = None) -> ModelChoice:
     """Return the model that the user names, or else a cached published model, or else nano. Nothing is downloaded.
 
-    Among cached models, a GPU gets the largest, whose masks are best. A CPU gets the smallest, EdgeTAM before tiny:
-    tiny already takes seconds per image there. SAM 2.1 comes before SAM 2 of the same size. A cached file that differs
-    from the published one is passed over.
+    Among cached models, a GPU gets the largest, whose masks are best. A CPU gets the cheapest: edgetam and tiny
+    already take seconds per image there. SAM 2.1 comes before SAM 2 of the same size. A cached file that differs from
+    the published one is passed over.
 
     Args:
         name: Model that the user names; None means no model.
@@ -66,17 +67,17 @@ def choose_model(name: str | None = None, checkpoint: str | Path | None = None,
 def better_model(choice: ModelChoice) -> str | None:
     """Return a published model with better masks than a chosen one, or None if none is known.
 
-    A larger model that is cached comes first, then the next size. After nano and EdgeTAM, that is tiny on a CPU and
-    base_plus on a GPU.
+    A larger model that is cached comes first, then the next rank. After nano, that is edgetam on a CPU and base_plus
+    on a GPU.
     """
     if choice.checkpoint is not None or choice.name is None:
         return None  # weights of the user's own
-    if choice.name in (PACKAGED, SMALLEST):
-        first = SIZES.index('tiny' if choice.device.type == 'cpu' else 'base_plus')
+    if choice.name == PACKAGED:
+        first = _rank(_AFTER_NANO[choice.device.type])
     else:
-        version, _, size = choice.name.partition('_hiera_')
-        first = SIZES.index(size) + (version == VERSIONS[0])
-    names = [_named(size) for size in SIZES[first:]]
+        rank = _rank(choice.name)
+        first = rank + (choice.name == RANKS[rank][0])
+    names = [names[0] for names in RANKS[first:]]
     return next((name for name in names if _is_cached(name)), names[0] if names else None)
 
 
@@ -124,13 +125,11 @@ def low_score_warning(low: LowScore, choice: ModelChoice, label: str = '') -> st
 
 
 def _order(device: torch.device) -> list[str]:
-    on_cpu = device.type == 'cpu'
-    of_sam2 = [_named(size, version) for size in (SIZES if on_cpu else SIZES[::-1]) for version in VERSIONS]
-    return [SMALLEST, *of_sam2] if on_cpu else [*of_sam2, SMALLEST]
+    return [name for names in (RANKS if device.type == 'cpu' else RANKS[::-1]) for name in names]
 
 
-def _named(size: str, version: str = VERSIONS[0]) -> str:
-    return f'{version}_hiera_{size}'
+def _rank(name: str) -> int:
+    return next(rank for rank, names in enumerate(RANKS) if name in names)
 
 
 def _is_cached(name: str) -> bool:

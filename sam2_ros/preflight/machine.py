@@ -130,14 +130,14 @@ def check_weights(model: str, checkpoint: str, dtype: str = 'float32') -> Findin
         if checkpoint:
             name, _ = read_checkpoint(Path(checkpoint), dtype=getattr(torch, dtype))
             if model and name != model:
-                return bad('weights', f'{checkpoint} is a {name}, the parameter model is {model!r}: set model:={name}, '
+                return bad('weights', f'{checkpoint} is {name}, the parameter model is {model!r}: set model:={name}, '
                                       f"or model:='' to detect it from the checkpoint")
             return good('weights', f'{name}, from {checkpoint}')
         if model not in VARIANTS:
             return bad('weights', f'model {model!r}: must be one of {", ".join(VARIANTS)}')
         if model not in OFFICIAL:
             read_checkpoint(find_weights(model), model)
-            return good('weights', f'{model}, packaged; small, made for tests: set model:=sam2.1_hiera_tiny or larger '
+            return good('weights', f'{model}, packaged; small, made for tests: set model:=edgetam or larger '
                                    f'for real images')
         official = OFFICIAL[model]
         cached = cached_weights(model)

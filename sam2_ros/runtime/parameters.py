@@ -42,8 +42,9 @@ class Parameters:
         see='how-to/operate.md#nav2s-lifecycle-manager')
 
     model: str = _parameter(
-        'nano', 'Model variant: nano (packaged), or sam2_hiera_* or sam2.1_hiera_* with tiny, small, base_plus or '
-        'large (downloaded once). Empty: detect the variant from the checkpoint.', when=MODEL, section='Model')
+        'nano', 'Model variant: nano (packaged), edgetam, or sam2_hiera_* or sam2.1_hiera_* with tiny, small, '
+        'base_plus or large (downloaded once). Empty: detect the variant from the checkpoint.', when=MODEL,
+        section='Model')
     checkpoint: str = _parameter(
         '', 'Path of a weights file, .pt as published or .safetensors. Empty: the weights that come with the model.',
         when=MODEL, see='reference/sam2_core.md#checkpoints')

@@ -68,6 +68,14 @@ def test_number_of_parameters_is_the_published_one():
         assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
 
 
+def test_edgetam_has_the_tensors_of_the_official_implementation():
+    """The expected numbers are those of its state dict and of its parameters."""
+    with torch.device('meta'):
+        model = Sam2Model(VARIANTS['edgetam'])
+    assert len(model.state_dict()) == 982
+    assert sum(p.numel() for p in model.parameters()) == 13895794
+
+
 def test_published_layout_has_471_keys_for_tiny(tiny_weights):
     assert len(tiny_weights) == 471
 
@@ -105,7 +113,7 @@ def test_missing_file_is_named(tmp_path):
 
 
 def test_variant_that_does_not_fit_the_file_says_which_would(tmp_path, nano_weights):
-    with pytest.raises(CheckpointError, match=r'is not a sam2\.1_hiera_tiny: missing .* and \d+ more; '
+    with pytest.raises(CheckpointError, match=r'is not sam2\.1_hiera_tiny: missing .* and \d+ more; '
                                               r'it looks like nano'):
         load_model('sam2.1_hiera_tiny', saved(tmp_path / 'a.pt', nano_weights))
 
@@ -177,9 +185,9 @@ def test_downloaded_file_is_checked_by_size_and_hash(tmp_path):
 
 def test_table_of_official_files_is_complete():
     assert set(OFFICIAL) == set(VARIANTS) - {'nano'}
-    known = [file.sha256 for name, file in OFFICIAL.items() if name != 'edgetam']  # whose sha256 is not known
-    assert len({*known}) == 8 and all(len(digest) == 64 for digest in known)
-    assert all(file.filename == f'{name}.pt' for name, file in OFFICIAL.items())
+    assert len({f.sha256 for f in OFFICIAL.values()}) == 9
+    for name, file in OFFICIAL.items():
+        assert len(file.sha256) == 64 and file.filename == f'{name}.pt'
 
 
 class Hub(http.server.BaseHTTPRequestHandler):

@@ -52,8 +52,8 @@ def test_without_a_cached_model_nano_runs_and_nothing_is_downloaded(hub, tmp_pat
     (['sam2.1_hiera_small', 'sam2.1_hiera_base_plus'], 'sam2.1_hiera_small', 'sam2.1_hiera_base_plus'),
     (['sam2_hiera_tiny', 'sam2.1_hiera_tiny', 'sam2_hiera_large'], 'sam2.1_hiera_tiny', 'sam2_hiera_large'),
     (['sam2_hiera_tiny', 'sam2.1_hiera_small'], 'sam2_hiera_tiny', 'sam2.1_hiera_small'),
-    (['edgetam', 'sam2.1_hiera_tiny'], 'edgetam', 'sam2.1_hiera_tiny')])
-def test_a_cpu_gets_the_smallest_cached_model_and_a_gpu_the_largest(hub, gpu, cached, on_cpu, on_cuda):
+    (['sam2.1_hiera_tiny', 'edgetam'], 'edgetam', 'sam2.1_hiera_tiny')])
+def test_a_cpu_gets_the_cheapest_cached_model_and_a_gpu_the_largest(hub, gpu, cached, on_cpu, on_cuda):
     for name in cached:
         hub(name)
     assert choose_model(device='cpu').name == on_cpu
@@ -96,11 +96,12 @@ def test_without_the_client_of_the_hub_nano_runs(monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'huggingface_hub', None)
     choice = choose_model(device='cpu')
     assert choice.name == 'nano'
-    assert better_model(choice) == 'sam2.1_hiera_tiny'
+    assert better_model(choice) == 'edgetam'
 
 
 @pytest.mark.parametrize(('name', 'device', 'better'), [
-    ('nano', 'cpu', 'sam2.1_hiera_tiny'), ('nano', 'cuda', 'sam2.1_hiera_base_plus'),
+    ('nano', 'cpu', 'edgetam'), ('nano', 'cuda', 'sam2.1_hiera_base_plus'),
+    ('edgetam', 'cpu', 'sam2.1_hiera_tiny'), ('edgetam', 'cuda', 'sam2.1_hiera_tiny'),
     ('sam2.1_hiera_tiny', 'cpu', 'sam2.1_hiera_small'), ('sam2.1_hiera_base_plus', 'cpu', 'sam2.1_hiera_large'),
     ('sam2_hiera_small', 'cpu', 'sam2.1_hiera_small'), ('sam2_hiera_large', 'cuda', 'sam2.1_hiera_large'),
     ('sam2.1_hiera_large', 'cuda', None)])
@@ -123,11 +124,11 @@ def test_nothing_is_said_to_be_better_than_weights_of_the_users_own(hub):
 
 
 def test_one_line_says_which_model_runs_and_which_option_runs_a_better_one(monkeypatch, tmp_path):
-    """The size is that of the published file: 156,008,466 bytes."""
+    """The size is that of the published file: 56,116,523 bytes."""
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path))
     line = model_line(choose_model(device='cpu'))
     assert line == ('model: nano (packaged, small, made for tests) on cpu; better masks: '
-                    '--model sam2.1_hiera_tiny (downloads 156 MB once)')
+                    '--model edgetam (downloads 56 MB once)')
 
 
 def test_the_line_of_a_cached_model_says_so_and_what_it_costs_on_a_cpu(hub, gpu):
@@ -142,4 +143,4 @@ def test_the_line_of_a_cached_model_says_so_and_what_it_costs_on_a_cpu(hub, gpu)
 def test_the_warning_names_object_score_frame_and_both_cures(hub):
     text = low_score_warning(LowScore(3, 0.314, 57), choose_model('nano', device='cpu'), 'cup')
     assert text.startswith('object 3 (cup): ') and '0.31' in text and '57' in text
-    assert '--model sam2.1_hiera_tiny' in text and 'correct the object with a prompt' in text
+    assert '--model edgetam' in text and 'correct the object with a prompt' in text

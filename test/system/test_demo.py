@@ -82,7 +82,7 @@ def test_a_clip_is_tracked_from_its_box(tmp_path, clip):
     output = tmp_path / 'demo'
     done = run('--clip', clip, '--box', '70,130,170,230', '--output', output, HF_HUB_CACHE=str(tmp_path / 'empty'))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert 'model: nano (packaged' in done.stdout and '--model sam2.1_hiera_' in done.stdout
+    assert 'model: nano (packaged' in done.stdout and 'better masks: --model ' in done.stdout
     assert 'the score stays low' not in done.stdout, 'a disc that is easy to follow'
     figures = json.loads((output / 'figures.json').read_text())
     assert figures['objects'] == {'1': 'object'} and figures['iou'] is None

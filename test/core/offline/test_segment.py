@@ -72,7 +72,7 @@ def test_boxes_give_masks_json_and_overlay(scene, photo, tmp_path, capsys):
     changed = np.abs(overlay.astype(int) - cv2.imread(str(photo))).sum(2) > 60
     assert changed[found[1] | found[2]].mean() > 0.5 > 0.1 > changed[200:, :100].mean()
     said = capsys.readouterr().err
-    assert 'model: nano' in said and '--model sam2.1_hiera_' in said
+    assert 'model: nano' in said and 'better masks: --model ' in said
     assert 'photo: 2 masks, score 0.' in said
 
 
@@ -258,4 +258,4 @@ def test_a_low_score_is_told_with_the_cure(photo, tmp_path, capsys, monkeypatch)
     monkeypatch.setattr('sam2_core.offline.segment.LOW_SCORE', 1.01)
     assert run(photo, '--points', '70,70', '--output', tmp_path / 'out') == 0
     said = capsys.readouterr().err
-    assert 'below 1.01' in said and 'run a better model, --model sam2.1_hiera_' in said
+    assert 'below 1.01' in said and 'run a better model, --model ' in said

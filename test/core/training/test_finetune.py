@@ -115,7 +115,7 @@ def test_parts_have_rates_of_their_own(command, start, tmp_path):
     (['--lora', '--lora-modules', 'qkv'], "lora-modules 'qkv': matches no layer of nano; layers are image_encoder"),
     (['--lora', '--lora-modules', '.*qkv', '--lr', 'memory_encoder=1e-3'],
      'learning rate of memory_encoder: no layer in it has an adapter'),
-    (['--model', 'sam2.1_hiera_tiny'], 'is not a sam2.1_hiera_tiny.*it looks like nano')])
+    (['--model', 'sam2.1_hiera_tiny'], 'is not sam2.1_hiera_tiny.*it looks like nano')])
 def test_invalid_settings_are_refused_before_the_run_starts(command, tmp_path, capsys, options, reason):
     assert main(command('--steps', '1', *options)) == 2
     text = capsys.readouterr().err

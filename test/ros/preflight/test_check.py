@@ -422,7 +422,7 @@ def test_weights_that_were_cut_off_are_named(empty_cache):
     ('', '', BAD, "model '': must be one of nano"),
     ('nano', '/no/such.pt', BAD, 'checkpoint /no/such.pt: no such file'),
     ('nano', 'NANO', GOOD, 'nano, from '), ('', 'NANO', GOOD, 'nano, from '),
-    ('sam2.1_hiera_tiny', 'NANO', BAD, "is a nano, the parameter model is 'sam2.1_hiera_tiny': set model:=nano")])
+    ('sam2.1_hiera_tiny', 'NANO', BAD, "is nano, the parameter model is 'sam2.1_hiera_tiny': set model:=nano")])
 def test_weights_are_looked_for_as_the_node_would(model, checkpoint, verdict, text):
     nano = Path(sam2_core.__file__).parent / 'weights' / 'nano.safetensors'
     finding = check_weights(model, str(nano) if checkpoint == 'NANO' else checkpoint)
