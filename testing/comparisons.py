@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Sam2VideoModel
 
 from sam2_core import EncodedImage, ImageSegmenter, Prompt, Sam2Model, StreamTracker, load_model
 from sam2_core.tensors import ImageFeatures, Memory, ObjectMasks
-from testing import reference
+from testing import reference, reference_edgetam
 from testing.model_options import with_masks_alone
-from testing.reference import Encoded, as_points
+from testing.reference import Encoded, VideoModel, as_points
+from testing.reference_edgetam import EdgeTamObject
 from testing.reference_stream import MAX_PROMPT_LOGIT, Followed, ReferenceObject
 
 # prompts are drawn in scenes of reference.IMAGE_SIZE pixels, and scaled to those of a model
@@ -45,7 +45,8 @@ class Pair:
 
     name: str
     ours: Sam2Model
-    theirs: Sam2VideoModel
+    theirs: VideoModel
+    object_type: type[ReferenceObject] = ReferenceObject
     encoded: dict[int, Encoded] = field(default_factory=dict)
     encoded_by_ours: dict[int, EncodedImage] = field(default_factory=dict)
 
@@ -84,12 +85,19 @@ class Pair:
 
 def make_pair(name: str, seed: int = 0, image_size: int = reference.IMAGE_SIZE) -> Pair:
     """Draw random weights for transformers, and load them into sam2_core from a file in the published layout."""
+    if name == 'edgetam':
+        edgetam = reference_edgetam.edgetam_model(image_size)
+        return Pair(name, _loaded(name, reference_edgetam.published_state(edgetam), image_size), edgetam,
+                    EdgeTamObject)
     theirs = reference.reference_model(name, image_size, seed)
+    return Pair(name, _loaded(name, reference.published_state(theirs), image_size), theirs)
+
+
+def _loaded(name: str, state: Mapping[str, Tensor], image_size: int) -> Sam2Model:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f'{name}.pt'
-        torch.save({'model': reference.published_state(theirs)}, path)
-        ours = load_model(name, checkpoint=path, device='cpu', image_size=image_size)
-    return Pair(name, with_masks_alone(ours), theirs)
+        torch.save({'model': dict(state)}, path)
+        return with_masks_alone(load_model(name, checkpoint=path, device='cpu', image_size=image_size))
 
 
 def trained_nano_pair() -> Pair:
@@ -171,7 +179,7 @@ def _mask_alone(model: reference.Sam2ImageModel, embeddings: list[Tensor], logit
 def stage_errors(pair: Pair, tracked: int = 8) -> dict[str, float]:
     """Compare the stages of tracking, each with the inputs of transformers after ``tracked`` frames."""
     scene = pair.scene(tracked + 1)
-    followed = ReferenceObject(pair.theirs)
+    followed = pair.object_type(pair.theirs)
     followed.start(0, pair.encode(scene[0]), *as_points([tuple(pair.scale * value for value in CLICK)], [1]))
     for time in range(1, tracked):
         followed.track(time, pair.encode(scene[time]))
@@ -211,8 +219,8 @@ def memory_of(followed: ReferenceObject, now: int, pair: Pair) -> Memory:
     """
     conditioning, others = followed.conditioning, followed.others
     back = [k for k in range(1, 16) if now - k in others]
-    frames = [m['maskmem_features'][:, 0] for m in conditioning.values()]
-    frames += [others[now - k]['maskmem_features'][:, 0] for k in back if k <= 6]
+    frames = [followed.frame_of(m['maskmem_features']) for m in conditioning.values()]
+    frames += [followed.frame_of(others[now - k]['maskmem_features']) for k in back if k <= 6]
     slots = [6] * len(conditioning) + [k - 1 for k in back if k <= 6]
     pointers = [m['object_pointer'][0, 0] for m in conditioning.values()]
     pointers += [others[now - k]['object_pointer'][0, 0] for k in back]
@@ -232,7 +240,7 @@ def stored_memories(pair: Pair, prompted: bool, object_score: float) -> tuple[Te
     full = torch.nn.functional.interpolate(logits, scale_factor=4.0, mode='bilinear')
     theirs, _ = pair.theirs._encode_new_memory(frame.levels[-1], full, score[:, None, None], prompted)
     masks = ObjectMasks(logits[0], score, score, torch.zeros(1, pair.ours.config.d_model))
-    return pair.ours.encode_memory(features, masks, torch.tensor([prompted]))[0], theirs[:, 0]
+    return pair.ours.encode_memory(features, masks, torch.tensor([prompted]))[0], pair.object_type.frame_of(theirs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -315,7 +323,7 @@ def _follow(pair: Pair, followed: dict[int, ReferenceObject], object_id: int, ti
             given: Given | None) -> Followed:
     known = object_id in followed
     if not known:
-        followed[object_id] = ReferenceObject(pair.theirs, max_pointer_distance=pair.ours.config.max_pointer_distance)
+        followed[object_id] = pair.object_type(pair.theirs, max_pointer_distance=pair.ours.config.max_pointer_distance)
     one = followed[object_id]
     if given is None:
         return one.track(time, frame)

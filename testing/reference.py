@@ -1,26 +1,39 @@
 """Reference for sam2_core: the independent SAM 2 of transformers, with random weights.
 
-The weights are drawn here, because with the initial values of transformers half of the model has no effect: layer
-scales are 1e-6 and embeddings zero. They are renamed to the layout of the published checkpoints, so that sam2_core
-loads them exactly as it loads a published file. Nothing here is taken from sam2_core: shapes, names and rules of the
-stream are written a second time, from the published configuration files and tracker.
+The weights are drawn by drawn_weights.py. They are renamed to the layout of the published checkpoints, so that
+sam2_core loads them exactly as it loads a published file. Nothing here is taken from sam2_core: shapes, names and rules
+of the stream are written a second time, from the published configuration files and tracker.
 """
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Sam2Config, Sam2HieraDetConfig, Sam2VideoConfig, Sam2VideoModel, Sam2VisionConfig
+from transformers import (
+    EdgeTamConfig,
+    EdgeTamModel,
+    EdgeTamVideoModel,
+    Sam2Config,
+    Sam2HieraDetConfig,
+    Sam2VideoConfig,
+    Sam2VideoModel,
+    Sam2VisionConfig,
+)
 from transformers import Sam2Model as Sam2ImageModel
 from transformers.models.sam2_video.configuration_sam2_video import (
     Sam2VideoMaskDecoderConfig,
     Sam2VideoPromptEncoderConfig,
 )
+
+from testing.drawn_weights import weight_of
+
+VideoModel = Sam2VideoModel | EdgeTamVideoModel
+_IMAGE_TYPES = {Sam2VideoModel: (Sam2Config, Sam2ImageModel), EdgeTamVideoModel: (EdgeTamConfig, EdgeTamModel)}
 
 IMAGE_SIZE = 256
 GROUND_MARGIN = 60  # pixels that the ground of a scene moves before it starts again
@@ -97,13 +110,14 @@ def reference_model(name: str, image_size: int = IMAGE_SIZE, seed: int = 0) -> S
     return model
 
 
-def image_model(video: Sam2VideoModel) -> Sam2ImageModel:
-    """Return the Sam2Model for single images that shares the weights of ``video``."""
-    config = Sam2Config(vision_config=video.config.vision_config,
-                        prompt_encoder_config=video.config.prompt_encoder_config.to_dict(),
-                        mask_decoder_config=video.config.mask_decoder_config.to_dict())
+def image_model(video: VideoModel) -> Sam2ImageModel | EdgeTamModel:
+    """Return the model for single images that shares the weights of ``video``."""
+    config_type, model_type = _IMAGE_TYPES[type(video)]
+    config = config_type(vision_config=video.config.vision_config,
+                         prompt_encoder_config=video.config.prompt_encoder_config.to_dict(),
+                         mask_decoder_config=video.config.mask_decoder_config.to_dict())
     with torch.device('meta'):  # its weights are never allocated
-        model = Sam2ImageModel(config).eval()
+        model = model_type(config).eval()
     for part in ('shared_image_embedding', 'vision_encoder', 'prompt_encoder', 'mask_decoder', 'no_memory_embedding'):
         setattr(model, part, getattr(video, part))
     return model
@@ -111,39 +125,13 @@ def image_model(video: Sam2VideoModel) -> Sam2ImageModel:
 
 def _draw_weights(model: nn.Module, generator: torch.Generator) -> None:
     for name, parameter in model.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        leaf = name.rsplit('.', 1)[1] if '.' in name else name
-        if 'norm' in name:
-            parameter.copy_(1 + 0.1 * noise if leaf == 'weight' else 0.1 * noise)
-        elif leaf == 'scale':  # layer scale
-            parameter.copy_(0.5 + 0.1 * noise)
-        elif leaf == 'bias':
-            parameter.copy_(0.1 * noise)
-        elif leaf == 'weight' and not re.search(r'embed\.weight$|tokens?\.weight$', name):
-            transposed = 'upscale_conv' in name
-            inputs = parameter.shape[0] if transposed else parameter[0].numel()
-            parameter.copy_(noise * (1.4 if _before_relu(name) else 1.0) / inputs ** 0.5)
-        else:  # embeddings and tokens
-            parameter.copy_(0.5 * noise)
+        parameter.copy_(weight_of(published_name(name), torch.randn(parameter.shape, generator=generator)))
     gaussian = torch.randn(model.shared_image_embedding.positional_embedding.shape, generator=generator)
     model.shared_image_embedding.positional_embedding.copy_(gaussian)
     model.prompt_encoder.shared_embedding.positional_embedding.copy_(gaussian)  # one matrix, published once
-    for layer in model.memory_attention.layers:  # memory and its age must have an effect on the masks
-        layer.cross_attn_image.k_proj.weight.mul_(2)
-        layer.cross_attn_image.o_proj.weight.mul_(2)
-    # A pixel of a binarised mask that float noise moves across zero must not dominate the result.
-    model.memory_encoder.mask_downsampler.final_conv.weight.mul_(0.25)
-    if model.config.enable_temporal_pos_encoding_for_object_pointers:
-        model.temporal_positional_encoding_projection_layer.weight.mul_(6)
-    set_object_score_bias(model, 3.0)  # visible, unless a test says otherwise
 
 
-def _before_relu(name: str) -> bool:
-    return bool(re.search(r'(hypernetworks_mlps|_head|object_pointer_proj|linear1|transformer.*mlp)\S*'
-                          r'(proj_in|layers\.0|linear1)\.weight', name))
-
-
-def set_object_score_bias(model: Sam2VideoModel, bias: float) -> None:
+def set_object_score_bias(model: VideoModel, bias: float) -> None:
     """Make objects visible (a few units above zero) or absent (below)."""
     model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(bias)
 
@@ -194,7 +182,8 @@ _POINT_EMBEDDINGS = 'sam_prompt_encoder.point_embed.weight'
 _DUPLICATE = 'shared_image_embedding.positional_embedding'
 
 
-def _published_name(key: str) -> str:
+def published_name(key: str) -> str:
+    """Return the published name of a parameter or buffer of Sam2VideoModel."""
     key = _DOWNSAMPLER.sub(
         lambda m: f'memory_encoder.mask_downsampler.encoder.{int(m[1]) * 3 + (m[2] == "layer_norm")}.', key)
     for pattern, name in _NAMES:
@@ -202,20 +191,21 @@ def _published_name(key: str) -> str:
     return re.sub(r'layer_norm', 'norm', key)
 
 
-def published_state(model: Sam2VideoModel) -> dict[str, Tensor]:
-    """Return the weights with the names of the published checkpoints."""
-    state = {_published_name(key): value.clone() for key, value in model.state_dict().items() if key != _DUPLICATE}
+def published_state(model: nn.Module, name: Callable[[str], str] = published_name) -> dict[str, Tensor]:
+    """Return the weights with the names of the published checkpoints; ``name`` converts them."""
+    state = {name(key): value.clone() for key, value in model.state_dict().items() if key != _DUPLICATE}
     for i, row in enumerate(state.pop(_POINT_EMBEDDINGS)):
         state[f'sam_prompt_encoder.point_embeddings.{i}.weight'] = row[None].clone()
     return state
 
 
-def load_published(model: Sam2VideoModel, state: dict[str, Tensor]) -> None:
-    """Load weights with published names into transformers; raise KeyError for a missing name."""
+def load_published(model: nn.Module, state: Mapping[str, Tensor],
+                   name: Callable[[str], str] = published_name) -> None:
+    """Load weights with published names into a model of transformers; raise KeyError for a missing name."""
     points = [state[f'sam_prompt_encoder.point_embeddings.{i}.weight'] for i in range(4)]
     state = {**state, _POINT_EMBEDDINGS: torch.cat(points)}
     own = {key: state['sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix' if key == _DUPLICATE
-                      else _published_name(key)].float() for key in model.state_dict()}
+                      else name(key)].to(value.dtype) for key, value in model.state_dict().items()}
     model.load_state_dict(own)
 
 
@@ -233,28 +223,43 @@ class Encoded(NamedTuple):
     levels: list[Tensor]  # (tokens, 1, channels), strides 4 (projected), 8 (projected), 16
     positions: list[Tensor]
 
-    def maps(self, model: Sam2VideoModel) -> list[Tensor]:
+    def maps(self, model: VideoModel) -> list[Tensor]:
         """Return the levels as (1, channels, h, w)."""
         return [level.permute(1, 2, 0).unflatten(-1, size) for level, size in
                 zip(self.levels, model.backbone_feature_sizes, strict=True)]
 
 
 @torch.inference_mode()
-def encode(model: Sam2VideoModel, image: np.ndarray) -> Encoded:
+def encode(model: VideoModel, image: np.ndarray) -> Encoded:
     """Encode an image with transformers."""
     pixels = pixel_values(image)
     features = model.get_image_features(pixels, return_dict=True)
     return Encoded(pixels, list(features.fpn_hidden_states), list(features.fpn_position_encoding))
 
 
-def moving_scene(count: int, size: int = IMAGE_SIZE, seed: int = 0) -> list[np.ndarray]:
+def smooth_texture(random: np.random.Generator, size: int) -> np.ndarray:
+    """Return smooth colours with grain, uint8 (size, size, 3)."""
+    coarse = torch.from_numpy(random.random((1, 3, max(2, size // 16), max(2, size // 16)), dtype=np.float32))
+    smooth = F.interpolate(coarse, size=(size, size), mode='bicubic')[0].clamp(0, 1).permute(1, 2, 0).numpy()
+    grain = random.random((size, size, 1), dtype=np.float32) * 0.2
+    return ((smooth * 0.8 + grain) * 255).astype(np.uint8)
+
+
+def exact_texture(random: np.random.Generator, size: int) -> np.ndarray:
+    """Return blocks of colour with grain, uint8 (size, size, 3), from integers: the same on every machine."""
+    blocks = random.integers(0, 206, (size // 16 + 1, size // 16 + 1, 3)).repeat(16, axis=0).repeat(16, axis=1)
+    return (blocks[:size, :size] + random.integers(0, 50, (size, size, 1))).astype(np.uint8)
+
+
+def moving_scene(count: int, size: int = IMAGE_SIZE, seed: int = 0,
+                 texture: Callable[[np.random.Generator, int], np.ndarray] = smooth_texture) -> list[np.ndarray]:
     """Return frames, uint8 RGB (size, size, 3): a textured square and a disc cross a textured ground.
 
     A longer scene starts with the frames of a shorter one.
     """
     random = np.random.default_rng(seed)
-    ground = _texture(random, size + 2 * GROUND_MARGIN)
-    patch = _texture(random, size // 3)
+    ground = texture(random, size + 2 * GROUND_MARGIN)
+    patch = texture(random, size // 3)
     y, x = np.mgrid[:size, :size]
     frames = []
     for i in range(count):
@@ -265,13 +270,6 @@ def moving_scene(count: int, size: int = IMAGE_SIZE, seed: int = 0) -> list[np.n
         frame[(y - size * 0.7) ** 2 + (x - size * 0.75 + 4 * i % size) ** 2 < (size / 9) ** 2] = (220, 60, 40)
         frames.append(frame)
     return frames
-
-
-def _texture(random: np.random.Generator, size: int) -> np.ndarray:
-    coarse = torch.from_numpy(random.random((1, 3, max(2, size // 16), max(2, size // 16)), dtype=np.float32))
-    smooth = F.interpolate(coarse, size=(size, size), mode='bicubic')[0].clamp(0, 1).permute(1, 2, 0).numpy()
-    grain = random.random((size, size, 1), dtype=np.float32) * 0.2
-    return ((smooth * 0.8 + grain) * 255).astype(np.uint8)
 
 
 def as_points(points: Sequence[Sequence[float]] = (), labels: Sequence[int] = (),

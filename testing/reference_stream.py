@@ -1,18 +1,17 @@
-"""Tracking of one object by Sam2VideoModel of transformers, arranged to follow the published rules."""
+"""Tracking of one object by a video model of transformers, arranged to follow the published rules."""
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import Sam2VideoModel
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
 
-from testing.reference import Encoded
+from testing.reference import Encoded, VideoModel
 
 MAX_PROMPT_LOGIT = 32.0  # limit of previous logits that are used as a prompt
 
@@ -33,12 +32,15 @@ class ReferenceObject:
     them is prompted; the published tracker binarises only that of the prompted object.
     """
 
-    def __init__(self, model: Sam2VideoModel, max_conditioning_frames: int = 4,
+    session_type: Callable[..., Any] = Sam2VideoInferenceSession
+    correction_options: Mapping[str, object] = {}
+
+    def __init__(self, model: VideoModel, max_conditioning_frames: int = 4,
                  max_pointer_distance: int | None = None) -> None:
         self.model = model
         self.max_conditioning_frames = max_conditioning_frames
         self.max_pointer_distance = max_pointer_distance
-        self.session = Sam2VideoInferenceSession(dtype=torch.float32)
+        self.session = self.session_type(dtype=torch.float32)
         self.session.obj_id_to_idx(1)
 
     @property
@@ -48,6 +50,11 @@ class ReferenceObject:
     @property
     def others(self) -> dict[int, dict]:
         return self.session.output_dict_per_obj[0]['non_cond_frame_outputs']
+
+    @staticmethod
+    def frame_of(features: Tensor) -> Tensor:
+        """Return a memory frame (tokens, memory_dim), as stored, from the features of transformers."""
+        return features[:, 0]
 
     @torch.inference_mode()
     def start(self, time: int, frame: Encoded, points: Tensor, labels: Tensor) -> Followed:
@@ -80,7 +87,8 @@ class ReferenceObject:
         corrected = self.model._run_single_frame_inference(
             self.session, frame_idx=time, obj_idx=0, batch_size=1, is_init_cond_frame=False,
             point_inputs=_inputs(points, labels), mask_inputs=None, reverse=False, streaming=True,
-            prev_sam_mask_logits=tracked['pred_masks'].clamp(-MAX_PROMPT_LOGIT, MAX_PROMPT_LOGIT))
+            prev_sam_mask_logits=tracked['pred_masks'].clamp(-MAX_PROMPT_LOGIT, MAX_PROMPT_LOGIT),
+            **self.correction_options)
         return self._store_prompted(time, corrected)
 
     @torch.inference_mode()
@@ -103,9 +111,12 @@ class ReferenceObject:
 
     def _store_prompted(self, time: int, output: dict) -> Followed:
         self.session.store_output(0, time, output_value=output, is_conditioning_frame=True)
+        self._encode_prompted(time, output)
+        return Followed(output['pred_masks'][0, 0], float(output['object_score_logits']))
+
+    def _encode_prompted(self, time: int, output: dict) -> None:
         self.model._batch_encode_memories(self.session, time, [0], [output['high_res_masks']],
                                           [output['object_score_logits']], [True])
-        return Followed(output['pred_masks'][0, 0], float(output['object_score_logits']))
 
     def _forward(self, time: int, frame: Encoded) -> Followed:
         output = self.model(self.session, frame=frame.pixels, frame_idx=time)

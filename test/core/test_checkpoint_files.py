@@ -17,7 +17,8 @@ from torch import nn
 from sam2_core import VARIANTS, CheckpointError, Sam2Model, load_model
 from sam2_core.checkpoint import check_finite, find_weights, read_checkpoint, read_weights
 from sam2_core.checkpoint_layouts import published_weights
-from testing import comparisons, reference
+from testing import comparisons, reference, reference_edgetam
+from testing.drawn_weights import drawn_weights
 
 NANO = find_weights('nano')
 
@@ -144,6 +145,44 @@ def test_transformers_names_of_published_variants_are_known(name):
     assert {key: value.shape for key, value in found.items()} == {key: value.shape for key, value in own.items()}
 
 
+@pytest.fixture(scope='module')
+def edgetam_weights():
+    with torch.device('meta'):
+        state = Sam2Model(VARIANTS['edgetam']).state_dict()
+    return drawn_weights(state)
+
+
+def test_published_edgetam_loads_with_its_counts_of_batches(tmp_path, edgetam_weights):
+    counts = [key for key, value in edgetam_weights.items() if not value.is_floating_point()]
+    assert len(counts) == 106 and all(key.endswith('.bn.num_batches_tracked') for key in counts)
+    torch.save({'model': edgetam_weights}, tmp_path / 'mine.pt')
+    model = load_model(checkpoint=tmp_path / 'mine.pt', device='cpu', dtype=torch.bfloat16)
+    assert model.name == 'edgetam' and model.image_size == 1024
+    assert all(torch.equal(value, edgetam_weights[key].to(value.dtype)) for key, value in model.state_dict().items())
+
+
+def test_edgetam_of_transformers_has_the_same_weights(tmp_path, edgetam_weights):
+    """The names of its trunk are those of timm, which is not installed here."""
+    theirs = reference_edgetam.with_weights(edgetam_weights)
+    state = {key.replace('backbone.trunk.body.', 'backbone.timm_model.'): value.contiguous()
+             for key, value in theirs.state_dict().items()}
+    save_file(state, tmp_path / 'model.safetensors')
+    name, found = read_checkpoint(tmp_path / 'model.safetensors')
+    assert name == 'edgetam'
+    assert found.keys() == edgetam_weights.keys()
+    assert all(torch.equal(value, edgetam_weights[key]) for key, value in found.items())
+
+
+@pytest.mark.parametrize(('part', 'missing'), [
+    ('image_encoder.trunk.body.stages_3.', 'image_encoder.trunk.body.stages_3.downsample'),
+    ('spatial_perceiver.', 'spatial_perceiver.latents')])
+def test_parts_that_an_edgetam_lacks_are_named(tmp_path, edgetam_weights, part, missing):
+    path = tmp_path / 'part.pt'
+    torch.save({key: value for key, value in edgetam_weights.items() if not key.startswith(part)}, path)
+    with pytest.raises(CheckpointError, match=f'is not edgetam: missing {re.escape(missing)}'):
+        read_checkpoint(path, 'edgetam')
+
+
 def test_transformers_models_for_images_alone_are_named(theirs, refused):
     assert refused(reference.image_model(theirs).state_dict()) == (
         'checkpoint FILE: only image_encoder, sam_prompt_encoder, sam_mask_decoder of a SAM 2; memory_attention, '
@@ -219,7 +258,7 @@ def test_parts_and_extras_of_a_sam2_are_named(weights, refused):
     decoder = {key: value for key, value in weights.items() if key.startswith('sam_mask_decoder')}
     assert re.match(r'checkpoint FILE: only sam_mask_decoder of a SAM 2; image_encoder, memory_attention, .* missing: '
                     r'give a file of the complete model', refused(decoder))
-    assert ('is not a nano: unexpected criterion.weight; apart from that it is one: save the complete state dict of '
+    assert ('is not nano: unexpected criterion.weight; apart from that it is one: save the complete state dict of '
             'the nano, and nothing else') in refused({**weights, 'criterion.weight': torch.ones(2)})
     assert "several models, with the prefixes 'student.', 'teacher.': save only one of them" in refused(
         {**under('teacher.', weights), **under('student.', weights)})
@@ -232,8 +271,6 @@ def test_parts_and_extras_of_a_sam2_are_named(weights, refused):
     ('a SAM 3', ['detector.backbone.vision_backbone.trunk.pos_embed', 'tracker.sam_mask_decoder.iou_token.weight']),
     ('a SAM 3', ['detector_model.detr_encoder.layers.0.norm.weight', 'tracker_model.mask_decoder.iou_token.weight']),
     ('a SAM 3', ['vision_encoder.backbone.layers.0.attention.q_proj.weight', 'mask_decoder.iou_token.weight']),
-    ('an EdgeTAM', ['image_encoder.trunk.body.stem.weight', 'spatial_perceiver.latents', 'maskmem_tpos_enc']),
-    ('an EdgeTAM', ['vision_encoder.backbone.timm_model.stem.conv.weight', 'mask_decoder.iou_token.weight']),
     ('a MobileSAM', ['image_encoder.patch_embed.seq.0.c.weight', 'mask_decoder.iou_token.weight']),
     ('an HQ-SAM', ['image_encoder.blocks.0.attn.qkv.weight', 'mask_decoder.hf_token.weight']),
     ('a SAM 1', ['image_encoder.blocks.0.attn.rel_pos_h', 'mask_decoder.iou_token.weight']),
@@ -242,14 +279,15 @@ def test_parts_and_extras_of_a_sam2_are_named(weights, refused):
 def test_other_models_are_named(refused, model, keys):
     wrong = {key: torch.ones(1) for key in keys}
     for content in (wrong, {'model': wrong}, under('module.', wrong) if 'Hiera' not in model else wrong):
-        assert refused(content) == f'checkpoint FILE: {model}: only SAM 2 and 2.1 are supported; give one of those'
+        assert refused(content) == (f'checkpoint FILE: {model}: only SAM 2, SAM 2.1 and EdgeTAM are supported; give '
+                                    f'one of those')
 
 
 def test_transformers_sam1_and_an_efficienttam_are_named(refused):
     from transformers import SamConfig, SamModel
     with torch.device('meta'):
         keys = list(SamModel(SamConfig(vision_config={'num_hidden_layers': 1})).state_dict())
-    assert 'FILE: a SAM 1: only SAM 2 and 2.1' in refused({key: torch.ones(1) for key in keys})
+    assert 'FILE: a SAM 1: only SAM 2, ' in refused({key: torch.ones(1) for key in keys})
     assert 'FILE: an EfficientTAM' in refused({'image_encoder.trunk.pos_embed': torch.ones(1, 197, 192)})
 
 

@@ -2,6 +2,8 @@
 
 If a test fails after an update of transformers, the deviation is gone, and its arrangement can be removed.
 """
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -61,8 +63,8 @@ def pair():
     return comparisons.make_pair('nano')
 
 
-def errors_with(monkeypatch, follower, pair, script, count):
-    monkeypatch.setattr(comparisons, 'ReferenceObject', follower)
+def errors_with(follower, pair, script, count):
+    pair = replace(pair, object_type=follower)
     return comparisons.run_stream(pair, {1: script}, reference.moving_scene(count)).errors[1]
 
 
@@ -72,8 +74,8 @@ def errors_with(monkeypatch, follower, pair, script, count):
     (PointersOfAll, {time: Given(((60.0 + 9 * time, 120.0),), (1,)) for time in range(0, 10, 2)}, 16),
     (PointersWithoutLimit, {0: Given((CLICK,), (1,))}, 33),
 ])
-def test_transformers_deviates_without_the_arrangement(monkeypatch, pair, follower, script, parts_at):
-    errors = errors_with(monkeypatch, follower, pair, script, parts_at + 2)
+def test_transformers_deviates_without_the_arrangement(pair, follower, script, parts_at):
+    errors = errors_with(follower, pair, script, parts_at + 2)
     assert max(errors[time] for time in range(parts_at)) < STREAM_LIMIT
     assert max(errors[time] for time in (parts_at, parts_at + 1)) > STREAM_LIMIT
 

@@ -1,5 +1,8 @@
 """Parity of the published variants with transformers on the same random weights, stage by stage and in streams.
 
+The trunk of EdgeTAM is sam2_core's own in both (reference_edgetam.py); test_edgetam.py compares it with the official
+one.
+
 Where transformers deviates from the published code, ``ReferenceObject`` and ``comparisons`` arrange it to follow the
 published rule. test_deviations.py shows the results without these arrangements, and test_published_rules.py tests the
 published rules directly.
@@ -10,10 +13,11 @@ from testing import comparisons
 from testing.comparisons import STREAM
 
 STAGE_LIMIT = 1e-3  # mask logits, whose standard deviation is about 5
+EDGETAM_STAGE_LIMIT = 1e-4
 STREAM_LIMIT = 0.03  # one pixel or one memory that rounds the other way affects all later frames
 
 VARIANTS = [
-    'sam2.1_hiera_tiny', 'sam2_hiera_tiny', 'sam2.1_hiera_base_plus', 'sam2_hiera_base_plus',
+    'edgetam', 'sam2.1_hiera_tiny', 'sam2_hiera_tiny', 'sam2.1_hiera_base_plus', 'sam2_hiera_base_plus',
     # the two releases have the same image encoder, so one release is enough for these sizes
     *(pytest.param(name, marks=pytest.mark.slow)
       for name in ('sam2.1_hiera_small', 'sam2.1_hiera_large'))]
@@ -29,7 +33,13 @@ def one_thread():
 @pytest.fixture(scope='module', params=VARIANTS)
 def pair(request):
     """Return the variant in both; the larger ones, whose blocks are those of tiny, at half the size."""
-    return comparisons.make_pair(request.param, image_size=256 if 'tiny' in request.param else 128)
+    small = 'edgetam' in request.param or 'tiny' in request.param
+    return comparisons.make_pair(request.param, image_size=256 if small else 128)
+
+
+@pytest.fixture(scope='module')
+def stage_limit(pair):
+    return EDGETAM_STAGE_LIMIT if pair.name == 'edgetam' else STAGE_LIMIT
 
 
 @pytest.fixture(scope='module')
@@ -65,22 +75,22 @@ def interrupted(pair):
 
 
 @pytest.mark.parametrize('level', ['stride 4', 'stride 8', 'stride 16'])
-def test_encoder_level(levels, level):
-    assert levels[level] < STAGE_LIMIT
+def test_encoder_level(levels, level, stage_limit):
+    assert levels[level] < stage_limit
 
 
 @pytest.mark.parametrize('kind', [
     'click, three masks', 'click, one mask', 'box', 'box and clicks', 'previous logits and clicks',
     'previous logits alone'])
-def test_prompt_on_an_image(prompts, kind):
-    assert prompts[kind] < STAGE_LIMIT
+def test_prompt_on_an_image(prompts, kind, stage_limit):
+    assert prompts[kind] < stage_limit
 
 
 @pytest.mark.parametrize('stage', [
     'memory attention', 'tracking: logits', 'tracking: pointer', 'tracking: scores', 'single mask: logits',
     'single mask: pointer', 'single mask: scores', 'memory encoder, probability', 'memory encoder, certain'])
-def test_stage_of_tracking(stages, stage):
-    assert stages[stage] < STAGE_LIMIT
+def test_stage_of_tracking(stages, stage, stage_limit):
+    assert stages[stage] < stage_limit
 
 
 @pytest.mark.parametrize('prompted', [True, False])
@@ -125,6 +135,6 @@ def test_absent_object_and_its_return(interrupted):
 def test_reference_is_worth_comparing_with(stream):
     """Masks have foreground and background, and logits of about the published size."""
     for object_id in STREAM:
-        assert all(3 < spread < 30 for spread in stream.spread[object_id].values())
+        assert all(1.5 < spread < 30 for spread in stream.spread[object_id].values())
         assert all(0.03 < share < 0.97 for share in stream.foreground[object_id].values())
         assert all(score > 0 for score in stream.scores[object_id].values())
