@@ -17,7 +17,7 @@ from torch import Tensor
 from sam2_core.fingerprint import fingerprint
 from sam2_core.images import describe
 from sam2_core.memory import BankState, MemoryBank, StoredFrame
-from sam2_core.memory_policy import NOTES, Kind, MemoryPolicy, memory_policy_of
+from sam2_core.memory_policy import MEMORY_POLICIES, NOTES, Kind, MemoryPolicy
 from sam2_core.model import Sam2Model
 from sam2_core.tensors import MEMORY_DTYPE
 from sam2_core.timeline import KNOWN_IMAGES, Timeline
@@ -38,11 +38,10 @@ class TrackerStateError(ValueError):
     names_cure = True
 
 
-def bytes_per_object(model: Sam2Model, max_conditioning_frames: int,
-                     memory_policy: str | MemoryPolicy = 'published') -> int:
-    """Return the maximum size of the tensors of one object in a snapshot."""
-    return MemoryBank(model.config, max_conditioning_frames, torch.device('meta'), model.dtype,
-                      memory_policy_of(memory_policy)).nbytes
+def bytes_per_object(model: Sam2Model, max_conditioning_frames: int) -> int:
+    """Return the maximum size of the tensors of one object in a snapshot, whatever its memory policy."""
+    return max(MemoryBank(model.config, max_conditioning_frames, torch.device('meta'), model.dtype, policy).nbytes
+               for policy in MEMORY_POLICIES.values())
 
 
 @torch.inference_mode(False)
@@ -84,7 +83,7 @@ def from_state(state: Mapping[str, Any], model: Sam2Model, max_conditioning_fram
     if metadata['memory_policy'] != policy.name:
         named = str(metadata['memory_policy'])[:40]
         raise TrackerStateError(f'state with memory_policy {named!r}: must be {policy.name!r} as in this tracker; '
-                                f'create the tracker with the same')
+                                f'give both the same memory_policy')
     recent = metadata['recent_frames']
     if recent is not None:
         _number('recent_frames', recent, least=0)

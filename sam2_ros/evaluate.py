@@ -35,6 +35,7 @@ from rich.table import Table
 
 from sam2_core import Sam2Model, __version__
 from sam2_core.config import VARIANTS
+from sam2_core.memory_policy import MEMORY_POLICIES
 from sam2_ros.evaluation import job as jobs
 from sam2_ros.evaluation.batch import PAGE, Outcome, Summary, evaluate_many, evaluate_with_ray, summarise
 from sam2_ros.evaluation.job import Job, do
@@ -78,6 +79,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     node.add_argument('--dtype', metavar='TYPE', help='float32, bfloat16 or float16')
     node.add_argument('--image-size', type=int, metavar='PIXELS', help='side of the square image that the model '
                       'processes')
+    node.add_argument('--memory-policy', choices=MEMORY_POLICIES, help='rule of which frames an object is remembered '
+                      'by (default: published)')
     node.add_argument('--parameters', type=Path, metavar='FILE', help='parameter file of the node, such as '
                       'config/sam2.yaml; the options above override it')
     node.add_argument('--node', default=NODE, metavar='NAME', help='fully qualified name of the node in the parameter '
@@ -131,8 +134,8 @@ def parameters_of(options: argparse.Namespace) -> Parameters:
     problems: list[str] = []
     if options.parameters:
         chosen, problems = read_parameter_file(options.parameters, options.node)
-    given = {name: getattr(options, name) for name in ('model', 'checkpoint', 'device', 'dtype', 'image_size')
-             if getattr(options, name) is not None}
+    named = ('model', 'checkpoint', 'device', 'dtype', 'image_size', 'memory_policy')
+    given = {name: value for name in named if (value := getattr(options, name)) is not None}
     if 'checkpoint' in given and 'model' not in given:
         given['model'] = ''  # detected from the weights
     problems += [f'{name} {shown(value)} is ignored: a recording is evaluated in the frame of its camera'

@@ -31,7 +31,8 @@ class TrackRun:
     """A video and its prompts on their way to files."""
 
     def __init__(self, model: Sam2Model, source: FrameSource, plan: TrackPlan, folder: TrackFolder,
-                 files: ResultFiles, score: Callable[[float], float], caption: str, save_every: float) -> None:
+                 files: ResultFiles, score: Callable[[float], float], caption: str, save_every: float,
+                 memory_policy: str) -> None:
         """Describe the run.
 
         Args:
@@ -43,11 +44,12 @@ class TrackRun:
             score: Function from the predicted to the expected IoU.
             caption: Text below the frames of the overlay.
             save_every: Seconds between two saves.
+            memory_policy: As given to ``StreamTracker``.
         """
         self._source, self._plan, self._folder, self._files = source, plan, folder, files
         self._score, self._caption, self._save_every = score, caption, save_every
-        self._model = model
-        self._tracker, self._watch = StreamTracker(model), ScoreWatch()
+        self._model, self._memory_policy = model, memory_policy
+        self._tracker, self._watch = self._new_tracker(), ScoreWatch()
         self.progress = TrackProgress()
 
     def frames(self, phase: str) -> range:
@@ -102,9 +104,12 @@ class TrackRun:
             if asked:
                 return False
         self.progress.phase, self.progress.done = following, 0
-        self._tracker = StreamTracker(self._model)
+        self._tracker = self._new_tracker()
         self._save(phase, store)
         return True
+
+    def _new_tracker(self) -> StreamTracker:
+        return StreamTracker(self._model, memory_policy=self._memory_policy)
 
     def _report_low_scores(self, step: PassStep, schedule: PassSchedule, callbacks: Callbacks) -> None:
         prompted = {prompt.object_id for prompt in schedule.prompts.get(step.frame, ())}

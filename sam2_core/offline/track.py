@@ -30,6 +30,7 @@ from sam2_core import __version__
 from sam2_core.arguments import number, whole
 from sam2_core.checkpoint import load_model
 from sam2_core.fingerprint import fingerprint
+from sam2_core.memory_policy import MEMORY_POLICIES
 from sam2_core.model_choice import ModelChoice, choose_model, low_score_warning, model_lines
 from sam2_core.offline import outputs
 from sam2_core.offline.display import TrackDisplay
@@ -80,6 +81,9 @@ def parser() -> argparse.ArgumentParser:
     add_range(frames)
 
     add_model(options)
+    memory = options.add_argument_group('memory')
+    memory.add_argument('--memory-policy', choices=MEMORY_POLICIES, default='published',
+                        help='rule of which frames an object is remembered by (default: %(default)s)')
 
     results = options.add_argument_group('results')
     results.add_argument('--write', nargs='+', choices=KINDS, default=list(outputs.DEFAULT), metavar='KIND',
@@ -128,7 +132,8 @@ def prepare(options: argparse.Namespace) -> TrackJob:
     correction = score_correction(model.name, options.checkpoint)
     score = unit if correction is None else correction.__call__
     files = ResultFiles(options.output, source, plan.objects, options.write, score)
-    run = TrackRun(model, source, plan, folder, files, score, f'{source.name}, {model.name}', options.save_every)
+    run = TrackRun(model, source, plan, folder, files, score, f'{source.name}, {model.name}', options.save_every,
+                   options.memory_policy)
     return TrackJob(run, source, plan, choice, folder, settings)
 
 
@@ -146,7 +151,8 @@ def _settings(options: argparse.Namespace, source: FrameSource, prompts: list[Vi
     settings = {'frames': fingerprint_frames(source), 'checkpoint': 'its own' if options.checkpoint else 'published',
                 'prompts': fingerprint_prompts(prompts),
                 'start': str(options.start), 'end': str(options.end), 'direction': options.direction,
-                'dtype': options.dtype, 'device': choice.device.type, 'write': ' '.join(sorted(options.write)),
+                'dtype': options.dtype, 'memory policy': options.memory_policy,
+                'device': choice.device.type, 'write': ' '.join(sorted(options.write)),
                 'version': __version__}
     if choice.name is not None:
         settings['model'] = choice.name

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
 
@@ -10,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from sam2_core.finite import not_finite
+from sam2_core.memory_policy import MemoryPolicy, memory_policy_of
 from sam2_core.model import Sam2Model
 from sam2_core.offline.frames import ArrayFrames, FrameSource, UnreadableFrame, read_one
 from sam2_core.offline.prompts import BOTH, PassSchedule, TrackPlan, VideoPrompt, check_prompts, plan_prompts
@@ -23,7 +25,8 @@ OnUnreadable = Callable[[UnreadableFrame], object]
 
 def track_video(model: Sam2Model, frames: FrameSource | Sequence[np.ndarray | Tensor] | str | Path,
                 prompts: Iterable[VideoPrompt], *, direction: str = BOTH, start: int = 0, end: int | None = None,
-                on_unreadable: OnUnreadable | None = None) -> Iterator[tuple[int, FrameResult]]:
+                on_unreadable: OnUnreadable | None = None,
+                memory_policy: str | MemoryPolicy = 'published') -> Iterator[tuple[int, FrameResult]]:
     """Track objects through a video, forwards and backwards from where they are prompted.
 
     Forwards, the results are those of a ``StreamTracker`` that gets the frames in order with their prompts; backwards,
@@ -41,6 +44,7 @@ def track_video(model: Sam2Model, frames: FrameSource | Sequence[np.ndarray | Te
         end: Frame after the last one; None means the end of the video.
         on_unreadable: Function that is called for each frame that cannot be read; such frames are skipped. None raises
             the error.
+        memory_policy: As given to ``StreamTracker``.
 
     Yields:
         The number of a frame and its result, in the order of the frames. A frame without objects has an empty result.
@@ -48,21 +52,23 @@ def track_video(model: Sam2Model, frames: FrameSource | Sequence[np.ndarray | Te
     Raises:
         FrameError: The frames cannot be read.
         PromptError: A prompt cannot be used. Nothing has been tracked then.
-        ValueError: There is no such direction or frame.
+        TypeError: ``frames`` or ``memory_policy`` is of another type.
+        ValueError: There is no such direction, frame or memory policy.
     """
+    policy = memory_policy_of(memory_policy)
     source = _source(frames)
     plan = plan_prompts(prompts, len(source), direction, start, end)
     check_against_frames(plan, source, model.image_size)
-    return _track(model, source, plan, on_unreadable)
+    return _track(partial(StreamTracker, model, memory_policy=policy), source, plan, on_unreadable)
 
 
-def _track(model: Sam2Model, source: FrameSource, plan: TrackPlan,
+def _track(tracker: Callable[[], StreamTracker], source: FrameSource, plan: TrackPlan,
            on_unreadable: OnUnreadable | None) -> Iterator[tuple[int, FrameResult]]:
     with tempfile.TemporaryDirectory(prefix='sam2_track_') as folder, FrameStore(Path(folder) / 'backward') as store:
-        for step in run_pass(StreamTracker(model), source, plan.backwards, plan.backwards.frames):
+        for step in run_pass(tracker(), source, plan.backwards, plan.backwards.frames):
             if step.result is not None:
                 store.append(step.frame, frame_record(step.result))
-        for frame, image, result in run_pass(StreamTracker(model), source, plan.forwards, range(plan.start, plan.end)):
+        for frame, image, result in run_pass(tracker(), source, plan.forwards, range(plan.start, plan.end)):
             if result is not None:
                 stored = store.read(frame)
                 before = {} if stored is None else stored.result().objects

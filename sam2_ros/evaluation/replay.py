@@ -100,7 +100,7 @@ class _Replay:
         chosen = replace(parameters, depth_wait=0.0)
         if mode == Mode.LOCK_STEP:
             chosen = replace(chosen, latency_target=0.0)  # without latency there is no load to shed
-        tracker = StreamTracker(TimedModel(model, self.watch))
+        tracker = StreamTracker(TimedModel(model, self.watch), memory_policy=parameters.memory_policy)
         self.pipeline = CameraPipeline(tracker, chosen, changed, recording.name, _Silence(), self._depth)
         self._asked: dict[PromptRequest, RecordedPrompt] = {}
         self._with_depth: set[int] = set()  # images whose depth the recording has

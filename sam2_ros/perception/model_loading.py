@@ -20,15 +20,16 @@ def load(chosen: Parameters) -> Sam2Model:
                        memory_pooling=chosen.memory_pooling, int8_encoder=chosen.int8_encoder)
     if model.compiled:
         model.compiled.warm_up(min(chosen.max_objects, MOST_WARMED),
-                               recent_frames=(None, half_of_recent_frames(model)))
-    _warm_up(model)
+                               recent_frames=(None, half_of_recent_frames(model)),
+                               memory_policy=chosen.memory_policy)
+    _warm_up(model, chosen.memory_policy)
     return model
 
 
-def _warm_up(model: Sam2Model) -> None:
+def _warm_up(model: Sam2Model, memory_policy: str) -> None:
     """Run one prompted and one tracked step."""
     size = model.image_size
     image = np.zeros((size, size, 3), np.uint8)
-    tracker = StreamTracker(model)
+    tracker = StreamTracker(model, memory_policy=memory_policy)
     tracker.step(image, [Prompt(1, box=(size / 4, size / 4, size / 2, size / 2))])
     tracker.step(image)

@@ -64,6 +64,11 @@ class Parameters:
     int8_encoder: bool = _parameter(
         False, 'Run the image encoder in 8-bit integers, an approximation. Only on a CPU with dtype float32.',
         when=MODEL, see='reference/benchmarks.md#approximations')
+    memory_policy: str = _parameter(
+        'published', 'Rule of which frames an object is remembered by. published: the last ones. distractor_aware: '
+        'frames in which a look-alike was told from the object, and the last ones. iou_gated: the last ones that the '
+        'model is sure of.', when=MODEL, choices=('published', 'distractor_aware', 'iou_gated'),
+        see='how-to/tune.md#look-alikes')
 
     image_transport: str = _parameter(
         'raw', 'Transport of the camera images. raw: sensor_msgs/Image on image. compressed: '

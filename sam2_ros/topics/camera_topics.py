@@ -78,8 +78,8 @@ class CameraTopics:
         depth = DepthMailbox(changed, depth_topic, topic) if parameters.use_depth else None
         failures = Failures(node.get_logger(), topic, node.context.ok)
         target = TargetFrame(transforms, parameters.target_frame) if parameters.target_frame else None
-        self.pipeline = CameraPipeline(StreamTracker(model), parameters, changed, topic, node.get_logger(), depth,
-                                       failures, ids, target)
+        self.pipeline = CameraPipeline(StreamTracker(model, memory_policy=parameters.memory_policy), parameters,
+                                       changed, topic, node.get_logger(), depth, failures, ids, target)
         self.kept: KeptObjects | None = None
         if parameters.keep_objects:
             self.kept = KeptObjects(kept_path(parameters.keep_objects, name),

@@ -198,7 +198,7 @@ REFUSED = {
     'more conditioning frames': (change('metadata', 'max_conditioning_frames', 5),
                                  'max_conditioning_frames 5: must be 4 as in this tracker; create the tracker with'),
     'another policy': (change('metadata', 'memory_policy', 'iou_gated'),
-                       "memory_policy 'iou_gated': must be 'published' as in this tracker; create the tracker with"),
+                       "memory_policy 'iou_gated': must be 'published' as in this tracker; give both the same"),
     'an unknown kind of frame': (change('metadata', 'objects', 0, 'frames', 0, 1, 'prime'),
                                  r"frame \[.*'prime', False\]: must be a number, one of prompt, anchor, recent, pass"),
     'a note of the future': (change('metadata', 'objects', 0, 'notes', [[30, 5]]), 'frame 30: must be an integer betw'),

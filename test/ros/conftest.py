@@ -30,6 +30,7 @@ def make(model):
     """Return a function that creates a pipeline for images of the topic /camera/image_raw."""
     def pipeline(tracker: StreamTracker | None = None, **parameters) -> CameraPipeline:
         parameters = {'prompt_timeout': PROMPT_TIMEOUT, **parameters}
-        return CameraPipeline(tracker or StreamTracker(model), Parameters(**parameters), threading.Condition(),
-                              '/camera/image_raw', rclpy.logging.get_logger('test'))
+        chosen = Parameters(**parameters)
+        return CameraPipeline(tracker or StreamTracker(model, memory_policy=chosen.memory_policy), chosen,
+                              threading.Condition(), '/camera/image_raw', rclpy.logging.get_logger('test'))
     return pipeline

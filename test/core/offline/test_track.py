@@ -255,6 +255,7 @@ def test_a_complete_run_is_left_alone_until_it_is_to_be_overwritten(clip, out, c
     (['--image-size', '96'], 'image size was 64, is 96'),
     (['--direction', 'forward'], 'direction was both, is forward'),
     (['--end', '10'], 'end was None, is 10'),
+    (['--memory-policy', 'iou_gated'], 'memory policy was published, is iou_gated'),
     (['--write', 'davis'], 'write was coco davis video, is davis'),
 ])
 def test_results_of_other_settings_are_not_mixed(clip, out, capsys, change, reason):

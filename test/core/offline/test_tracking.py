@@ -24,9 +24,9 @@ def box(object_id, frame):
     return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
 
 
-def streamed(model, frames, prompts, removals=None):
+def streamed(model, frames, prompts, removals=None, memory_policy='published'):
     """Return what a stream gives for frames in this order: results by frame."""
-    tracker, found = StreamTracker(model), {}
+    tracker, found = StreamTracker(model, memory_policy=memory_policy), {}
     for frame in frames:
         for object_id in (removals or {}).get(frame, ()):
             tracker.remove(object_id)
@@ -72,6 +72,20 @@ def test_prompts_of_any_order_and_frame_act_as_in_two_streams(small):
         for object_id, item in result.objects.items():
             source = expected[object_id]
             check_equal(item, source[frame].objects[object_id], logits=source is forwards)
+
+
+def test_both_passes_have_the_memory_policy(small):
+    prompt = Prompt(1, box=box(1, MIDDLE))
+    passes = range(MIDDLE, COUNT), range(MIDDLE, -1, -1)
+    forwards, backwards = (streamed(small, frames, {MIDDLE: [prompt]}, memory_policy='distractor_aware')
+                           for frames in passes)
+    published = {**streamed(small, passes[1], {MIDDLE: [prompt]}), **streamed(small, passes[0], {MIDDLE: [prompt]})}
+    for frame, result in track_video(small, IMAGES, [VideoPrompt(MIDDLE, prompt)], memory_policy='distractor_aware'):
+        expected = backwards[frame] if frame < MIDDLE else forwards[frame]
+        check_equal(result.objects[1], expected.objects[1], logits=frame >= MIDDLE)
+        assert abs(frame - MIDDLE) < 4 or result.objects[1].iou != published[frame].objects[1].iou
+    with pytest.raises(ValueError, match="memory_policy 'samurai': must be one of published"):
+        track_video(small, IMAGES, [VideoPrompt(MIDDLE, prompt)], memory_policy='samurai')
 
 
 @pytest.mark.parametrize('direction, known', [('forward', range(MIDDLE, COUNT)), ('backward', range(MIDDLE + 1))])
@@ -160,7 +174,7 @@ def test_numbers_in_names_sort_like_the_frames():
 class Constant:
     """Tracker whose objects never move, to go through many frames."""
 
-    def __init__(self, model):
+    def __init__(self, model, memory_policy):
         self._known = {}
 
     def step(self, image, prompts=()):

@@ -100,9 +100,10 @@ def test_results_become_a_bag_to_look_at_and_masks_training_data(bag, tmp_path):
 
 def test_parameters_come_from_a_file_and_options_before_it(bag, tmp_path):
     (tmp_path / 'mine.yaml').write_text('max_objects: 1\nimage_size: 128\n')
-    assert main([str(bag), '--parameters', str(tmp_path / 'mine.yaml'), '--image-size', '96', '--output',
-                 str(tmp_path / 'out')]) == 0
+    assert main([str(bag), '--parameters', str(tmp_path / 'mine.yaml'), '--image-size', '96', '--memory-policy',
+                 'iou_gated', '--output', str(tmp_path / 'out')]) == 0
     metrics = metrics_of(tmp_path / 'out')
+    assert metrics['parameters']['memory_policy'] == 'iou_gated'
     assert metrics['parameters']['image_size'] == 96 and 'nano, 96 pixels' in metrics['versions']['model']
     (refused,) = metrics['prompts']['refused']
     assert refused['id'] == 2 and 'max_objects is 1' in refused['reason']

@@ -89,6 +89,15 @@ def test_two_runs_are_equal_to_the_last_bit(model):
             np.testing.assert_array_equal(item.bits, other.bits)
 
 
+def test_the_memory_policy_of_the_parameters_decides_what_is_remembered(model):
+    discs = Discs(7)
+    discs.prompts = [discs.prompt(1)]
+    results = [run(discs, model, Parameters(memory_policy=name)) for name in ('published', 'distractor_aware')]
+    published, aware = ([frame.objects[1].score for frame in result.frames] for result in results)
+    assert published[0] == aware[0] and all(a != b for a, b in zip(published[1:], aware[1:], strict=True))
+    assert [result.parameters['memory_policy'] for result in results] == ['published', 'distractor_aware']
+
+
 def test_a_prompt_meets_the_image_it_was_drawn_on_however_late_it_came(model):
     discs = Discs()
     discs.prompts = [discs.prompt(1, 2, delay=4)]

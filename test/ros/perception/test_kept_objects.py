@@ -401,11 +401,13 @@ def test_a_damaged_file_is_set_aside(both, start, path, change, reason):
     assert path.with_name(f'{path.name}.unusable1').read_bytes() == damaged
 
 
-def test_a_file_of_another_model_camera_or_limit_is_set_aside(both, start, path, smaller):
+def test_a_file_of_another_model_policy_camera_or_limit_is_set_aside(both, start, path, smaller):
     both.end()
     whole = path.read_bytes()
     for number, (options, reason) in enumerate((
             ({'model': smaller}, "state of a model 'nano' with image_size 256: must be 128"),
+            ({'memory_policy': 'distractor_aware'},
+             "memory_policy 'published': must be 'distractor_aware' as in this tracker; give both the same memory_p"),
             ({'topic': '/other/image'}, f'objects of the camera on {TOPIC}: must be /other/image; give each camera'),
             ({'max_objects': 1}, '2 objects: must be at most 1; raise max_objects'))):
         path.write_bytes(whole)

@@ -11,6 +11,7 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 
+from sam2_core.memory_policy import MEMORY_POLICIES
 from sam2_ros.node import Sam2Node
 from sam2_ros.runtime.node_arguments import problems
 from sam2_ros.runtime.node_parameters import read_parameters
@@ -263,6 +264,11 @@ def test_the_configuration_files_name_parameters_that_exist(make, path):
     for section in yaml.safe_load(path.read_text()).values():
         make(**section['ros__parameters'])  # raises for a bad value
         assert set(section['ros__parameters']) <= {item.name for item in fields(Parameters)}
+
+
+def test_the_memory_policies_are_those_of_the_trackers():
+    known = {item.name: item for item in fields(Parameters)}['memory_policy'].metadata['choices']
+    assert known == tuple(MEMORY_POLICIES)
 
 
 def test_the_documentation_lists_every_parameter_with_its_default():

@@ -1,6 +1,7 @@
 """Objects of the real node in its file, over lifecycle transitions and calls of ~/reset."""
 import pytest
 from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.parameter import Parameter
 from std_srvs.srv import Trigger
 
 from sam2_core import load_state
@@ -53,6 +54,19 @@ def test_objects_return_with_configure(robot, file):
     assert robot.pipeline.objects.ids == (1, 2)
     assert robot.node.trigger_activate() == SUCCESS
     assert show(robot) == [(1, 'box 1'), (2, 'box 2')]
+
+
+def test_objects_of_another_memory_policy_are_not_brought_back(robot, file):
+    assert robot.node.trigger_deactivate() == SUCCESS
+    assert robot.node.trigger_cleanup() == SUCCESS
+    assert robot.node.set_parameters([Parameter('memory_policy', value='distractor_aware')])[0].successful
+    configure(robot)
+    assert robot.pipeline.objects.ids == () and file.with_name(f'{file.name}.unusable').exists()
+    assert robot.node.trigger_activate() == SUCCESS
+    robot.send('/prompt', set_box(id=5))
+    show(robot)
+    assert show(robot) == [(5, '')]
+    assert load_state(file)[0]['metadata']['memory_policy'] == 'distractor_aware'
 
 
 @pytest.mark.parametrize('state', ['inactive', 'unconfigured'])
