@@ -198,7 +198,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def do_HEAD(self):
         self.requests.append(f'{self.command} {self.path}')
-        if self.path != '/facebook/sam2.1-hiera-tiny/resolve/main/sam2.1_hiera_tiny.pt':
+        if self.path != '/facebook/EdgeTAM/resolve/main/edgetam.pt':
             self.send_error(404)
             return
         self.send_response(200)
@@ -218,10 +218,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
 FETCH = """
 import json, sys
 from sam2_core import checkpoint, load_model
-checkpoint.OFFICIAL['sam2.1_hiera_tiny'] = checkpoint.OfficialFile(
-    'facebook/sam2.1-hiera-tiny', 'sam2.1_hiera_tiny.pt', sys.argv[1], int(sys.argv[2]))
+checkpoint.OFFICIAL['edgetam'] = checkpoint.OFFICIAL['edgetam']._replace(sha256=sys.argv[1], size=int(sys.argv[2]))
 try:
-    model = load_model('sam2.1_hiera_tiny', device='cpu')
+    model = load_model('edgetam', device='cpu')
     print(json.dumps({'name': model.name, 'bias': model.no_mem_embed.flatten()[:4].tolist()}))
 except Exception as error:
     print(json.dumps({'error': f'{type(error).__name__}: {error}'}))
@@ -229,9 +228,11 @@ except Exception as error:
 
 
 @pytest.fixture(scope='module')
-def hub(tmp_path_factory, tiny_weights):
-    tiny_weights['no_mem_embed'][0, 0, :4] = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    path = saved(tmp_path_factory.mktemp('hub') / 'tiny.pt', tiny_weights)
+def hub(tmp_path_factory):
+    """Serve the smallest published model."""
+    weights = Sam2Model(VARIANTS['edgetam']).state_dict()
+    weights['no_mem_embed'][0, 0, :4] = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    path = saved(tmp_path_factory.mktemp('hub') / 'edgetam.pt', weights)
     handler = type('Handler', (Hub,), {'content': path.read_bytes(), 'requests': []})
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -254,10 +255,10 @@ def test_official_weights_are_fetched_once_checked_and_cached(tmp_path, hub):
     server, handler = hub
     address = f'http://127.0.0.1:{server.server_port}'
     good, size = hashlib.sha256(handler.content).hexdigest(), len(handler.content)
-    assert fetch(tmp_path, address, good, size) == {'name': 'sam2.1_hiera_tiny', 'bias': [1.0, 2.0, 3.0, 4.0]}
+    assert fetch(tmp_path, address, good, size) == {'name': 'edgetam', 'bias': [1.0, 2.0, 3.0, 4.0]}
     assert sum(line.startswith('GET') for line in handler.requests) == 1
     before = len(handler.requests)
-    assert fetch(tmp_path, address, good, size) == {'name': 'sam2.1_hiera_tiny', 'bias': [1.0, 2.0, 3.0, 4.0]}
+    assert fetch(tmp_path, address, good, size) == {'name': 'edgetam', 'bias': [1.0, 2.0, 3.0, 4.0]}
     assert len(handler.requests) == before  # a robot without a connection does not wait for one
     damaged = fetch(tmp_path, address, '0' * 64, size)
     assert 'delete it and try again' in damaged['error']
@@ -275,5 +276,5 @@ def test_missing_connection_is_reported_with_the_cure(tmp_path):
         # the hub's client retries with increasing delays
         answer = fetch(tmp_path, f'http://127.0.0.1:{deaf.getsockname()[1]}', '0' * 64, 1,
                        'import time; time.sleep = lambda seconds: None')
-    assert answer['error'].startswith('ConnectionError: the weights of sam2.1_hiera_tiny')
+    assert answer['error'].startswith('ConnectionError: the weights of edgetam (facebook/EdgeTAM/edgetam.pt)')
     assert 'Give a local file as checkpoint' in answer['error']
