@@ -19,6 +19,8 @@ from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenc
 
 from benchmarks.lib.parts import boxes, full_tracker
 from sam2_core import Sam2Model, StreamTracker, load_model
+from sam2_core.config import variant
+from testing.drawn_weights import drawn_weights
 from testing.reference import moving_scene, pixel_values, published_state, reference_model  # noqa: F401
 
 FILLED = 16  # number of frames after which memories stop growing
@@ -46,7 +48,12 @@ class Side(NamedTuple):
 
 def write_weights(setting: Setting) -> None:
     """Write random weights of a model to the path in the setting."""
-    state = published_state(reference_model(setting.model, setting.image_size))
+    if 'transformers' in sides_for(setting.model, list(SIDES)):
+        state = published_state(reference_model(setting.model, setting.image_size))
+    else:
+        with torch.device('meta'):
+            like = Sam2Model(variant(setting.model)).state_dict()
+        state = drawn_weights(like)
     setting.weights.parent.mkdir(parents=True, exist_ok=True)
     torch.save({'model': state}, setting.weights)
 
@@ -172,6 +179,7 @@ SIDES = {'sam2_core': Side(build_ours, start_ours), 'transformers': Side(build_t
 
 
 def sides_for(model: str, wanted: list[str]) -> list[str]:
-    """Return the sides that can run a model: sam2 has no nano, and may not be installed."""
-    return [name for name in wanted
-            if name != 'sam2' or (model != 'nano' and importlib.util.find_spec('sam2') is not None)]
+    """Return the sides that can run a model: sam2 may not be installed, and only sam2_core has all of them."""
+    runs = {'sam2_core': True, 'transformers': model != 'edgetam',  # whose trunk there needs timm
+            'sam2': '_hiera_' in model and importlib.util.find_spec('sam2') is not None}
+    return [name for name in wanted if runs[name]]
