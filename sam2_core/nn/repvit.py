@@ -145,7 +145,7 @@ class RepVitDownsample(nn.Module):
         self.ffn = FeedForward(channels_out)
 
     def forward(self, x_bchw: Tensor) -> Tensor:
-        """RepVitDownsample (B, C, H, W) to (B, C', H / 2, W / 2)."""
+        """Downsample (B, C, H, W) to (B, C', H / 2, W / 2)."""
         x = self.channel_downsample(self.spatial_downsample(self.pre_block(x_bchw)))
         return x + self.ffn(x)
 
