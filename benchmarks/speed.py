@@ -10,7 +10,8 @@ full (one conditioning frame, six recent frames, sixteen pointers), so that a ti
 Weights are random, which does not change the time. After the timed frames, sam2_core runs a few more with a stopwatch
 around each stage. Operations are counted in a frame before the timed ones. The peak of the machine is the fastest of
 several large matrix products before each row, with the same dtype and threads. Peak memory is measured with each side
-in a separate process. The package sam2 takes part if it is installed; it has no nano. EdgeTAM has sam2_core alone.
+in a separate process. The package sam2 takes part if it is installed; it has neither nano nor EdgeTAM.
+transformers needs timm for EdgeTAM.
 """
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
-"""Sides that speed.py compares: sam2_core, Sam2VideoModel of transformers, and the package sam2 if it is installed.
+"""Sides that speed.py compares: sam2_core, transformers, and the package sam2 if it is installed.
 
 Each is built from the same weights and tracks frame by frame through its own public API, with full memories: one
-conditioning frame, six recent frames and sixteen pointers.
+conditioning frame, six recent frames and sixteen pointers. EdgeTamVideoModel of transformers cannot track objects as a
+batch, so each object has a session of its own; these share the features of the image.
 """
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,16 +15,18 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers.models.edgetam_video.modeling_edgetam_video import EdgeTamVideoInferenceSession
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
 
-from benchmarks.lib.parts import boxes, full_tracker
+from benchmarks.lib.parts import Box, boxes, full_tracker
 from sam2_core import Sam2Model, StreamTracker, load_model
-from sam2_core.config import variant
-from testing.drawn_weights import drawn_weights
+from testing import reference_edgetam
 from testing.reference import moving_scene, pixel_values, published_state, reference_model  # noqa: F401
 
+EDGETAM = 'edgetam'
 FILLED = 16  # number of frames after which memories stop growing
+Session = Sam2VideoInferenceSession | EdgeTamVideoInferenceSession
 Step = Callable[[np.ndarray], list[np.ndarray]]  # image -> one mask (image_size / 4, image_size / 4) per object
 
 
@@ -48,12 +51,10 @@ class Side(NamedTuple):
 
 def write_weights(setting: Setting) -> None:
     """Write random weights of a model to the path in the setting."""
-    if 'transformers' in sides_for(setting.model, list(SIDES)):
-        state = published_state(reference_model(setting.model, setting.image_size))
+    if setting.model == EDGETAM:
+        state = reference_edgetam.published_state(reference_edgetam.edgetam_model(setting.image_size))
     else:
-        with torch.device('meta'):
-            like = Sam2Model(variant(setting.model)).state_dict()
-        state = drawn_weights(like)
+        state = published_state(reference_model(setting.model, setting.image_size))
     setting.weights.parent.mkdir(parents=True, exist_ok=True)
     torch.save({'model': state}, setting.weights)
 
@@ -87,28 +88,31 @@ def start_ours(model: Sam2Model, setting: Setting, image: np.ndarray, objects: i
 
 def build_transformers(setting: Setting) -> nn.Module:
     """Return the model of transformers."""
-    return reference_model(setting.model, setting.image_size).to(setting.device, setting.dtype)
+    model = (reference_edgetam.edgetam_model(setting.image_size) if setting.model == EDGETAM
+             else reference_model(setting.model, setting.image_size))
+    return model.to(setting.device, setting.dtype)
 
 
 @torch.inference_mode()
 def start_transformers(model: nn.Module, setting: Setting, image: np.ndarray,
-                       objects: int) -> tuple[Step, Sam2VideoInferenceSession]:
-    """Return a step and its inference session."""
-    device, dtype = setting.device, setting.dtype
-    session = Sam2VideoInferenceSession(inference_device=device, inference_state_device=device, dtype=dtype)
-    for i, box in enumerate(boxes(objects, setting.image_size)):
-        session.obj_id_to_idx(i + 1)
-        session.add_point_inputs(i, 0, {
-            'point_coords': torch.tensor(box, device=device).reshape(1, 1, 2, 2).to(dtype),
-            'point_labels': torch.tensor([[[2, 3]]], dtype=torch.int32, device=device)})
-    session.obj_with_new_inputs = list(range(1, objects + 1))
+                       objects: int) -> tuple[Step, list[Session]]:
+    """Return a step and its inference sessions."""
+    places = boxes(objects, setting.image_size)
+    sessions = [_session(EdgeTamVideoInferenceSession, setting, [box]) for box in places] if (
+        setting.model == EDGETAM) else [_session(Sam2VideoInferenceSession, setting, places)]
 
-    def show(image: np.ndarray, number: int) -> torch.Tensor:
-        frame = pixel_values(image).to(device, dtype)
-        return model(session, frame=frame, frame_idx=number).pred_masks
+    def show(image: np.ndarray, number: int) -> Tensor:
+        frame = pixel_values(image).to(setting.device, setting.dtype)
+        first, *others = sessions
+        masks = [model(first, frame=frame, frame_idx=number).pred_masks]
+        for session in others:
+            session.cache.cache_vision_features(number, first.cache.get_vision_features(number))
+            masks.append(model(session, frame=frame, frame_idx=number).pred_masks)
+        return torch.cat(masks)
 
     show(image, 0)
-    _fill(session.output_dict_per_obj)
+    for session in sessions:
+        _fill(session.output_dict_per_obj)
     number = FILLED
 
     @torch.inference_mode()
@@ -118,7 +122,20 @@ def start_transformers(model: nn.Module, setting: Setting, image: np.ndarray,
         number += 1
         return list(masks.reshape(objects, *masks.shape[-2:]).cpu().numpy())
 
-    return step, session
+    return step, sessions
+
+
+def _session(kind: type[Session], setting: Setting, places: Sequence[Box]) -> Session:
+    """Return a session of transformers with one object for each box."""
+    device = setting.device
+    session = kind(inference_device=device, inference_state_device=device, dtype=setting.dtype)
+    for i, box in enumerate(places):
+        session.obj_id_to_idx(i + 1)
+        session.add_point_inputs(i, 0, {
+            'point_coords': torch.tensor(box, device=device).reshape(1, 1, 2, 2).to(setting.dtype),
+            'point_labels': torch.tensor([[[2, 3]]], dtype=torch.int32, device=device)})
+    session.obj_with_new_inputs = list(range(1, len(places) + 1))
+    return session
 
 
 # --- the package sam2
@@ -179,7 +196,10 @@ SIDES = {'sam2_core': Side(build_ours, start_ours), 'transformers': Side(build_t
 
 
 def sides_for(model: str, wanted: list[str]) -> list[str]:
-    """Return the sides that can run a model: sam2 may not be installed, and only sam2_core has all of them."""
-    runs = {'sam2_core': True, 'transformers': model != 'edgetam',  # whose trunk there needs timm
-            'sam2': '_hiera_' in model and importlib.util.find_spec('sam2') is not None}
-    return [name for name in wanted if runs[name]]
+    """Return the sides that can run a model.
+
+    sam2 has neither nano nor EdgeTAM, and may not be installed. transformers needs timm for EdgeTAM.
+    """
+    can = {'sam2_core': True, 'transformers': model != EDGETAM or reference_edgetam.HAS_TIMM,
+           'sam2': '_hiera_' in model and importlib.util.find_spec('sam2') is not None}
+    return [name for name in wanted if can[name]]
