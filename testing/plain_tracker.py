@@ -57,6 +57,12 @@ class OneByOne(Sam2Model):
         masks = (torch.cat(parts) for parts in zip(*(masks for _, masks in found), strict=True))
         return torch.cat([features for features, _ in found]), ObjectMasks(*masks)
 
+    def track_candidates(self, image: ImageFeatures, memory: Memory) -> tuple[Tensor, ObjectMasks, Tensor]:
+        rows = [self._alone(Sam2Model.track_candidates, image, Memory(*(part[row:row + 1] for part in memory[:4])))
+                for row in range(len(memory.frames))]
+        features, masks, candidates = zip(*rows, strict=True)
+        return torch.cat(features), ObjectMasks(*map(torch.cat, zip(*masks, strict=True))), torch.cat(candidates)
+
     def track_alone(self, image: ImageFeatures, memory: Memory) -> tuple[Tensor, ObjectMasks]:
         features, masks = self._alone(Sam2Model.track_objects, image, memory)
         return features.contiguous(), masks

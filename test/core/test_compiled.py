@@ -75,13 +75,18 @@ def test_unknown_backend_is_refused_with_a_list_of_known_ones():
         load_model('nano', compile='inductr')
 
 
+def few_layers():
+    """Return a model with random weights that Dynamo traces in little time."""
+    torch.manual_seed(0)
+    trunk = replace(VARIANTS['nano'].trunk, stages=(1, 1, 1, 1), global_attention_blocks=(2,))
+    return Sam2Model(replace(VARIANTS['nano'], trunk=trunk, image_size=64, memory_attention_layers=1,
+                             decoder_layers=1)).eval().requires_grad_(False)
+
+
 @pytest.mark.slow
 def test_objects_come_go_and_are_corrected_without_compiling_again():
     """Dynamo traces and guards as for a GPU, and PyTorch runs the result; few layers save time in tracing."""
-    torch.manual_seed(0)
-    trunk = replace(VARIANTS['nano'].trunk, stages=(1, 1, 1, 1), global_attention_blocks=(2,))
-    plain = Sam2Model(replace(VARIANTS['nano'], trunk=trunk, image_size=64, memory_attention_layers=1,
-                              decoder_layers=1)).eval().requires_grad_(False)
+    plain = few_layers()
     compiled = copy.deepcopy(plain)
     compiled.compiled = CompiledStages(compiled, 'eager')
     told = []
@@ -107,6 +112,24 @@ def test_objects_come_go_and_are_corrected_without_compiling_again():
             if frame == 22:
                 tracker.remove(3)
                 tracker.recent_frames = 3
+    assert counters['stats']['unique_graphs'] == made
+
+
+@pytest.mark.slow
+def test_a_memory_policy_that_asks_for_candidates_does_not_compile_again_either():
+    plain = few_layers()
+    compiled = copy.deepcopy(plain)
+    compiled.compiled = CompiledStages(compiled, 'eager')
+    compiled.compiled.warm_up(1, memory_policy='distractor_aware')
+    made = counters['stats']['unique_graphs']
+    trackers = [StreamTracker(model, memory_policy='distractor_aware') for model in (plain, compiled)]
+    generator = np.random.default_rng(0)
+    for frame in range(40):
+        image = np.kron(generator.integers(0, 255, (6, 8, 3), np.uint8), np.ones((10, 10, 1), np.uint8))
+        prompts = {0: [Prompt(1, box=(5, 5, 40, 40))], 7: [Prompt(1, points=[(20, 20)], labels=[1])]}.get(frame, [])
+        expected, result = (tracker.step(image, prompts) for tracker in trackers)
+        torch.testing.assert_close(result.objects[1].logits, expected.objects[1].logits, atol=0.05, rtol=0.01)
+    assert trackers[1]._banks[1].length()[1] > 2, 'tracked frames were written'
     assert counters['stats']['unique_graphs'] == made
 
 

@@ -308,6 +308,16 @@ def test_the_newest_six_sure_frames_and_fifteen_pointers_are_attended_to():
     assert stream.hidden().frames() == {0: 6, 21: 0, **{21 - rank: rank for rank in range(1, 6)}}
 
 
+def test_a_gate_that_never_closes_is_the_published_rule_bit_for_bit(scripted):
+    trackers = [StreamTracker(scripted, memory_policy=name) for name in ('published', 'iou_gated')]
+    for frame, image in enumerate(IMAGES[:24]):
+        prompts = {0: [BOX], 6: [Prompt(1, points=[(9, 9)], labels=[0])]}.get(frame, [])
+        results = [tracker.step(image, prompts).objects[1] for tracker in trackers]
+        assert torch.equal(*(result.logits for result in results))
+    memories = [stack_memories([tracker._banks[1]]) for tracker in trackers]
+    assert all(torch.equal(*parts) for parts in zip(*(memory[:4] for memory in memories), strict=True))
+
+
 @pytest.mark.parametrize(('iou', 'score', 'stays'), [
     (1.0, 0.0, False), (1.0, 0.02, False), (1.0, 0.021, True), (0.0, 9.0, False), (0.02, 1.0, False), (0.03, 1.0, True),
     (1.0, -9.0, False)])

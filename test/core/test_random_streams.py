@@ -72,9 +72,9 @@ IMAGES = images()
 
 # --- a fault at every line
 
-def started(model: OneByOne) -> StreamTracker:
+def started(model: OneByOne, memory_policy: str) -> StreamTracker:
     """Run four objects, of which one is corrected, and the last is forked and adopted with images skipped."""
-    tracker = StreamTracker(model)
+    tracker = StreamTracker(model, memory_policy=memory_policy)
     for number in range(9):
         prompts = {0: [Prompt(k, box=(3 * k, 2 * k, 3 * k + 12, 2 * k + 9)) for k in (1, 2, 3, 5)],
                    5: [Prompt(2, points=[(9, 9)], labels=[0])]}.get(number, [])
@@ -109,11 +109,12 @@ def model():
 
 
 @pytest.mark.fuzz
-@pytest.mark.parametrize('operation', OPERATIONS)
-def test_a_fault_at_any_line_leaves_all_trackers_as_they_were(model, operation, rounds):
+@pytest.mark.parametrize(('operation', 'policy'), [
+    *((name, 'published') for name in OPERATIONS), ('step', 'distractor_aware'), ('fork', 'distractor_aware')])
+def test_a_fault_at_any_line_leaves_all_trackers_as_they_were(model, operation, policy, rounds):
     """Interrupt the first and the last pass of each line in short runs, and every pass in full runs."""
     run = OPERATIONS[operation]
-    tracker = started(model)
+    tracker = started(model, policy)
     other, undisturbed, bystander = (tracker.fork(tracker.object_ids) for _ in range(3))
     lines: list[Line] = []
     with failing_at(None, lines):
