@@ -10,6 +10,7 @@ import torch
 from testing import comparisons, reference
 from testing.comparisons import BOX, CLICK, Given
 from testing.reference import as_points
+from testing.reference_edgetam import EdgeTamObject
 from testing.reference_stream import ReferenceObject
 
 STREAM_LIMIT = 0.03  # as in test_variants.py
@@ -50,6 +51,13 @@ class PointersWithoutLimit(ReferenceObject):
 
     def __init__(self, model, max_pointer_distance):
         super().__init__(model, max_pointer_distance=None)
+
+
+class StoredAsFloat32(EdgeTamObject):
+    """Memory of EdgeTAM as in transformers, whose SAM 2 stores bfloat16 as the published tracker does."""
+
+    def _round(self, time):
+        pass
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -97,6 +105,15 @@ def test_one_prompted_object_binarises_the_memories_of_all_in_transformers(pair)
     together._show(2, frames[2])
     both = pair.theirs(together.session, frame=frames[2].pixels, frame_idx=2)
     assert comparisons.error(both.pred_masks[0, 0], alone.track(2, frames[2]).logits) > STREAM_LIMIT
+
+
+def test_transformers_stores_the_memory_of_edgetam_as_float32():
+    """The difference shows in the first tracked frame, and stays below STREAM_LIMIT."""
+    pair = comparisons.make_pair('edgetam')
+    script = {0: Given((CLICK,), (1,))}
+    rounded, exact = (errors_with(follower, pair, script, 2) for follower in (EdgeTamObject, StoredAsFloat32))
+    assert exact[0] == rounded[0]
+    assert exact[1] > 5 * rounded[1]
 
 
 @torch.inference_mode()
