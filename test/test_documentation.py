@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from sam2_core.config import VARIANTS
+from sam2_core.memory_policy import MEMORY_POLICIES
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / 'docs'
 PAGES = sorted([*ROOT.glob('*.md'), *DOCS.rglob('*.md')])
@@ -58,6 +61,17 @@ def test_the_command_lines_list_every_option(command):
     section = text[text.index(f'\n## {command}\n'):].partition('\n## ')[2].partition('\n## ')[0]
     assert options
     assert {option for option in options if not re.search(rf'`{option}\b', section)} == set()
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_the_page_of_models_has_the_parameters_of_every_variant(name):
+    page = (DOCS / 'how-to' / 'choose-a-model.md').read_text()
+    assert re.search(rf'^\| `{re.escape(name)}` \| \d+\.\d \|', page, re.MULTILINE)
+
+
+def test_the_page_of_models_compares_all_memory_policies():
+    page = (DOCS / 'how-to' / 'choose-a-model.md').read_text()
+    assert f'| | {" | ".join(f"`{name}`" for name in MEMORY_POLICIES)} |' in page
 
 
 def test_the_page_of_messages_has_their_definitions():
