@@ -4,7 +4,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam2_core import VARIANTS, Prompt, Sam2Model
+from sam2_core.config import PerceiverConfig, RepVitConfig, Sam2Config
 from sam2_core.images import EncodedImage, mask_to_model
 from sam2_core.tensors import MEMORY_DTYPE, ImageFeatures, Memory, ObjectMasks
 
+M = TypeVar('M', bound=Sam2Model)
 KNOWN = 128  # images back to which trackers recognise each other
 
 
@@ -76,12 +78,25 @@ class OneByOne(Sam2Model):
         return self._alone(Sam2Model.encode_memory, image, masks, prompted)
 
 
-def tiny_model(model: type[OneByOne] = OneByOne, **changes: object) -> OneByOne:
-    """Return a model of few layers with random weights, in which objects appear and disappear."""
+def tiny_model(model: type[M] = OneByOne, **changes: object) -> M:
+    """Return a nano of few layers with random weights, in which objects appear and disappear."""
     trunk = replace(VARIANTS['nano'].trunk, embed_dim=8, stages=(1, 1, 1, 1), global_attention_blocks=(2,))
-    config = replace(VARIANTS['nano'], trunk=trunk, d_model=16, memory_attention_layers=1,
-                     memory_attention_feedforward=16, memory_dim=8, fuser_layers=1, decoder_layers=1, decoder_heads=2,
-                     decoder_feedforward=16, iou_head_hidden=16, image_size=32, **changes)
+    return _drawn(model, replace(_tiny(VARIANTS['nano']), trunk=trunk, **changes))
+
+
+def tiny_edgetam(model: type[M] = OneByOne) -> M:
+    """Return an EdgeTAM of few layers, with 3 + 4 tokens in a memory frame, and else as ``tiny_model``."""
+    config = _tiny(replace(VARIANTS['edgetam'], perceiver=PerceiverConfig(3, grid_side=2, layers=1)))
+    return _drawn(model, replace(config, trunk=RepVitConfig((4, 4, 8, 8), (1, 1, 1, 1))))
+
+
+def _tiny(config: Sam2Config) -> Sam2Config:
+    return replace(config, d_model=16, memory_attention_layers=1, memory_attention_feedforward=16, memory_dim=8,
+                   fuser_layers=1, decoder_layers=1, decoder_heads=2, decoder_feedforward=16, iou_head_hidden=16,
+                   image_size=32)
+
+
+def _drawn(model: type[M], config: Sam2Config) -> M:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         built = model(config).eval().requires_grad_(False)

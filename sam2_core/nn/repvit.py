@@ -15,10 +15,17 @@ from torch.utils.checkpoint import checkpoint
 
 from sam2_core.config import RepVitConfig
 from sam2_core.nn.derived import Derived
-from sam2_core.nn.layers import is_observed, is_plain
+from sam2_core.nn.layers import Float32Buffers, is_observed, is_plain
 
 _EXPANSION = 2  # hidden channels of a feed-forward block, relative to its input
 _SQUEEZE = 4  # channels per channel of a squeeze-and-excitation block, before rounding to a multiple of 8
+
+
+class FrozenNorm(Float32Buffers, nn.BatchNorm2d):
+    """Weights and statistics of a batch normalisation, which ``ConvNorm`` applies; the statistics stay float32."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, dtype=torch.float32)  # whatever torch.set_default_dtype says
 
 
 class ConvNorm(nn.Module):
@@ -28,7 +35,7 @@ class ConvNorm(nn.Module):
                  groups: int = 1) -> None:
         super().__init__()
         self.c = nn.Conv2d(channels_in, channels_out, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
-        self.bn = nn.BatchNorm2d(channels_out)
+        self.bn = FrozenNorm(channels_out)
         self._merged = Derived()
 
     @property

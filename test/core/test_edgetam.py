@@ -5,43 +5,22 @@ test/core/parity/ compares them with the published program.
 import copy
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from sam2_core import Prompt, StreamTracker
 from sam2_core.approximations import pool_memory, quantize_encoder
-from sam2_core.config import VARIANTS, PerceiverConfig, RepVitConfig
-from sam2_core.model import Sam2Model
+from sam2_core.config import VARIANTS, PerceiverConfig
 from sam2_core.nn.position import RotaryTable, sine_grid
 from sam2_core.nn.repvit import ConvNorm, RepVit, TokenMixer
 from sam2_core.nn.spatial_perceiver import SpatialPerceiver, token_position
-
-SMALL = replace(VARIANTS['edgetam'], trunk=RepVitConfig((8, 16, 24, 32), (1, 1, 2, 1)), d_model=32, memory_dim=16,
-                perceiver=PerceiverConfig(global_latents=5, grid_side=4), memory_attention_layers=1,
-                memory_attention_feedforward=32, fuser_layers=1, decoder_layers=1, decoder_heads=2,
-                decoder_feedforward=32, iou_head_hidden=16, image_size=128)
-
-
-def randomised(module):
-    """Draw all weights and statistics at random, so that every part has an effect."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, value in [*module.named_parameters(), *module.named_buffers()]:
-            if name.endswith('running_var'):
-                value.copy_(0.5 + torch.rand(value.shape, generator=generator))
-            elif value.is_floating_point() and 'position' not in name and 'rotary' not in name:
-                value.add_(torch.randn(value.shape, generator=generator) * 0.1)
-    return module.eval().requires_grad_(False)
+from testing.small_edgetam import SMALL, pictures, randomised, small_edgetam
 
 
 @pytest.fixture(scope='module')
 def model():
-    torch.manual_seed(0)
-    model = randomised(Sam2Model(SMALL))
-    model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(3.0)  # visible
-    return model
+    return small_edgetam()
 
 
 def published_conv_norm(layer, x):
@@ -154,12 +133,9 @@ def test_image_sizes_that_windows_do_not_divide_are_refused_with_the_cure(size):
 
 
 def test_sixteen_objects_in_a_batch_equal_sixteen_trackers(model):
-    generator = np.random.default_rng(0)
-    images = [np.kron(generator.integers(0, 255, (8, 8, 3), np.uint8), np.ones((16, 16, 1), np.uint8))
-              for _ in range(5)]
     prompts = [Prompt(i + 1, box=(8 * (i % 4), 8 * (i // 4), 8 * (i % 4) + 50, 8 * (i // 4) + 40)) for i in range(16)]
     together, alone = StreamTracker(model), [StreamTracker(model) for _ in prompts]
-    for time, image in enumerate(images):
+    for time, image in enumerate(pictures(5)):
         results = together.step(image, prompts if time == 0 else ()).objects
         for tracker, prompt in zip(alone, prompts, strict=True):
             one = tracker.step(image, [prompt] if time == 0 else ()).objects[prompt.object_id]

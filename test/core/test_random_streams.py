@@ -13,7 +13,7 @@ import torch
 
 from sam2_core import Prompt, PromptError, StreamTracker, encode_images
 from sam2_core.memory import MemoryShapes, stack_memories
-from testing.plain_tracker import OneByOne, PlainTracker, tiny_model
+from testing.plain_tracker import OneByOne, PlainTracker, tiny_edgetam, tiny_model
 
 HEIGHT, WIDTH = 24, 32
 SOURCES = tuple(sys.modules[f'sam2_core.{name}'].__file__
@@ -333,14 +333,12 @@ class World:
         self.pairs[number] = restarted, plain
 
 
-@pytest.mark.fuzz
-def test_random_streams_with_failures_give_what_the_plain_rules_give(rounds):
+def play(models: list[OneByOne], weights: tuple[int, ...], least: int) -> None:
+    """Play random worlds, each with one of the models, until their trackers have run this many steps."""
     steps, seed = 0, 0
-    models = [tiny_model(), tiny_model(memory_frames=3, object_pointers=4),
-              tiny_model(memory_frames=1, object_pointers=2)]
-    while steps < rounds(200, 100_000):
+    while steps < least:
         rng = random.Random(seed)
-        world = World(rng, rng.choices(models, (6, 3, 1))[0])
+        world = World(rng, rng.choices(models, weights)[0])
         try:
             for _ in range(120):
                 world.play()
@@ -349,3 +347,18 @@ def test_random_streams_with_failures_give_what_the_plain_rules_give(rounds):
             raise
         steps += world.steps
         seed += 1
+
+
+@pytest.mark.fuzz
+def test_random_streams_with_failures_give_what_the_plain_rules_give(rounds):
+    models = [tiny_model(), tiny_model(memory_frames=3, object_pointers=4),
+              tiny_model(memory_frames=1, object_pointers=2)]
+    play(models, (6, 3, 1), rounds(200, 100_000))
+
+
+@pytest.mark.fuzz
+def test_random_streams_of_edgetam_give_what_the_plain_rules_give(rounds):
+    """Memory frames are compressed to a few tokens; all else is as above."""
+    model = tiny_edgetam()
+    assert model.config.memory_tokens == 3 + 4
+    play([model], (1,), rounds(100, 20_000))
