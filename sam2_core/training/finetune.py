@@ -80,7 +80,8 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument('--checkpoint', type=Path, metavar='FILE',
                        help='weights to start from (default: the published ones)')
     model.add_argument('--image-size', type=whole(32), metavar='PIXELS',
-                       help='side of the square image that the model sees, a multiple of 32 (default: as the weights)')
+                       help='side of the square image that the model sees, a multiple of 32, for edgetam of 256 '
+                            '(default: as the weights)')
     model.add_argument('--freeze', nargs='*', default=['image_encoder'], metavar='PART',
                        help='parts that are not trained, by the start of their name (default: image_encoder); '
                             '--freeze without a part trains all parts')

@@ -14,6 +14,7 @@ from sam2_core.model import Sam2Model
 from sam2_core.nn.attention import Attention
 from sam2_core.nn.memory_attention import MemoryAttentionLayer
 from sam2_core.nn.memory_encoder import ConvNextBlock
+from sam2_core.nn.spatial_perceiver import SpatialPerceiver
 
 _TIED_GAIN = 1.5
 _MASK_GAIN = 3.0  # of the mask in a memory frame, beside the image
@@ -32,6 +33,9 @@ def new_model(config: Sam2Config, name: str = 'custom') -> Sam2Model:
             module.gamma.fill_(0.1)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.3)
+        elif isinstance(module, SpatialPerceiver):
+            for latents in (module.latents, module.latents_2d):  # equal ones would stay equal
+                nn.init.normal_(latents)
     for module in model.sam_mask_decoder.transformer.modules():
         if isinstance(module, Attention):
             nn.init.orthogonal_(module.q_proj.weight, gain=_TIED_GAIN)

@@ -103,5 +103,5 @@ class Learner:
                     for parameter, state in self.optimizer.state.items()
                     for field in ('exp_avg', 'exp_avg_sq') if field in state]
         dtype = self.config.weights_dtype  # float16 ends at 65504
-        return not_finite(tensors) or not_finite((f'{key} in {dtype}', value.to(dtype))
-                                                 for key, value in self.average.state_dict().items())
+        stored = run_state.stored_values(self.average, self.average.state_dict(), dtype)
+        return not_finite(tensors) or not_finite((f'{key} in {value.dtype}', value) for key, value in stored)

@@ -14,8 +14,8 @@ def new_optimizer(names: Mapping[Tensor, str], config: TrainConfig, device: torc
 
     ``scale`` in each parameter group multiplies the learning rate of the schedule.
     """
-    decayed = [p for p, name in names.items() if p.requires_grad and p.ndim > 1 and 'embed' not in name
-               and 'token' not in name.split('.')[-2]]
+    decayed = [p for p, name in names.items() if p.requires_grad and p.ndim > 1
+               and not any(word in name for word in ('embed', 'latents')) and 'token' not in name.split('.')[-2]]
     chosen = set(decayed)
     others = [p for p in names if p.requires_grad and p not in chosen]
     on_gpu = device.type == 'cuda'

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -50,9 +50,23 @@ def _with_tuples(content: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
 
 
+def stored_values(model: nn.Module, state: Mapping[str, Tensor], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Yield the values of a state dict as ``save_weights`` stores them.
+
+    Parameters have the type ``dtype``. Buffers keep theirs: float16 cannot hold some statistics of normalisations, nor
+    the number of batches that these have seen.
+    """
+    buffers = {name for name, _ in model.named_buffers()}
+    for key, value in state.items():
+        yield key, value.detach().to(value.dtype if key in buffers else dtype)
+
+
 def save_weights(path: Path, model: Sam2Model, dtype: torch.dtype = torch.float16) -> None:
-    """Write a model's weights, with its configuration in the header; the file changes all at once."""
-    weights = {key: value.detach().to('cpu', dtype).contiguous() for key, value in merged_state(model).items()}
+    """Write a model's weights, with its configuration in the header; the file changes all at once.
+
+    Parameters are written in ``dtype``, buffers in their own type.
+    """
+    weights = {key: value.cpu().contiguous() for key, value in stored_values(model, merged_state(model), dtype)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
         save_file(weights, part, metadata={CONFIG_KEY: config_to_json(model.config)})
