@@ -82,8 +82,8 @@ def load_model(name: str | None = None, checkpoint: str | Path | None = None, de
         checkpoint: A local file to use instead, ``.pt`` as published or ``.safetensors``.
         device: 'cpu', 'cuda', 'cuda:1', ...; None means CUDA if there is a GPU, else the CPU.
         dtype: float32, bfloat16 or float16.
-        image_size: Side of the square model input in pixels, a multiple of 32. None means the size with which the
-            weights were trained: the size that ``sam2_train`` has stored with them, or the published size.
+        image_size: Side of the square model input in pixels, a multiple of 32, for edgetam of 256. None means the size
+            with which the weights were trained: what ``sam2_train`` has stored with them, or the published size.
         compile: Let trackers run compiled stages (torch.compile, with CUDA graphs on a GPU); True, or the name of a
             backend of torch.compile. The first images take minutes; ``model.compiled.warm_up`` runs all shapes in
             advance. On a CPU it gains nothing.

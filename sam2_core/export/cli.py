@@ -29,7 +29,8 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument('--checkpoint', type=Path, metavar='FILE',
                          help='local weights (default: the published weights)')
     options.add_argument('--image-size', type=int, metavar='PIXELS',
-                         help='side of the square model input in pixels, a multiple of 32 (default: as trained)')
+                         help='side of the square model input in pixels, a multiple of 32, for edgetam of 256 '
+                              '(default: as trained)')
     options.add_argument('--onnx', type=Path, required=True, metavar='DIR',
                          help='output folder; existing files of the same names are replaced')
     sizes = options.add_argument_group('sizes that are fixed in the graphs')

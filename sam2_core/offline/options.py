@@ -42,7 +42,8 @@ def add_model(options: argparse.ArgumentParser) -> None:
                        help='cpu, cuda or cuda:N (default: cuda if there is a GPU)')
     group.add_argument('--dtype', choices=TYPES, default='float32', help='number type (default: %(default)s)')
     group.add_argument('--image-size', type=whole(32), metavar='PIXELS',
-                       help='side of the square image that the model sees, a multiple of 32 (default: as the weights)')
+                       help='side of the square image that the model sees, a multiple of 32, for edgetam of 256 '
+                            '(default: as the weights)')
 
 
 def add_range(group: argparse._ArgumentGroup) -> None:

@@ -53,8 +53,8 @@ class Parameters:
     dtype: str = _parameter('float32', 'Floating-point type in which the model computes.', when=MODEL,
                             choices=('float32', 'bfloat16', 'float16'))
     image_size: int = _parameter(
-        0, 'Side of the square to which images are resized for the model, in pixels. 0: the size the model was '
-        'trained with.', when=MODEL, limits=(0, 4096, 32))
+        0, 'Side of the square to which images are resized for the model, in pixels, a multiple of 32, for edgetam of '
+        '256. 0: the size the model was trained with.', when=MODEL, limits=(0, 4096, 32))
     compile: bool = _parameter(
         False, 'Compile the model when it is loaded. Meant for a GPU: configuring takes minutes, each image less time. '
         'Needs a C compiler.', when=MODEL)

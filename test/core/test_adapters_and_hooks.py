@@ -11,20 +11,24 @@ from torch.nn.utils import parametrizations, prune
 from sam2_core import ImageSegmenter, Prompt, StreamTracker, load_model
 from sam2_core.approximations import quantize_encoder
 from sam2_core.export.graph_model import GraphModel
-from sam2_core.nn import attention, hiera, layers, mask_decoder, memory_attention, neck, prompt_encoder
+from sam2_core.nn import attention, hiera, layers, mask_decoder, memory_attention, neck, prompt_encoder, repvit
 from sam2_core.nn.attention import RotaryAttention
 from sam2_core.nn.hiera import MultiScaleAttention
 from sam2_core.nn.position import RotaryTable
 from sam2_core.tensors import Memory
 from sam2_core.training.adapters import merged_state
+from testing.small_edgetam import small_edgetam
 
 SIZE = 64  # grids of 16, 8, 4 and 2: some windows of 8, 4 and 8 fit, others are padded
 ADAPTED = (nn.Linear, nn.Conv2d, nn.Embedding)
+both_trunks = pytest.mark.parametrize('model', ['nano', 'small edgetam'], indirect=True)
 
 
 @pytest.fixture(scope='module')
-def model():
-    """Return nano at a tiny size, in which every object is visible."""
+def model(request):
+    """Return nano at a tiny size, or the small EdgeTAM; in both, every object is visible."""
+    if getattr(request, 'param', 'nano') != 'nano':
+        return small_edgetam()
     model = load_model('nano', device='cpu', image_size=SIZE)
     model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(4.0)
     return model
@@ -46,19 +50,29 @@ def answers(model):
     def draw(*shape):
         return torch.randn(*shape, generator=generator)
 
-    image = model.encode_image(draw(1, 3, SIZE, SIZE))
-    memory = Memory(draw(2, 2, model.grid ** 2, model.config.memory_dim), torch.tensor([[6, 0]] * 2),
-                    draw(2, 2, model.config.d_model), torch.tensor([[5, 1]] * 2))
+    size, config = model.image_size, model.config
+    image = model.encode_image(draw(1, 3, size, size))
+    memory = Memory(draw(2, 2, config.memory_tokens, config.memory_dim), torch.tensor([[6, 0]] * 2),
+                    draw(2, 2, config.d_model), torch.tensor([[5, 1]] * 2))
     attended = model.attend_memory(image, memory)
     points, labels = torch.tensor([[[9.0, 20.0], [40.0, 50.0], [30.0, 5.0]]]), torch.tensor([[2, 3, 0]])
     decoded = [model.decode_masks(attended, image, multimask=True, unprompted=True),
-               model.decode_masks(model.without_memory(image), image, points, labels, draw(1, 1, 16, 16), True),
+               model.decode_masks(model.without_memory(image), image, points, labels,
+                                 draw(1, 1, size // 4, size // 4), True),
                model.decode_masks(model.without_memory(image), image, points, labels - 1, multimask=True)]
-    masks = model.adopt_masks(image, (draw(1, 1, SIZE, SIZE) > 0).float())
-    remembered = model.memory_encoder(image.stride16_bchw, draw(1, 1, SIZE, SIZE) * 10)  # encode_memory rounds to it
+    masks = model.adopt_masks(image, (draw(1, 1, size, size) > 0).float())
+    remembered = model.memory_encoder(image.stride16_bchw, draw(1, 1, size, size) * 10)  # encode_memory rounds to it
+    if model.spatial_perceiver is not None:
+        remembered = model.spatial_perceiver(remembered.flatten(2).transpose(1, 2), model.grid_position)
     pointers = [model.obj_ptr_proj(one.tokens) for one in decoded]
     return [part.detach().float() for part in (*image, attended, *(p for d in decoded for p in d), *pointers,
                                                masks.pointers, remembered)]
+
+
+def adaptable(model, kinds=ADAPTED):
+    """Return the names of the layers that can have an adapter: peft adapts no grouped convolution."""
+    return [name for name in layers_of(model) if type(layer := model.get_submodule(name)) in kinds
+            and getattr(layer, 'groups', 1) == 1]
 
 
 def largest(ours, theirs):
@@ -96,7 +110,7 @@ def asked(monkeypatch):
         found.add(module)
         return layers.is_plain(module)
 
-    for place in (attention, hiera, memory_attention, neck):
+    for place in (attention, hiera, memory_attention, neck, repvit):
         monkeypatch.setattr(place, 'is_plain', record)
     monkeypatch.setattr('sam2_core.model.is_plain', record)
     def rows(embedding, count):
@@ -108,6 +122,7 @@ def asked(monkeypatch):
     return found
 
 
+@both_trunks
 @torch.inference_mode()
 def test_every_layer_that_a_fast_path_reads_works_with_an_adapter(peft, model, asked, rounds):
     """Test one layer at a time: adapters must have an effect, the same as merged weights."""
@@ -115,7 +130,7 @@ def test_every_layer_that_a_fast_path_reads_works_with_an_adapter(peft, model, a
     fast = [name for name in layers_of(model) if model.get_submodule(name) in asked]
     assert len(fast) > 30
     ignored, different = [], {}
-    for name in rounds(fast, [n for n in layers_of(model) if 'dwconv' not in n]):  # peft adapts no grouped convolution
+    for name in rounds([name for name in fast if name in adaptable(model)], adaptable(model)):
         parent, leaf = model.get_submodule(name.rpartition('.')[0]), name.rpartition('.')[2]
         plain = getattr(parent, leaf)
         weight = plain.weight.clone()
@@ -136,11 +151,13 @@ def test_every_layer_that_a_fast_path_reads_works_with_an_adapter(peft, model, a
     assert (ignored, different) == ([], {})
 
 
+@both_trunks
 @pytest.mark.parametrize('options', [{}, {'use_dora': True}, {'use_rslora': True, 'lora_bias': True}], ids=str)
 def test_all_layers_at_once_work_with_adapters(peft, model, options):
     """Adapters act alike in inference, with gradients (nothing is fused) and when merged, and not when disabled."""
     kinds = (nn.Linear, nn.Conv2d) if options else ADAPTED
-    names = [n for n in layers_of(model) if type(model.get_submodule(n)) in kinds and 'dwconv' not in n]
+    names = [name for name in adaptable(model, kinds)  # peft merges no bias into a layer without one
+             if 'lora_bias' not in options or model.get_submodule(name).bias is not None]
     adapted = adapt(peft, copy.deepcopy(model), '|'.join(map(re.escape, names)), **options)
     with torch.inference_mode():
         base, ours, of_merged = answers(model), answers(adapted), answers(merged(adapted))
@@ -156,8 +173,9 @@ def test_all_layers_at_once_work_with_adapters(peft, model, options):
         assert largest(answers(adapted), base) < 1e-4
 
 
+@both_trunks
 def test_trained_adapters_are_saved_merged(peft, model):
-    layers = r'.*(qkv|convs\.\d\.conv|conv_s0|v_proj|mlp\.layers\.\d)'
+    layers = r'.*(qkv|channel_mixer\.conv1\.c|convs\.\d\.conv|conv_s0|v_proj|mlp\.layers\.\d)'
     adapted = adapt(peft, copy.deepcopy(model), layers, r=3, lora_alpha=5)
     state, written = merged_state(adapted), copy.deepcopy(model)
     assert state.keys() == model.state_dict().keys()
@@ -191,6 +209,7 @@ def video(model, scene):
     segmenter.segment(segmenter.encode(scene.image(0)), Prompt(points=[(70, 70)], labels=[1]))
 
 
+@both_trunks
 @pytest.mark.parametrize('register', ['register_forward_hook', 'register_forward_pre_hook'])
 def test_hooks_of_every_layer_are_called_in_a_video(model, scene, register):
     model = copy.deepcopy(model)
@@ -206,6 +225,7 @@ def test_hooks_of_every_layer_are_called_in_a_video(model, scene, register):
         silent.update(silent_before)
 
 
+@both_trunks
 def test_global_hooks_see_every_layer(model, scene):
     seen = set()
     handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.add(module))
@@ -216,6 +236,7 @@ def test_global_hooks_see_every_layer(model, scene):
     assert [name for name in layers_of(model) if model.get_submodule(name) not in seen] == []
 
 
+@both_trunks
 @torch.inference_mode()
 def test_tensors_that_a_hook_keeps_are_not_changed_afterwards(model):
     """In-place rotations and activations would overwrite the tensors that a hook has recorded."""

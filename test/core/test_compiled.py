@@ -11,7 +11,9 @@ from torch._dynamo.utils import counters
 from sam2_core import VARIANTS, Prompt, Sam2Model, StreamTracker, encode_images, load_model
 from sam2_core.compiled import CompiledStages, batch_size
 from sam2_core.memory import MemoryBank, stack_memories
+from sam2_core.tensors import Memory, ObjectMasks
 from sam2_core.tracking import encode_memories
+from testing.plain_tracker import tiny_edgetam
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -26,7 +28,7 @@ def remembering(model, conditioning):
     bank = MemoryBank(model.config, 4, model.device, model.dtype)
     generator = torch.Generator().manual_seed(len(conditioning))
     for flag in conditioning:
-        bank.write(torch.randn(model.grid ** 2, model.config.memory_dim, generator=generator),
+        bank.write(torch.randn(model.config.memory_tokens, model.config.memory_dim, generator=generator),
                    torch.randn(model.config.d_model, generator=generator), flag)
     return bank
 
@@ -131,6 +133,31 @@ def test_a_memory_policy_that_asks_for_candidates_does_not_compile_again_either(
         torch.testing.assert_close(result.objects[1].logits, expected.objects[1].logits, atol=0.05, rtol=0.01)
     assert trackers[1]._banks[1].length()[1] > 2, 'tracked frames were written'
     assert counters['stats']['unique_graphs'] == made
+
+
+@torch.inference_mode()
+def test_edgetam_is_traced_as_a_whole_and_once_for_all_numbers_of_objects():
+    """Its merged trunk, its memory encoder with the perceiver, and its memory attention; the decoder is as above."""
+    model = tiny_edgetam(Sam2Model)
+    size, dim = model.image_size, model.config.d_model
+    parts = {name: torch.compile(getattr(model, name), fullgraph=True, dynamic=name != 'encode_image', backend='eager')
+             for name in ('encode_image', 'encode_memory', 'attend_memory')}
+    generator = torch.Generator().manual_seed(0)
+    before = counters['stats']['unique_graphs']
+    picture = torch.randn(1, 3, size, size, generator=generator)
+    image = model.encode_image(picture)
+    torch.testing.assert_close(parts['encode_image'](picture), image)
+    for objects in (13, 2, 3):  # the first equals no other size, which would be taken for the same
+        logits = torch.randn(objects, size // 4, size // 4, generator=generator)
+        pointers = torch.randn(objects, dim, generator=generator)
+        inputs = image, ObjectMasks(logits, logits[:, 0, 0], logits[:, 0, 0], pointers), logits[:, 0, 0] > 0
+        frames = model.encode_memory(*inputs)
+        torch.testing.assert_close(parts['encode_memory'](*inputs), frames)
+        memory = Memory(frames[:, None].repeat(1, 4, 1, 1), torch.tensor([[6, 1, 0, 0]] * objects),
+                        pointers[:, None].repeat(1, 5, 1), torch.tensor([[9, 4, 3, 2, 1]] * objects),
+                        torch.tensor([[True, True, True, False]] * objects), torch.tensor([[True] * 5] * objects))
+        torch.testing.assert_close(parts['attend_memory'](image, memory), model.attend_memory(image, memory))
+    assert counters['stats']['unique_graphs'] == before + 3
 
 
 @torch.inference_mode()

@@ -15,11 +15,14 @@ from sam2_core.export.graph_model import GraphModel
 from sam2_core.export.verify import differences
 from sam2_core.export.write import BUILD_SCRIPT
 from testing import comparisons
+from testing.small_edgetam import small_edgetam
 
 
-@pytest.fixture(scope='module', params=['nano', 'sam2.1_hiera_tiny', 'sam2_hiera_tiny'])
+@pytest.fixture(scope='module', params=['nano', 'sam2.1_hiera_tiny', 'sam2_hiera_tiny', 'small edgetam'])
 def model(request):
     """Return a model with random weights, in which every object is visible."""
+    if request.param == 'small edgetam':
+        return small_edgetam()
     pair = comparisons.make_pair(request.param, image_size=128)
     pair.set_object_score_bias(4.0)
     return pair.ours

@@ -17,6 +17,7 @@ from sam2_core.export.graph_model import GraphModel
 from sam2_core.export.write import write_graph
 from testing import comparisons
 from testing.graph_tracker import GraphTracker
+from testing.small_edgetam import small_edgetam
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # PyTorch's exporter takes about five seconds per graph
 OBJECTS, ROOM = 2, {'memory_frames': 8, 'pointers': 17, 'points': 4}  # room for the first prompt and a correction
@@ -26,7 +27,7 @@ ANY = {'Cast', 'Concat', 'Expand', 'Gather', 'GatherND', 'Reshape', 'Slice', 'Sq
 NUMBERS = ANY | {'Add', 'ArgMax', 'ConstantOfShape', 'Div', 'Equal', 'Greater', 'GreaterOrEqual', 'LessOrEqual', 'Max',
                  'Mul', 'Pad', 'ReduceMax', 'ReduceSum', 'Split', 'Sub'}
 FLOATS = NUMBERS | {'Clip', 'Conv', 'ConvTranspose', 'Cos', 'Erf', 'Gemm', 'LayerNormalization', 'MatMul', 'MaxPool',
-                    'Relu', 'Resize', 'Sigmoid', 'Sin', 'Softmax'}
+                    'ReduceMean', 'Relu', 'Resize', 'Sigmoid', 'Sin', 'Softmax'}
 READ_BY_TENSORRT = {'BOOL': ANY | {'Not'}, 'INT32': NUMBERS, 'INT64': NUMBERS, 'FLOAT': FLOATS}
 KINDS = {'encode_image', 'attend_memory', 'decode_tracked', 'decode_prompted', 'adopt_mask', 'encode_memory'}
 
@@ -136,11 +137,30 @@ def test_version_2_0_equals_pytorch_where_it_differs_from_2_1(tmp_path):
     model = Sam2Model(replace(whole.config, memory_attention_layers=1)).eval().requires_grad_(False)
     weights = whole.state_dict()
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
-    graph_model = GraphModel(model)
-    every = [stage for stage in stages(model.config, SIZES) if stage.kind in ('attend_memory', 'encode_memory')]
-    for stage in every:
-        write_graph(graph_model, stage, tmp_path / f'{stage.name}.onnx')
+    check_differences(model, tmp_path, write_some(model, tmp_path, 'attend_memory', 'encode_memory'))
+
+
+def test_edgetam_equals_pytorch_where_it_differs_from_version_2_0(tmp_path):
+    """Its decoder is that of SAM 2.0. The branches of its trunk are merged, and each memory frame has 21 tokens."""
+    model = small_edgetam()
+    every = write_some(model, tmp_path, 'encode_image', 'attend_memory', 'encode_memory')
     check_differences(model, tmp_path, every)
+    check_operators(tmp_path)
+    check_static(tmp_path)
+    trunk = onnx.load(tmp_path / 'encode_image.onnx').graph
+    # 2 in the stem, 3 in a block, 7 between stages, 2 in a gate, 4 in the neck
+    assert sum(node.op_type == 'Conv' for node in trunk.node) == 2 + 5 * 3 + 3 * 7 + 4 * 2 + 4
+    memory = onnx.load(tmp_path / f'encode_memory_{OBJECTS}.onnx').graph.output[0].type.tensor_type
+    assert [d.dim_value for d in memory.shape.dim] == [OBJECTS, 5 + 4 * 4, 16]
+
+
+def write_some(model, folder, *kinds):
+    """Write the graphs of these kinds and return their stages."""
+    graph_model = GraphModel(model)
+    every = [stage for stage in stages(model.config, SIZES) if stage.kind in kinds]
+    for stage in every:
+        write_graph(graph_model, stage, folder / f'{stage.name}.onnx')
+    return every
 
 
 # --- content of the graphs
@@ -158,8 +178,8 @@ def test_shapes_are_static_and_those_of_model_json(graphs):
         assert all(port['meaning'] for port in graph['inputs'] + graph['outputs'])
 
 
-def test_graphs_hold_no_complex_number_no_branch_and_no_dynamic_shape(graphs):
-    for path in graphs.glob('*.onnx'):
+def check_static(folder):
+    for path in folder.glob('*.onnx'):
         graph = onnx.load(path)
         onnx.checker.check_model(graph, full_check=True)
         graph = onnx.shape_inference.infer_shapes(graph, strict_mode=True, data_prop=True).graph
@@ -170,6 +190,10 @@ def test_graphs_hold_no_complex_number_no_branch_and_no_dynamic_shape(graphs):
         assert types <= {getattr(onnx.TensorProto, name) for name in ('FLOAT', 'INT32', 'INT64', 'BOOL')}, path.name
         for value in values:
             assert all(d.HasField('dim_value') for d in value.type.tensor_type.shape.dim), (path.name, value.name)
+
+
+def test_graphs_hold_no_complex_number_no_branch_and_no_dynamic_shape(graphs):
+    check_static(graphs)
 
 
 def test_every_operator_and_its_types_are_among_those_tensorrt_reads(graphs):
