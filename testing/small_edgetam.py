@@ -1,8 +1,10 @@
 """EdgeTAM with all its parts, so small that a frame takes milliseconds, with random weights."""
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -42,3 +44,11 @@ def pictures(count: int, seed: int = 0) -> list[np.ndarray]:
     generator = np.random.default_rng(seed)
     return [np.kron(generator.integers(0, 255, (8, 8, 3), np.uint8), np.ones((16, 16, 1), np.uint8))
             for _ in range(count)]
+
+
+def small_variant(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
+    """Give the variant edgetam this size for a test, and return a file with weights for it."""
+    monkeypatch.setitem(VARIANTS, 'edgetam', SMALL)
+    path = folder / 'edgetam.pt'
+    torch.save({'model': small_edgetam().state_dict()}, path)
+    return path

@@ -9,6 +9,7 @@ import pytest
 from sam2_core import Filters, ImageSegmenter, Prompt
 from sam2_core.datasets import SkippedFiles, open_recordings, run_length
 from sam2_core.offline.segment import main
+from testing.small_edgetam import small_variant
 
 HEIGHT, WIDTH = 240, 320
 
@@ -58,6 +59,15 @@ def masks(output, name='photo'):
 
 def overlap(one, other):
     return (one & other).sum() / (one | other).sum()
+
+
+@pytest.mark.parametrize('prompts', [['--box', '72,72,208,208'], ['--everything', '--points-per-side', '2',
+                                                                  '--min-score', '0', '--min-stability', '0']])
+def test_edgetam_segments_with_a_local_file(photo, tmp_path, monkeypatch, prompts):
+    out = tmp_path / 'out'
+    assert run(photo, *prompts, '--model', 'edgetam', '--checkpoint', small_variant(monkeypatch, tmp_path),
+               '--output', out, '--device', 'cpu') == 0
+    assert masks(out)
 
 
 def test_boxes_give_masks_json_and_overlay(scene, photo, tmp_path, capsys):

@@ -20,6 +20,7 @@ from sam2_core.offline.outputs import fit_picture
 from sam2_core.offline.resume import TrackFolder
 from sam2_core.offline.store import FrameStore
 from testing.dataset_files import jpeg, scene
+from testing.small_edgetam import small_variant
 from testing.video_files import decoded, write_video
 
 ROOT = Path(__file__).parents[3]
@@ -72,6 +73,18 @@ def expected():
         prompts = [VideoPrompt(MIDDLE, Prompt(object_id, box=box)) for object_id, box in BOXES.items()]
         return {frame: result.objects for frame, result in track_video(model, path, prompts)}
     return track_clip
+
+
+def test_edgetam_tracks_with_a_local_file(clip, out, tmp_path, monkeypatch):
+    path = small_variant(monkeypatch, tmp_path)
+    assert sam2_track(clip, out, *boxes(), '--model', 'edgetam', '--checkpoint', path, '--write', 'objects') == 0
+    model = load_model('edgetam', path, device='cpu', image_size=64)
+    prompts = [VideoPrompt(MIDDLE, Prompt(object_id, box=box)) for object_id, box in BOXES.items()]
+    for frame, result in track_video(model, clip, prompts):
+        assert list(result.objects) == [1, 2]
+        for object_id, item in result.objects.items():
+            written = cv2.imread(str(out / f'Objects/clip/{object_id}/{frame:05}.png'), cv2.IMREAD_UNCHANGED)
+            np.testing.assert_array_equal(written > 0, item.mask)
 
 
 def test_every_frame_has_its_files(clip, out, expected, capsys):

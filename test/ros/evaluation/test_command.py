@@ -12,6 +12,7 @@ from sam2_ros.evaluate import main
 from sam2_ros.messages.conversions import from_pixels, to_rgb
 from sam2_ros.recordings.bag_writer import BagWriter
 from testing.discs import Discs, header
+from testing.small_edgetam import small_variant
 
 TIMES = ('latency', 'wall_seconds', 'peak_memory', 'peak_gpu_memory')
 
@@ -54,6 +55,18 @@ def test_a_bag_becomes_figures_and_the_same_bag_the_same_figures(bag, tmp_path, 
     assert set(first['latency']) == {'decode', 'encode', 'attend', 'decode mask', 'memory', 'publish', 'total'}
     printed = capsys.readouterr().out
     assert '6 of 6 images processed, 0 dropped, 6 with truth' in printed and 'mean' in printed
+
+
+def test_edgetam_is_evaluated_with_a_local_file(bag, tmp_path, monkeypatch):
+    """Its weights are random, so only times and sizes mean anything."""
+    assert main([str(bag), '--model', 'edgetam', '--checkpoint', str(small_variant(monkeypatch, tmp_path)),
+                 '--device', 'cpu', '--output', str(tmp_path / 'out'), '--no-video']) == 0
+    metrics = metrics_of(tmp_path / 'out')
+    assert (metrics['processed'], metrics['dropped'], set(metrics['objects'])) == (6, 0, {'1', '2'})
+    assert metrics['versions']['model'] == 'edgetam, 128 pixels, float32'
+    latency = metrics['latency']
+    assert all(0 < latency[stage]['p50'] < latency['total']['p50'] for stage in ('encode', 'attend', 'memory'))
+    assert metrics['peak_memory'] > 0
 
 
 def test_topics_are_found_and_objects_prompted_by_their_first_truth(tmp_path):
