@@ -135,6 +135,7 @@ def test_a_memory_policy_that_asks_for_candidates_does_not_compile_again_either(
     assert counters['stats']['unique_graphs'] == made
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_edgetam_is_traced_as_a_whole_and_once_for_all_numbers_of_objects():
     """Its merged trunk, its memory encoder with the perceiver, and its memory attention; the decoder is as above."""

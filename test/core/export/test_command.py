@@ -13,8 +13,9 @@ from sam2_core.approximations import pool_memory, quantize_encoder
 from sam2_core.export import ExportError, Sizes, cli, export_onnx, stages, verify
 from sam2_core.export.graph_model import GraphModel
 from sam2_core.export.verify import differences
-from sam2_core.export.write import BUILD_SCRIPT
+from sam2_core.export.write import BUILD_SCRIPT, description
 from testing import comparisons
+from testing.graph_tracker import GraphTracker
 from testing.small_edgetam import small_edgetam
 
 
@@ -40,6 +41,38 @@ def test_traced_stages_compute_the_same_as_the_model(model, sizes):
     found = list(differences(model, stages(model.config, sizes), run))
     assert len(found) == 4 + 6 * len(sizes.objects) + 7
     assert [d for d in found if d.largest > 1e-5 * max(1, d.scale)] == []
+
+
+class TracedTracker(GraphTracker):
+    """Tracker on the stages as they are before PyTorch's exporter runs."""
+
+    def __init__(self, model, sizes):
+        every = stages(model.config, sizes)
+        self.about = description(model, sizes, every)
+        self.model, self.stages = GraphModel(model), {stage.name: stage for stage in every}
+        self.config, self.objects, self.banks = model.config, sizes.objects[0], {}
+
+    def run(self, graph, inputs):
+        stage = self.stages[graph]
+        with torch.enable_grad():
+            outputs = stage.run(self.model, [torch.from_numpy(inputs[port.name]) for port in stage.inputs])
+        return {port.name: output.detach().numpy() for port, output in zip(stage.outputs, outputs, strict=True)}
+
+
+def test_a_stream_of_edgetam_on_traced_stages_equals_the_tracker(scene):
+    """Memory frames of a few tokens are stored and attended to by the rules of model.json."""
+    model = small_edgetam()
+    tracker, traced = StreamTracker(model), TracedTracker(model, Sizes((2,), memory_frames=8, pointers=17))
+    script = {0: [Prompt(1, box=scene.box(1))], 1: [Prompt(2, mask=scene.truth(2, 1))],
+              3: [Prompt(3, points=[(20, 200)], labels=[1])], 5: [Prompt(1, points=[(95, 70), (9, 9)], labels=[1, 0])]}
+    for time in range(9):
+        image, prompts = scene.image(time), script.get(time, [])
+        expected = tracker.step(image, prompts).objects
+        found = traced.step(image, {prompt.object_id: prompt for prompt in prompts})
+        assert list(found) == list(expected)
+        for object_id, item in expected.items():
+            assert item.logits.std() > 0.01
+            torch.testing.assert_close(torch.from_numpy(found[object_id]), item.logits, atol=1e-3, rtol=0)
 
 
 def test_pooled_memory_is_exported_too(nano):
