@@ -200,7 +200,7 @@ class IouGated:
 
 
 class DistractorAware:
-    """Distractor-aware rule: frames in which a look-alike was told from the object stay for good as anchors.
+    """Distractor-aware rule: frames in which a look-alike was told from the object stay as anchors.
 
     "A Distractor-Aware Memory for Visual Object Tracking with SAM2" (arXiv 2411.17576), with the bank of its successor
     for several objects (arXiv 2509.13864). At most ``MemorySizes.frames`` (7) frames in all:
@@ -213,7 +213,7 @@ class DistractorAware:
     for the next frame, and an anchor from the one after that on.
     """
 
-    ANCHORS = 3
+    CONDITIONING = 4  # frames: one prompt and three anchors
     RECENT_EVERY = 5  # frames
     ANCHOR_EVERY = 5  # frames, exceeded between two anchors
     ANCHOR_IOU = 0.8  # predicted, exceeded
@@ -222,7 +222,7 @@ class DistractorAware:
 
     name = 'distractor_aware'
     candidates = True
-    conditioning_frames: int | None = 1 + ANCHORS
+    conditioning_frames: int | None = CONDITIONING
     fractional_ages = True
 
     def write(self, past: Past, seen: Seen) -> Write:
@@ -233,12 +233,12 @@ class DistractorAware:
 
     def keep(self, past: Past) -> Attended:
         """Return prompted frames, anchors and recent frames, and the newest 16 pointers, prompted ones first."""
-        most = min(past.sizes.prompts, past.sizes.conditioning(1 + self.ANCHORS))
+        most = min(past.sizes.prompts, past.sizes.conditioning(self.CONDITIONING))
         return Attended(self._frames(past, most), self._pointers(past, most))
 
     def _frames(self, past: Past, most: int) -> list[Kept]:
         prompts, others = _split(past.frames, most)
-        free = past.sizes.conditioning(1 + self.ANCHORS) - len(prompts)
+        free = past.sizes.conditioning(self.CONDITIONING) - len(prompts)
         anchors = _newest([row for row in others if row.kind is Kind.ANCHOR and row.frame < past.now - 1], free)
         recent = [row for row in others if row.kind is Kind.RECENT or (row.kind is Kind.ANCHOR
                                                                        and row.frame == past.now - 1)]
@@ -266,7 +266,7 @@ class DistractorAware:
     def _is_anchor(self, past: Past, seen: Seen) -> bool:
         """Return whether all conditions hold; the components of masks are sought only if all others do."""
         prompts = sum(row.kind is Kind.PROMPT for row in past.frames)
-        if prompts >= past.sizes.conditioning(1 + self.ANCHORS):
+        if prompts >= past.sizes.conditioning(self.CONDITIONING):
             return False  # an anchor would find no place
         areas = [*(area for _, area in past.notes), seen.area][-NOTES:]
         lowest, highest = self.ANCHOR_AREA
