@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -239,8 +239,12 @@ def _new_model(config: Sam2Config, name: str) -> Sam2Model:
         return Sam2Model(config, name)
 
 
-def check_finite(weights: Mapping[str, Tensor], path: Path | str, dtype: torch.dtype = torch.float32) -> None:
-    """Raise CheckpointError for weights that are NaN or infinite, or become infinite when converted to ``dtype``."""
+def check_finite(weights: Mapping[str, Tensor], path: Path | str, dtype: torch.dtype = torch.float32,
+                 unconverted: Container[str] = ()) -> None:
+    """Raise CheckpointError for weights that are NaN or infinite, or become infinite when converted to ``dtype``.
+
+    ``unconverted``: names of weights that stay float32.
+    """
     broken, beyond, limit = [], [], torch.finfo(dtype).max
     for key, value in weights.items():
         if not value.is_floating_point() or not value.numel():
@@ -249,7 +253,8 @@ def check_finite(weights: Mapping[str, Tensor], path: Path | str, dtype: torch.d
         largest = max(abs(end.item()) for end in ends)
         if not all(math.isfinite(end.item()) for end in ends):
             broken.append(key)
-        elif largest > limit and torch.tensor(largest, dtype=dtype, device='cpu').isinf():  # some round down to it
+        elif (key not in unconverted and largest > limit
+              and torch.tensor(largest, dtype=dtype, device='cpu').isinf()):  # some round down to the limit
             beyond.append((key, largest))
     if broken:
         first = weights[broken[0]].float()
@@ -311,7 +316,7 @@ def _check_weights(weights: Mapping[str, Tensor], model: Sam2Model, path: Path, 
             hint = f'it looks like {like}' if like != model.name else (
                 f'apart from that it is one: save the complete state dict of the {model.name}, and nothing else')
         raise CheckpointError(f'checkpoint {path} is not {model.name}: {"; ".join(problems[:3])}{more}; {hint}')
-    check_finite(weights, path, dtype)
+    check_finite(weights, path, dtype, {name for name, _ in model.named_buffers()})
 
 
 def checked_device(device: str | torch.device | None) -> torch.device:

@@ -33,15 +33,25 @@ def config_to_json(config: Sam2Config) -> str:
 def config_from_json(text: str) -> Sam2Config:
     """Return the configuration that ``config_to_json`` wrote.
 
-    Files from before version 0.15 hold the sizes of their Hiera trunk among those of the model.
+    Older files hold the sizes of their Hiera trunk among those of the model. Raise CheckpointError for a configuration
+    that this version does not know.
     """
-    content: dict[str, Any] = json.loads(text)
+    try:
+        return _config_of(json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f'{CONFIG_KEY} {text[:80]}: {error}: written by another version of sam2_core; use that '
+                              f'version') from error
+
+
+def _config_of(content: dict[str, Any]) -> Sam2Config:
     if 'trunk' not in content:
         content['trunk'] = {item.name: content.pop(item.name) for item in fields(HieraConfig) if item.name in content}
     if content.get('perceiver') is not None:
         content['perceiver'] = PerceiverConfig(**content['perceiver'])
-    kind = next(kind for kind in (HieraConfig, RepVitConfig)
-                if content['trunk'].keys() <= {item.name for item in fields(kind)})
+    kind = next((kind for kind in (HieraConfig, RepVitConfig)
+                 if content['trunk'].keys() <= {item.name for item in fields(kind)}), None)
+    if kind is None:
+        raise ValueError(f'a trunk of {", ".join(content["trunk"])}')
     content['trunk'] = kind(**_with_tuples(content['trunk']))
     return Sam2Config(**_with_tuples(content))
 

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree
@@ -59,7 +60,7 @@ def check_machine(parameters: Parameters, middleware: str, environment: Mapping[
     if problem := why_no_bond(parameters.bond_heartbeat_period):
         yield doubtful('packages', problem)
     yield check_device(parameters.device)
-    yield check_weights(parameters.model, parameters.checkpoint, parameters.dtype)
+    yield check_weights(parameters.model, parameters.checkpoint, parameters.dtype, parameters.image_size)
     yield from check_kept_files(parameters)
     yield check_transport(middleware, environment)
     if 'fastrtps' in middleware:
@@ -108,7 +109,8 @@ def check_device(device: str) -> Finding:
         return bad('device', f'{error}')
     if chosen.type != 'cuda':
         return doubtful('device', f'{chosen} with {os.cpu_count()} cores, no GPU: nano takes about 0.1 s per image, '
-                                  f'sam2.1_hiera_tiny several seconds; use a GPU for the larger models')
+                                  f'edgetam one or two seconds, sam2.1_hiera_tiny several; use a GPU for the larger '
+                                  f'models')
     index = chosen.index or 0
     free, total = torch.cuda.mem_get_info(index)
     text = f'{chosen}: {torch.cuda.get_device_name(index)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free'
@@ -117,10 +119,10 @@ def check_device(device: str) -> Finding:
     return good('device', text)
 
 
-def check_weights(model: str, checkpoint: str, dtype: str = 'float32') -> Finding:
-    """Read the weights as the node does on configure. Nothing is downloaded.
+def check_weights(model: str, checkpoint: str, dtype: str = 'float32', image_size: int = 0) -> Finding:
+    """Read the weights as the node does on configure, and check that the model takes this size of image.
 
-    The arguments are the values of the parameters.
+    Nothing is downloaded. The arguments are the values of the parameters.
     """
     import torch
 
@@ -132,9 +134,11 @@ def check_weights(model: str, checkpoint: str, dtype: str = 'float32') -> Findin
             if model and name != model:
                 return bad('weights', f'{checkpoint} is {name}, the parameter model is {model!r}: set model:={name}, '
                                       f"or model:='' to detect it from the checkpoint")
+            _check_size(name, image_size)
             return good('weights', f'{name}, from {checkpoint}')
         if model not in VARIANTS:
             return bad('weights', f'model {model!r}: must be one of {", ".join(VARIANTS)}')
+        _check_size(model, image_size)
         if model not in OFFICIAL:
             read_checkpoint(find_weights(model), model)
             return good('weights', f'{model}, packaged; small, made for tests: set model:=edgetam or larger '
@@ -149,6 +153,13 @@ def check_weights(model: str, checkpoint: str, dtype: str = 'float32') -> Findin
     except (ImportError, OSError, ValueError) as error:
         return bad('weights', f'{error}')
     return good('weights', f'{model}, cached, sha256 verified')
+
+
+def _check_size(model: str, image_size: int) -> None:
+    """Raise ValueError if a model does not take this value of the parameter ``image_size``; 0 is its own size."""
+    from sam2_core.config import variant
+    if image_size:
+        replace(variant(model), image_size=image_size)
 
 
 def check_transport(middleware: str, environment: Mapping[str, str]) -> Finding:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sam2_core import VARIANTS, CheckpointError, Sam2Model, load_model
-from sam2_core.checkpoint import OFFICIAL, OfficialFile, read_weights, recognise, verify
+from sam2_core.checkpoint import OFFICIAL, OfficialFile, check_finite, read_weights, recognise, verify
 
 NANO = Path(__file__).parents[2] / 'sam2_core' / 'weights' / 'nano.safetensors'
 
@@ -181,6 +181,16 @@ def test_downloaded_file_is_checked_by_size_and_hash(tmp_path):
         verify(path, OfficialFile('r', 'f', good, 8))
     with pytest.raises(CheckpointError, match=f'sha256 {good}, the published file has 0000'):
         verify(path, OfficialFile('r', 'f', '0' * 64, 7))
+
+
+def test_statistics_that_stay_float32_may_exceed_float16():
+    weights = {'conv.weight': torch.ones(2), 'bn.running_var': torch.tensor([1e5])}
+    check_finite(weights, 'mine.pt', torch.float16, {'bn.running_var'})
+    with pytest.raises(CheckpointError, match='1 of 2 tensors exceed 65504.* bn.running_var reaches 100000'):
+        check_finite(weights, 'mine.pt', torch.float16)
+    with pytest.raises(CheckpointError, match='1 of 2 tensors are not finite: bn.running_var'):
+        check_finite({**weights, 'bn.running_var': torch.tensor([torch.inf])}, 'mine.pt', torch.float16,
+                     {'bn.running_var'})
 
 
 def test_table_of_official_files_is_complete():

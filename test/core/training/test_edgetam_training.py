@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from sam2_core import VARIANTS, Prompt, Sam2Model, StreamTracker, load_model
+from sam2_core.checkpoint_files import CheckpointError
 from sam2_core.training import finetune
 from sam2_core.training.initialise import new_model
 from sam2_core.training.run_state import config_from_json, config_to_json, load_weights, save_weights
@@ -175,7 +176,7 @@ def test_a_configuration_is_read_back_from_its_text():
 
 
 def test_a_header_from_before_other_trunks_is_read():
-    """Version 0.14 wrote the sizes of the Hiera trunk among those of the model."""
+    """Older files hold the sizes of the Hiera trunk among those of the model."""
     header = {
         'embed_dim': 32, 'num_heads': 1, 'stages': [1, 2, 4, 1], 'global_attention_blocks': [4, 6],
         'window_sizes': [8, 4, 8, 8], 'position_grid': 8, 'd_model': 96, 'memory_attention_layers': 2,
@@ -185,3 +186,12 @@ def test_a_header_from_before_other_trunks_is_read():
         'memory_frames': 7, 'object_pointers': 16, 'max_pointer_distance': 32, 'no_object_embedding': True,
         'pointer_time_codes': True, 'image_size': 256, 'masks_alone': False}
     assert config_from_json(json.dumps(header)) == VARIANTS['nano']
+
+
+@pytest.mark.parametrize(('change', 'reason'), [
+    ({'trunk': {'patch_size': 16}}, 'a trunk of patch_size'), ({'stride': 14}, "unexpected keyword argument 'stride'"),
+    ({'image_size': 100}, 'image_size 100: must be a positive multiple of 32')])
+def test_a_configuration_of_another_version_is_refused_with_the_cure(change, reason):
+    header = json.loads(config_to_json(VARIANTS['edgetam'])) | change
+    with pytest.raises(CheckpointError, match=rf'{reason}.*: written by another version of sam2_core; use that'):
+        config_from_json(json.dumps(header))

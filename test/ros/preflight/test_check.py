@@ -430,6 +430,16 @@ def test_weights_are_looked_for_as_the_node_would(model, checkpoint, verdict, te
     assert text in finding.text
 
 
+@pytest.mark.parametrize(('model', 'image_size', 'verdict', 'text'), [
+    ('nano', 288, GOOD, 'nano, packaged'),
+    ('edgetam', 512, DOUBTFUL, 'edgetam is not cached'),
+    ('edgetam', 320, BAD, 'image_size 320: must be a multiple of 256 for a model with a spatial perceiver')])
+def test_an_image_size_that_the_model_does_not_take_is_found(empty_cache, model, image_size, verdict, text):
+    finding = check_weights(model, '', image_size=image_size)
+    assert finding.verdict is verdict, finding
+    assert text in finding.text
+
+
 @pytest.mark.parametrize(('value', 'dtype', 'text'), [
     (float('nan'), 'float32', '1 of 371 tensors are not finite: no_mem_embed; in no_mem_embed 96 of 96'),
     (70_000.0, 'float16', '1 of 371 tensors exceed 65504, the largest torch.float16; no_mem_embed reaches 70000')])
