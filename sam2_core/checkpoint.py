@@ -105,7 +105,7 @@ def load_model(name: str | None = None, checkpoint: str | Path | None = None, de
     if image_size is not None:
         check_image_size(image_size)
     if name is not None:
-        variant(name)
+        _sized(variant(name), image_size)  # raises before anything is downloaded
     if checkpoint is not None:
         path = Path(checkpoint)
     elif name is not None:
@@ -116,7 +116,7 @@ def load_model(name: str | None = None, checkpoint: str | Path | None = None, de
     name = name or recognise(weights, path)
     config = variant(name)
     size = trained_image_size(path) if image_size is None else image_size
-    model = _new_model(config if size is None else replace(config, image_size=size), name)
+    model = _new_model(_sized(config, size), name)
     _check_weights(weights, model, path, dtype)
     model.load_state_dict({key: value.float() for key, value in weights.items()})
     for parameter in model.parameters():  # only parameters: coordinates and positions stay float32
@@ -128,6 +128,11 @@ def load_model(name: str | None = None, checkpoint: str | Path | None = None, de
     if compile:
         model.compiled = CompiledStages(model, 'inductor' if compile is True else compile)
     return model
+
+
+def _sized(config: Sam2Config, image_size: int | None) -> Sam2Config:
+    """Return a configuration for images of another size; None leaves it. Raise ValueError for a wrong size."""
+    return config if image_size is None else replace(config, image_size=image_size)
 
 
 def find_weights(name: str) -> Path:

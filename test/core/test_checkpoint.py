@@ -98,6 +98,7 @@ def test_half_precision_keeps_coordinates_in_float32():
     ({}, 'neither a model name nor a checkpoint'),
     ({'name': 'nano', 'image_size': 100}, 'image_size 100: must be a positive multiple of 32'),
     ({'name': 'nano', 'image_size': 0}, 'image_size 0'),
+    ({'name': 'edgetam', 'image_size': 320}, 'image_size 320: must be a multiple of 256'),  # before a download
     ({'name': 'nano', 'dtype': torch.int8}, 'dtype torch.int8: must be one of'),
     ({'name': 'nano', 'device': 'tpu'}, "device 'tpu': must be"),
     ({'name': 'nano', 'device': 'cuda:99'}, "device 'cuda:99': this machine has"),
