@@ -118,7 +118,8 @@ def load_model(name: str | None = None, checkpoint: str | Path | None = None, de
     size = trained_image_size(path) if image_size is None else image_size
     model = _new_model(_sized(config, size), name)
     _check_weights(weights, model, path, dtype)
-    model.load_state_dict({key: value.float() for key, value in weights.items()})
+    counts = {key: value for key, value in model.state_dict().items() if not value.is_floating_point()}  # never read
+    model.load_state_dict(counts | {key: value.float() for key, value in weights.items()})
     for parameter in model.parameters():  # only parameters: coordinates and positions stay float32
         parameter.data = parameter.data.to(dtype)
     model = model.to(device).eval().requires_grad_(False)
@@ -304,7 +305,7 @@ def _trunk_blocks(weights: Mapping[str, Tensor]) -> set[str]:
 
 def _check_weights(weights: Mapping[str, Tensor], model: Sam2Model, path: Path, dtype: torch.dtype) -> None:
     own = model.state_dict()
-    problems = [f'missing {key}' for key in own if key not in weights]
+    problems = [f'missing {key}' for key, value in own.items() if key not in weights and value.is_floating_point()]
     problems += [f'unexpected {key}' for key in weights if key not in own]
     problems += [f'{key} is {tuple(weights[key].shape)}, must be {tuple(own[key].shape)}'
                  for key in own if key in weights and weights[key].shape != own[key].shape]

@@ -244,7 +244,7 @@ def _refuse_parts(weights: dict[str, Tensor], path: Path | str) -> None:
     have = [part for part in _PARTS if part in present]
     if not have:
         raise CheckpointError(f'checkpoint {path}: not a SAM 2 checkpoint, its keys are '
-                              f'{", ".join(list(weights)[:3])}, ...: give one of SAM 2 or 2.1')
+                              f'{", ".join(list(weights)[:3])}, ...: give one of SAM 2, SAM 2.1 or EdgeTAM')
     if re.search(r'-\d+-of-\d+\.\w+$', str(path)):
         cure = 'it is one of several shards: give the .index.json file beside it'
     elif set(have) == _OF_IMAGES:

@@ -102,8 +102,9 @@ class CompiledStages:
             iou, score = (torch.ones(batch, dtype=torch.float32, device=model.device) for _ in range(2))
             pointers = torch.zeros(batch, model.config.d_model, device=model.device, dtype=model.dtype)
             masks = ObjectMasks(logits, iou, score, pointers)
-            memories = [self._memory(batch, *length, masked, policy) for recent in recent_frames
-                        for length, masked in ((shapes.complete(recent), False), (shapes.longest(recent), True))]
+            lengths = dict.fromkeys(length for recent in recent_frames
+                                    for length in ((shapes.complete(recent), False), (shapes.longest(recent), True)))
+            memories = [self._memory(batch, *length, masked, policy) for length, masked in lengths]
             for _ in range(3):
                 self.encode_memory(image, masks, torch.zeros(batch, dtype=torch.bool, device=model.device))
                 for memory in memories:

@@ -58,10 +58,14 @@ class _Slots:
     def enter(self, frame: int, kind: Kind) -> tuple[Tensor, _Slots]:
         """Assign a free row to ``frame``, the newest.
 
-        A row is always free, because the tensor has one row more than the frames that stay.
+        A row is always free, because the tensor has one row more than the frames that may stay. Raise ValueError if a
+        policy has kept more.
         """
         taken = {row.slot for row in self.rows}
-        slot = next(slot for slot in range(len(self.storage)) if slot not in taken)
+        slot = next((slot for slot in range(len(self.storage)) if slot not in taken), None)
+        if slot is None:
+            raise ValueError(f'a memory policy that keeps {len(taken)} frames or pointers: must keep at most '
+                             f'{len(self.storage) - 1}; drop some in MemoryPolicy.keep')
         return self.storage[slot], _Slots(self.storage, (*self.rows, Row(slot, frame, kind)))
 
     def only(self, kept: Sequence[Kept]) -> _Slots:
@@ -88,20 +92,24 @@ class MemoryShapes:
         self.policy = policy
 
     def complete(self, recent_frames: int | None = None) -> tuple[int, int]:
-        """Return frames and pointers of an object that was prompted once, long ago: the usual case."""
+        """Return frames and pointers of an object that was prompted once, long ago: the usual case.
+
+        With a policy that makes anchors, it has none: they take the places of recent frames only if these are limited.
+        """
         return self._with(1, recent_frames)
 
     def longest(self, recent_frames: int | None = None) -> tuple[int, int]:
         """Return frames and pointers of an object with the maximum number of conditioning frames."""
-        return self._with(self.sizes.prompts, recent_frames)
+        shared = self.policy.conditioning_frames
+        return self._with(self.sizes.prompts if shared is None else self.sizes.conditioning(shared), recent_frames)
 
-    def _with(self, prompts: int, recent_frames: int | None) -> tuple[int, int]:
-        recent, shared = self.sizes.frames - 1, self.policy.conditioning_frames
+    def _with(self, conditioning: int, recent_frames: int | None) -> tuple[int, int]:
+        recent = self.sizes.frames - 1
         if recent_frames is not None:
             recent = min(recent_frames, recent)
-        if shared is None:
-            return prompts + recent, prompts + self.sizes.pointers - 1
-        return min(self.sizes.frames, self.sizes.conditioning(shared) + recent), self.sizes.pointers
+        if self.policy.conditioning_frames is None:
+            return conditioning + recent, conditioning + self.sizes.pointers - 1
+        return min(self.sizes.frames, conditioning + recent), self.sizes.pointers
 
 
 class MemoryBank:

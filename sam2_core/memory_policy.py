@@ -5,7 +5,7 @@ be copied, saved and restored whatever its policy. The constants are those of th
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from statistics import median
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -38,7 +38,7 @@ class Row(NamedTuple):
 
 
 class MemorySizes(NamedTuple):
-    """MemorySizes that the model and the tracker give to a memory."""
+    """Sizes of a memory, as the model and the tracker set them."""
 
     prompts: int  # max_conditioning_frames of the tracker
     frames: int  # memory_frames of the configuration: time codes, the last of which is that of conditioning frames
@@ -124,7 +124,9 @@ class MemoryPolicy(Protocol):
     def keep(self, past: Past) -> Attended:
         """Return the rows that frame ``past.now`` attends to; all other rows are dropped for good.
 
-        Called for each frame, whether or not something was written. Rows that stay must stay if asked again.
+        Called for each frame, whether or not something was written. Rows that stay must stay if asked again. At most
+        ``MemorySizes.frames`` frames and ``MemorySizes.pointers`` pointers may stay; without ``conditioning_frames``,
+        ``MemorySizes.prompts`` - 1 more of each.
         """
 
 
@@ -264,17 +266,20 @@ class DistractorAware:
                 *(Kept(row.slot, False, min(ranks[row.slot] + 1, highest) * unit) for row in others)]
 
     def _is_anchor(self, past: Past, seen: Seen) -> bool:
-        """Return whether all conditions hold; the components of masks are sought only if all others do."""
+        """Return whether an anchor would find a place, and all conditions hold."""
         prompts = sum(row.kind is Kind.PROMPT for row in past.frames)
-        if prompts >= past.sizes.conditioning(self.CONDITIONING):
-            return False  # an anchor would find no place
+        return (prompts < past.sizes.conditioning(self.CONDITIONING)
+                and all(holds for _, holds in self.conditions(past, seen)))
+
+    def conditions(self, past: Past, seen: Seen) -> Iterator[tuple[str, bool]]:
+        """Yield each condition of an anchor and whether it holds; the last one seeks the components of masks."""
         areas = [*(area for _, area in past.notes), seen.area][-NOTES:]
         lowest, highest = self.ANCHOR_AREA
         last = max((row.frame for row in past.frames if row.kind is Kind.ANCHOR), default=None)
-        return (seen.iou > self.ANCHOR_IOU
-                and len(areas) > 1 and lowest <= seen.area / max(1, median(areas)) <= highest
-                and (last is None or past.now - last > self.ANCHOR_EVERY)
-                and distractor_overlap(*seen.masks()) <= self.DISTRACTOR_IOU)
+        yield 'predicted_iou', seen.iou > self.ANCHOR_IOU
+        yield 'area', len(areas) > 1 and lowest <= seen.area / max(1, median(areas)) <= highest
+        yield 'distance', last is None or past.now - last > self.ANCHOR_EVERY
+        yield 'distractor', distractor_overlap(*seen.masks()) <= self.DISTRACTOR_IOU
 
 
 def distractor_overlap(chosen: np.ndarray, candidates: np.ndarray) -> float:
@@ -340,4 +345,13 @@ def memory_policy_of(given: str | MemoryPolicy) -> MemoryPolicy:
     if not isinstance(given, MemoryPolicy) or isinstance(given, type):
         raise TypeError(f'memory_policy {given!r}: must be one of {", ".join(MEMORY_POLICIES)}, or an object with the '
                         f'methods of MemoryPolicy')
+    known = MEMORY_POLICIES.get(given.name)
+    if known is not None and type(given) is not type(known):
+        raise ValueError(f'memory_policy {given!r} with the name {given.name!r}: saved states with that name are of '
+                         f'another policy; choose another name')
     return given
+
+
+def same_policy(one: MemoryPolicy, other: MemoryPolicy) -> bool:
+    """Return whether two policies have the same rule, so that a memory of one fits the other."""
+    return type(one) is type(other) and one.name == other.name

@@ -16,7 +16,7 @@ from sam2_core.images import EncodedImage, check_encoded, check_image, describe,
 from sam2_core.inference import inference
 from sam2_core.masks import mask_box
 from sam2_core.memory import MemoryBank, MemoryShapes
-from sam2_core.memory_policy import MemoryPolicy, memory_policy_of
+from sam2_core.memory_policy import MemoryPolicy, memory_policy_of, same_policy
 from sam2_core.metrics import iou as mask_iou
 from sam2_core.model import Sam2Model
 from sam2_core.prompts import Prompt, PromptError, merge_prompts
@@ -202,7 +202,7 @@ class StreamTracker:
             raise ValueError(f'object {object_id} of a tracker with max_conditioning_frames '
                              f'{other.max_conditioning_frames} cannot join one with {self.max_conditioning_frames}: '
                              'give both trackers the same')
-        if other._policy is not self._policy:
+        if not same_policy(other._policy, self._policy):
             raise ValueError(f'object {object_id} of a tracker with memory_policy {other._policy.name!r} cannot join '
                              f'one with {self._policy.name!r}: give both trackers the same')
         bank = other._bank(object_id)

@@ -1,6 +1,7 @@
 """Copies between host and device that do not synchronise more often than necessary.
 
-A GPU works through a queue, and reading a result drains it. A tracker's step reads results once, at its end.
+A GPU works through a queue, and reading a result drains it. A tracker's step reads results once, at its end; some
+memory policies read scores and areas once more, before the memory is written.
 """
 from __future__ import annotations
 

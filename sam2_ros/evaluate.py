@@ -79,8 +79,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     node.add_argument('--dtype', metavar='TYPE', help='float32, bfloat16 or float16')
     node.add_argument('--image-size', type=int, metavar='PIXELS', help='side of the square image that the model '
                       'processes')
-    node.add_argument('--memory-policy', choices=MEMORY_POLICIES, help='rule of which frames an object is remembered '
-                      'by (default: published)')
+    node.add_argument('--memory-policy', choices=MEMORY_POLICIES, help="rule that selects the frames in an object's "
+                      'memory (default: published)')
     node.add_argument('--parameters', type=Path, metavar='FILE', help='parameter file of the node, such as '
                       'config/sam2.yaml; the options above override it')
     node.add_argument('--node', default=NODE, metavar='NAME', help='fully qualified name of the node in the parameter '

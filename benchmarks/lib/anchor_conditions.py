@@ -1,9 +1,7 @@
 """Conditions under which the distractor-aware memory policy makes a frame an anchor, counted on clips of twins."""
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +11,7 @@ from benchmarks.lib.nano import on_another
 from benchmarks.lib.twins import FOUND
 from sam2_core import Prompt, Sam2Model, StreamTracker
 from sam2_core.masks import mask_box
-from sam2_core.memory_policy import NOTES, DistractorAware, Kind, Past, Seen, Write, distractor_overlap
+from sam2_core.memory_policy import DistractorAware, Kind, Past, Seen, Write
 from sam2_core.metrics import iou
 from sam2_core.training.clips import Clip
 
@@ -33,6 +31,8 @@ class Conditions(NamedTuple):
 class Watched(DistractorAware):
     """Distractor-aware policy that notes which conditions of an anchor hold in each frame with a mask."""
 
+    name = 'distractor_aware, watched'
+
     def __init__(self) -> None:
         self.seen: dict[int, tuple[bool, ...]] = {}  # by frame: the fields of Conditions up to ``anchor``
 
@@ -40,13 +40,8 @@ class Watched(DistractorAware):
         """Decide as the policy does."""
         decided = super().write(past, seen)
         if decided.kind is not None:
-            areas = [*(area for _, area in past.notes), seen.area][-NOTES:]
-            last = max((row.frame for row in past.frames if row.kind is Kind.ANCHOR), default=-math.inf)
-            lowest, highest = self.ANCHOR_AREA
-            self.seen[past.now] = tuple(map(bool, (
-                seen.iou > self.ANCHOR_IOU, len(areas) > 1 and lowest <= seen.area / median(areas) <= highest,
-                past.now - last > self.ANCHOR_EVERY, distractor_overlap(*seen.masks()) <= self.DISTRACTOR_IOU,
-                decided.kind is Kind.ANCHOR)))
+            self.seen[past.now] = *(bool(holds) for _, holds in self.conditions(past, seen)), (
+                decided.kind is Kind.ANCHOR)
         return decided
 
 

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 STAGES = {'encode_image': 'encode_image', 'attend_memory': 'attend_memory', 'decode_masks': 'decode_masks',
           'choose_masks': 'decode_masks', 'encode_memory': 'encode_memory'}  # method of the model -> stage
 TRACK = 'attend_memory and decode_masks'
-COMPILED_STAGES = {'encode_image': 'encode_image', 'track_objects': TRACK, 'encode_memory': 'encode_memory'}
+COMPILED_STAGES = {'encode_image': 'encode_image', 'track_objects': TRACK, 'track_candidates': TRACK,
+                   'encode_memory': 'encode_memory'}
 
 
 class _NoModules:

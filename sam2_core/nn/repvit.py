@@ -6,7 +6,6 @@ statistics of the normalisations are those of the checkpoint, also in training: 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -40,8 +39,8 @@ class ConvNorm(nn.Module):
 
     @property
     def is_mergeable(self) -> bool:
-        """Whether the weights describe the convolution fully: it has no adapters and no hooks."""
-        return is_plain(self.c) and not is_observed(self.bn)
+        """True if the weights describe the convolution fully: it has no adapters and no hooks."""
+        return is_plain(self.c)
 
     @property
     def sources(self) -> tuple[Tensor, ...]:
@@ -178,9 +177,11 @@ class RepVitStage(nn.Module):
         self.downsample = RepVitDownsample(channels_in, channels_out) if downsample else nn.Identity()
         self.blocks = nn.Sequential(*(RepVitBlock(channels_out, squeeze=i % 2 == 0) for i in range(blocks)))
 
-    def parts(self) -> list[nn.Module]:
-        """Return the modules to run, one after the other."""
-        return [self.downsample, *self.blocks]
+    def forward(self, x_bchw: Tensor, recompute: bool = False) -> Tensor:
+        """Transform (B, C, H, W); ``recompute``: run each block again in the backward pass, to save memory."""
+        for part in (self.downsample, *self.blocks):
+            x_bchw = _call(part, x_bchw, recompute)
+        return x_bchw
 
 
 class RepVit(nn.Module):
@@ -197,18 +198,13 @@ class RepVit(nn.Module):
 
     def forward(self, image_bchw: Tensor) -> list[Tensor]:
         """Return feature maps (B, C, S / 4, S / 4), ... (B, C', S / 32, S / 32) of images (B, 3, S, S)."""
-        run: Callable[..., Tensor] = _run
-        if torch.is_grad_enabled():
-            if self.recompute:
-                run = _recompute
-        else:
+        if not torch.is_grad_enabled():
             image_bchw = image_bchw.contiguous(memory_format=torch.channels_last)
+        recompute = self.recompute and torch.is_grad_enabled()
         stem, *stages = self.body.values()
-        x, levels = run(stem, image_bchw), []
+        x, levels = _call(stem, image_bchw, recompute), []
         for stage in stages:
-            assert isinstance(stage, RepVitStage)
-            for module in stage.parts():
-                x = run(module, x)
+            x = stage(x, recompute)
             levels.append(x)
         return levels
 
@@ -221,12 +217,8 @@ class RepVit(nn.Module):
                         module.add_module(name, _merged_convolution(child))
 
 
-def _run(module: nn.Module, x_bchw: Tensor) -> Tensor:
-    return module(x_bchw)
-
-
-def _recompute(module: nn.Module, x_bchw: Tensor) -> Tensor:
-    return checkpoint(module, x_bchw, use_reentrant=False)
+def _call(module: nn.Module, x_bchw: Tensor, recompute: bool) -> Tensor:
+    return checkpoint(module, x_bchw, use_reentrant=False) if recompute else module(x_bchw)
 
 
 def _merged_convolution(module: ConvNorm | TokenMixer) -> nn.Conv2d:
@@ -234,7 +226,7 @@ def _merged_convolution(module: ConvNorm | TokenMixer) -> nn.Conv2d:
     if isinstance(module, TokenMixer):
         like, (weight, bias) = module.conv.c, module._merge()
     else:
-        like, (weight, bias) = module.c, module.merged()
+        like, (weight, bias) = module.c, _cast(module.merged(), module.c.weight.dtype)
     merged = copy.deepcopy(like)
     merged.weight, merged.bias = nn.Parameter(weight), nn.Parameter(bias)
     return merged.requires_grad_(False)

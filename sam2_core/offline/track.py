@@ -83,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
     add_model(options)
     memory = options.add_argument_group('memory')
     memory.add_argument('--memory-policy', choices=MEMORY_POLICIES, default='published',
-                        help='rule of which frames an object is remembered by (default: %(default)s)')
+                        help="rule that selects the frames in an object's memory (default: %(default)s)")
 
     results = options.add_argument_group('results')
     results.add_argument('--write', nargs='+', choices=KINDS, default=list(outputs.DEFAULT), metavar='KIND',

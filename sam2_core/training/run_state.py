@@ -46,6 +46,8 @@ def config_from_json(text: str) -> Sam2Config:
 def _config_of(content: dict[str, Any]) -> Sam2Config:
     if 'trunk' not in content:
         content['trunk'] = {item.name: content.pop(item.name) for item in fields(HieraConfig) if item.name in content}
+    if not isinstance(content['trunk'], Mapping):
+        raise TypeError(f'a trunk of type {type(content["trunk"]).__name__}')
     if content.get('perceiver') is not None:
         content['perceiver'] = PerceiverConfig(**content['perceiver'])
     kind = next((kind for kind in (HieraConfig, RepVitConfig)

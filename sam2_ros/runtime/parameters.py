@@ -65,9 +65,9 @@ class Parameters:
         False, 'Run the image encoder in 8-bit integers, an approximation. Only on a CPU with dtype float32.',
         when=MODEL, see='reference/benchmarks.md#approximations')
     memory_policy: str = _parameter(
-        'published', 'Rule of which frames an object is remembered by. published: the last ones. distractor_aware: '
-        'frames in which a look-alike was told from the object, and the last ones. iou_gated: the last ones that the '
-        'model is sure of.', when=MODEL, choices=('published', 'distractor_aware', 'iou_gated'),
+        'published', "Rule that selects the frames in an object's memory. published: the most recent frames. "
+        'distractor_aware: also frames in which the model separated the object from a look-alike. iou_gated: the most '
+        'recent frames with a confident mask.', when=MODEL, choices=('published', 'distractor_aware', 'iou_gated'),
         see='how-to/tune.md#look-alikes')
 
     image_transport: str = _parameter(

@@ -194,6 +194,16 @@ def test_statistics_that_stay_float32_may_exceed_float16():
                      {'bn.running_var'})
 
 
+def test_counts_of_batches_may_be_missing(tmp_path):
+    torch.manual_seed(0)
+    weights = Sam2Model(VARIANTS['edgetam']).state_dict()
+    for key in [key for key in weights if key.endswith('num_batches_tracked')]:
+        del weights[key]
+    model = load_model(checkpoint=saved(tmp_path / 'edgetam.pt', weights), device='cpu')
+    assert model.name == 'edgetam'
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in weights.items())
+
+
 def test_table_of_official_files_is_complete():
     assert set(OFFICIAL) == set(VARIANTS) - {'nano'}
     assert len({f.sha256 for f in OFFICIAL.values()}) == 9

@@ -369,6 +369,7 @@ def test_an_old_object_has_the_complete_shape_or_less(name):
     stream = Stream(name).prompt().plain(100)
     shapes = MemoryShapes(CONFIG, 4, stream.policy)
     assert stream.bank.length() == shapes.complete() == (7, 16)
+    assert stream.bank.length(3) == shapes.complete(3) == (4, 16)
     assert all(n <= most for n, most in zip(shapes.complete(3), shapes.longest(3), strict=True))
 
 
@@ -605,9 +606,47 @@ def test_a_third_policy_is_one_more_class(nano, scene):
     assert torch.equal(restored.step(scene.image(8)).objects[1].logits, tracker.step(scene.image(8)).objects[1].logits)
 
 
+class EverythingOnly(LastOnly):
+    """Policy that drops nothing."""
+
+    name = 'everything'
+
+    def keep(self, past):
+        return Attended([Kept(row.slot, True, 6) for row in past.frames],
+                        [Kept(row.slot, True, 1) for row in past.pointers])
+
+
+def test_a_policy_that_keeps_too_much_is_refused_and_the_tracker_stays_as_it_was(nano, scene):
+    tracker = StreamTracker(nano, memory_policy=EverythingOnly())
+    tracker.step(scene.image(0), [Prompt(1, box=scene.box(1))])
+    for _ in range(10):  # 4 conditioning frames and 6 others have room, and one more that has just been written
+        tracker.step(scene.image(1))
+    before = tracker.state_dict()
+    with pytest.raises(ValueError, match='keeps 11 frames or pointers: must keep at most 10; drop some in'):
+        tracker.step(scene.image(1))
+    assert torch.equal(tracker.state_dict()['frames'], before['frames'])
+
+
+def test_a_policy_may_be_given_by_name_or_as_an_object(nano, scene):
+    tracker, other = (StreamTracker(nano, memory_policy=given) for given in ('distractor_aware', DistractorAware()))
+    tracker.step(scene.image(0), [Prompt(1, box=scene.box(1))])
+    other.adopt(tracker.fork([1]), 1)
+    other.load_state_dict(tracker.state_dict())
+    assert other.object_ids == (1,)
+
+
+def test_a_policy_of_ones_own_needs_a_name_of_its_own(nano):
+    class Mine(DistractorAware):
+        ANCHORS = 2
+
+    with pytest.raises(ValueError, match="with the name 'distractor_aware': saved states with that name are of"):
+        StreamTracker(nano, memory_policy=Mine())
+
+
 class WhileSeen(DistractorAware):
     """Distractor-aware policy to which all objects are hidden in the frames of ``hidden``."""
 
+    name = 'while_seen'
     hidden = range(3, 5)
 
     def write(self, past, seen):

@@ -189,7 +189,8 @@ def test_a_header_from_before_other_trunks_is_read():
 
 
 @pytest.mark.parametrize(('change', 'reason'), [
-    ({'trunk': {'patch_size': 16}}, 'a trunk of patch_size'), ({'stride': 14}, "unexpected keyword argument 'stride'"),
+    ({'trunk': {'patch_size': 16}}, 'a trunk of patch_size'), ({'trunk': None}, 'a trunk of type NoneType'),
+    ({'stride': 14}, "unexpected keyword argument 'stride'"),
     ({'image_size': 100}, 'image_size 100: must be a positive multiple of 32')])
 def test_a_configuration_of_another_version_is_refused_with_the_cure(change, reason):
     header = json.loads(config_to_json(VARIANTS['edgetam'])) | change
