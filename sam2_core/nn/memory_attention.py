@@ -26,7 +26,7 @@ class MemoryAttentionLayer(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
 
     def forward(self, x_bnc: Tensor, memory_keys: Tensor, memory: Tensor, pointer_tokens: int,
-                table: RotaryTable, memory_table: RotaryTable, exists: Tensor | None) -> Tensor:
+                table: RotaryTable, memory_table: RotaryTable | None, exists: Tensor | None) -> Tensor:
         """Update (1 or B, N, d_model) from memory (B, M, memory_dim): (B, N, d_model)."""
         normed = self.norm1(x_bnc)
         x_bnc = x_bnc + self.self_attn(normed, normed, normed, table)
@@ -44,7 +44,8 @@ class MemoryAttention(nn.Module):
         self.layers = nn.ModuleList(MemoryAttentionLayer(config) for _ in range(config.memory_attention_layers))
         self.norm = nn.LayerNorm(config.d_model)
         self.rotary = RotaryTable(config.d_model, config.grid, config.grid, config.rope_theta)
-        self.memory_rotary = self.rotary
+        # None means the table of the image. Under two names, that module would make torch.export replace all classes.
+        self.memory_rotary: RotaryTable | None = None
         if (perceiver := config.perceiver) is not None:
             self.memory_rotary = RotaryTable(config.d_model, perceiver.grid_side, perceiver.grid_side,
                                              config.rope_theta, unplaced=perceiver.global_latents)
