@@ -49,5 +49,5 @@ def _parameters() -> str:
         default = str(default).lower() if isinstance(default, bool) else repr(default)
         about = '; '.join(filter(None, [f'default {default}', allowed(item), f'takes effect {item.metadata["when"]}']))
         found.append(textwrap.fill(f'{item.name}  {item.metadata["description"]} ({about})', 100,
-                                   initial_indent='  ', subsequent_indent='      '))
+                                   initial_indent='  ', subsequent_indent='      ', break_on_hyphens=False))
     return '\n'.join(found)
