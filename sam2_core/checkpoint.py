@@ -6,7 +6,6 @@ import json
 import math
 import re
 from collections.abc import Container, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,7 +104,7 @@ def load_model(name: str | None = None, checkpoint: str | Path | None = None, de
     if image_size is not None:
         check_image_size(image_size)
     if name is not None:
-        _sized(variant(name), image_size)  # raises before anything is downloaded
+        variant(name, image_size)  # raises before anything is downloaded
     if checkpoint is not None:
         path = Path(checkpoint)
     elif name is not None:
@@ -114,9 +113,8 @@ def load_model(name: str | None = None, checkpoint: str | Path | None = None, de
         raise ValueError(f'neither a model name nor a checkpoint: give a checkpoint, or one of {", ".join(VARIANTS)}')
     weights = read_weights(path)
     name = name or recognise(weights, path)
-    config = variant(name)
     size = trained_image_size(path) if image_size is None else image_size
-    model = _new_model(_sized(config, size), name)
+    model = _new_model(variant(name, size), name)
     _check_weights(weights, model, path, dtype)
     counts = {key: value for key, value in model.state_dict().items() if not value.is_floating_point()}  # never read
     model.load_state_dict(counts | {key: value.float() for key, value in weights.items()})
@@ -129,11 +127,6 @@ def load_model(name: str | None = None, checkpoint: str | Path | None = None, de
     if compile:
         model.compiled = CompiledStages(model, 'inductor' if compile is True else compile)
     return model
-
-
-def _sized(config: Sam2Config, image_size: int | None) -> Sam2Config:
-    """Return a configuration for images of another size; None leaves it. Raise ValueError for a wrong size."""
-    return config if image_size is None else replace(config, image_size=image_size)
 
 
 def find_weights(name: str) -> Path:
@@ -277,30 +270,29 @@ def check_finite(weights: Mapping[str, Tensor], path: Path | str, dtype: torch.d
 
 def recognise(weights: Mapping[str, Tensor], path: Path | str = 'state dict') -> str:
     """Return the variant whose parameters have these names and shapes; raise CheckpointError if there is none."""
-    is_21 = 'no_obj_embed_spatial' in weights
+    is_21, blocks = 'no_obj_embed_spatial' in weights, _trunk_blocks(weights)
     for name, config in VARIANTS.items():
-        if _has_trunk(weights, config.trunk) and is_21 == config.no_object_embedding:
+        if _has_trunk(weights, blocks, config.trunk) and is_21 == config.no_object_embedding:
             return name
     position = weights.get('image_encoder.trunk.pos_embed')
-    raise CheckpointError(f'{path}: not a known SAM 2 checkpoint: {len(_trunk_blocks(weights))} trunk blocks, position '
+    raise CheckpointError(f'{path}: not a known SAM 2 checkpoint: {blocks} trunk blocks, position '
                           f'embedding {None if position is None else tuple(position.shape)}; '
                           f'known variants are {", ".join(VARIANTS)}')
 
 
-def _has_trunk(weights: Mapping[str, Tensor], trunk: HieraConfig | RepVitConfig) -> bool:
-    """Return whether a state dict has an image encoder of this kind and size."""
-    blocks = _trunk_blocks(weights)
+def _has_trunk(weights: Mapping[str, Tensor], blocks: int, trunk: HieraConfig | RepVitConfig) -> bool:
+    """Return whether a state dict with this number of blocks has an image encoder of this kind and size."""
     if isinstance(trunk, HieraConfig):
         position = weights.get('image_encoder.trunk.pos_embed')
         return (position is not None and position.ndim == 4 and position.shape[1] == trunk.embed_dim
-                and len(blocks) == trunk.blocks)
+                and blocks == trunk.blocks)
     stem = weights.get('image_encoder.trunk.body.stem.conv2.c.weight')
-    return stem is not None and len(stem) == trunk.channels[0] and len(blocks) == sum(trunk.stages)
+    return stem is not None and len(stem) == trunk.channels[0] and blocks == sum(trunk.stages)
 
 
-def _trunk_blocks(weights: Mapping[str, Tensor]) -> set[str]:
-    return {match[0] for key in weights
-            if (match := re.match(r'image_encoder\.trunk\.(body\.stages_\d+\.)?blocks\.\d+\.', key))}
+def _trunk_blocks(weights: Mapping[str, Tensor]) -> int:
+    return len({match[0] for key in weights
+                if (match := re.match(r'image_encoder\.trunk\.(body\.stages_\d+\.)?blocks\.\d+\.', key))})
 
 
 def _check_weights(weights: Mapping[str, Tensor], model: Sam2Model, path: Path, dtype: torch.dtype) -> None:

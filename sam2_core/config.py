@@ -5,7 +5,7 @@ and the configuration files published with the checkpoints.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -139,9 +139,13 @@ VARIANTS: dict[str, Sam2Config] = {
 """Configuration of every known model, by name."""
 
 
-def variant(name: str) -> Sam2Config:
-    """Return the configuration called ``name``; raise ValueError for an unknown name."""
+def variant(name: str, image_size: int | None = None) -> Sam2Config:
+    """Return the configuration called ``name``, for images of another size if one is given.
+
+    Raise ValueError for an unknown name, and for a size that the model does not take.
+    """
     try:
-        return VARIANTS[name]
+        config = VARIANTS[name]
     except KeyError:
         raise ValueError(f'model {name!r} is not known: choose one of {", ".join(VARIANTS)}') from None
+    return config if image_size is None else replace(config, image_size=image_size)

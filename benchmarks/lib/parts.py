@@ -5,7 +5,6 @@ import argparse
 import os
 import platform
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +33,7 @@ def moving_texture(number: int, side: int) -> np.ndarray:
 
 def random_model(name: str, image_size: int | None, device: torch.device | str = 'cpu') -> Sam2Model:
     """Return a model with random weights, which take as long as trained ones."""
-    config = variant(name)
-    config = config if image_size is None else replace(config, image_size=image_size)
-    return Sam2Model(config, name).eval().requires_grad_(False).to(device)
+    return Sam2Model(variant(name, image_size), name).eval().requires_grad_(False).to(device)
 
 
 def make_model(name: str, image_size: int | None, device: torch.device | str, random_weights: bool) -> Sam2Model:

@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree
@@ -127,18 +126,18 @@ def check_weights(model: str, checkpoint: str, dtype: str = 'float32', image_siz
     import torch
 
     from sam2_core.checkpoint import OFFICIAL, cached_weights, find_weights, read_checkpoint, verify
-    from sam2_core.config import VARIANTS
+    from sam2_core.config import VARIANTS, variant
     try:
         if checkpoint:
             name, _ = read_checkpoint(Path(checkpoint), dtype=getattr(torch, dtype))
             if model and name != model:
                 return bad('weights', f'{checkpoint} is {name}, the parameter model is {model!r}: set model:={name}, '
                                       f"or model:='' to detect it from the checkpoint")
-            _check_size(name, image_size)
+            variant(name, image_size or None)
             return good('weights', f'{name}, from {checkpoint}')
         if model not in VARIANTS:
             return bad('weights', f'model {model!r}: must be one of {", ".join(VARIANTS)}')
-        _check_size(model, image_size)
+        variant(model, image_size or None)
         if model not in OFFICIAL:
             read_checkpoint(find_weights(model), model)
             return good('weights', f'{model}, packaged; small, made for tests: set model:=edgetam or larger '
@@ -153,13 +152,6 @@ def check_weights(model: str, checkpoint: str, dtype: str = 'float32', image_siz
     except (ImportError, OSError, ValueError) as error:
         return bad('weights', f'{error}')
     return good('weights', f'{model}, cached, sha256 verified')
-
-
-def _check_size(model: str, image_size: int) -> None:
-    """Raise ValueError if a model does not take this value of the parameter ``image_size``; 0 is its own size."""
-    from sam2_core.config import variant
-    if image_size:
-        replace(variant(model), image_size=image_size)
 
 
 def check_transport(middleware: str, environment: Mapping[str, str]) -> Finding:
