@@ -54,6 +54,10 @@ class ConvNorm(nn.Module):
         scale, shift = self._scale_and_shift()
         return self.c.weight * scale[:, None, None, None], shift
 
+    def convolution(self) -> tuple[Tensor, Tensor]:
+        """Return weight and bias of that convolution in the type of the weights."""
+        return _cast(self.merged(), self.c.weight.dtype)
+
     def _scale_and_shift(self) -> tuple[Tensor, Tensor]:
         _, weight, bias, mean, variance = (source.to(torch.promote_types(source.dtype, torch.float32))
                                            for source in self.sources)
@@ -65,7 +69,7 @@ class ConvNorm(nn.Module):
         if not self.is_mergeable:
             scale, shift = (part.to(x_bchw.dtype)[:, None, None] for part in self._scale_and_shift())
             return self.c(x_bchw) * scale + shift
-        weight, bias = self._merged.get(self.sources, lambda: _cast(self.merged(), self.c.weight.dtype))
+        weight, bias = self._merged.get(self.sources, self.convolution)
         return F.conv2d(x_bchw, weight, bias, self.c.stride, self.c.padding, groups=self.c.groups)
 
 
@@ -89,10 +93,11 @@ class TokenMixer(nn.Module):
         branches = (self.conv, self.conv1)
         if not all(branch.is_mergeable and not is_observed(branch) for branch in branches):
             return self.conv(x_bchw) + self.conv1(x_bchw) + x_bchw
-        weight, bias = self._merged.get([*self.conv.sources, *self.conv1.sources], self._merge)
+        weight, bias = self._merged.get([*self.conv.sources, *self.conv1.sources], self.convolution)
         return F.conv2d(x_bchw, weight, bias, padding=1, groups=len(weight))
 
-    def _merge(self) -> tuple[Tensor, Tensor]:
+    def convolution(self) -> tuple[Tensor, Tensor]:
+        """Return weight and bias of the one convolution that does the same, in the type of the weights."""
         (large, large_bias), (small, small_bias) = self.conv.merged(), self.conv1.merged()
         return _cast((large + F.pad(small + 1, (1, 1, 1, 1)), large_bias + small_bias), self.conv.c.weight.dtype)
 
@@ -223,10 +228,6 @@ def _call(module: nn.Module, x_bchw: Tensor, recompute: bool) -> Tensor:
 
 def _merged_convolution(module: ConvNorm | TokenMixer) -> nn.Conv2d:
     """Return a plain convolution with the results of ``module``."""
-    if isinstance(module, TokenMixer):
-        like, (weight, bias) = module.conv.c, module._merge()
-    else:
-        like, (weight, bias) = module.c, _cast(module.merged(), module.c.weight.dtype)
-    merged = copy.deepcopy(like)
-    merged.weight, merged.bias = nn.Parameter(weight), nn.Parameter(bias)
+    merged = copy.deepcopy(module.conv.c if isinstance(module, TokenMixer) else module.c)
+    merged.weight, merged.bias = (nn.Parameter(part) for part in module.convolution())
     return merged.requires_grad_(False)
